@@ -1,0 +1,109 @@
+"""Train small networks from a large one.
+
+    python distill.py --student mobilenetv2 --alpha 0.5           # embedded data, teacher trained first
+    python distill.py --student resnet18 --data ham10000 --root PATH --beta 1000 --seeds 0 1 2
+    python distill.py --student resnet18 --alpha 1                # without a teacher: the baseline
+
+    loss = alpha * hard + (1 - alpha) * soft + beta * attention + sum(weight_i * term_i)
+"""
+
+from pathlib import Path
+
+import evaluate
+import registry
+import report
+import train_teacher
+from kd import config, engine, errors, objective, runs, training
+from kd.errors import UserError
+
+
+def parser():
+    result = config.training_parser("distill.py", "Train small networks from a large one.")
+    group = result.add_argument_group("distillation")
+    group.add_argument("--student", nargs="+", metavar="NAME", help="architectures (see --list)")
+    group.add_argument("--teacher", metavar="RUN|FILE", help="a teacher's run folder or best.pt; default: the "
+                       "study's own, trained first if there is none")
+    group.add_argument("--alpha", type=config.share, default=0.5, metavar="X",
+                       help="weight of the hard labels; 1 - alpha is that of the soft ones")
+    group.add_argument("--temperature", type=config.not_negative(float), default=4.0, metavar="T",
+                       help="of KD (Hinton et al. 2015, 1503.02531)")
+    group.add_argument("--beta", type=config.not_negative(float), default=0.0, metavar="X",
+                       help="weight of attention transfer (1612.03928); the paper's is 1000")
+    group.add_argument("--stage-weights", type=config.not_negative(float), nargs=4, default=[1.0, 1.0, 1.0, 1.0],
+                       metavar="W", help="of the four stages in attention transfer")
+    group.add_argument("--soft", default="kd", metavar="LOSS", help="loss on the teacher's logits: NAME,key=value")
+    group.add_argument("--term", nargs="+", default=[], metavar="NAME=WEIGHT", help="further losses: NAME=WEIGHT,key=value")
+    return result
+
+
+def main(argv=None):
+    """Returns the run folders of the students."""
+    options = config.parse(parser(), argv)
+    for file in options["plugin"]:
+        registry.load_plugin(file)
+    if options.pop("list"):
+        print(registry.table())
+        return []
+    if not options["student"]:
+        raise UserError("no student named", "Give one with --student mobilenetv2; --list shows all.")
+    for student in options["student"]:  # a wrong name is found before a teacher is trained
+        registry.get("architecture", student)
+    terms = objective.plan(options, lambda name: registry.get("loss", name).make)
+    data = training.load_data(options, registry)
+    study = Path(options["out"]) / options["study"]
+
+    teacher, teacher_run = None, None
+    if any(need.startswith("teacher_") for need in objective.needed(terms)):
+        teacher_run = Path(options["teacher"]) if options["teacher"] else own_teacher(study, options)
+        teacher = training.load_teacher(training.checkpoint_in(teacher_run), data, registry)
+    options["teacher"] = teacher_run and teacher_run.as_posix()
+
+    folders = []
+    for student in options["student"]:
+        for seed in options["seeds"]:
+            network = training.new_network(student, data, options, seed, registry)
+            name = options["name"] or f"{training.safe(network.arch)}_{objective.method(options)}"
+            folder = study / name / f"seed_{seed}"
+            engine.run(folder, network, terms, data,
+                       {**options, "student": [network.arch], "name": name, "seeds": [seed]}, seed=seed, teacher=teacher,
+                       role="student", provenance={"method": objective.method(options), "seed": seed,
+                                                   "teacher": options["teacher"]})
+            folders.append(folder)
+
+    shown = [teacher_run] if teacher_run and runs.is_run(teacher_run) else []
+    print()
+    evaluate.main([str(folder) for folder in shown + folders])
+    try:
+        report.main([str(study)])
+    except UserError as error:
+        print(f"no report: {error.message}. {error.hint}; then: python report.py {study.as_posix()}")
+    print("next: " + next_command(study, folders, options))
+    return folders
+
+
+def own_teacher(study, options):
+    """The study's teacher; where there is none yet, it is trained now."""
+    found = sorted({run.parent for run in study.glob("teacher_*/seed_*") if runs.finished(run)})
+    if len(found) > 1:
+        raise UserError(f"{study} has several teachers: {errors.listing(path.name for path in found)}",
+                        f"Choose one: --teacher {found[0].as_posix()}/seed_0")
+    if found:
+        return min(run for run in found[0].glob("seed_*") if runs.finished(run))
+    teacher = training.default_teacher({**options, "teacher": None}, registry)
+    print(f"no teacher in {study}: training a {teacher} first")
+    shared = {key: value for key, value in options.items() if key not in ("name", "weights", "init", "hard", "stem", "seeds")}
+    parser = train_teacher.parser()
+    return train_teacher.main(config.arguments(parser, {**shared, "teacher": teacher}))[0]
+
+
+def next_command(study, folders, options):
+    """The baseline, if the study lacks it; else the evaluation of a student in full."""
+    baseline = f"{folders[0].parent.name.split('_')[0]}_alone"
+    if objective.method(options) != "alone" and not (study / baseline).exists():
+        return (f"python distill.py --student {options['student'][0]} --alpha 1{training.data_arguments(options)}"
+                "   # the same student without a teacher")
+    return f"python evaluate.py {folders[0].as_posix()}   # every class, with intervals"
+
+
+if __name__ == "__main__":
+    errors.run(main, registry.RegistryError)

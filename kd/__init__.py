@@ -1,0 +1,1 @@
+"""The core: each module does one thing and can be imported alone."""

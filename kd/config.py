@@ -1,0 +1,146 @@
+"""Options: what every training script accepts, read from a YAML file and the command line."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from kd.errors import Parser, UserError, nearest
+from kd.runs import read_yaml
+
+# Options that say where and how fast a run is made, not what comes out of it.
+NO_EFFECT = ("root", "out", "cache", "workers", "device", "download", "plugin")
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def not_negative(kind):
+    def convert(text):
+        value = kind(text)
+        if not 0 <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+        return value
+    return convert
+
+
+def share(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+def training_parser(prog, description):
+    """The options that train_teacher.py and distill.py share."""
+    parser = Parser(prog=prog, description=description)
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="lesions", metavar="NAME",
+                      help="lesions (embedded, synthetic), ham10000, medmnist or folder; NAME,key=value sets its options")
+    data.add_argument("--root", metavar="PATH", help="folder of the images; for medmnist the .npz")
+    data.add_argument("--size", type=positive, metavar="PX",
+                      help="side of the network's input; default: the file's own for medmnist, else 64")
+    data.add_argument("--groups", metavar="CSV", help="for folder: a CSV with columns id and group (patient, lesion)")
+    data.add_argument("--download", action="store_true", help="for medmnist: fetch the file that --root names")
+    data.add_argument("--split", metavar="CSV", help="a split of your own, with columns id and split")
+    data.add_argument("--split-seed", type=int, default=0, metavar="N",
+                      help="seed of the 70/10/20 split by groups; apart from --seeds, so that all share one test set")
+    data.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read")
+    data.add_argument("--cache", metavar="DIR", help="folder for decoded images; default: beside the data, "
+                      "or the user's cache folder")
+    network = parser.add_argument_group("network")
+    network.add_argument("--stem", choices=("auto", "imagenet", "small"), default="auto",
+                         help="small keeps the resolution of inputs in the first stage; auto: up to 32 px")
+    network.add_argument("--weights", default="none", metavar="imagenet|FILE|none",
+                         help="pretrained weights to start from; the head starts fresh")
+    network.add_argument("--init", metavar="FILE", help="a best.pt of this project to fine-tune")
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=positive, metavar="N", help="default: 8 on lesions, else 30")
+    training.add_argument("--batch", type=positive, metavar="N", help="images a step; default: 32 on lesions, else 64")
+    training.add_argument("--lr", type=not_negative(float), default=1e-3, metavar="X",
+                          help="peak learning rate of AdamW (1711.05101)")
+    training.add_argument("--weight-decay", type=not_negative(float), default=0.05, metavar="X",
+                          help="of weights, not of biases and normalisation")
+    training.add_argument("--warmup", type=share, default=0.1, metavar="X",
+                          help="share of the steps in which the rate rises, before its cosine fall to 0")
+    training.add_argument("--clip", type=not_negative(float), default=1.0, metavar="X",
+                          help="largest norm of the gradient; 0: none")
+    training.add_argument("--patience", type=positive, default=10, metavar="N",
+                          help="stop after so many epochs without a better validation macro-F1")
+    training.add_argument("--hard", default="ce", metavar="LOSS",
+                          help="loss on labels: ce,smoothing=0.1 | focal,gamma=2 | class_balanced | logit_adjusted")
+    training.add_argument("--seeds", type=not_negative(int), nargs="+", default=[0], metavar="N", help="one run a seed")
+    machine = parser.add_argument_group("machine and files")
+    machine.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
+    machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                         help="auto: bf16 where the hardware computes in it")
+    machine.add_argument("--workers", type=not_negative(int), default=1, metavar="N", help="threads that prepare batches")
+    machine.add_argument("--out", default="runs", metavar="DIR", help="folder of all studies")
+    machine.add_argument("--study", metavar="NAME", help="default: the data's name and size")
+    machine.add_argument("--name", metavar="NAME", help="the model's folder; default: from architecture and method")
+    machine.add_argument("--config", metavar="YAML", help="a file of options, such as a run's config.yaml; "
+                         "the command line wins")
+    machine.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
+    machine.add_argument("--list", action="store_true", help="print all registered parts and stop")
+    return parser
+
+
+def parse(parser, argv=None):
+    """The options as a dict: defaults, then the --config file, then the command line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = Parser(prog=parser.prog, add_help=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    if path:
+        argv = arguments(parser, read_yaml(path), path) + argv
+    options = vars(parser.parse_args(argv))
+    options.pop("config")
+    return options
+
+
+def arguments(parser, options, source=None):
+    """A dict of options as command-line arguments, so that a file's are checked like typed ones.
+
+    source: the file they come from; without one, options that the parser lacks are left out.
+    """
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config", "list")}
+    result = []
+    for key, value in options.items():
+        action = actions.get(str(key).replace("-", "_"))
+        if action is None and source is None:
+            continue
+        if action is None:
+            raise UserError(f"{source}: unknown option {key!r}", nearest(key, actions) or f"Known are: {', '.join(actions)}.")
+        flag = action.option_strings[-1]
+        if action.nargs == 0:
+            if not isinstance(value, bool):
+                raise UserError(f"{source}: {key} is true or false, not {value!r}")
+            result += [flag] if value else []
+        elif isinstance(value, (list, tuple)) and action.nargs is not None:
+            result += [flag, *map(str, value)] if value else []
+        elif isinstance(value, (list, tuple, dict)):
+            raise UserError(f"{source}: {key} takes one value, not {value!r}")
+        elif value is not None:
+            result += [flag, str(value)]
+    return result
+
+
+def claim(folder, options):
+    """Check `options` against the folder's config.yaml.
+
+    Returns whether the folder is new. Other options than those that it was made with are
+    an error that names the differing keys.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.exists():
+        return True
+    old = read_yaml(path)
+    differing = [key for key in {**old, **options} if key not in NO_EFFECT and old.get(key) != options.get(key)]
+    if differing:
+        shown = "; ".join(f"{key} was {old.get(key)}, now {options.get(key)}" for key in differing)
+        raise UserError(f"{folder} was made with other options: {shown}",
+                        "Give this run a --name or --study of its own, or delete that folder.")
+    return False

@@ -1,0 +1,145 @@
+"""A dataset made ready for training: cached, split, checked, and served in batches."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from kd import augment, cache, image, splits
+from kd.errors import UserError
+
+
+@dataclass
+class Data:
+    """Images [N, R, R, 3] uint8 (mapped), and for each an id, label, group, split and sha256."""
+
+    name: str
+    class_names: list
+    images: np.ndarray
+    rows: np.ndarray  # [N] position of each image in the memory map
+    ids: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+    grouped: bool
+    split: np.ndarray
+    sha256: list
+    size: int
+    synthetic: bool
+    skipped: list
+
+    @property
+    def fingerprint(self):
+        """Sixteen hex digits of all ids, labels and image contents."""
+        text = "\n".join(f"{i} {label} {sha}" for i, label, sha in zip(self.ids, self.labels, self.sha256))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def where(self, split):
+        return np.flatnonzero(self.split == split)
+
+    def pixels(self, index):
+        """uint8 [len(index), R, R, 3] for sorted or unsorted positions."""
+        return np.ascontiguousarray(self.images[self.rows[index]])
+
+    def table(self):
+        """The rows of split.csv."""
+        return [{"id": i, "group": g, "label": self.class_names[y], "split": s, "sha256": h}
+                for i, g, y, s, h in zip(self.ids, self.groups, self.labels, self.split, self.sha256)]
+
+    def input(self):
+        """What a checkpoint records of how pixels become the network's input."""
+        return {"resize": self.images.shape[1], "size": self.size, "interpolation": image.INTERPOLATION,
+                "mean": list(image.MEAN), "std": list(image.STD)}
+
+
+def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, root=None, skip_bad=False):
+    """Cache, split and check a kd.dataset.Dataset: returns Data.
+
+    Files are cached an eighth larger than `size`, so that a random crop has pixels to
+    choose from and evaluation sees the centre; arrays (already small) at `size` itself.
+    """
+    files = not callable(dataset.images[0]) and not isinstance(dataset.images[0], np.ndarray)
+    resize = size + 2 * round(size / 16) if files else size
+    images, sha256, bad = cache.open_cache(dataset, resize, folder=cache_folder, root=root, skip_bad=skip_bad)
+    skipped = [dataset.ids[i] for i, _ in bad]
+    keep = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
+    if not len(keep):
+        raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")
+    ids = np.array(dataset.ids)[keep]
+    labels = dataset.labels[keep]
+    grouped = dataset.groups is not None
+    sha256 = [sha256[i] for i in keep]
+    # without groups, equal images are one group, so that no image is in two splits
+    groups = np.array(dataset.groups)[keep] if grouped else np.array([f"image_{sha[:12]}" for sha in sha256])
+    if split_file is not None:
+        split = splits.read(split_file, ids)
+    elif dataset.split is not None:
+        split = np.array(dataset.split)[keep]
+        if not grouped:
+            groups = ids  # official splits are kept as they are, equal images or not
+    else:
+        split = splits.stratified(labels, groups, seed=split_seed)
+    splits.check(split, groups, labels, dataset.class_names)
+    _note_equal_images(sha256, split)
+    return Data(dataset.name, list(dataset.class_names), images, keep, ids, labels, groups, grouped, split,
+                sha256, size, dataset.synthetic, skipped)
+
+
+def _note_equal_images(sha256, split):
+    where = {}
+    for sha, name in zip(sha256, split):
+        where.setdefault(sha, set()).add(str(name))
+    shared = sum(len(names) > 1 for names in where.values())
+    if shared:
+        print(f"note: {shared} identical images are in more than one split")
+
+
+def order(count, seed, epoch):
+    """The order in which an epoch visits its `count` training images."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def training_batches(data, *, batch, seed, epoch, device, workers=1):
+    """Yield (images, labels, index) for one epoch: augmented, normalised, in a drawn order.
+
+    images: float [N, 3, size, size], channels last. index: [N] positions in the training
+    split, for losses that remember images. A last batch of one image is left out, since
+    batch normalisation cannot use it.
+    """
+    rows = data.where("train")
+    visit = order(len(rows), seed, epoch)
+    chunks = [visit[start:start + batch] for start in range(0, len(visit), batch)]
+    chunks = [chunk for chunk in chunks if len(chunk) > 1]
+
+    def load(chunk):
+        draws = augment.draw(seed, epoch, rows[chunk])
+        return augment.crop(data.pixels(rows[chunk]), draws, data.size), draws
+
+    for chunk, (views, draws) in zip(chunks, _ahead(load, chunks, workers)):
+        images = augment.normalise(augment.colour(augment.to_float(views, device), draws))
+        labels = torch.from_numpy(data.labels[rows[chunk]]).to(device, non_blocking=True)
+        yield images, labels, torch.from_numpy(chunk).to(device, non_blocking=True)
+
+
+def evaluation_batches(data, split, *, batch, device):
+    """Yield the centre crops of a split, normalised, in the order of its images."""
+    rows = data.where(split)
+    for start in range(0, len(rows), batch):
+        pixels = image.centre_crop(data.pixels(rows[start:start + batch]), data.size)
+        yield augment.normalise(augment.to_float(np.ascontiguousarray(pixels), device))
+
+
+def _ahead(load, chunks, workers):
+    """load(chunk) for each chunk, in order, a few ahead of use in `workers` threads."""
+    if not workers:
+        yield from map(load, chunks)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = []
+        for chunk in chunks:
+            waiting.append(pool.submit(load, chunk))
+            if len(waiting) > 2 * workers:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()

@@ -1,0 +1,306 @@
+"""The training engine, one for teacher and student: from a network and its data to a finished run.
+
+Every random number follows from the seed, the epoch and the image, and `last.pt` is
+written after each epoch: a run that is killed anywhere and started again ends with the
+weights of the unbroken run, bit for bit on a CPU.
+"""
+
+import contextlib
+import datetime
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from kd import checkpoint, config, environment, metrics, models, objective, runs, splits
+from kd import data as kd_data
+from kd.errors import UserError
+
+
+def device_and_precision(options):
+    """--device and --precision with `auto` resolved: bf16 only where the hardware multiplies in it, since elsewhere it is slower."""
+    device = options["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available() or device == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"there is no {device} device here", "Leave out --device, or give --device cpu.")
+    precision = options["precision"]
+    if precision == "auto":
+        if device == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = device == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+        precision = "bf16" if native else "fp32"
+    return torch.device(device), precision
+
+
+def learning_rate(step, steps, peak, warmup):
+    """Linear rise over the share `warmup` of all steps, then half a cosine down to 0."""
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return peak * (step + 1) / rise
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def memory_format(device):
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+@torch.no_grad()
+def predict(model, data, split, device, batch=256):
+    """Logits [N, C] float32 of a split, in its order, in fp32 and eval mode; the mode is put back."""
+    training = model.training
+    model.eval()
+    parts = [model(images).float().cpu().numpy()
+             for images in kd_data.evaluation_batches(data, split, batch=batch, device=device)]
+    model.train(training)
+    return np.concatenate(parts)
+
+
+def validate(model, data, device):
+    """Loss, accuracy and macro-F1 on validation, with column names of history.csv."""
+    logits = predict(model, data, "val", device)
+    labels = data.labels[data.where("val")]
+    probabilities = metrics.softmax(logits)
+    counts = metrics.confusion(labels, logits.argmax(1), logits.shape[1])
+    likelihood = probabilities[np.arange(len(labels)), labels].clip(1e-300)
+    return {"val_loss": float(-np.log(likelihood).mean()), "val_accuracy": float(metrics.accuracy(counts)),
+            "val_macro_f1": float(metrics.macro_f1(counts))}
+
+
+class Step:
+    """One optimisation step: forward through student and teacher, the objective, backward."""
+
+    def __init__(self, student, teacher, terms, data, options, device, precision):
+        needs = objective.needed(terms)
+        self.student = self._reader(student, needs, "student")
+        self.teacher = self._reader(teacher, needs, "teacher") if teacher else None
+        if teacher:
+            teacher.model.eval().requires_grad_(False)
+            self.frozen = [buffer.clone() for buffer in teacher.model.buffers()]
+        self.device, self.precision, self.clip = device, precision, options["clip"]
+        counts = np.bincount(data.labels[data.where("train")], minlength=len(data.class_names))
+        self.class_counts = torch.from_numpy(counts).to(device)
+        learnable = any(isinstance(term.loss, type) for term in terms)
+        self.objective = objective.Objective(terms, self._shapes(data.size) if learnable else None).to(device)
+        self.optimizer = self._optimizer(student.model, options)
+
+    def _reader(self, network, needs, who):
+        stages = network.stages if f"{who}_features" in needs else ()
+        head = network.head if f"{who}_pooled" in needs else None
+        if f"{who}_features" in needs and not stages or f"{who}_pooled" in needs and not head:
+            raise UserError(f"the stages of {network.arch} are not known, and this loss reads them",
+                            "Use losses on logits (--beta 0, no such --term), or another network.")
+        return models.Reader(network.model, stages, head)
+
+    def _shapes(self, size):
+        images = torch.zeros(2, 3, size, size, device=self.device)
+        modes = [(reader.model, reader.model.training) for reader in (self.student, self.teacher) if reader]
+        with torch.no_grad():
+            for model, _ in modes:
+                model.eval()
+            given = self._forward(images)
+            for model, training in modes:
+                model.train(training)
+        return {name: [tuple(x.shape) for x in value] if isinstance(value, list) else tuple(value.shape)
+                for name, value in given.items() if value is not None}
+
+    def _optimizer(self, model, options):
+        parameters = [*model.parameters(), *self.objective.parameters()]
+        parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": options["weight_decay"]},
+                  {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=options["lr"], fused=self.device.type != "mps")
+
+    def _forward(self, images):
+        given = {}
+        if self.teacher:
+            with torch.no_grad():
+                given["teacher_logits"] = self.teacher(images)
+            given.update(teacher_features=self.teacher.features, teacher_pooled=self.teacher.pooled)
+        given["student_logits"] = self.student(images)
+        given.update(student_features=self.student.features, student_pooled=self.student.pooled)
+        return given
+
+    def __call__(self, images, labels, index, epoch, rate):
+        """Update the student once. Returns the loss and the terms' values, on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            given = self._forward(images)
+        given.update(labels=labels, index=index, epoch=epoch, class_counts=self.class_counts)
+        loss, values = self.objective(given)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.clip:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        self.optimizer.step()
+        return loss.detach(), values
+
+    def check_teacher(self):
+        """A teacher whose buffers moved was not frozen, and the run is worth nothing."""
+        if self.teacher and not all(torch.equal(a, b) for a, b in zip(self.frozen, self.teacher.model.buffers())):
+            raise RuntimeError("the teacher's batch statistics changed while its student was trained")
+
+
+def train_epoch(step, data, options, *, seed, epoch, steps_before, steps, bar):
+    """One pass over the training split. Returns the mean of the loss and of each term."""
+    step.student.model.train()
+    torch.manual_seed(seed * 1_000_003 + epoch)  # dropout, too, follows from seed and epoch
+    sums, count, done = {}, 0, steps_before
+    for images, labels, index in kd_data.training_batches(
+            data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"]):
+        images = images.contiguous(memory_format=memory_format(step.device))
+        rate = learning_rate(done, steps, options["lr"], options["warmup"])
+        loss, values = step(images, labels, index, epoch, rate)
+        values = {"loss": loss, **values}
+        if not torch.isfinite(loss):
+            shown = ", ".join(f"{name} {float(value):.6g}" for name, value in values.items())
+            raise UserError(f"the loss is no longer a number at epoch {epoch}, step {done + 1}: {shown}",
+                            "A lower --lr often helps.")
+        for name, value in values.items():
+            sums[name] = sums.get(name, 0.0) + float(value) * len(images)
+        count, done = count + len(images), done + 1
+        bar.update()
+    step.check_teacher()
+    return {"lr": rate, **{name: value / count for name, value in sums.items()}}
+
+
+def run(folder, student, terms, data, options, *, seed, teacher=None, role, provenance):
+    """Train one network into a run folder, or go on with it, or find it finished.
+
+    student, teacher: kd.models.Network. terms: of kd.objective.plan. options: resolved,
+    as config.yaml keeps them. Returns the folder.
+    """
+    folder = Path(folder)
+    with runs.lock(folder / ".lock", what=str(folder)):
+        device, precision = torch.device(options["device"]), options["precision"]
+        new = config.claim(folder, options)
+        if runs.finished(folder):
+            (folder / "last.pt").unlink(missing_ok=True)
+            print(f"{folder}: finished already, left as it is")
+            return folder
+        models.check_input(student.model, student.arch, data.size)
+        for network in filter(None, (student, teacher)):
+            network.model.to(device, memory_format=memory_format(device))
+        step = Step(student, teacher, terms, data, options, device, precision)
+        if new:
+            _describe(folder, student, step, data, options, role, device, precision)
+        else:
+            _same_data(folder, data)
+        print(f"{folder}: {step.objective.formula}")
+
+        def save_best():
+            checkpoint.save(folder / "best.pt", student.model, arch=student.arch, stem=student.stem,
+                            class_names=data.class_names, input=data.input(),
+                            provenance={**provenance, "run": "/".join(runs.describe(folder)),
+                                        "data": data.fingerprint, "seen": splits.seen_by(data)})
+
+        _epochs(folder, step, data, options, seed, save_best)
+        model, _ = student.model, checkpoint.load_state(
+            student.model, checkpoint.read(folder / "best.pt")["state_dict"], folder / "best.pt")
+        _write_samples(folder, data)
+        for split in ("val", "test"):  # test.npz comes last: it says that the run is finished
+            rows = data.where(split)
+            runs.write_npz(folder / "predictions" / f"{split}.npz", ids=data.ids[rows], labels=data.labels[rows],
+                           logits=predict(model, data, split, device), groups=data.groups[rows],
+                           class_names=np.array(data.class_names))
+        (folder / "last.pt").unlink()
+    return folder
+
+
+def _epochs(folder, step, data, options, seed, save_best):
+    """All epochs that are still to do, each ending with last.pt and history.csv."""
+    model, last = step.student.model, folder / "last.pt"
+    rows, spent = [], 0
+    if last.exists():
+        state = models.read(last)
+        checkpoint.load_state(model, state["model"], last)
+        step.objective.load_state_dict(state["objective"])
+        step.optimizer.load_state_dict(state["optimizer"])
+        rows = state["history"]
+        print(f"{folder}: going on after epoch {len(rows)}")
+    per_epoch = math.ceil(len(data.where("train")) / options["batch"])
+    steps = per_epoch * options["epochs"]
+    with _tensorboard(folder, len(rows)) as board, \
+            tqdm(total=steps, initial=per_epoch * len(rows), desc=folder.parent.name, unit="step", delay=2,
+                 disable=None) as bar:
+        for epoch in range(len(rows) + 1, options["epochs"] + 1):
+            best = max((row["val_macro_f1"] for row in rows), default=-1.0)
+            since = len(rows) - next((k for k, row in enumerate(rows, 1) if row["val_macro_f1"] == best), 0)
+            if since >= options["patience"]:
+                print(f"{folder}: no better validation macro-F1 in {since} epochs, stopped after epoch {len(rows)}")
+                break
+            start = time.monotonic()
+            try:
+                row = train_epoch(step, data, options, seed=seed, epoch=epoch,
+                                  steps_before=per_epoch * (epoch - 1), steps=steps, bar=bar)
+            except UserError as error:
+                good = f" The last good checkpoint is {last}, of epoch {epoch - 1}." if last.exists() else ""
+                raise UserError(error.message, error.hint + good) from None
+            row = {"epoch": epoch, **row, **validate(model, data, step.device)}
+            row["seconds"] = round(time.monotonic() - start, 2)
+            rows.append(row)
+            if row["val_macro_f1"] > best:
+                save_best()  # before last.pt: an epoch that last.pt counts has left its best.pt
+            checkpoint.save_tensors(last, {"model": model.state_dict(), "objective": step.objective.state_dict(),
+                                           "optimizer": step.optimizer.state_dict(), "history": rows})
+            runs.write_csv(folder / "history.csv", rows)
+            board(row)
+            bar.set_postfix(val_macro_f1=f"{row['val_macro_f1']:.3f}")
+    runs.write_csv(folder / "history.csv", rows)  # a kill between last.pt and history.csv leaves it a row short
+
+
+def _describe(folder, student, step, data, options, role, device, precision):
+    """The files that a run begins with; config.yaml last, since it marks the folder as taken."""
+    runs.write_csv(folder / "split.csv", data.table())
+    runs.write_json(folder / "environment.json", {
+        **environment.describe(), "device": str(device), "precision": precision, "role": role,
+        "arch": student.arch, "parameters": models.parameters(student.model), "formula": step.objective.formula,
+        "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),
+                 "classes": data.class_names, "groups": len(set(data.groups)) if data.grouped else None,
+                 "fingerprint": data.fingerprint, "skipped": data.skipped},
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds")})
+    runs.write_yaml(folder / "config.yaml", options)
+
+
+def _same_data(folder, data):
+    old = runs.read_json(folder / "environment.json")["data"]["fingerprint"]
+    if old != data.fingerprint:
+        raise UserError(f"{folder} was begun with other data (fingerprint {old}, now {data.fingerprint})",
+                        "Bring the same images back, or give this run a --name or --study of its own.")
+
+
+def _write_samples(folder, data, each=2):
+    """A few test images of each class, as the network sees them."""
+    test = data.where("test")
+    chosen = np.concatenate([test[data.labels[test] == k][:each] for k in range(len(data.class_names))])
+    images = kd_data.image.centre_crop(data.pixels(chosen), data.size)
+    runs.write_npz(folder / "samples.npz", images=images, ids=data.ids[chosen])
+
+
+@contextlib.contextmanager
+def _tensorboard(folder, epochs_done):
+    """A function that logs a row of history, or does nothing where TensorBoard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        yield lambda row: None
+        return
+    writer = SummaryWriter(folder / "tb", purge_step=epochs_done + 1)
+
+    def log(row):
+        for name, value in row.items():
+            if name != "epoch":
+                tag = f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"
+                writer.add_scalar(tag, value, row["epoch"])
+        writer.flush()
+
+    try:
+        yield log
+    finally:
+        writer.close()

@@ -1,0 +1,154 @@
+"""Around networks: the stem for small images, pretrained weights, and reading stages."""
+
+import pickle
+import urllib.error
+import zipfile
+from dataclasses import dataclass
+
+import torch
+
+from kd.errors import UserError, listing
+
+@dataclass
+class Network:
+    """A model with its registered name and what the registry knows of its inside."""
+
+    model: torch.nn.Module
+    arch: str
+    stem: str
+    stages: tuple = ()
+    head: str = None
+
+
+SMALL = 32  # inputs up to this many pixels keep their resolution in the first stage
+
+
+def resolve_stem(stem, size):
+    """`auto` is `small` up to 32 px, where an ImageNet stem leaves one pixel in the last stage."""
+    if stem != "auto":
+        return stem
+    return "small" if size <= SMALL else "imagenet"
+
+
+def unit_stride(*convolutions):
+    """Let these convolutions keep their resolution."""
+    for convolution in convolutions:
+        convolution.stride = (1, 1)
+
+
+def read(path):
+    """torch.load that runs no code from the file: `weights_only=True`, errors in one line."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a checkpoint file") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is refused: it is no checkpoint, or holds code to run",
+                        "Only tensors, numbers and strings are loaded.") from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+        raise UserError(f"cannot read {path}: it is truncated or no checkpoint") from error
+
+
+def load_pretrained(model, weights, *, imagenet=None, head, first=None):
+    """Fill `model` with pretrained weights, in place.
+
+    weights: None, "imagenet" or the path of a state dict. imagenet: the torchvision weights
+    enum that "imagenet" stands for. `head`, and the first convolution where a small stem
+    gives it another shape, keep their fresh values; which ones is printed. Any
+    other difference in keys or shapes is an error.
+    """
+    if weights in (None, "none"):
+        return model
+    if weights == "imagenet":
+        state = _download(imagenet)
+    else:
+        state = read(weights)
+        for wrapper in ("state_dict", "model"):
+            if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+                state = state[wrapper]
+        if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+            raise UserError(f"{weights} is not a state dict: names with tensors")
+    own = model.state_dict()
+    fresh = [key for key in own if key in state and state[key].shape != own[key].shape
+             and key.rsplit(".", 1)[0] in (head, first)]
+    state = {key: value for key, value in state.items() if key not in fresh}
+    check_keys(own, {**{key: own[key] for key in fresh}, **state}, weights)
+    model.load_state_dict(state, strict=False)
+    print(f"weights: {weights}; not taken from it: {listing(fresh) or 'nothing'}")
+    return model
+
+
+def check_keys(own, state, source):
+    """An error that lists the keys and shapes in which `state` differs from `own`."""
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    extra = [key for key in state if key not in own]
+    shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
+              for key in own if key in state and state[key].shape != own[key].shape]
+    parts = [f"{name} {len(keys)} ({listing(keys, 3)})" for name, keys in
+             (("missing", missing), ("unexpected", extra), ("other shapes", shapes)) if keys]
+    if parts:
+        raise UserError(f"{source} does not fit this network: {'; '.join(parts)}",
+                        "Weights are loaded whole or not at all; name the architecture they belong to.")
+
+
+def _download(weights):
+    if weights is None:
+        raise UserError("there are no ImageNet weights for this architecture",
+                        "Give a file with --weights FILE.")
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"cannot download the ImageNet weights ({reason})",
+                        f"Fetch {weights.url} elsewhere and give it with --weights FILE.") from error
+
+
+class Reader:
+    """Runs a network and keeps what passed its stages and went into its head.
+
+    stages: module paths whose outputs [N, C, H, W] are kept in `features`.
+    head: module path whose input [N, D] is kept in `pooled`.
+    """
+
+    def __init__(self, model, stages=(), head=None):
+        self.model, self.features, self.pooled = model, [], None
+        modules = dict(model.named_modules())
+        self.handles = [modules[path].register_forward_hook(self._keep_feature) for path in stages]
+        if head is not None:
+            self.handles.append(modules[head].register_forward_pre_hook(self._keep_pooled))
+
+    def _keep_feature(self, module, inputs, output):
+        self.features.append(output)
+
+    def _keep_pooled(self, module, inputs):
+        self.pooled = inputs[0].flatten(1)
+
+    def __call__(self, images):
+        self.features = []
+        return self.model(images)
+
+    def close(self):
+        for handle in self.handles:
+            handle.remove()
+
+
+def check_input(model, arch, size):
+    """Run one batch through a new network; one that cannot take `size` px is an error here."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(2, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{arch} cannot take images of {size} px: {reason}",
+                        "Give a larger --size, or --stem small.") from error
+    finally:
+        model.train(training)
+
+
+def parameters(model):
+    """Number of parameters, buffers not counted."""
+    return sum(parameter.numel() for parameter in model.parameters())

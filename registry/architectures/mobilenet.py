@@ -1,0 +1,17 @@
+"""MobileNetV2 (Sandler et al. 2018, 1801.04381), as torchvision builds it."""
+
+from torchvision import models
+
+from kd.models import load_pretrained, unit_stride
+from registry import register
+
+
+@register("architecture", "mobilenetv2", "mobilenet_v2",
+          stages=("features.3", "features.6", "features.13", "features.18"), head="classifier.1")
+def mobilenetv2(num_classes, stem, weights):
+    """MobileNetV2, 2.2 M parameters."""
+    model = models.mobilenet_v2(num_classes=num_classes)
+    if stem == "small":
+        unit_stride(model.features[0][0], model.features[2].conv[1][0])
+    return load_pretrained(model, weights, imagenet=models.MobileNet_V2_Weights.IMAGENET1K_V1,
+                           head="classifier.1", first="features.0.0")

@@ -1,0 +1,6 @@
+"""Attention transfer: --beta 1000"""
+
+from kd import losses
+from registry import register
+
+register("loss", "at", "attention_transfer")(losses.attention_transfer)

@@ -1,0 +1,272 @@
+"""evaluate.py: tables and metrics.json from runs and from other systems' files; leaks are refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import evaluate
+from kd import metrics, runs
+from kd.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+NAMES = ["nv", "mel", "a class with quite a long name"]
+
+
+def predictions(split, n, seed=0):
+    rng = np.random.default_rng([seed, n])
+    labels = np.arange(n) % 5 % 3  # two fifths, two fifths, one fifth
+    logits = rng.normal(size=(n, 3)).astype(np.float32)
+    logits[np.arange(n), labels] += 1.5
+    return {"ids": np.array([f"{split}{i}" for i in range(n)]), "labels": labels, "logits": logits,
+            "groups": np.array([f"{split}-lesion{i // 2}" for i in range(n)]), "class_names": np.array(NAMES)}
+
+
+def make_run(path, seed=0, **changes):
+    """A finished run; changes: `test__labels=...` replaces an array of test.npz, None drops it."""
+    rows = [{"id": f"train{i}", "group": f"train-lesion{i}", "label": "nv", "split": "train", "sha256": ""}
+            for i in range(10)]
+    for split, n in (("val", 40), ("test", 90)):
+        arrays = predictions(split, n, seed)
+        arrays.update({k.split("__")[1]: v for k, v in changes.items() if k.startswith(split + "__")})
+        runs.write_npz(path / "predictions" / f"{split}.npz",
+                       **{k: v for k, v in arrays.items() if v is not None})
+        rows += [{"id": i, "group": g, "label": "nv", "split": split, "sha256": ""}
+                 for i, g in zip(arrays["ids"], arrays["groups"])]
+    runs.write_csv(path / "split.csv", rows)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "study" / "tiny_kd" / "seed_0")
+
+
+def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
+    returned = evaluate.evaluate_run(run, replicates=100)
+    read = runs.read_json(run / "metrics.json")
+    assert read == json.loads(json.dumps(returned))
+    assert read["conventions"] | {"majority_class": 0} == {
+        "level": .95, "interval": "percentile", "replicates": 100, "clusters": "group",
+        "n_clusters": 45, "seed": 0, "majority_class": 0}
+    assert read["class_names"] == NAMES
+    assert read["split"]["val"] == {"images": 40, "groups": 20, "support": dict(zip(NAMES, (16, 16, 8)))}
+    assert read["split"]["test"]["support"] == dict(zip(NAMES, (36, 36, 18)))
+    names = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "macro_auroc"} | {
+        f"{metric}/{name}" for metric in ("f1", "recall", "precision", "auroc") for name in NAMES}
+    assert set(read["val"]) == set(read["test"]) == names
+    test = predictions("test", 90)
+    counts = metrics.confusion(test["labels"], test["logits"].argmax(1), 3)
+    assert read["confusion"] == counts.tolist()
+    assert read["test"]["accuracy"]["value"] == pytest.approx(np.trace(counts) / 90)
+    assert read["val"]["accuracy"]["value"] != read["test"]["accuracy"]["value"]
+
+
+def test_the_majority_rule_answers_what_is_largest_on_validation(tmp_path):
+    run = make_run(tmp_path / "run", val__labels=np.full(40, 2))
+    result = evaluate.evaluate_run(run, replicates=100)
+    assert result["conventions"]["majority_class"] == NAMES[2]
+    assert result["majority"]["accuracy"]["value"] == pytest.approx(.2)  # though two are larger on test
+    assert set(result["majority"]) == {"accuracy", "macro_f1", "balanced_accuracy"}
+
+
+def test_an_undefined_number_is_null_in_the_file_and_a_word_in_the_table(tmp_path, capsys):
+    labels = np.where(predictions("test", 90)["labels"] == 1, 0, predictions("test", 90)["labels"])
+    logits = predictions("test", 90)["logits"] - [0, 99, 0]
+    run = make_run(tmp_path / "study" / "model" / "seed_0", test__labels=labels, test__logits=logits)
+    evaluate.main([str(run), "--replicates", "100"])
+    shown = capsys.readouterr().out
+    assert "No test image of mel" in shown and "undefined" in shown and "nan" not in shown.lower()
+    assert runs.read_json(run / "metrics.json")["test"]["f1/mel"] == {
+        "value": None, "lo": None, "hi": None, "replicates": 100, "undefined": 100}
+
+
+def test_one_run_prints_the_full_tables(run, capsys):
+    evaluate.main([str(run)])
+    shown = capsys.readouterr().out
+    result = runs.read_json(run / "metrics.json")
+    assert "95% intervals, 2,000 bootstrap replicates over 45 groups" in shown
+    accuracy = result["test"]["accuracy"]
+    assert f"{accuracy['value']:.3f} [{accuracy['lo']:.3f}, {accuracy['hi']:.3f}]" in shown
+    for word in (*NAMES, "macro AUROC", "support", "majority rule (nv)", "true \\ predicted"):
+        assert word in shown
+    table = shown[shown.index("class "):].split("\n\n")[0].splitlines()
+    assert len({line.index("[") for line in table[1:]}) == 1  # aligned, however long the names
+    assert table[1].split()[-1] == "36"
+
+
+def test_several_runs_print_one_line_each_and_the_majority_rule_once(run, capsys):
+    make_run(run.parents[1] / "teacher_tiny" / "seed_0", seed=1)
+    evaluate.main([str(run.parents[1]), str(run), "--replicates", "100"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines[1:4]] == [
+        "teacher_tiny/seed_0", "tiny_kd/seed_0", "majority rule (nv)"]
+    assert lines[4].startswith("95% intervals, 100 bootstrap replicates over 45 groups") and len(lines) == 5
+    assert all((run.parents[1] / name / "seed_0" / "metrics.json").is_file()
+               for name in ("tiny_kd", "teacher_tiny"))
+
+
+def test_different_test_sets_are_told_apart(run, tmp_path, capsys):
+    other = predictions("test", 90)
+    make_run(tmp_path / "other" / "tiny_kd" / "seed_0", test__groups=other["ids"])
+    evaluate.main([str(tmp_path), "--replicates", "100"])
+    shown = capsys.readouterr().out
+    assert "2 different test sets" in shown and "study/tiny_kd/seed_0" in shown
+    assert shown.count("majority rule") == 2
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"test__ids": np.array(["val3", *(f"t{i}" for i in range(89))])}, "validation and test share 1 images"),
+    ({"test__ids": np.array(["train3", *(f"t{i}" for i in range(89))])}, "test and training share 1 images"),
+    ({"test__groups": np.array(["val-lesion3"] * 90)}, "validation and test share 1 groups: val-lesion3"),
+    ({"test__groups": np.array(["train-lesion1"] * 90)}, "test and training share 1 groups"),
+    ({"val__groups": np.array(["train-lesion1"] * 40)}, "validation and training share 1 groups"),
+    ({"test__class_names": np.array(["nv", "mel", "bcc"])}, "different class names"),
+])
+def test_a_leak_is_an_error_before_any_metric(tmp_path, changes, words):
+    run = make_run(tmp_path / "run", **changes)
+    with pytest.raises(UserError, match=words):
+        evaluate.evaluate_run(run)
+    assert not (run / "metrics.json").exists()
+
+
+def test_images_without_groups_share_none(tmp_path, capsys):
+    empty = {f"{split}__groups": np.full(n, "") for split, n in (("val", 40), ("test", 90))}
+    result = evaluate.evaluate_run(make_run(tmp_path / "run", **empty), replicates=100)
+    assert result["conventions"]["clusters"] == "image" and result["conventions"]["n_clusters"] == 90
+
+
+# ---- predictions of other systems
+
+def save(path, drop=(), **arrays):
+    given = predictions("test", 90)
+    arrays = {"y_true": given["labels"], "y_prob": metrics.softmax(given["logits"]), **arrays}
+    runs.write_npz(path, **{k: v for k, v in arrays.items() if k not in drop})
+    return path
+
+
+def test_labels_and_probabilities_are_enough(tmp_path, capsys):
+    path = save(tmp_path / "theirs.npz")
+    evaluate.main([str(path), "--replicates", "100"])
+    shown = capsys.readouterr().out
+    assert "over 90 images, taken as independent" in shown
+    assert list(tmp_path.iterdir()) == [path]  # nothing is written unasked
+    result = evaluate.evaluate_file(path, replicates=100)
+    assert result["class_names"] == ["0", "1", "2"] and "val" not in result
+    assert result["conventions"]["majority_class"] == "0"
+    logits = save(tmp_path / "logits.npz", drop=["y_prob"], logits=predictions("test", 90)["logits"])
+    assert evaluate.evaluate_file(logits, replicates=100)["test"] == result["test"]
+
+
+def test_out_is_where_the_metrics_of_a_file_go(tmp_path, capsys):
+    path = save(tmp_path / "theirs.npz")
+    evaluate.main([str(path), "--out", str(tmp_path / "new" / "place"), "--replicates", "100"])
+    written = tmp_path / "new" / "place" / "metrics.json"
+    assert str(written) in capsys.readouterr().out
+    assert runs.read_json(written)["split"]["test"]["images"] == 90
+
+
+def test_groups_from_a_csv_are_the_groups_in_the_file(tmp_path):
+    given = predictions("test", 90)
+    runs.write_csv(tmp_path / "groups.csv", [{"id": i, "group": g} for i, g in
+                                             zip(given["ids"][::-1], given["groups"][::-1])])
+    inside = save(tmp_path / "inside.npz", ids=given["ids"], groups=given["groups"])
+    beside = save(tmp_path / "beside.npz", ids=given["ids"])
+    assert (evaluate.evaluate_file(beside, tmp_path / "groups.csv", replicates=100)
+            == evaluate.evaluate_file(inside, replicates=100))
+    runs.write_csv(tmp_path / "short.csv", [{"id": i, "group": "g"} for i in given["ids"][3:]])
+    with pytest.raises(UserError, match="no group for 3 of 90 images: test0, test1, test2"):
+        evaluate.evaluate_file(beside, tmp_path / "short.csv")
+    runs.write_csv(tmp_path / "twice.csv", [{"id": "test0", "group": g} for g in "ab"])
+    with pytest.raises(UserError, match="two groups: test0"):
+        evaluate.evaluate_file(beside, tmp_path / "twice.csv")
+    with pytest.raises(UserError, match="has no ids"):
+        evaluate.evaluate_file(save(tmp_path / "bare.npz"), tmp_path / "groups.csv")
+
+
+def test_probabilities_that_nearly_sum_to_one_are_renormalised_and_noted(tmp_path, capsys):
+    exact = metrics.softmax(predictions("test", 90)["logits"])
+    path = save(tmp_path / "near.npz", y_prob=exact * 1.0005)
+    evaluate.main([str(path), "--replicates", "100"])
+    assert "renormalised" in capsys.readouterr().out
+    rows = evaluate.read_predictions(path).probabilities
+    np.testing.assert_allclose(rows, exact, atol=1e-12)
+    assert evaluate.read_predictions(save(tmp_path / "f4.npz", y_prob=exact.astype("f4"))).note == ""
+
+
+N, P = 90, metrics.softmax(predictions("test", 90)["logits"])
+BAD = {
+    "no labels": (dict(drop=["y_true"]), "neither labels nor y_true"),
+    "no scores": (dict(drop=["y_prob"]), "neither logits nor y_prob"),
+    "no images": (dict(y_true=np.zeros(0, int), y_prob=np.zeros((0, 3))), "holds no images"),
+    "column labels": (dict(y_true=np.zeros((N, 1), int)), r"shape \(90, 1\)"),
+    "fractions": (dict(y_true=np.full(N, .5)), "not all class numbers"),
+    "names": (dict(y_true=np.full(N, "nv")), "not all class numbers"),
+    "NaN labels": (dict(y_true=np.full(N, np.nan)), "not all class numbers"),
+    "infinite labels": (dict(y_true=np.full(N, np.inf)), "not all class numbers"),
+    "from one": (dict(y_true=1 + np.arange(N) % 3), "3 classes, but y_true go from 1 to 3"),
+    "negative": (dict(y_true=np.arange(N) % 3 - 1), "go from -1 to 1"),
+    "one column": (dict(y_prob=P[:, 0]), r"shape \(90,\)"),
+    "too few rows": (dict(y_prob=P[:80]), r"shape \(80, 3\)"),
+    "words": (dict(y_prob=P.astype(str)), "not numbers"),
+    "NaN": (dict(y_prob=np.where(np.arange(N)[:, None] < 2, np.nan, P)), "2 of 90 images are not finite"),
+    "infinite": (dict(logits=np.where(np.arange(N)[:, None] < 2, np.inf, P)), "not finite"),
+    "logits as probabilities": (dict(y_prob=predictions("test", N)["logits"]), "look like logits"),
+    "sums": (dict(y_prob=P * .9), "90 of 90 images do not sum to 1"),
+    "few ids": (dict(ids=np.array(["a"])), r"ids has shape \(1,\)"),
+    "equal ids": (dict(ids=np.array(["a"] * N)), "ids are not unique: a"),
+    "few groups": (dict(groups=np.array(["a"])), "groups has shape"),
+    "holes": (dict(groups=np.array(["", *["a"] * 89])), "1 images have no group"),
+    "class names": (dict(class_names=np.array(["a", "b"])), r"\(3,\) is needed"),
+    "equal class names": (dict(class_names=np.array(["a", "b", "a"])), "class_names are not unique: a"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.filterwarnings("error")
+def test_a_bad_file_is_one_clear_line(tmp_path, name):
+    arrays, words = BAD[name]
+    path = save(tmp_path / "bad.npz", **arrays)
+    with pytest.raises(UserError, match=words) as caught:
+        evaluate.main([str(path), "--out", str(tmp_path / "out")])
+    assert str(path) in caught.value.message and "\n" not in caught.value.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_pickles_and_broken_files_are_refused(tmp_path):
+    np.savez(tmp_path / "pickle.npz", labels=np.array([0, 1], dtype=object), logits=np.eye(2))
+    (tmp_path / "empty.npz").write_bytes(b"")
+    whole = save(tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:len(whole) // 2])
+    for name in ("pickle", "empty", "cut", "absent"):
+        with pytest.raises(UserError, match=f"{name}.npz"):
+            evaluate.main([str(tmp_path / f"{name}.npz")])
+
+
+def test_options_that_do_not_fit_are_refused(run, tmp_path):
+    path, other = save(tmp_path / "a.npz"), save(tmp_path / "b.npz")
+    for argv in ([run, "--out", tmp_path / "x"], [run, "--groups", tmp_path / "g.csv"],
+                 [path, other, "--out", tmp_path / "x"], [path, "--out", other],
+                 [path, "--replicates", "5"], [path, "--group", "g.csv"], []):
+        with pytest.raises(UserError):
+            evaluate.main([str(a) for a in argv])
+
+
+def test_from_the_command_line(run):
+    def call(*argv):
+        done = subprocess.run([sys.executable, ROOT / "evaluate.py", *argv], capture_output=True,
+                              text=True, encoding="utf-8")
+        return done.returncode, done.stdout, done.stderr
+
+    status, out, err = call(run, "--replicates", "100")
+    assert (status, err) == (0, "") and "balanced accuracy" in out and "next: python report.py" in out
+    status, out, err = call(run / "nowhere")
+    assert status == 2 and err.startswith("error: no such folder") and "Traceback" not in err and not out
+
+
+def test_evaluation_needs_no_torch(run):
+    code = f"import sys; sys.modules['torch'] = None; import evaluate; evaluate.main([{str(run)!r}])"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)

@@ -1,0 +1,46 @@
+"""Train a large network on hard labels, to teach small ones.
+
+    python train_teacher.py                                  # a resnet18 on the embedded data
+    python train_teacher.py --teacher resnet50 --data ham10000 --root PATH --size 64
+"""
+
+from pathlib import Path
+
+import evaluate
+import registry
+from kd import config, engine, errors, objective, runs, training
+
+
+def parser():
+    result = config.training_parser("train_teacher.py", "Train a large network on hard labels.")
+    result.add_argument("--teacher", metavar="NAME", help="architecture; default: resnet18 on lesions, else resnet50")
+    return result
+
+
+def main(argv=None):
+    """Returns the run folders."""
+    options = config.parse(parser(), argv)
+    for file in options["plugin"]:
+        registry.load_plugin(file)
+    if options.pop("list"):
+        print(registry.table())
+        return []
+    data = training.load_data(options, registry)
+    options["teacher"] = training.default_teacher(options, registry)
+    options["name"] = options["name"] or f"teacher_{training.safe(options['teacher'])}"
+    terms = objective.plan(options, lambda name: registry.get("loss", name).make)
+    folders = []
+    for seed in options["seeds"]:
+        folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"
+        network = training.new_network(options["teacher"], data, options, seed, registry)
+        engine.run(folder, network, terms, data, {**options, "seeds": [seed]}, seed=seed, role="teacher",
+                   provenance={"method": "teacher", "seed": seed})
+        folders.append(folder)
+    evaluate.main([str(folder) for folder in folders])
+    print(f"\nnext: python distill.py --student mobilenetv2 --teacher {folders[0].as_posix()}"
+          + training.data_arguments(options))
+    return folders
+
+
+if __name__ == "__main__":
+    errors.run(main, registry.RegistryError)
