@@ -1,0 +1,25 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory, monkeypatch):
+    """Decoded images go to a folder of the test session, not to the user's."""
+    folder = tmp_path_factory.getbasetemp() / "user_cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    monkeypatch.setenv("LOCALAPPDATA", str(folder))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real data, for tests that skip without it."""
+    folder = Path(os.environ.get("KD_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("no real data here; set KD_TEST_DATA to its folder")
+    return folder
