@@ -53,14 +53,14 @@ def main(argv=None):
 
 def parse(argv):
     parser = errors.Parser(prog="evaluate.py", description="Metrics of finished runs, or of another "
-                           "system's predictions, with 95%% intervals by resampling whole groups.")
+                           "system's predictions, with 95% intervals by resampling whole groups.")
     parser.add_argument("paths", nargs="+", metavar="RUN|TEST.npz",
                         help="a run's folder or any folder above; or a file with labels (or y_true), "
                              "logits (or y_prob), and optionally ids, groups, class_names")
     parser.add_argument("--groups", metavar="FILE.csv",
                         help="columns id,group: which images of the predictions file belong together")
     parser.add_argument("--out", metavar="DIR", help="where metrics.json of a predictions file goes")
-    parser.add_argument("--replicates", type=int, default=bootstrap.REPLICATES,
+    parser.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES,
                         help="bootstrap replicates behind each interval")
     options = parser.parse_args(argv)
     if options.replicates < 100:

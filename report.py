@@ -22,7 +22,7 @@ UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan, "undefined": 0}
 
 @dataclass
 class Run:
-    """What one seed's folder holds. A file that is not there is None."""
+    """What one seed's folder holds. A file that is not there is None, or an empty mapping."""
 
     path: Path
     model: str
@@ -35,12 +35,17 @@ class Run:
     test: dict
     samples: dict
 
+    def told(self, key):
+        """What config.yaml, else environment.json, says of `key`, else None."""
+        return self.config.get(key, self.environment.get(key))
+
     @property
     def kind(self):
         """teacher, alone (a student without a teacher) or student."""
-        if self.config.get("role", self.model.split("_")[0]) == "teacher":
+        if (self.told("role") or self.model.split("_")[0]) == "teacher":
             return "teacher"
-        return "alone" if self.model.endswith("_alone") else "student"
+        untaught = self.model.endswith("_alone") or self.config.get("teacher", "unknown") is None
+        return "alone" if untaught else "student"
 
     @property
     def best(self):
@@ -100,13 +105,13 @@ def read_study(path):
             study.problems.append((folder, f"broken: {error.message}", error.hint))
             continue
         study.runs.append(run)
+        remedy = f"python evaluate.py {command_path(folder)}"
         if run.metrics is None:
-            study.problems.append((folder, "not evaluated: there is no metrics.json",
-                                   f"python evaluate.py {command_path(folder)}"))
+            study.problems.append((folder, "not evaluated: there is no metrics.json", remedy))
         elif stale(run):
             run.metrics = None
             study.problems.append((folder, "metrics.json does not belong to predictions/test.npz: "
-                                   "their accuracies differ", f"python evaluate.py {command_path(folder)}"))
+                                           "their accuracies differ", remedy))
     if not study.runs:
         folder, what, _ = study.problems[0]
         raise UserError(f"no readable run at or below {path}", f"{folder}: {what}")
@@ -132,28 +137,22 @@ def read_run(folder):
     require(test["labels"].dtype.kind in "iu" and 0 <= test["labels"].min()
             and test["labels"].max() < shape[1], "predictions/test.npz", "has a label that is no class")
     metrics = optional("metrics.json", runs.read_json)
-    if metrics is not None:
-        tables = [metrics.get(table, {}) for table in ("test", "majority")] \
-            if isinstance(metrics, dict) and "test" in metrics else [None]
-        require(all(isinstance(table, dict) and all(
-                    isinstance(metric, dict) and all(isinstance(number, (int, float, type(None)))
-                                                     for number in metric.values())
-                    for metric in table.values()) for table in tables),
-                "metrics.json", "is not a file that evaluate.py writes")
-        counts = metrics.get("confusion")
-        require(counts is None or np.shape(counts) == (shape[1],) * 2, "metrics.json",
-                f"has no {shape[1]} x {shape[1]} confusion matrix")
+    require(metrics is None or is_metrics(metrics, shape[1]), "metrics.json",
+            f"is not what evaluate.py writes for {shape[1]} classes")
     samples = optional("samples.npz", runs.read_npz, required=("images", "ids"))
     if samples:
         images = samples["images"]
         require(images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
-                and len(images) == len(samples["ids"]), "samples.npz", "holds no uint8 images [K, H, W, 3]")
-    history = optional("history.csv", runs.read_csv, required=("epoch", "loss", "val_macro_f1", "seconds"))
+                and len(images) == len(samples["ids"]),
+                "samples.npz", "holds no uint8 images [K, H, W, 3]")
+    columns = ("epoch", "loss", "val_macro_f1", "seconds")
+    history = optional("history.csv", runs.read_csv, required=columns)
     try:
-        history = history and [{key: float(row[key] or math.nan)
-                                for key in ("epoch", "loss", "val_macro_f1", "seconds")} for row in history]
+        history = history and [{key: float(row[key] or math.nan) for key in columns} for row in history]
     except ValueError as error:
         raise UserError(f"{folder / 'history.csv'}: {error}") from error
+    require(all(math.isfinite(row["epoch"]) for row in history or ()), "history.csv",
+            "has a row without an epoch")
     environment = optional("environment.json", runs.read_json) or {}
     require(isinstance(environment, dict) and isinstance(environment.get("data", {}), dict),
             "environment.json", "is not a mapping")
@@ -161,6 +160,26 @@ def read_run(folder):
     return Run(folder, model, seed, optional("config.yaml", runs.read_yaml) or {}, environment,
                optional("split.csv", runs.read_csv, required=("group", "label", "split")),
                history, metrics, test, samples)
+
+
+def is_metrics(held, classes):
+    """Whether `held` has the form of metrics.json, as far as the page leans on it."""
+    def number(value):
+        return value is None or isinstance(value, (int, float))
+
+    def table(value):
+        return isinstance(value, dict) and all(
+            isinstance(metric, dict) and all(map(number, metric.values())) for metric in value.values())
+
+    def square(rows):
+        return isinstance(rows, list) and len(rows) == classes and all(
+            isinstance(row, list) and len(row) == classes and all(isinstance(n, int) for n in row)
+            for row in rows)
+
+    return (isinstance(held, dict) and table(held.get("test")) and table(held.get("majority", {}))
+            and square(held.get("confusion", [[0] * classes] * classes))
+            and isinstance(held.get("conventions", {}), dict)
+            and number(held.get("conventions", {}).get("level")))
 
 
 def stale(run):
@@ -181,7 +200,7 @@ def summary(study):
     return {
         "data": data.get("name") or study.first("config").get("data") or "a data set without a name",
         "synthetic": any(run.environment.get("data", {}).get("synthetic") for run in study.runs),
-        "images": len(split) or data.get("images"),
+        "images": len(split) or None,
         "groups": groups if groups < len(split) else None,
         "classes": len(study.runs[0].test["class_names"]),
         "parts": [(part, sum(row["split"] == part for row in split))
@@ -198,20 +217,23 @@ def performance(study):
                if len(group) > 1 and all(run.metrics for run in group) else None}
               for model, group in study.models.items()]
     first = study.firsts[0] if study.firsts else None
-    rows = [(run.model + (f"  ·  {seed_name(run)}" if len(study.models[run.model]) > 1 else ""),
-             run.kind, *(run.metric("macro_f1")[key] for key in ("value", "lo", "hi")))
+    rows = [(run.model + (f" · {seed_name(run)}" if len(study.models[run.model]) > 1 else ""), run.kind,
+             *(run.metric("macro_f1")[key] for key in ("value", "lo", "hi")))
             for run in study.runs if run.metrics]
     majority = first and {name: first.metric(name, "majority") for name in METRICS}
     line = majority["macro_f1"]["value"] if majority else math.nan
     reference = ("majority rule", line) if math.isfinite(line) else None
+    undefined = {name: sorted({run.metric(name)["undefined"] for run in study.runs if run.metrics})
+                 for name in METRICS}
     alt = "Macro-F1 on the test split with intervals. " + "; ".join(
-        f"{name.replace('  ·  ', ' ')}: {value:.3f} ({lo:.3f} to {hi:.3f})" for name, _, value, lo, hi in rows)
+        f"{name}: {value:.3f} ({lo:.3f} to {hi:.3f})" for name, _, value, lo, hi in rows)
     return {
         "names": METRICS, "groups": groups, "majority": majority,
         "majority_class": first and first.metrics.get("conventions", {}).get("majority_class"),
         "level": first and first.metrics.get("conventions", {}).get("level"),
-        "undefined": [(run, METRICS[name], run.metric(name)["undefined"]) for run in study.runs
-                      for name in METRICS if run.metric(name)["undefined"]],
+        "undefined": {METRICS[name]:
+                      " to ".join(dict.fromkeys(f"{n:g}" for n in (counts[0], counts[-1])))
+                      for name, counts in undefined.items() if any(counts)},
         "caveats": caveats(study),
         "forests": {shape: figures.forest(rows, reference, shape == "narrow", alt=alt)
                     for shape in ("wide", "narrow")} if rows else None,
@@ -219,10 +241,10 @@ def performance(study):
 
 
 def performance_row(run):
-    history = run.history or []
+    history, best = run.history or [], run.best
     return {"run": run, "metrics": {name: run.metric(name) for name in METRICS},
             "seconds": sum(row["seconds"] for row in history) if history else None,
-            "epochs": len(history), "best": int(history[run.best]["epoch"]) if run.best is not None else None}
+            "epochs": len(history), "best": None if best is None else int(history[best]["epoch"])}
 
 
 def caveats(study):
@@ -234,10 +256,17 @@ def caveats(study):
                                  for kind in ("teacher", "alone", "student"))
     found = [("weak_teacher", teacher, score[teacher], student, score[student])
              for teacher in teachers for student in alone if score[teacher] <= score[student]]
-    architecture = {model: study.models[model][0].config.get("student") for model in kinds}
-    known = {architecture[model] for model in alone}
-    lacking = dict.fromkeys(architecture[m] for m in students if architecture[m] and architecture[m] not in known)
-    return found + [("no_control", name) for name in lacking]
+    architecture = {model: merged([group[0].told("arch") or group[0].told("student")])
+                    for model, group in study.models.items()}
+    known = {merged([None]), *(architecture[model] for model in alone)}
+    for model in students:
+        name = architecture[model]
+        if name not in known:
+            known.add(name)
+            config = command_path(study.models[model][0].path / "config.yaml")
+            found.append(("no_control", name, f"python distill.py --config {config} --alpha 1 --beta 0 "
+                                              f"--name {command_path(model.split('_')[0])}_alone"))
+    return found
 
 
 def per_class(study):
@@ -252,11 +281,11 @@ def per_class(study):
 
 
 def confusion(study):
-    shown = [run for run in study.firsts if run.metrics.get("confusion")]
-    return [{"run": run, "figure": figures.confusion(
-        run.metrics["confusion"], run.test["class_names"],
-        alt=f"Confusion matrix of {run.model}, {seed_name(run)}: counts, rows true and columns predicted.")}
-        for run in shown] or None
+    def alt(run):
+        return f"Confusion matrix of {run.model}, {seed_name(run)}: rows true, columns predicted."
+    return [{"run": run, "figure": figures.confusion(run.metrics["confusion"], run.test["class_names"],
+                                                     alt=alt(run))}
+            for run in study.firsts if run.metrics.get("confusion")] or None
 
 
 def training(study):
@@ -285,44 +314,54 @@ def samples(study):
     if not held:
         return None
     models = [group[0] for group in study.models.values()]
-    answers = [dict(zip(run.test["ids"].tolist(), zip(run.test["labels"], run.test["logits"].argmax(axis=1))))
-               for run in models]
+    answers = [dict(zip(map(str, test["ids"]), zip(test["labels"], test["logits"].argmax(axis=1))))
+               for test in (run.test for run in models)]
     shown = []
-    for name, image in zip(held["ids"].tolist(), held["images"]):
+    for name, image in zip(map(str, held["ids"]), held["images"]):
         said = []
         for run, answer in zip(models, answers):
             if name in answer:
                 true, predicted = (str(run.test["class_names"][k]) for k in answer[name])
-                said.append({"run": run, "true": true, "predicted": predicted, "right": true == predicted})
+                said.append({"run": run, "true": true, "predicted": predicted,
+                             "right": true == predicted})
         if said:
-            shown.append({"id": name, "true": said[0]["true"], "said": said, "image": figures.thumbnail(image)})
-    return {"images": shown, "several": any(len(group) > 1 for group in study.models.values())}
+            shown.append({"id": name, "true": said[0]["true"], "said": said,
+                          "image": figures.thumbnail(image)})
+    return {"images": shown, "longest": max(len(name) for name in study.runs[0].test["class_names"]),
+            "several": any(len(group) > 1 for group in study.models.values())}
 
 
 def methods(study):
-    hidden = {"role", "formula", "seeds"}
-    keys = [key for key in dict.fromkeys(key for run in study.runs for key in run.config) if key not in hidden]
-    values = {key: [merged(run.config.get(key) for run in group) for group in study.models.values()]
-              for key in keys}
+    # Where a run lies and what is said elsewhere on the page are no options that matter here.
+    hidden = {"role", "formula", "seeds", "name", "study", "out", "student"}
+    of_model = ["arch", "parameters"]
+    keys = [key for key in dict.fromkeys([*of_model, *(key for run in study.runs for key in run.config)])
+            if key not in hidden]
+    values = {key: [merged(f"{run.told(key):,}" if type(run.told(key)) is int and key in of_model
+                           else run.told(key) for run in group) for group in study.models.values()]
+              for key in keys if any(run.told(key) is not None for run in study.runs)
+              or key not in of_model}
     environments = [flat(run.environment) for run in study.runs if run.environment]
     started = sorted(str(e.pop("started")) for e in environments if e.get("started"))
-    keys = dict.fromkeys(key for environment in environments for key in environment)
+    facts = dict.fromkeys(key for environment in environments for key in environment
+                          if key not in {*hidden, *of_model})
     conventions = {}
     for run in study.runs:
         if run.metrics and run.metrics.get("conventions"):
-            conventions.setdefault(tuple(run.metrics["conventions"].items()), []).append(run)
-    scripts = {"teacher": "train_teacher.py"}
+            key = tuple((key, merged([value])) for key, value in run.metrics["conventions"].items())
+            conventions.setdefault(key, []).append(run)
     root = command_path(Path(*study.runs[0].path.parts[:-2]))
     return {
         "models": list(study.models),
         "differing": {key: row for key, row in values.items() if len(set(row)) > 1},
         "common": {key: row[0] for key, row in values.items() if len(set(row)) == 1},
-        "formulas": {model: group[0].config["formula"] for model, group in study.models.items()
-                     if group[0].config.get("formula")},
-        "environment": {key: merged(environment.get(key) for environment in environments) for key in keys},
+        "formulas": {model: merged(run.told("formula") for run in group)
+                     for model, group in study.models.items() if group[0].told("formula")},
+        "environment": {key: merged(environment.get(key) for environment in environments)
+                        for key in facts},
         "started": started,
         "conventions": [(dict(key), group) for key, group in conventions.items()],
-        "commands": [f"python {scripts.get(run.kind, 'distill.py')} --config "
+        "commands": [f"python {'train_teacher.py' if run.kind == 'teacher' else 'distill.py'} --config "
                      f"{command_path(run.path / 'config.yaml')}" for run in study.runs if run.config]
         + [f"python evaluate.py {root}", f"python report.py {root}"],
     }
@@ -348,7 +387,7 @@ def flat(mapping):
     result = {}
     for key, value in mapping.items():
         if isinstance(value, dict):
-            result.update({f"{key} {inner}": item for inner, item in value.items() if inner != "classes"})
+            result |= {f"{key} {inner}": item for inner, item in value.items() if inner != "classes"}
         else:
             result[key] = value
     return result
@@ -357,8 +396,10 @@ def flat(mapping):
 def merged(values):
     """The different values as one text."""
     def text(value):
+        if value in (None, "", [], {}):
+            return "–"
         return ", ".join(map(text, value)) if isinstance(value, (list, tuple)) else str(value)
-    return "; ".join(dict.fromkeys("–" if value in (None, "", []) else text(value) for value in values))
+    return "; ".join(dict.fromkeys(map(text, values)))
 
 
 def command_path(path):
@@ -370,8 +411,10 @@ def duration(seconds):
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
     minutes = round(seconds / 60)
-    return f"{seconds // 60} min {seconds % 60:02} s" if seconds < 3600 else f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def render(study):

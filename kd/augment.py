@@ -16,6 +16,10 @@ BRIGHTNESS = CONTRAST = SATURATION = 0.2  # a factor within 1 -+ this
 ERASE = 0.25            # probability of erasing a rectangle
 ERASE_SCALE = (0.02, 0.2)
 
+_turn = Image.Transpose
+TURNS = (None, _turn.ROTATE_90, _turn.ROTATE_180, _turn.ROTATE_270,  # and after a flip, left to right:
+         _turn.FLIP_LEFT_RIGHT, _turn.TRANSPOSE, _turn.FLIP_TOP_BOTTOM, _turn.TRANSVERSE)
+
 DRAWS = ("scale", "ratio", "top", "left", "flip", "turn", "brightness", "contrast",
          "saturation", "erase", "erase_scale", "erase_ratio", "erase_top", "erase_left")
 
@@ -54,15 +58,14 @@ def crop(images, draws, size):
     width = np.minimum(1, np.sqrt(area * ratio)) * side
     height = np.minimum(1, np.sqrt(area / ratio)) * side
     left, top = draws["left"] * (side - width), draws["top"] * (side - height)
-    turns = (draws["turn"] * 4).astype(int)
+    boxes = np.stack([left, top, left + width, top + height], 1).tolist()
+    turns = (draws["turn"] * 4).astype(int) + 4 * (draws["flip"] < 0.5)
     result = np.empty((len(images), size, size, 3), np.uint8)
-    for n, pixels in enumerate(images):
-        box = (left[n], top[n], left[n] + width[n], top[n] + height[n])
-        view = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box)
-        view = np.asarray(view)
-        if draws["flip"][n] < 0.5:
-            view = view[:, ::-1]
-        result[n] = np.rot90(view, turns[n])
+    for view, pixels, box, turn in zip(result, images, boxes, turns):
+        picture = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box)
+        if turn:
+            picture = picture.transpose(TURNS[turn])
+        view[:] = picture
     return result
 
 
@@ -74,12 +77,13 @@ def colour(images, draws):
         values = 1 + strength * (2 * draws[name] - 1)
         return torch.as_tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1, 1)
 
-    weights = torch.tensor([0.299, 0.587, 0.114], dtype=images.dtype, device=images.device)
-    images = images * factor("brightness", BRIGHTNESS)
+    images = images * factor("brightness", BRIGHTNESS)  # a copy; the rest is done in place
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images = mean + (images - mean) * factor("contrast", CONTRAST)
-    grey = (images * weights.view(1, 3, 1, 1)).sum(1, keepdim=True)
-    images = (grey + (images - grey) * factor("saturation", SATURATION)).clamp_(0, 1)
+    images.sub_(mean).mul_(factor("contrast", CONTRAST)).add_(mean)
+    red, green, blue = images.split(1, 1)
+    grey = (red * 0.299 + green * 0.587 + blue * 0.114).expand_as(images)
+    grey = grey.contiguous(memory_format=torch.channels_last)  # broadcasting along channels is slower
+    images.sub_(grey).mul_(factor("saturation", SATURATION)).add_(grey).clamp_(0, 1)
     area = (ERASE_SCALE[0] + (ERASE_SCALE[1] - ERASE_SCALE[0]) * draws["erase_scale"]) * height * width
     ratio = np.exp(np.log(1 / 3) + np.log(9) * draws["erase_ratio"])
     rows = np.minimum(height, np.sqrt(area * ratio)).astype(int)
@@ -98,7 +102,9 @@ def to_float(images, device):
 
 
 def normalise(images, mean=MEAN, std=STD):
-    """(x - mean) / std by channel, for a float batch [N, 3, H, W] in [0, 1]."""
-    mean = torch.tensor(mean, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(std, dtype=images.dtype, device=images.device).view(1, 3, 1, 1)
-    return (images - mean) / std
+    """(x - mean) / std by channel, for a float batch [N, 3, H, W] in [0, 1]; channels last."""
+    count, channels, height, width = images.shape
+    rows = images.permute(0, 2, 3, 1).reshape(count * height, width * channels)  # long rows are fast
+    mean = torch.tensor(mean, dtype=images.dtype, device=images.device).repeat(width)
+    std = torch.tensor(std, dtype=images.dtype, device=images.device).repeat(width)
+    return rows.sub(mean).div_(std).view(count, height, width, channels).permute(0, 3, 1, 2)

@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import os
+import re
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,29 +24,30 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False):
 
     The map lies in `folder`, else beside the data in `root`, else in the user's cache
     folder; its name holds a key of every image's name, size and time of change, so that
-    changed data build a new one. sha256s are of the files' bytes (of the pixels where an
-    image is no file).
+    changed data build a new one (older ones are left: another program may be reading them).
+    sha256s are of the files' bytes (of the pixels where an image is no file).
 
     Returns (images, sha256, bad): bad is a list of (position, reason) for images that
     cannot be read; their rows are zero. Without `skip_bad` such images are an error.
     """
     stamps = [_stamp(dataset, i) for i in range(len(dataset.ids))]
     text = "\n".join([f"{FORMAT} {dataset.name} {dataset.version} {resize} {image.INTERPOLATION}", *stamps])
-    stem = f"{dataset.name}_{resize}px_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    folder = _folder(folder, root)
-    pixels, index = folder / f"{stem}.npy", folder / f"{stem}.csv"
-    if not index.exists():
-        with lock(folder / f"{stem}.lock", wait=True, what=f"the image cache {pixels}"):
-            if not index.exists():
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", dataset.name)[:40]  # the key tells names apart that look alike here
+    stem = f"{name}_{resize}px_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    places = [Path(folder)] if folder is not None else _places(root)
+    place = next((place for place in places if _whole(place, stem)), None) or _writable(places)
+    pixels, index = place / f"{stem}.npy", place / f"{stem}.csv"
+    if not _whole(place, stem) or _mended(dataset, pixels, index):
+        with lock(place / f"{stem}.lock", wait=True, what=f"the image cache {pixels}"):
+            if not _whole(place, stem) or _mended(dataset, pixels, index):
                 _build(dataset, resize, pixels, index)
-    rows = read_csv(index, required=("id", "sha256", "error"))
+    rows = _rows(dataset, pixels, index)
     try:
-        images = np.load(pixels, mmap_mode="r", allow_pickle=False)
-        if images.shape != (len(dataset.ids), resize, resize, 3) or len(rows) != len(images):
-            raise ValueError("it holds another number of images")
+        images = np.lib.format.open_memmap(pixels, mode="r")
+        if images.dtype != np.uint8 or images.shape != (len(rows), resize, resize, 3):
+            raise ValueError(f"it holds {images.dtype} {list(images.shape)}")
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"the image cache {pixels} is damaged: {error}",
-                        "Delete it; it is built again.") from error
+        raise _damaged(pixels, error) from error
     bad = [(i, row["error"]) for i, row in enumerate(rows) if row["error"]]
     if bad and not skip_bad:
         shown = listing([f"{dataset.ids[i]} ({reason})" for i, reason in bad])
@@ -54,64 +57,111 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False):
 
 
 def _stamp(dataset, position):
-    source = dataset.images[position]
-    name = dataset.ids[position]
-    if not isinstance(source, (str, Path)):
-        return name
-    try:
-        status = os.stat(source)
-        return f"{name} {status.st_size} {status.st_mtime_ns}"
-    except OSError:
-        return f"{name} missing"
+    """A line that changes when the pixels of an image may have changed."""
+    source, name = dataset.images[position], dataset.ids[position]
+    if isinstance(source, (str, Path)):
+        try:
+            status = os.stat(source)
+            return f"{name} {status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            return f"{name} missing"
+    if isinstance(source, UserError):
+        return f"{name} {source.message}"
+    if isinstance(source, np.ndarray) and not dataset.version:
+        return f"{name} {source.shape} {_sha256(source)}"
+    return name
 
 
-def _folder(folder, root):
-    """The first of the places in question that can be written."""
-    if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        return Path(folder)
+def _sha256(data):
+    return hashlib.sha256(np.ascontiguousarray(data) if isinstance(data, np.ndarray) else data).hexdigest()
+
+
+def _places(root):
+    """Where a cache may lie, the best first: beside the data in `root`, then in the user's cache folder."""
+    if sys.platform == "win32":
+        user = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        user = Path.home() / "Library" / "Caches"
+    else:
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    places = [Path(user) / "medmnist-edgeai"]
     if root is not None:
         root = Path(root)
-        beside = (root if root.is_dir() else root.parent) / ".kd_cache"
-        if beside.is_dir() and os.access(beside, os.W_OK):
-            return beside
-        with contextlib.suppress(OSError):
-            beside.mkdir()
-            return beside
-    home = Path.home()
-    place = {"win32": Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local")),
-             "darwin": home / "Library" / "Caches"}.get(
-                 sys.platform, Path(os.environ.get("XDG_CACHE_HOME", home / ".cache")))
-    place = place / "medmnist-edgeai"
-    place.mkdir(parents=True, exist_ok=True)
-    return place
+        places.insert(0, (root if root.is_dir() else root.parent) / ".kd_cache")
+    return places
+
+
+def _whole(place, stem):
+    return all(os.path.exists(place / f"{stem}{suffix}") for suffix in (".npy", ".csv"))
+
+
+def _writable(places):
+    """The first of the places that takes a file."""
+    for place in places:
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                return place
+        except OSError as error:
+            reason = error.strerror
+    raise UserError(f"the image cache cannot be written to {place}: {reason.lower()}",
+                    "Choose another place with --cache.")
+
+
+def _rows(dataset, pixels, index):
+    try:
+        rows = read_csv(index, required=("id", "sha256", "error"))
+    except UserError as error:
+        raise _damaged(pixels, error.message) from error
+    if [row["id"] for row in rows] != dataset.ids:
+        raise _damaged(pixels, f"{index.name} lists other images")
+    return rows
+
+
+def _damaged(pixels, reason):
+    return UserError(f"the image cache {pixels} is damaged: {' '.join(str(reason).split())}",
+                     "Delete it; it is built again.")
+
+
+def _mended(dataset, pixels, index):
+    """Whether an image that could not be read now can be, size and time unchanged (a right, a drive)."""
+    return any(row["error"] and not _read(source, 8)[2]
+               for row, source in zip(_rows(dataset, pixels, index), dataset.images))
+
+
+def _read(source, resize):
+    """(pixels, sha256, "") of an image, or (0, "", why it cannot be read)."""
+    try:
+        if isinstance(source, UserError):
+            raise source
+        if callable(source):
+            source = source()
+        data = source if isinstance(source, np.ndarray) else Path(source).read_bytes()
+        return image.square(data, resize), _sha256(data), ""
+    except UserError as error:
+        return 0, "", error.message.removeprefix("cannot read the image: ")
+    except OSError as error:
+        return 0, "", error.strerror or str(error) or "unreadable"
 
 
 def _build(dataset, resize, pixels, index):
     from tqdm import tqdm
-    count = len(dataset.ids)
-    rows = []
-
-    def one(position):
-        source = dataset.images[position]
-        try:
-            if callable(source):
-                source = source()
-            data = source if isinstance(source, np.ndarray) else Path(source).read_bytes()
-            return image.square(data, resize), hashlib.sha256(data).hexdigest(), ""
-        except (UserError, OSError) as error:
-            reason = getattr(error, "message", None) or getattr(error, "strerror", None) or str(error)
-            return 0, "", " ".join(reason.replace("cannot read the image: ", "").split()) or "unreadable"
-
+    for rest in pixels.parent.glob(f".{pixels.stem}.*.tmp"):  # of a build that was killed
+        with contextlib.suppress(OSError):
+            rest.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        index.unlink()
+    count, rows = len(dataset.ids), []
     with atomic(pixels) as file, ThreadPoolExecutor() as pool, \
             tqdm(total=count, desc="decoding images once", unit="image", delay=2, disable=None) as bar:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, resize, resize, 3)}
         np.lib.format.write_array_header_1_0(file, header)
         for start in range(0, count, CHUNK):
-            chunk = np.zeros((min(CHUNK, count - start), resize, resize, 3), np.uint8)
-            for k, (square, sha256, error) in enumerate(pool.map(one, range(start, start + len(chunk)))):
+            sources = dataset.images[start:start + CHUNK]
+            chunk = np.zeros((len(sources), resize, resize, 3), np.uint8)
+            for k, (square, sha256, error) in enumerate(pool.map(_read, sources, [resize] * len(sources))):
                 chunk[k] = square
                 rows.append({"id": dataset.ids[start + k], "sha256": sha256, "error": error})
-            file.write(np.ascontiguousarray(chunk).data)
+            file.write(chunk)
             bar.update(len(chunk))
     write_csv(index, rows)  # last: its presence says that the map is whole

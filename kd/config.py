@@ -1,6 +1,7 @@
 """Options: what every training script accepts, read from a YAML file and the command line."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -11,27 +12,28 @@ from kd.runs import read_yaml
 NO_EFFECT = ("root", "out", "cache", "workers", "device", "download", "plugin")
 
 
-def positive(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is less than 1")
-    return value
-
-
-def not_negative(kind):
+def _number(kind, least, most, meaning):
+    """An argparse type: a number from `least` to `most`, which `meaning` describes."""
     def convert(text):
-        value = kind(text)
-        if not 0 <= value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
         return value
     return convert
 
 
-def share(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
+LARGEST = sys.float_info.max
+positive = _number(int, 1, LARGEST, "a whole number from 1 on")
+above_zero = _number(float, sys.float_info.min, LARGEST, "a number above 0")
+share = _number(float, 0, 1, "a number from 0 to 1")
+seed = _number(int, 0, 2 ** 32 - 1, "a whole number from 0 to 4294967295")
+
+
+def not_negative(kind):
+    return _number(kind, 0, LARGEST, f"a {'whole ' if kind is int else ''}number from 0 on")
 
 
 def training_parser(prog, description):
@@ -44,11 +46,12 @@ def training_parser(prog, description):
     data.add_argument("--size", type=positive, metavar="PX",
                       help="side of the network's input; default: the file's own for medmnist, else 64")
     data.add_argument("--groups", metavar="CSV", help="for folder: a CSV with columns id and group (patient, lesion)")
-    data.add_argument("--download", action="store_true", help="for medmnist: fetch the file that --root names")
+    data.add_argument("--download", action=argparse.BooleanOptionalAction, default=False, help="for medmnist: fetch the file that --root names")
     data.add_argument("--split", metavar="CSV", help="a split of your own, with columns id and split")
-    data.add_argument("--split-seed", type=int, default=0, metavar="N",
+    data.add_argument("--split-seed", type=seed, default=0, metavar="N",
                       help="seed of the 70/10/20 split by groups; apart from --seeds, so that all share one test set")
-    data.add_argument("--skip-bad", action="store_true", help="go on without images that cannot be read")
+    data.add_argument("--skip-bad", action=argparse.BooleanOptionalAction, default=False,
+                      help="go on without images that cannot be read")
     data.add_argument("--cache", metavar="DIR", help="folder for decoded images; default: beside the data, "
                       "or the user's cache folder")
     network = parser.add_argument_group("network")
@@ -72,7 +75,7 @@ def training_parser(prog, description):
                           help="stop after so many epochs without a better validation macro-F1")
     training.add_argument("--hard", default="ce", metavar="LOSS",
                           help="loss on labels: ce,smoothing=0.1 | focal,gamma=2 | class_balanced | logit_adjusted")
-    training.add_argument("--seeds", type=not_negative(int), nargs="+", default=[0], metavar="N", help="one run a seed")
+    training.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="N", help="one run a seed")
     machine = parser.add_argument_group("machine and files")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
@@ -92,9 +95,11 @@ def parse(parser, argv=None):
     """The options as a dict: defaults, then the --config file, then the command line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     first = Parser(prog=parser.prog, add_help=False)
-    first.add_argument("--config")
-    path = first.parse_known_args(argv)[0].config
-    if path:
+    first.add_argument("--config", action="append", default=[])
+    paths = first.parse_known_args(argv)[0].config
+    if len(paths) > 1:
+        raise UserError("--config is given twice", "Put all options into one file, or the rest on the command line.")
+    for path in paths:
         argv = arguments(parser, read_yaml(path), path) + argv
     options = vars(parser.parse_args(argv))
     options.pop("config")
@@ -104,7 +109,8 @@ def parse(parser, argv=None):
 def arguments(parser, options, source=None):
     """A dict of options as command-line arguments, so that a file's are checked like typed ones.
 
-    source: the file they come from; without one, options that the parser lacks are left out.
+    None stands for the default. source: the file they come from; without one, options that
+    the parser lacks are left out.
     """
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config", "list")}
     result = []
@@ -114,17 +120,27 @@ def arguments(parser, options, source=None):
             continue
         if action is None:
             raise UserError(f"{source}: unknown option {key!r}", nearest(key, actions) or f"Known are: {', '.join(actions)}.")
-        flag = action.option_strings[-1]
+        flag = action.option_strings[0]
+        if value is None:
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
         if action.nargs == 0:
             if not isinstance(value, bool):
                 raise UserError(f"{source}: {key} is true or false, not {value!r}")
             result += [flag] if value else []
-        elif isinstance(value, (list, tuple)) and action.nargs is not None:
-            result += [flag, *map(str, value)] if value else []
-        elif isinstance(value, (list, tuple, dict)):
+        elif any(item is None or isinstance(item, (bool, list, tuple, dict)) for item in values):
+            raise UserError(f"{source}: {key} cannot be {value!r}", "Text that YAML takes for something else stands in quotes.")
+        elif isinstance(value, (list, tuple)) and action.nargs is None:
             raise UserError(f"{source}: {key} takes one value, not {value!r}")
-        elif value is not None:
-            result += [flag, str(value)]
+        elif len(values) == 1:
+            result.append(f"{flag}={values[0]}")  # one word, so that a value may begin with a dash
+        elif values or action.default:
+            result += [flag, *map(str, values)]
+    if source is not None:
+        try:
+            parser.parse_args(result)
+        except UserError as error:
+            raise UserError(f"{source}: {error.message}", error.hint) from None
     return result
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
     Files are cached an eighth larger than `size`, so that a random crop has pixels to
     choose from and evaluation sees the centre; arrays (already small) at `size` itself.
     """
-    files = not callable(dataset.images[0]) and not isinstance(dataset.images[0], np.ndarray)
+    files = any(isinstance(source, (str, Path)) for source in dataset.images)
     resize = size + 2 * round(size / 16) if files else size
     images, sha256, bad = cache.open_cache(dataset, resize, folder=cache_folder, root=root, skip_bad=skip_bad)
     skipped = [dataset.ids[i] for i, _ in bad]
@@ -68,16 +69,18 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
         raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")
     ids = np.array(dataset.ids)[keep]
     labels = dataset.labels[keep]
-    grouped = dataset.groups is not None
     sha256 = [sha256[i] for i in keep]
-    # without groups, equal images are one group, so that no image is in two splits
-    groups = np.array(dataset.groups)[keep] if grouped else np.array([f"image_{sha[:12]}" for sha in sha256])
+    grouped = dataset.groups is not None
+    if grouped:
+        groups = np.array(dataset.groups)[keep]
+    elif dataset.split is not None:
+        groups = ids  # official splits are kept as they are, equal images or not
+    else:  # equal images are one group, so that no image is in two splits
+        groups = np.array([f"image_{sha[:12]}" for sha in sha256])
     if split_file is not None:
-        split = splits.read(split_file, ids)
+        split = splits.read(split_file, ids, skipped)
     elif dataset.split is not None:
         split = np.array(dataset.split)[keep]
-        if not grouped:
-            groups = ids  # official splits are kept as they are, equal images or not
     else:
         split = splits.stratified(labels, groups, seed=split_seed)
     splits.check(split, groups, labels, dataset.class_names)
@@ -111,6 +114,9 @@ def training_batches(data, *, batch, seed, epoch, device, workers=1):
     visit = order(len(rows), seed, epoch)
     chunks = [visit[start:start + batch] for start in range(0, len(visit), batch)]
     chunks = [chunk for chunk in chunks if len(chunk) > 1]
+    if not chunks:
+        raise UserError(f"no batch of two images: {len(rows)} training images in batches of {batch}",
+                        "Give a larger --batch or more images.")
 
     def load(chunk):
         draws = augment.draw(seed, epoch, rows[chunk])

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import errno
+import importlib
 import os
 import sys
 
@@ -18,25 +19,34 @@ class UserError(Exception):
         return f"error: {self.message}" + (f"\n{self.hint}" if self.hint else "")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to a help text, where there is one and the text does not say it already."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or action.default == [] or "default:" in action.help:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that answers a wrong option with its nearest match."""
 
     def __init__(self, **kwargs):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                         allow_abbrev=False, **kwargs)
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
 
     def error(self, message):
         hint = f"`python {self.prog} --help` lists every option."
         if message.startswith("unrecognized arguments: "):
-            word = message.split(": ", 1)[1].split()[0].split("=")[0]
-            hint = nearest(word, self._option_string_actions) or hint
+            words = message.split(": ", 1)[1].split()
+            flag = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
+            hint = nearest(flag, self._option_string_actions) or hint
         raise UserError(message, hint)
 
 
-def nearest(name, known, quote=""):
+def nearest(name, known):
     """'did you mean X?' for the nearest of `known`, or ''."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"did you mean {quote}{close[0]}{quote}?" if close else ""
+    close = difflib.get_close_matches(str(name).lower(), [str(k) for k in known], n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def listing(items, most=5):
@@ -46,40 +56,52 @@ def listing(items, most=5):
     return ", ".join(items[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
+
 def run(main, *users):
     """Run a script's main(): the exit status is 2 for a user's error, 130 for Ctrl-C.
 
     users: further exception classes that are of the user's making.
     """
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a name that a Windows pipe cannot encode
+        stream.reconfigure(errors="backslashreplace")
     try:
         main()
+        if sys.stdout:
+            sys.stdout.flush()  # here, where a closed pipe can still be met
     except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        _stop(error)
     except users as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(UserError(str(error)))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # `... | head` closed our output: nothing is wrong
+    except BrokenPipeError:  # `... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else None)
-        if not full and not isinstance(error, (PermissionError, IsADirectoryError, NotADirectoryError)):
+        if error.errno not in FULL | NO_PLACE:
             raise
-        where = f": {error.filename}" if error.filename else ""
         hint = ("Free some space and give the same command again: it goes on from the last epoch."
-                if full else "Choose a place you can write to with --out or --cache.")
-        print(UserError(f"{error.strerror.lower()}{where}", hint), file=sys.stderr)
-        sys.exit(2)
+                if error.errno in FULL else "Check that place, or choose another with --out or --cache.")
+        where = f": {error.filename}" if error.filename else ""
+        _stop(UserError(f"{error.strerror.lower()}{where}", hint))
+
+
+def _stop(error):
+    print(error, file=sys.stderr)
+    sys.exit(2)
 
 
 def need(module, extra):
     """Import an optional package, or say which extra installs it."""
-    import importlib
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(f"this needs the package {module.split('.')[0]}, which is not installed",
+        package = module.split(".")[0]
+        if error.name and error.name.split(".")[0] != package:
+            raise  # it is there, and broken: its own words help more
+        raise UserError(f"this needs the package {package}, which is not installed",
                         f'pip install -e ".[{extra}]"') from error

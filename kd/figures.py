@@ -60,7 +60,7 @@ def _svg(draw):
             matplotlib.rcParams.update(_STYLE)
             figure, text = canvas(layout="constrained", dpi=72), io.StringIO()
             draw(figure, *args, **options)
-            figure.savefig(text, format="svg", transparent=True)
+            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
         return _inline(text.getvalue(), alt)
     return drawing
 
@@ -120,7 +120,7 @@ def forest(figure, rows, reference=None, narrow=False):
         numbers.append(value)
         axes.axvline(value, color=LIGHT["muted"], linewidth=1.25, linestyle=(0, (4, 3)), zorder=.5)
         axes.annotate(f"{name} {value:.3f}", (value, 1), xycoords=("data", "axes fraction"),
-                      xytext=(0, 6), textcoords="offset points", ha="center", color=LIGHT["muted"])
+                      xytext=(0, 6), textcoords="offset points", color=LIGHT["muted"])
     numbers = [number for number in numbers if np.isfinite(number)] or [0, 1]
     room = .06 * (max(numbers) - min(numbers)) + .01
     axes.set_xlim(max(0, min(numbers) - room), min(1, max(numbers) + room))
@@ -143,11 +143,12 @@ def confusion(figure, matrix, class_names):
     A zero is left blank, and so are all counts beyond 15 classes, where they would not be legible.
     """
     from matplotlib.patches import Rectangle
-    matrix, names = np.asarray(matrix), [label(name, 14) for name in class_names]
+    matrix, names = np.asarray(matrix), [label(name, 18) for name in class_names]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count, longest = len(matrix), max(map(len, names))
     side = min(max(42 * count, 190), 588)
-    figure.set_size_inches((side + 7 * longest + 40) / 72, (side + 7 * longest * (longest > 5) + 50) / 72)
+    room = 7 * longest
+    figure.set_size_inches((side + room + 40) / 72, (side + room * (longest > 5) + 50) / 72)
     axes = figure.add_subplot(aspect="equal")
     for row, column in zip(*np.nonzero(matrix)):
         # At three quarters of full blue the ink is legible on it, in light and in dark.
@@ -190,8 +191,8 @@ def curves(figure, seeds, kind, top=1, last=None):
         score_axes.plot(epochs, scores, **look)
         loss_axes.plot(epochs, losses, **look)
         if best is not None:
-            score_axes.plot([epochs[best]], [scores[best]], MARKERS[kind], color=LIGHT[kind], markersize=8,
-                            markeredgewidth=2, markerfacecolor=LIGHT["paper"])
+            score_axes.plot([epochs[best]], [scores[best]], MARKERS[kind], color=LIGHT[kind],
+                            markersize=8, markeredgewidth=2, markerfacecolor=LIGHT["paper"])
             ends.append(([score for score in scores if np.isfinite(score)][-1], i, style, name))
     ends = sorted(ends) if len(seeds) > 1 else []
     for height, (_, _, style, name) in zip(_apart([end[0] for end in ends], .13 * top), ends):

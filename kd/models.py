@@ -110,28 +110,31 @@ class Reader:
 
     stages: module paths whose outputs [N, C, H, W] are kept in `features`.
     head: module path whose input [N, D] is kept in `pooled`.
+    Nothing is kept when the network is called by itself.
     """
 
     def __init__(self, model, stages=(), head=None):
-        self.model, self.features, self.pooled = model, [], None
+        self.model, self.features, self.pooled, self._reading = model, [], None, False
         modules = dict(model.named_modules())
-        self.handles = [modules[path].register_forward_hook(self._keep_feature) for path in stages]
+        for path in stages:
+            modules[path].register_forward_hook(self._keep_feature)
         if head is not None:
-            self.handles.append(modules[head].register_forward_pre_hook(self._keep_pooled))
+            modules[head].register_forward_pre_hook(self._keep_pooled)
 
     def _keep_feature(self, module, inputs, output):
-        self.features.append(output)
+        if self._reading:
+            self.features.append(output)
 
     def _keep_pooled(self, module, inputs):
-        self.pooled = inputs[0].flatten(1)
+        if self._reading:
+            self.pooled = inputs[0].flatten(1)
 
     def __call__(self, images):
-        self.features = []
-        return self.model(images)
-
-    def close(self):
-        for handle in self.handles:
-            handle.remove()
+        self.features, self._reading = [], True
+        try:
+            return self.model(images)
+        finally:
+            self._reading = False
 
 
 def check_input(model, arch, size):

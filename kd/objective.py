@@ -3,7 +3,10 @@
     loss = alpha * hard + (1 - alpha) * soft + beta * attention + sum(weight_i * term_i)
 """
 
+import functools
 import inspect
+import re
+import sys
 from dataclasses import dataclass
 
 import yaml
@@ -26,37 +29,87 @@ class Term:
 
     @property
     def needs(self):
+        """Those of NEEDS that the loss has as parameters; an error where it has others."""
         call = self.loss.forward if inspect.isclass(self.loss) else self.loss
-        return [name for name in inspect.signature(call).parameters if name in NEEDS]
+        names = [key for key, parameter in inspect.signature(call).parameters.items()
+                 if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and key != "self"]
+        for name in set(names) - set(NEEDS):
+            raise UserError(f"the loss {self.name} asks for {name!r}, which nothing gives"
+                            + (f"; {nearest(name, NEEDS)}" if nearest(name, NEEDS) else ""),
+                            f"There are: {', '.join(NEEDS)}. Hyperparameters stand after a *.")
+        return names
 
     def __str__(self):
         inside = ", ".join(f"{key}={value}" for key, value in self.hyperparameters.items())
         return f"{self.weight:g} * {self.name}" + (f"({inside})" if inside else "")
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML that takes 1e-3 for the number it is (YAML 1.1 wants 1.0e-3)."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+                              list("-+0123456789"))
+
+
 def parse_spec(spec):
-    """`focal,gamma=1.5` -> ("focal", {"gamma": 1.5})."""
-    name, *pairs = spec.split(",")
+    """`focal,gamma=1.5` -> ("focal", {"gamma": 1.5}). A list of values stands in brackets."""
+    name, *pairs = re.split(r",(?![^\[]*\])", spec)
     options = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
+        key, equals, text = pair.partition("=")
+        key = key.strip()
+        try:
+            value = yaml.load(text, _Loader)
+        except (yaml.YAMLError, ValueError):
+            equals = ""
         if not equals or not key:
             raise UserError(f"cannot read {pair!r} in {spec!r}", "Write NAME,key=value,key=value.")
-        options[key.strip()] = yaml.safe_load(value)
+        if key in options:
+            raise UserError(f"{key} is given twice in {spec!r}")
+        options[key] = value
     return name.strip(), options
 
 
 def check_options(function, options, name):
-    """The keyword-only parameters of `function` with their defaults, overridden by `options`."""
-    defaults = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()
-                if parameter.kind is parameter.KEYWORD_ONLY}
+    """The keyword-only parameters of `function` with their defaults, overridden by `options`.
+
+    A value has the type of the default that it replaces, and numbers are finite.
+    """
+    known = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()
+             if parameter.kind is parameter.KEYWORD_ONLY}
+    result = dict(known)
     for key, value in options.items():
-        if key not in defaults:
-            raise UserError(f"{name} has no option {key!r}", nearest(key, defaults)
-                            or f"It has: {', '.join(defaults) or 'none'}.")
-        if isinstance(defaults[key], (int, float)) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise UserError(f"{name}: {key} is a number, not {value!r}")
-    return {**defaults, **options}
+        if key not in known:
+            raise UserError(f"{name} has no option {key!r}", nearest(key, known)
+                            or f"It has: {', '.join(known) or 'none'}.")
+        try:
+            result[key] = _like(known[key], value)
+        except ValueError as error:
+            raise UserError(f"{name}: {key} is {error}, not {value!r}") from None
+    return result
+
+
+def _like(default, value):
+    """`value` in the type of `default`; ValueError says what it should be."""
+    kind = type(default)
+    number = (isinstance(value, (int, float)) and not isinstance(value, bool)
+              and abs(value) <= sys.float_info.max)  # False for NaN and infinity
+    if kind is float:
+        fits, words = number, "a number"
+    elif kind is int:
+        fits, words = number and value == int(value), "a whole number"
+    elif kind in (bool, str):
+        fits, words = isinstance(value, kind), {bool: "true or false", str: "text"}[kind]
+    elif kind in (list, tuple):
+        fits, words = isinstance(value, (list, tuple)), "a list like [1, 2]"
+        if fits and default:
+            value = [_like(default[0], item) for item in value]
+    else:  # no default, or None: the loss knows what it takes
+        return value
+    if not fits:
+        raise ValueError(words)
+    return kind(value)
 
 
 class Objective(nn.Module):
@@ -68,12 +121,11 @@ class Objective(nn.Module):
 
     def __init__(self, terms, shapes=None):
         super().__init__()
-        names = [term.name for term in terms]
-        if len(set(names)) < len(names):
-            raise UserError(f"a loss is named twice: {', '.join(names)}")
         self.terms = terms
-        self.learnable = nn.ModuleDict({term.name: term.loss(shapes, **term.hyperparameters)
-                                        for term in terms if inspect.isclass(term.loss)})
+        self.losses = [term.loss(shapes, **term.hyperparameters) if inspect.isclass(term.loss)
+                       else functools.partial(term.loss, **term.hyperparameters) for term in terms]
+        self.needs = [term.needs for term in terms]
+        self.learnable = nn.ModuleList(loss for loss in self.losses if isinstance(loss, nn.Module))
 
     @property
     def formula(self):
@@ -82,12 +134,8 @@ class Objective(nn.Module):
     def forward(self, given):
         """given: what NEEDS names. Returns the loss and {term name: unweighted value}, detached."""
         total, values = 0.0, {}
-        for term in self.terms:
-            arguments = {need: given[need] for need in term.needs}
-            if term.name in self.learnable:
-                value = self.learnable[term.name](**arguments)
-            else:
-                value = term.loss(**arguments, **term.hyperparameters)
+        for term, loss, needs in zip(self.terms, self.losses, self.needs):
+            value = loss(**{need: given[need] for need in needs})
             total = total + term.weight * value
             values[term.name] = value.detach()
         return total, values
@@ -99,33 +147,49 @@ def plan(options, find):
     options: hard, and for a student alpha, temperature, beta, soft, term (a list) and
     stage_weights. find(name) gives a registered loss.
     """
+    own_flags = {"kd": {"temperature": "--temperature"}, "at": {"weights": "--stage-weights"}}
     terms = []
 
-    def add(spec, weight, **fixed):
+    def add(spec, weight, flag):
         name, given = parse_spec(spec)
-        clash = sorted(set(given) & set(fixed))
-        if clash:
-            raise UserError(f"{clash[0]} of {name} has an option of its own",
-                            f"Give --{'stage-weights' if clash[0] == 'weights' else clash[0]}.")
+        for key, own in own_flags.get(name, {}).items():
+            value = options.get(own[2:].replace("-", "_"))
+            if key in given:
+                raise UserError(f"{key} of {name} has an option of its own", f"Give {own}.")
+            if value is not None:
+                given[key] = value
         loss = find(name)
-        terms.append(Term(name, weight, loss, check_options(loss, {**given, **fixed}, name)))
+        hyperparameters = check_options(loss, given, name)
+        lacking = [key for key, value in hyperparameters.items() if value is inspect.Parameter.empty]
+        if lacking:
+            raise UserError(f"{name} needs {', '.join(lacking)}", f"Write {name},{lacking[0]}=value.")
+        term = Term(name, weight, loss, hyperparameters)
+        taught = any(need.startswith("teacher_") for need in term.needs)
+        if flag == "--hard" and taught:
+            raise UserError(f"--hard {name} reads a teacher", f"--hard is a loss on labels; give --soft {name}.")
+        if flag == "--soft" and not taught:
+            raise UserError(f"--soft {name} reads no teacher", f"--soft is a loss on its logits; give --hard {name}.")
+        if name in [other.name for other in terms]:
+            raise UserError(f"the loss {name} is named twice, now with {flag}")
+        terms.append(term)
 
     alpha = options.get("alpha", 1.0)
     if alpha:
-        add(options["hard"], alpha)
+        add(options["hard"], alpha, "--hard")
     if alpha < 1:
-        soft = options["soft"]
-        add(soft, 1 - alpha, **({"temperature": options["temperature"]} if soft.split(",")[0] == "kd" else {}))
+        add(options["soft"], 1 - alpha, "--soft")
     if options.get("beta"):
-        add("at", options["beta"], weights=tuple(options["stage_weights"]))
+        add("at", options["beta"], "--beta")
     for spec in options.get("term") or ():
         head, comma, rest = spec.partition(",")
-        name, _, weight = head.partition("=")
+        name, _, text = head.partition("=")
         try:
-            weight = float(weight)
+            weight = float(text)
         except ValueError:
-            raise UserError(f"cannot read the weight in --term {spec}", "Write NAME=WEIGHT,key=value.") from None
-        add(name + comma + rest, weight)
+            weight = 0.0
+        if not 0 < weight <= sys.float_info.max:
+            raise UserError(f"cannot read a weight above 0 in --term {spec}", "Write NAME=WEIGHT,key=value.")
+        add(name + comma + rest, weight, "--term")
     return terms
 
 
@@ -135,8 +199,8 @@ def needed(terms):
 
 
 def method(options):
-    """`alone`, or the names of what the teacher gives, as in kd_at."""
-    parts = [options["soft"].split(",")[0]] if options["alpha"] < 1 else []
+    """`alone`, or the names of the losses beside the hard one, as in kd_at; fit for a folder's name."""
+    parts = [parse_spec(options["soft"])[0]] if options["alpha"] < 1 else []
     parts += ["at"] if options["beta"] else []
-    parts += [spec.split("=")[0] for spec in options["term"] or ()]
-    return "_".join(parts) or "alone"
+    parts += [spec.split("=")[0].strip() for spec in options["term"] or ()]
+    return "_".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts) or "alone"

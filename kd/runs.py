@@ -8,6 +8,8 @@ import math
 import os
 import socket
 import tempfile
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +34,31 @@ def atomic(path, mode="wb"):
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_UMASK)  # mkstemp gives 0600
-        os.replace(temporary, path)
-    except BaseException:
+        _replace(temporary, path)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            error = error.__context__  # torch.save wraps a full disk
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise error
 
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
+
+
+def _replace(temporary, path):
+    """os.replace; on Windows a scanner or a reader may hold a file for a moment."""
+    for wait in (0.02, 0.1, 0.5, 2):
+        try:
+            return os.replace(temporary, path)
+        except PermissionError:
+            if os.name != "nt":
+                raise
+            time.sleep(wait)
+    os.replace(temporary, path)
 
 
 def write_text(path, text):
@@ -65,11 +83,23 @@ def _plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path):
+@contextlib.contextmanager
+def _reading(path):
+    """Whatever makes a file unreadable becomes one line about it."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        yield
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {path}: it is not text in UTF-8") from error
+    except Exception as error:  # parsers of foreign files raise anything
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"cannot read {path}: {' '.join(reason.split())[:300]}") from error
+
+
+def read_json(path):
+    with _reading(path):
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
 def write_yaml(path, data):
@@ -77,11 +107,9 @@ def write_yaml(path, data):
 
 
 def read_yaml(path):
-    """A YAML file that holds a mapping."""
-    try:
+    """A YAML file that holds a mapping; an empty one is an empty mapping."""
+    with _reading(path):
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -101,18 +129,18 @@ def write_csv(path, rows, columns=None):
 
 def read_csv(path, required=()):
     """A CSV as a list of dicts of strings; a missing column is an error that names it."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    with _reading(path), open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        rows, columns = list(reader), reader.fieldnames or []
     missing = [column for column in required if column not in columns]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}",
                         f"It has: {', '.join(columns) or 'nothing'}.")
     if any(row[column] is None for row in rows for column in required):
         raise UserError(f"{path} has rows that are shorter than its header")
+    if any(any(row.pop(None, ())) for row in rows):  # empty cells at the end are no harm
+        raise UserError(f"{path} has rows that are longer than its header",
+                        "Text that holds a comma stands in double quotes.")
     return rows
 
 
@@ -123,17 +151,18 @@ def write_npz(path, **arrays):
 
 def read_npz(path, required=()):
     """The arrays of a .npz file. Pickled objects are never loaded."""
-    import zipfile
-    import zlib
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise ValueError("it is a single array, not an .npz of named arrays")
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = ("it holds pickled objects, which can run code and are not loaded"
-                  if "pickle" in str(error).lower() else str(error))
-        raise UserError(f"cannot read {path}: {reason}") from error
+    with _reading(path), open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no .npz of named arrays, or not a whole one")
+        file.seek(0)
+        try:
+            arrays = dict(np.load(file, allow_pickle=False))
+        except ValueError as error:
+            if "allow_pickle" in str(error):
+                raise ValueError("it holds pickled objects, which can run code and are not loaded") from None
+            raise
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise ValueError("it holds other files than arrays")
     missing = [name for name in required if name not in arrays]
     if missing:
         raise UserError(f"{path} has no array {', '.join(missing)}",
@@ -150,12 +179,14 @@ def lock(path, wait=False, what="this folder"):
     from filelock import FileLock, Timeout  # torch brings it; an edge box locks nothing
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    owner = path.with_name(path.name + ".owner")
+    owner = path.with_name(path.name + ".owner")  # Windows lets nobody read the locked file itself
     guard = FileLock(path)
     try:
         guard.acquire(timeout=0)
     except Timeout:
-        holder = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+        holder = "another process"
+        with contextlib.suppress(OSError):
+            holder = owner.read_text(encoding="utf-8")
         if not wait:
             raise UserError(f"{what} is being written by {holder}",
                             "Wait until it has ended, or choose another --name or --study.") from None
@@ -170,29 +201,30 @@ def lock(path, wait=False, what="this folder"):
         guard.release()
 
 
+TEST = Path("predictions", "test.npz")  # what training writes last
+
+
 def finished(run):
-    """Whether training in this folder has ended: test predictions are what it writes last."""
-    return (Path(run) / "predictions" / "test.npz").is_file()
+    """Whether training in this seed's folder has ended."""
+    return (Path(run) / TEST).is_file()
 
 
 def is_run(path):
-    """Whether `path` is a folder with a finished run in or below it."""
-    return any(Path(path).glob("**/predictions/test.npz"))
+    """Whether there is a finished run at or below `path`."""
+    return any(Path(path).glob(f"**/{TEST.as_posix()}"))
 
 
 def find(path):
-    """The seed folders at or below `path` that hold predictions, sorted by path."""
+    """The folders of finished runs at or below `path`, sorted."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no such folder: {path}")
-    runs = sorted({file.parents[1] for file in path.glob("**/predictions/test.npz")})
+    runs = sorted({file.parents[1] for file in path.glob(f"**/{TEST.as_posix()}")})
     if not runs:
-        raise UserError(f"no finished run at or below {path}",
-                        "A run is finished when it has predictions/test.npz.")
+        raise UserError(f"no finished run at or below {path}", f"A run is finished when it has {TEST.as_posix()}.")
     return runs
 
 
 def describe(run):
     """(study, model, seed) of a run folder, read from its place in the tree."""
-    run = Path(run).resolve()
-    return run.parents[1].name, run.parent.name, run.name
+    return ("", "", *Path(run).resolve().parts)[-3:]

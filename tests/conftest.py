@@ -23,3 +23,10 @@ def real_data():
     if not folder.is_dir():
         pytest.skip("no real data here; set KD_TEST_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """For tests of training: the page is drawn in tests of its own."""
+    import report
+    monkeypatch.setattr(report, "main", lambda argv: None)

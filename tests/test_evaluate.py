@@ -121,7 +121,7 @@ def test_different_test_sets_are_told_apart(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("changes, words", [
-    ({"test__ids": np.array(["val3", *map(str, range(89))])}, "validation and test share 1 images: val3"),
+    ({"test__ids": np.array(["val3", *map(str, range(89))])}, "validation and test share 1 images"),
     ({"test__ids": np.array(["train3", *map(str, range(89))])}, "test and training share 1 images"),
     ({"test__groups": np.array(["val-lesion3"] * 90)}, "validation and test share 1 groups: val-"),
     ({"test__groups": np.array(["train-lesion1"] * 90)}, "test and training share 1 groups"),

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from kd.dataset import Dataset
 from kd.errors import UserError, listing
-from kd.image import SUFFIXES
+from kd.image import SUFFIXES, find
 from kd.runs import read_csv
 from kd.splits import NAMES
 from registry import register
+
+LIKE_SPLITS = {*NAMES, "training", "valid", "validation", "testing"}
 
 
 @register("dataset", "folder")
@@ -19,18 +21,19 @@ def folder(root, *, groups=None):
     if not root.is_dir():
         raise UserError(f"no such folder: {root}")
     inside = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    official = inside & set(NAMES)
-    if official and inside != set(NAMES):
-        raise UserError(f"{root} has {', '.join(sorted(official))} but not exactly train, val and test",
-                        "Bring all three and nothing beside them, or class folders alone to have them split.")
+    official = inside == set(NAMES)
+    splits = sorted(name for name in inside if name.lower() in LIKE_SPLITS)
+    if splits and not official:
+        raise UserError(f"{root} has {', '.join(splits)} but not exactly train, val and test",
+                        "Bring all three under these names and nothing beside them, "
+                        "or class folders alone to have them split.")
     tops = [root / name for name in NAMES] if official else [root]
     classes = sorted({path.name for top in tops for path in top.iterdir()
                       if path.is_dir() and not path.name.startswith(".")})
     if len(classes) < 2:
         raise UserError(f"{root} has {len(classes)} class folders, and at least two are needed",
                         "Put the images of each class into a folder named after it.")
-    paths = [path for top in tops for name in classes for path in sorted((top / name).rglob("*"))
-             if path.suffix.lower() in SUFFIXES and path.is_file()]
+    paths = [path for top in tops for name in classes for path in find(top / name)]
     parts = [path.relative_to(root).parts for path in paths]
     depth = 1 if official else 0
     empty = sorted(set(classes) - {part[depth] for part in parts})
@@ -47,7 +50,11 @@ def folder(root, *, groups=None):
 
 def _groups(path, ids):
     """The group of each image, from a CSV whose id is the path below the root."""
-    known = {row["id"].replace("\\", "/"): row["group"] for row in read_csv(path, required=("id", "group"))}
+    known = {}
+    for row in read_csv(path, required=("id", "group")):
+        name = row["id"].replace("\\", "/").removeprefix("./")
+        if known.setdefault(name, row["group"]) != row["group"]:
+            raise UserError(f"{path} puts {name} into two groups: {known[name]} and {row['group']}")
     missing = [i for i in ids if i not in known]
     if missing:
         raise UserError(f"{path} has no group for {len(missing)} of {len(ids)} images: {listing(missing)}",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from kd.dataset import Dataset
 from kd.errors import UserError, listing
-from kd.image import SUFFIXES
+from kd.image import find
 from kd.runs import read_csv
 from registry import register
 
@@ -29,19 +29,20 @@ def ham10000(root):
     if unknown:
         raise UserError(f"{found[0]}: unknown diagnosis {listing(unknown)}", f"Known are {', '.join(CLASSES)}.")
     files = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and ".kd_cache" not in path.parts:
-            files.setdefault(path.stem, []).append(path)
+    for path in find(root):
+        files.setdefault(path.stem, []).append(path)
     ids = [row["image_id"] for row in rows]
     if not any(i in files for i in ids):
-        raise UserError(f"none of the {len(ids)} images of {found[0].name} is below {root}")
-    twice = [i for i in ids if len(files.get(i, ())) > 1]
-    if twice:
-        paths = " and ".join(str(path.relative_to(root)) for path in files[twice[0]])
-        raise UserError(f"{len(twice)} images are there twice: {listing(twice)} ({paths})",
-                        "Keep one copy of each below --root.")
+        raise UserError(f"none of the {len(ids)} images of {found[0].name} is below {root}",
+                        "--root is the folder that holds both.")
+
+    def image(name):
+        paths = files.get(name, [root / f"{name}.jpg"])  # a missing file is reported by the cache
+        if len(paths) > 1:
+            return UserError(f"there twice: {' and '.join(path.relative_to(root).as_posix() for path in paths)}")
+        return paths[0]
+
     return Dataset(
-        "ham10000", CLASSES, ids=ids,
-        images=[files.get(i, [root / f"{i}.jpg"])[0] for i in ids],  # a missing file is reported by the cache
+        "ham10000", CLASSES, ids=ids, images=[image(i) for i in ids],
         labels=[CLASSES.index(row["dx"]) for row in rows],
         groups=[row["lesion_id"] for row in rows])

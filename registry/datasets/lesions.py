@@ -100,12 +100,11 @@ class View:
         cos, sin = np.cos(angle), np.sin(angle)
         self.turn = np.array([[cos, -sin], [sin, cos]]) * [1, rng.choice([-1, 1])]
 
-    def offset(self, centre=(0, 0)):
-        """Lesion coordinates of every pixel, from `centre`: two [side, side]."""
+    def coordinates(self):
+        """Lesion coordinates of every pixel: two [side, side]."""
         x, y = (self.axis - np.float32(s) for s in self.shift)
         a = np.float32(self.turn / self.scale)
-        return (a[0, 0] * x + a[1, 0] * y[:, None] - np.float32(centre[0]),
-                a[0, 1] * x + a[1, 1] * y[:, None] - np.float32(centre[1]))
+        return a[0, 0] * x + a[1, 0] * y[:, None], a[0, 1] * x + a[1, 1] * y[:, None]
 
     def field(self, rng, frequency, spread=0.3, waves=16):
         """A smooth random field [side, side], mean 0, variance 1: a sum of plane waves.
@@ -164,7 +163,7 @@ def _shape(view, rng, radius, asymmetry, notches, edge, longest=1.5):
     asymmetry and notches: how far slow and quick waves move the border, in radii; edge: its
     width in radii.
     """
-    u, v = view.offset()
+    u, v = view.coordinates()
     stretch = np.float32(np.sqrt(rng.uniform(1, longest)))
     inside = 1 - np.sqrt((u * stretch) ** 2 + (v / stretch) ** 2) / np.float32(radius)
     inside += np.float32(asymmetry) * view.field(rng, 0.55 / radius, waves=10)
@@ -212,8 +211,8 @@ def _nv(view, rng):
 def _mel(view, rng):
     """Melanoma: asymmetric, notched, of several colours, with a broken network and streaks."""
     radius = rng.uniform(0.35, 0.8)
-    inside, mask = _shape(view, rng, radius, rng.uniform(0.08, 0.32), rng.uniform(0.02, 0.11),
-                          rng.uniform(0.05, 0.16), 1.8)
+    _, mask = _shape(view, rng, radius, rng.uniform(0.08, 0.32), rng.uniform(0.02, 0.11),
+                     rng.uniform(0.05, 0.16), 1.8)
     depth = rng.gamma(8, 0.15)
     slow = view.field(rng, 0.9 / radius, waves=10)
     patch = sigmoid(4 * (slow - rng.uniform(-0.6, 0.8)))
@@ -223,7 +222,7 @@ def _mel(view, rng):
     angle = rng.normal(rng.uniform(0, 6.3), rng.uniform(0.3, 1), rng.integers(4, 16))
     reach = radius * np.linspace(0.8, rng.uniform(1.0, 1.25), 7)
     rays = np.stack([np.outer(np.cos(angle), reach).ravel(), np.outer(np.sin(angle), reach).ravel()], 1)
-    brown += depth * rng.uniform(0, 0.6) * np.minimum(view.dots(rays, 0.02), 1)
+    brown += depth * rng.uniform(0, 0.45) * np.minimum(view.dots(rays, 0.02), 1)
     spots = _scatter(rng, rng.integers(3, 18), radius)
     brown += mask * rng.uniform(0, 1) * view.dots(spots, rng.uniform(0.02, 0.045, len(spots)))
     veil = rng.gamma(1.2, 0.4) * sigmoid(4 * (view.field(rng, 0.8 / radius, waves=10) - 0.4))
@@ -234,8 +233,8 @@ def _mel(view, rng):
 def _bkl(view, rng):
     """Benign keratosis: waxy tan plaque, cut off sharply, with white cysts and dark plugs."""
     radius = rng.uniform(0.3, 0.75)
-    inside, mask = _shape(view, rng, radius, rng.uniform(0.05, 0.3), rng.uniform(0.02, 0.13),
-                          rng.uniform(0.025, 0.1), 1.7)
+    _, mask = _shape(view, rng, radius, rng.uniform(0.05, 0.3), rng.uniform(0.02, 0.13),
+                     rng.uniform(0.025, 0.1), 1.7)
     depth = rng.gamma(6, 0.14)
     wax = view.field(rng, rng.uniform(2.5, 4.5), 0.4)
     furrows = rng.uniform(0, 0.7) * _network(view, rng, rng.uniform(2, 4), 0.3, 0.3)
@@ -251,8 +250,8 @@ def _bkl(view, rng):
 def _bcc(view, rng):
     """Basal cell carcinoma: pearly pink, branching vessels, blue-grey nests, a small ulcer."""
     radius = rng.uniform(0.3, 0.7)
-    inside, mask = _shape(view, rng, radius, rng.uniform(0.1, 0.35), rng.uniform(0.02, 0.1),
-                          rng.uniform(0.12, 0.3), 1.7)
+    _, mask = _shape(view, rng, radius, rng.uniform(0.1, 0.35), rng.uniform(0.02, 0.1),
+                     rng.uniform(0.12, 0.3), 1.7)
     tree = _vessels(rng, radius, rng.integers(2, 9))
     vessels = np.minimum(view.dots(tree, rng.uniform(0.008, 0.014)), 1.2)
     blood = mask * (rng.uniform(0.1, 0.55) + 0.12 * view.field(rng, 2)) + rng.uniform(0.2, 0.8) * vessels
@@ -269,8 +268,8 @@ def _bcc(view, rng):
 def _akiec(view, rng):
     """Actinic keratosis, Bowen's disease: scaly red, pale follicles in a red net, no clear border."""
     radius = rng.uniform(0.45, 0.95)
-    inside, mask = _shape(view, rng, radius, rng.uniform(0.1, 0.35), rng.uniform(0.05, 0.15),
-                          rng.uniform(0.15, 0.4), 1.6)
+    _, mask = _shape(view, rng, radius, rng.uniform(0.1, 0.35), rng.uniform(0.05, 0.15),
+                     rng.uniform(0.15, 0.4), 1.6)
     cells = sigmoid(3 * (np.abs(view.field(rng, rng.uniform(3.5, 5.5), 0.3)) - 0.9))
     net = rng.uniform(0.1, 0.6) * (1 - 2 * cells)
     blood = mask * rng.uniform(0.35, 0.85) * np.maximum(0.8 + net + 0.2 * view.field(rng, 2), 0)
@@ -289,7 +288,7 @@ def _df(view, rng):
     core = sigmoid((inside - rng.uniform(0.45, 0.65) + 0.12 * view.field(rng, 3)) * 9)
     net = _network(view, rng, rng.uniform(6, 9), 0.15, 0.6)
     brown = mask * (1 - 0.85 * core) * rng.gamma(5, 0.13) * (0.6 + rng.uniform(0.2, 0.6) * net)
-    blood = mask * rng.gamma(2, 0.16) * (1 + 0.2 * view.field(rng, 2))
+    blood = mask * rng.gamma(2, 0.11) * (1 + 0.2 * view.field(rng, 2))
     return brown, mask * rng.gamma(1, 0.08), np.maximum(blood, 0), core * rng.uniform(0.25, 0.75)
 
 
@@ -301,7 +300,7 @@ def _vasc(view, rng):
     width = radius * rng.uniform(0.5, 0.8, 1) if count == 1 else rng.uniform(0.035, 0.1, count)
     pool = sigmoid(rng.uniform(5, 14) * (view.dots(place, width) + 0.04 * view.field(rng, 3) - 0.55))
     tint = rng.uniform(0, 1) ** 2
-    depth = rng.gamma(8, 0.14) * (1 + 0.15 * view.field(rng, 2.5))
+    depth = rng.gamma(8, 0.13) * (1 + 0.15 * view.field(rng, 2.5))
     halo = rng.uniform(0, 0.35) * view.dots([[0, 0]], 0.8 * radius)
     veil = rng.uniform(0, 0.3) * pool * sigmoid(2 * view.field(rng, 1.8))
     return (pool * rng.gamma(1.5, 0.15), pool * depth * tint,
@@ -312,7 +311,7 @@ CLASSES = {"akiec": _akiec, "bcc": _bcc, "bkl": _bkl, "df": _df, "mel": _mel, "n
 
 
 def _skin(view, rng):
-    """The bare skin around and under the lesion: its tone [3], 0 to 1, and (brown, blood) maps."""
+    """The bare skin around and under the lesion: tone [3], 0 to 1, and maps of brown and blood."""
     tone = rng.dirichlet(np.full(len(SKINS), 0.35)) @ SKINS
     spots = _scatter(rng, rng.poisson(1.5), 1.4)
     brown = rng.uniform(0.1, 0.5) * view.dots(spots, rng.uniform(0.03, 0.12, len(spots)))
@@ -342,7 +341,7 @@ def _photograph(view, rng, tone, brown, blue, blood, white):
 
     x, y = view.axis, view.axis[:, None]
     light = rng.uniform(0.85, 1.12) + rng.normal(0, 0.05) * x + rng.normal(0, 0.05) * y
-    if rng.random() < 0.2:
+    if rng.random() < 0.12:
         r = np.hypot(x - rng.normal(0, 0.06), y - rng.normal(0, 0.06))
         light *= sigmoid((rng.uniform(1.05, 1.35) - r) / rng.uniform(0.015, 0.08))
     picture *= light

@@ -1,0 +1,37 @@
+"""Parts for tests: a small learnable data set, and runs that take a second."""
+
+import numpy as np
+
+import registry
+from kd import config, dataset, objective, training
+from kd import data as kd_data
+
+
+def data(count=96, classes=3, size=32, seed=0, split_seed=0, folder=None, name="squares"):
+    """Kd Data of grey noise with a square whose colour is the class; two images a group."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) // 2 % classes
+    images = rng.integers(90, 160, (count, size, size, 3)).astype(np.uint8)
+    for image, label in zip(images, labels):
+        top, left = rng.integers(4, size - 16, 2)
+        image[top:top + 12, left:left + 12, label % 3] = 250
+    found = dataset.Dataset(name, [f"class {k}" for k in range(classes)], list(images),
+                            [f"i{k}" for k in range(count)], labels, groups=[f"g{k // 2}" for k in range(count)],
+                            version=f"{count} {classes} {size} {seed}")
+    return kd_data.prepare(found, size=size, split_seed=split_seed, cache_folder=folder)
+
+
+def options(*argv):
+    """Options of distill.py as a run has them, resolved for `data`."""
+    import distill
+    result = config.parse(distill.parser(), ["--student", "tiny", "--epochs", "2", "--batch", "16", "--workers", "0",
+                                             *argv])
+    return {**result, "stem": "small", "device": "cpu", "precision": "fp32", "size": 32}
+
+
+def terms(options):
+    return objective.plan(options, lambda name: registry.get("loss", name).make)
+
+
+def network(options, data, seed=0, arch="tiny"):
+    return training.new_network(arch, data, options, seed, registry)

@@ -1,0 +1,241 @@
+"""Faults found in published distillation code; each test fails when the fault is put in."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import distill
+import registry
+import small
+import train_teacher
+from kd import checkpoint, engine, models, objective, training
+from kd.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+
+class Recorder(nn.Module):
+    """A network that notes what it was shown, and whether it was in train mode."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5),
+                                  nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(4, classes)
+        self.inputs, self.modes = [], []
+
+    def forward(self, images):
+        self.inputs.append(images.detach().clone())
+        self.modes.append(self.training)
+        return self.head(self.body(images))
+
+
+@pytest.fixture
+def setting(tmp_path):
+    data = small.data(folder=tmp_path)
+    options = small.options("--alpha", "0.5")
+    torch.manual_seed(0)
+    student, teacher = (models.Network(Recorder(3), name, "small") for name in ("student", "teacher"))
+    teacher.model.train()  # as it comes from a constructor
+    step = engine.Step(student, teacher, small.terms(options), data, options, torch.device("cpu"), "fp32")
+    return step, student.model, teacher.model, data, options
+
+
+def epochs(step, data, options, count=2):
+    for epoch in range(1, count + 1):
+        with tqdm(disable=True) as bar:
+            engine.train_epoch(step, data, options, seed=0, epoch=epoch, steps_before=0, steps=100, bar=bar)
+        engine.validate(step.student.model, data, step.device)
+
+
+def test_the_teacher_does_not_drift(setting):
+    step, _, teacher, data, options = setting
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    epochs(step, data, options)
+    assert all(torch.equal(before[key], value) for key, value in teacher.state_dict().items())
+    assert not any(teacher.modes)
+
+
+def test_a_teacher_in_train_mode_stops_the_run(setting):
+    step, _, teacher, data, options = setting
+    teacher.train()
+    with pytest.raises(RuntimeError, match="batch statistics"):
+        epochs(step, data, options, 1)
+
+
+def test_the_teacher_gets_no_gradients(setting):
+    step, _, teacher, data, options = setting
+    epochs(step, data, options, 1)
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_dropout_is_off_in_the_teacher(setting):
+    step, *_ = setting
+    images = torch.randn(8, 3, 32, 32)
+    assert torch.equal(step._forward(images)["teacher_logits"], step._forward(images)["teacher_logits"])
+
+
+def test_the_student_trains_in_train_mode_after_a_validation_too(setting):
+    step, student, _, data, options = setting
+    epochs(step, data, options, 1)
+    training = sum(student.modes)
+    assert training == student.modes.index(False) > 0
+    statistics = student.body[1].running_mean.clone()
+    student.modes.clear()
+    epochs(step, data, options, 1)
+    assert sum(student.modes) == training and not torch.equal(statistics, student.body[1].running_mean)
+
+
+def test_validation_is_in_eval_mode_and_predicts_the_same_twice(setting):
+    step, student, _, data, _ = setting
+    student.train()
+    assert np.array_equal(engine.predict(student, data, "val", step.device),
+                          engine.predict(student, data, "val", step.device))
+    assert student.training
+
+
+def test_teacher_and_student_see_the_same_crop_in_the_same_order(setting):
+    step, student, teacher, data, options = setting
+    epochs(step, data, options, 1)
+    shown = [images for images, training in zip(student.inputs, student.modes) if training]
+    assert len(shown) == len(teacher.inputs) > 1
+    assert all(torch.equal(a, b) for a, b in zip(shown, teacher.inputs))
+
+
+def test_labels_and_index_belong_to_the_images(setting, monkeypatch):
+    _, _, _, data, _ = setting
+    from kd import data as kd_data
+    rows = data.where("train")
+    for images, labels, index in kd_data.training_batches(data, batch=16, seed=0, epoch=1, device=torch.device("cpu"),
+                                                          workers=2):
+        assert torch.equal(labels, torch.from_numpy(data.labels[rows[index.numpy()]]))
+        for image, position in zip(images, index):
+            alone = next(batch for batch in one_image(data, rows[position]))
+            assert torch.equal(image, alone)
+
+
+def one_image(data, row):
+    """The training view of one image in epoch 1, made apart from any batch."""
+    from kd import augment
+    draws = augment.draw(0, 1, np.array([row]))
+    view = augment.crop(data.pixels(np.array([row])), draws, data.size)
+    yield augment.normalise(augment.colour(augment.to_float(view, "cpu"), draws))[0]
+
+
+def test_t_squared_is_there_when_alpha_is_0():
+    options = small.options("--alpha", "0", "--temperature", "3")
+    goal = objective.Objective(small.terms(options))
+    given = {"student_logits": torch.tensor([[1.0, 0.0]]), "teacher_logits": torch.tensor([[0.0, 2.0]])}
+    p = np.exp([0, 2 / 3]) / np.exp([0, 2 / 3]).sum()
+    q = np.exp([1 / 3, 0]) / np.exp([1 / 3, 0]).sum()
+    loss, values = goal(given)
+    assert float(loss) == pytest.approx(9 * (p * np.log(p / q)).sum(), rel=1e-5)
+    assert list(values) == ["kd"]
+
+
+COMMON = ["--data", "lesions,images=120", "--size", "32", "--epochs", "1", "--batch", "32", "--workers", "0"]
+
+
+def test_a_teacher_trained_under_another_split_seed_is_refused(tmp_path):
+    common = [*COMMON, "--out", str(tmp_path)]
+    teacher, = train_teacher.main([*common, "--teacher", "tiny", "--split-seed", "1", "--study", "other"])
+    with pytest.raises(UserError, match="was trained on .* of the val and test split"):
+        distill.main([*common, "--student", "tiny", "--teacher", str(teacher)])
+    assert not list(tmp_path.glob("lesions_32px/*/*/best.pt"))
+
+
+def test_a_teacher_of_the_same_split_teaches_and_is_not_needed_for_alpha_1(tmp_path, capsys):
+    common = [*COMMON, "--out", str(tmp_path)]
+    student, = distill.main([*common, "--student", "tiny", "--alpha", "1"])
+    assert student.parent.name == "tiny_alone" and not list(tmp_path.glob("*/teacher_*"))
+    teacher, = train_teacher.main([*common, "--teacher", "tiny"])
+    before = (teacher / "best.pt").read_bytes()
+    student, = distill.main([*common, "--student", "tiny", "--beta", "1000", "--teacher", str(teacher)])
+    assert student.parent.name == "tiny_kd_at"
+    header = (student / "history.csv").read_text().splitlines()[0].split(",")
+    assert header[:6] == ["epoch", "lr", "loss", "ce", "kd", "at"]
+    assert (teacher / "best.pt").read_bytes() == before
+    out = capsys.readouterr().out
+    assert "loss = 0.5 * ce(smoothing=0.0) + 0.5 * kd(temperature=4.0) + 1000 * at" in out
+    assert "majority rule" in out and "teacher_tiny" in out
+
+
+def test_a_teacher_of_another_input_size_is_refused(tmp_path):
+    common = [*COMMON, "--out", str(tmp_path)]
+    teacher, = train_teacher.main([*common, "--teacher", "tiny"])
+    with pytest.raises(UserError, match="trained on another input"):
+        distill.main([*common, "--student", "tiny", "--size", "48", "--teacher", str(teacher)])
+
+
+def test_a_loss_on_stages_refuses_a_network_whose_stages_are_not_known(tmp_path):
+    data, options = small.data(folder=tmp_path), small.options("--beta", "10")
+    student = small.network(options, data)
+    with pytest.raises(UserError, match="stages of other are not known"):
+        engine.Step(student, models.Network(Recorder(3), "other", "small"), small.terms(options), data, options,
+                    torch.device("cpu"), "fp32")
+
+
+def test_the_attention_term_reads_four_stages_of_every_architecture(tmp_path):
+    for name in ("resnet18", "resnet34", "resnet50", "mobilenetv2", "efficientnetb0", "tiny"):
+        entry = registry.get("architecture", name)
+        model = entry.make(num_classes=3, stem="imagenet", weights=None).eval()
+        reader = models.Reader(model, entry.info["stages"], entry.info["head"])
+        with torch.no_grad():
+            logits = reader(torch.randn(2, 3, 64, 64))
+        assert [64 // feature.shape[2] for feature in reader.features] == [4, 8, 16, 32]
+        head = dict(model.named_modules())[entry.info["head"]]
+        with torch.no_grad():
+            assert torch.allclose(head(reader.pooled), logits, atol=1e-5)
+
+
+def test_the_small_stem_keeps_the_resolution_of_the_input_in_the_first_stage():
+    for name in ("resnet18", "mobilenetv2", "efficientnetb0", "tiny"):
+        entry = registry.get("architecture", name)
+        reader = models.Reader(entry.make(num_classes=3, stem="small", weights=None).eval(), entry.info["stages"])
+        with torch.no_grad():
+            reader(torch.randn(1, 3, 32, 32))
+        assert [feature.shape[2] for feature in reader.features] == [32, 16, 8, 4]
+
+
+def test_parameter_counts_are_the_published_ones():
+    for name, count in (("resnet18", 11_180_103), ("mobilenetv2", 2_232_839), ("efficientnetb0", 4_016_515)):
+        assert models.parameters(registry.create("architecture", name, num_classes=7, stem="imagenet", weights=None)) == count
+
+
+def test_a_nan_loss_stops_with_step_terms_and_the_last_good_checkpoint(tmp_path, monkeypatch):
+    common = [*COMMON, "--out", str(tmp_path), "--student", "tiny", "--alpha", "1", "--epochs", "3"]
+    usual, calls = engine.Step.__call__, []
+
+    def broken(self, images, *rest):
+        calls.append(1)
+        return usual(self, images * (float("nan") if len(calls) > 4 else 1), *rest)
+
+    monkeypatch.setattr(engine.Step, "__call__", broken)
+    with pytest.raises(UserError, match=r"no longer a number at epoch 2, step \d+: loss nan, ce nan") as caught:
+        distill.main(common)
+    assert "last.pt, of epoch 1" in caught.value.hint
+    folder = tmp_path / "lesions_32px" / "tiny_alone" / "seed_0"
+    assert (folder / "best.pt").exists() and not (folder / "predictions").exists()
+
+
+def test_init_fine_tunes_from_a_checkpoint(tmp_path):
+    common = [*COMMON, "--out", str(tmp_path), "--alpha", "1", "--student", "tiny"]
+    first, = distill.main(common)
+    second, = distill.main([*common, "--init", str(first / "best.pt"), "--lr", "0", "--name", "tuned"])
+    weights = [checkpoint.read(run / "best.pt")["state_dict"] for run in (first, second)]
+    assert torch.equal(weights[0]["head.weight"], weights[1]["head.weight"])  # a rate of 0 leaves them where they were
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "validate", lambda *_: {"val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": 0.5})
+    run, = distill.main([*COMMON, "--out", str(tmp_path), "--student", "tiny", "--alpha", "1", "--epochs", "9",
+                         "--patience", "2"])
+    assert len((run / "history.csv").read_text().splitlines()) == 1 + 3  # the best epoch, and two without a better
+
+
+def test_the_learning_rate_rises_then_falls_to_0():
+    rates = [engine.learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:])) and rates[-1] < 1e-3

@@ -1,0 +1,111 @@
+"""The embedded data set: the same pictures for everyone, with HAM10000's proportions."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import registry
+from kd.errors import UserError
+from registry.datasets.lesions import COUNTS
+
+
+@pytest.fixture(scope="module")
+def data():
+    return registry.create("dataset", "lesions")
+
+
+def some(data):
+    """Two images of every class, as positions."""
+    return [i for label in range(7) for i in np.flatnonzero(data.labels == label)[:2]]
+
+
+def test_it_is_registered_and_says_that_it_is_synthetic(data):
+    assert registry.get("dataset", "lesions").info["defaults"]["size"] == 64
+    assert data.name == "lesions" and data.synthetic
+    assert data.class_names == sorted(data.class_names) == list(COUNTS)
+    assert data.split is None and len(set(data.ids)) == len(data.images) == 2000
+    assert len({registry.create("dataset", "lesions", **options).version
+                for options in ({}, {"size": 28}, {"images": 500}, {"seed": 1})}) == 4
+
+
+def test_an_image_is_the_same_in_any_order_and_in_another_data_set_object(data):
+    chosen = some(data)
+    forward = [data.images[i]() for i in chosen]
+    again = registry.create("dataset", "lesions")
+    backward = [again.images[i]() for i in reversed(chosen)][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(forward, backward))
+    assert len({image.tobytes() for image in forward}) == len(forward)
+
+
+def test_another_seed_is_another_set_of_lesions(data):
+    other = registry.create("dataset", "lesions", seed=1)
+    assert not np.array_equal(data.images[0](), other.images[0]())
+
+
+def test_classes_have_the_frequencies_of_ham10000(data):
+    share = np.bincount(data.labels, minlength=7) / len(data.labels)
+    assert np.allclose(share, np.array(list(COUNTS.values())) / 10015, atol=0.002)
+
+
+def test_a_quarter_of_the_lesions_has_two_to_six_images_of_one_class(data):
+    images = Counter(data.groups)
+    several = np.mean([n > 1 for n in images.values()])
+    assert 0.22 < several < 0.31 and max(images.values()) <= 6
+    assert 1.28 < len(data.groups) / len(images) < 1.40
+    assert len(set(zip(data.groups, data.labels))) == len(images)
+
+
+@pytest.mark.parametrize("images", [56, 100, 700, 2000])
+def test_every_class_has_lesions_for_three_splits(images):
+    data = registry.create("dataset", "lesions", images=images)
+    lesions = Counter(label for _, label in set(zip(data.groups, data.labels)))
+    assert len(data.images) == images and len(lesions) == 7 and min(lesions.values()) >= 8
+
+
+def test_images_of_one_lesion_differ_yet_share_its_colours(data):
+    """Another view, not another lesion: the colours are nearer than those of other lesions."""
+    several = [g for g, n in Counter(data.groups).items() if n > 1][:60]
+    pairs = [np.flatnonzero(np.array(data.groups) == g)[:2] for g in several]
+    first, second = (np.stack([data.images[pair[k]]() for pair in pairs]) for k in (0, 1))
+    assert all(np.abs(a - b.astype(float)).mean() > 1 for a, b in zip(first, second))
+    middle = [np.median(views[:, 16:48, 16:48], axis=(1, 2)) for views in (first, second)]
+    own = np.abs(middle[0] - middle[1]).mean()
+    other = np.abs(middle[0] - np.roll(middle[1], 1, axis=0)).mean()
+    assert own < 0.7 * other
+
+
+@pytest.mark.parametrize("size", [28, 29, 64, 97, 224, 450])
+def test_any_size_can_be_drawn(size):
+    data = registry.create("dataset", "lesions", size=size)
+    for draw in data.images[:3]:
+        image = draw()
+        assert image.shape == (size, size, 3) and image.dtype == np.uint8
+        assert image.std() > 5
+
+
+def shrink(image, size):
+    """The mean over the area of each target pixel."""
+    edges = np.linspace(0, len(image), size + 1)
+    at = np.arange(len(image))
+    overlap = np.minimum(edges[1:, None], at + 1) - np.maximum(edges[:-1, None], at)
+    weight = np.maximum(overlap, 0) / (len(image) / size)
+    return np.einsum("ia,jb,abc->ijc", weight, weight, image.astype(float), optimize=True)
+
+
+@pytest.mark.parametrize("small", [28, 64])
+def test_it_is_the_same_scene_at_any_size(data, small):
+    large = registry.create("dataset", "lesions", size=224)
+    data = registry.create("dataset", "lesions", size=small)
+    chosen = some(data)
+    drawn = [data.images[i]().astype(float) for i in chosen]
+    shrunk = [shrink(large.images[i](), small) for i in chosen]
+    own = [np.abs(a - b).mean() for a, b in zip(drawn, shrunk)]
+    other = [np.abs(a - b).mean() for a, b in zip(drawn, shrunk[1:])]
+    assert max(own) < 4 and np.mean(own) < 2.5 < 10 < np.mean(other)
+
+
+@pytest.mark.parametrize("options", [{"images": 20}, {"size": 0}, {"seed": -1}])
+def test_what_cannot_be_drawn_is_refused(options):
+    with pytest.raises(UserError, match="lesions"):
+        registry.create("dataset", "lesions", **options)

@@ -1,0 +1,83 @@
+"""A run that is killed and started again ends as the unbroken run does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import distill
+import train_teacher
+from kd import checkpoint, runs
+from kd.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+COMMON = ["--data", "lesions,images=120", "--size", "32", "--epochs", "1", "--batch", "32", "--workers", "0",
+          "--alpha", "1", "--student", "tiny"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, so that twenty restarts take seconds")
+def test_twenty_kills_end_with_bitwise_the_same_weights(tmp_path):
+    script = Path(__file__).parent / "kill_and_resume.py"
+    done = subprocess.run([sys.executable, str(script), str(tmp_path), "20"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results["repeatable"]
+    assert len(results["points"]) == 20
+    assert all(results["points"].values()), results
+
+
+def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(tmp_path, capsys):
+    run, = distill.main([*COMMON, "--out", str(tmp_path)])
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.suffix in (".pt", ".npz")}
+    capsys.readouterr()
+    distill.main([*COMMON, "--out", str(tmp_path)])
+    assert "finished already" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_files_of_a_run_are_those_of_the_design(tmp_path):
+    run, = distill.main([*COMMON, "--out", str(tmp_path)])
+    present = {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()}
+    assert present >= {"config.yaml", "environment.json", "split.csv", "history.csv", "best.pt", "predictions/val.npz",
+                       "predictions/test.npz", "samples.npz", "metrics.json"}
+    assert not [name for name in present if name.endswith(".tmp")] and "last.pt" not in present
+    content = checkpoint.read(run / "best.pt")
+    assert set(content) == set(checkpoint.FIELDS)
+
+
+def test_other_options_on_the_same_folder_are_an_error_that_names_them(tmp_path):
+    distill.main([*COMMON, "--out", str(tmp_path)])
+    with pytest.raises(UserError, match=r"other options: epochs was 1, now 2; lr was 0.001, now 0.01"):
+        distill.main([*COMMON, "--out", str(tmp_path), "--epochs", "2", "--lr", "0.01"])
+
+
+def test_config_yaml_fed_back_repeats_the_run(tmp_path):
+    run, = distill.main([*COMMON, "--out", str(tmp_path / "a"), "--hard", "focal,gamma=1.5"])
+    again, = distill.main(["--config", str(run / "config.yaml"), "--out", str(tmp_path / "b")])
+    first, second = (runs.read_npz(folder / "predictions" / "test.npz")["logits"] for folder in (run, again))
+    assert (first == second).all()
+    teacher, = train_teacher.main(["--data", "lesions,images=120", "--size", "32", "--epochs", "1", "--teacher", "tiny",
+                                   "--out", str(tmp_path / "a")])
+    again, = train_teacher.main(["--config", str(teacher / "config.yaml"), "--out", str(tmp_path / "b")])
+    assert again.name == teacher.name
+
+
+def test_all_seeds_share_one_test_set(tmp_path):
+    first, second = distill.main([*COMMON, "--out", str(tmp_path), "--seeds", "0", "1"])
+    assert (first / "split.csv").read_bytes() == (second / "split.csv").read_bytes()
+    weights = [checkpoint.read(run / "best.pt")["state_dict"]["head.weight"] for run in (first, second)]
+    assert not (weights[0] == weights[1]).all()
+
+
+def test_changed_data_stop_a_run_that_was_begun_with_others(tmp_path, monkeypatch):
+    run, = distill.main([*COMMON, "--out", str(tmp_path)])
+    (run / "predictions" / "test.npz").unlink()
+    environment = runs.read_json(run / "environment.json")
+    environment["data"]["fingerprint"] = "0" * 16
+    runs.write_json(run / "environment.json", environment)
+    with pytest.raises(UserError, match="begun with other data"):
+        distill.main([*COMMON, "--out", str(tmp_path)])
