@@ -65,7 +65,7 @@ def crop(images, draws, size):
         picture = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box)
         if turn:
             picture = picture.transpose(TURNS[turn])
-        view[:] = picture
+        view[:] = np.asarray(picture)
     return result
 
 

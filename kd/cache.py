@@ -32,7 +32,7 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False):
     """
     stamps = [_stamp(dataset, i) for i in range(len(dataset.ids))]
     text = "\n".join([f"{FORMAT} {dataset.name} {dataset.version} {resize} {image.INTERPOLATION}", *stamps])
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", dataset.name)[:40]  # the key tells names apart that look alike here
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", dataset.name)[:40]  # names made alike differ in the key
     stem = f"{name}_{resize}px_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     places = [Path(folder)] if folder is not None else _places(root)
     place = next((place for place in places if _whole(place, stem)), None) or _writable(places)

@@ -15,7 +15,7 @@ def describe():
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: version(name) for name in PACKAGES},
         "platform": platform.platform(terse=True),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
@@ -23,6 +23,13 @@ def describe():
         "gpu": gpus,
         "git": git_revision(),
     }
+
+
+def version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name():
@@ -33,14 +40,17 @@ def cpu_name():
         return platform.processor() or platform.machine()
 
 
-def git_revision():
-    """The project's commit, with `+changes` where files differ from it; None outside git."""
-    folder = Path(__file__).parent
+def git_revision(file=__file__):
+    """The commit of the project that `file` belongs to, with `+changes` where files differ from it.
 
+    None where git does not know the file: installed elsewhere, or copied without its history.
+    """
     def git(*arguments):
-        return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", "-C", Path(file).parent, *arguments], capture_output=True, text=True,
+                              check=True).stdout
 
     try:
+        git("ls-files", "--error-unmatch", Path(file).name)  # else the folder around may be another project's
         return git("rev-parse", "HEAD").strip()[:12] + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -82,7 +82,8 @@ def square(source, side):
     The short side is resized to `side` pixels and the centre square is cut out.
     """
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.shape[2:] not in ((), (3,)) or source.ndim < 2 or not source.size:
+        shaped = source.ndim >= 2 and source.shape[2:] in ((), (3,)) and source.size
+        if source.dtype != np.uint8 or not shaped:
             raise UserError(f"an image is uint8 [H, W] or [H, W, 3], not {source.dtype} {list(source.shape)}")
         image = Image.fromarray(source).convert("RGB")
     else:

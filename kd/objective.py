@@ -33,10 +33,11 @@ class Term:
         call = self.loss.forward if inspect.isclass(self.loss) else self.loss
         names = [key for key, parameter in inspect.signature(call).parameters.items()
                  if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and key != "self"]
-        for name in set(names) - set(NEEDS):
-            raise UserError(f"the loss {self.name} asks for {name!r}, which nothing gives"
-                            + (f"; {nearest(name, NEEDS)}" if nearest(name, NEEDS) else ""),
-                            f"There are: {', '.join(NEEDS)}. Hyperparameters stand after a *.")
+        unknown = [name for name in names if name not in NEEDS]
+        if unknown:
+            raise UserError(f"the loss {self.name} asks for {unknown[0]!r}, which nothing gives",
+                            (nearest(unknown[0], NEEDS) or f"There are: {', '.join(NEEDS)}.")
+                            + " Hyperparameters stand after a *.")
         return names
 
     def __str__(self):

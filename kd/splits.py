@@ -18,7 +18,8 @@ def stratified(labels, groups, *, fractions=FRACTIONS, seed=0):
     labels: [N] ints. groups: N strings; a group goes to one split as a whole, and
     counts for the class most of its images have. Within a class, groups in random order
     go where most images are still missing, so that shares differ from `fractions` by
-    less than a group; a class with three groups or more is in every split.
+    less than a group. A class with three groups or more is in every split, whatever that
+    does to the shares of a small one. The order of the images changes nothing.
     """
     members = defaultdict(list)
     for position, group in enumerate(groups):

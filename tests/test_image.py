@@ -77,9 +77,9 @@ def test_each_kind_of_pixel_becomes_rgb():
 
 
 def test_transparency_is_laid_on_white():
-    layers = Image.fromarray(np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8), "RGBA")
+    layers = Image.fromarray(np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8))
     assert np.asarray(image.decode(saved(layers))).tolist() == [[[255, 0, 0], [255] * 3, [204] * 3]]
-    grey = Image.fromarray(np.array([[[9, 255], [9, 0]]], np.uint8), "LA")
+    grey = Image.fromarray(np.array([[[9, 255], [9, 0]]], np.uint8))
     assert np.asarray(image.decode(saved(grey))).tolist() == [[[9] * 3, [255] * 3]]
 
 
