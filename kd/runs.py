@@ -45,6 +45,7 @@ def atomic(path, mode="wb"):
         raise error
 
 
+WINDOWS = os.name == "nt"
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -55,7 +56,7 @@ def _replace(temporary, path):
         try:
             return os.replace(temporary, path)
         except PermissionError:
-            if os.name != "nt":
+            if not WINDOWS:
                 raise
             time.sleep(wait)
     os.replace(temporary, path)

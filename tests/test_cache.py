@@ -222,10 +222,10 @@ SCRIPT = textwrap.dedent("""
     import numpy as np
     from kd import cache
     from kd.dataset import Dataset
-    folder, pause = sys.argv[1], float(sys.argv[2])
+    folder, endless = sys.argv[1], int(sys.argv[2])
 
     def drawn(value):
-        time.sleep(pause)
+        time.sleep(600 if value == endless else 0.03)
         with open(f"{folder}/drawn", "a") as file:
             file.write(f"{value}\\n")
         return np.full((8, 8), value, np.uint8)
@@ -238,13 +238,14 @@ SCRIPT = textwrap.dedent("""
 """)
 
 
-def start(folder, pause):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(pause)], cwd=ROOT, text=True,
+def start(folder, endless=-1):
+    """A process that draws 40 images into a cache, and never gets past number `endless`."""
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder), str(endless)], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -256,21 +257,21 @@ def drawn(folder):
 
 
 def test_of_two_processes_one_decodes_and_both_read(tmp_path):
-    both = [start(tmp_path, 0.03), start(tmp_path, 0.03)]
+    both = [start(tmp_path), start(tmp_path)]
     outputs = [process.communicate(timeout=60) for process in both]
     assert all("good" in out for out, _ in outputs), outputs
     assert sorted(drawn(tmp_path), key=int) == [str(i) for i in range(40)]
 
 
 def test_a_killed_build_is_not_trusted_and_leaves_nothing_behind(tmp_path):
-    process = start(tmp_path, 0.2)
-    wait_for(lambda: len(drawn(tmp_path)) >= 10)
+    process = start(tmp_path, endless=13)
+    wait_for(lambda: len(drawn(tmp_path)) >= 12)
     process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
     process.communicate(timeout=60)
     folder = tmp_path / "cache"
     assert list(folder.glob(".*.tmp")) and not list(folder.glob("*.csv"))
     (tmp_path / "drawn").unlink()
-    out, err = start(tmp_path, 0).communicate(timeout=60)
+    out, err = start(tmp_path).communicate(timeout=60)
     assert "good" in out, err
     assert len(drawn(tmp_path)) == 40 and not list(folder.glob(".*.tmp"))
 

@@ -123,8 +123,9 @@ def test_ctrl_c_is_status_130_without_a_traceback():
 @pytest.mark.parametrize("body", ["print('x' * 10)", "print('x' * 10**6)"], ids=["flushed at the end", "while it prints"])
 def test_a_closed_pipe_is_silent(body):
     code = f"from kd import errors\ndef main():\n    input(); {body}\nerrors.run(main)"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+    buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=buffered, stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()  # as `| head` does
     process.stdin.write(b"\n")
     process.stdin.close()

@@ -56,12 +56,13 @@ def test_a_file_dropped_into_its_folder_is_there(project):
 
 
 def test_a_file_named_by_its_path_is_there_and_may_be_named_twice(project):
-    project.loss("elsewhere/mine.py", "my_loss")
+    file = project.loss("elsewhere/mine.py", "my_loss")
+    file.write_text(file.read_text() + "\nprint('once')\n")
     assert project.run("""
         registry.load_plugin("elsewhere/mine.py")
         registry.load_plugin("./elsewhere/../elsewhere/mine.py")
         print(registry.names("loss"))
-    """) == "['my_loss']"
+    """) == "once\n['my_loss']"
 
 
 def test_two_files_of_one_name_in_different_folders_are_both_there(project):

@@ -82,7 +82,7 @@ def test_a_file_that_another_program_holds_for_a_moment_is_replaced_when_it_lets
         replace(source, target)
 
     monkeypatch.setattr(runs.os, "replace", held)
-    monkeypatch.setattr(runs.os, "name", "nt")
+    monkeypatch.setattr(runs, "WINDOWS", True)
     handle = os.open(tmp_path / "temporary", os.O_CREAT)
     os.close(handle)
     runs._replace(str(tmp_path / "temporary"), str(tmp_path / "file"))

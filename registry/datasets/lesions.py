@@ -22,7 +22,7 @@ from registry import register
 COUNTS = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
 SIZES = (5514, 1423, 490, 34, 5, 4)  # lesions of HAM10000 with 1, 2, ... 6 images
 FEWEST = 8                           # lesions a class, so that a 70/10/20 split has it everywhere
-FINEST = 80                          # smaller pictures are drawn at this size, then averaged
+FINEST = 48                          # smaller pictures are drawn at this size, then averaged
 
 #                    red   green  blue   optical density of one unit
 BROWN = np.float32([0.42, 0.80, 1.02])
@@ -35,8 +35,8 @@ SKINS = np.float32([[0.88, 0.70, 0.67], [0.92, 0.82, 0.79], [0.72, 0.60, 0.68], 
                     [0.90, 0.56, 0.56], [0.79, 0.70, 0.60], [0.70, 0.52, 0.42]])
 
 
-@register("dataset", "lesions", defaults={"size": 64, "teacher": "resnet18", "epochs": 8, "batch": 32})
-def lesions(*, size=64, images=2000, seed=0):
+@register("dataset", "lesions", defaults={"size": 48, "teacher": "resnet18", "epochs": 6, "batch": 32})
+def lesions(*, size=48, images=1200, seed=0):
     """Synthetic dermoscopy with the seven classes of HAM10000 (drawn, nothing to download).
 
     size: side in pixels; images: how many; seed: another seed is another set of lesions.
@@ -57,7 +57,7 @@ def lesions(*, size=64, images=2000, seed=0):
     return kd.dataset.Dataset(
         name="lesions", class_names=names, images=draws,
         ids=[f"IMG_{i:05d}" for i in range(len(draws))], labels=labels, groups=groups,
-        version=f"1-{size}px-{images}-seed{seed}", synthetic=True)
+        version=f"2-{size}px-{images}-seed{seed}", synthetic=True)
 
 
 def _lesions(images, rng):
@@ -197,23 +197,23 @@ def _vessels(rng, radius, branches, step=0.014):
 def _nv(view, rng):
     """Naevus: round or oval, one brown, a regular network, an even border."""
     radius = rng.uniform(0.25, 0.65)
-    inside, mask = _shape(view, rng, radius, rng.gamma(2, 0.045), rng.gamma(2, 0.018),
-                          rng.uniform(0.05, 0.16))
-    depth = rng.gamma(4, 0.3)
+    inside, mask = _shape(view, rng, radius, rng.gamma(2, 0.03), rng.gamma(2, 0.012),
+                          rng.uniform(0.05, 0.14))
+    depth = rng.gamma(5, 0.2)
     centre = rng.normal(0.15, 0.3)
     tone = 1 + centre * (inside - 0.4) + rng.uniform(0.05, 0.22) * view.field(rng, 2.5)
     net = rng.uniform(0, 0.6) * (_network(view, rng, rng.uniform(5.5, 8.5), 0.15, 0.7) - 0.6)
-    pink = rng.gamma(1.5, 0.2)
-    blue = rng.uniform(0.5, 1.2) if rng.random() < 0.04 else rng.gamma(1, 0.04)
+    pink = rng.gamma(1.5, 0.15)
+    blue = rng.uniform(0.5, 1.2) if rng.random() < 0.02 else rng.gamma(1, 0.03)
     return (mask * depth * np.maximum(tone + net, 0.1), mask * blue, mask * pink, 0 * mask)
 
 
 def _mel(view, rng):
     """Melanoma: asymmetric, notched, of several colours, with a broken network and streaks."""
-    radius = rng.uniform(0.35, 0.8)
-    _, mask = _shape(view, rng, radius, rng.uniform(0.08, 0.32), rng.uniform(0.02, 0.11),
+    radius = rng.uniform(0.45, 0.85)
+    _, mask = _shape(view, rng, radius, rng.uniform(0.15, 0.36), rng.uniform(0.03, 0.12),
                      rng.uniform(0.05, 0.16), 1.8)
-    depth = rng.gamma(8, 0.15)
+    depth = rng.gamma(10, 0.14)
     slow = view.field(rng, 0.9 / radius, waves=10)
     patch = sigmoid(4 * (slow - rng.uniform(-0.6, 0.8)))
     tone = 0.55 + rng.uniform(0.3, 1.2) * patch + rng.uniform(0.1, 0.3) * view.field(rng, 2.5)
@@ -225,7 +225,7 @@ def _mel(view, rng):
     brown += depth * rng.uniform(0, 0.45) * np.minimum(view.dots(rays, 0.02), 1)
     spots = _scatter(rng, rng.integers(3, 18), radius)
     brown += mask * rng.uniform(0, 1) * view.dots(spots, rng.uniform(0.02, 0.045, len(spots)))
-    veil = rng.gamma(1.2, 0.4) * sigmoid(4 * (view.field(rng, 0.8 / radius, waves=10) - 0.4))
+    veil = (0.2 + rng.gamma(1.5, 0.4)) * sigmoid(4 * (view.field(rng, 0.8 / radius, waves=10) - 0.4))
     scar = rng.uniform(0, 0.6) * sigmoid(5 * (view.field(rng, 0.9 / radius, waves=10) - 0.9))
     return brown, mask * veil, mask * rng.gamma(1.5, 0.25) * sigmoid(2 * slow), mask * scar
 
@@ -234,16 +234,16 @@ def _bkl(view, rng):
     """Benign keratosis: waxy tan plaque, cut off sharply, with white cysts and dark plugs."""
     radius = rng.uniform(0.3, 0.75)
     _, mask = _shape(view, rng, radius, rng.uniform(0.05, 0.3), rng.uniform(0.02, 0.13),
-                     rng.uniform(0.025, 0.1), 1.7)
-    depth = rng.gamma(6, 0.14)
+                     rng.uniform(0.02, 0.06), 1.7)
+    depth = rng.gamma(8, 0.09)
     wax = view.field(rng, rng.uniform(2.5, 4.5), 0.4)
     furrows = rng.uniform(0, 0.7) * _network(view, rng, rng.uniform(2, 4), 0.3, 0.3)
     brown = mask * depth * np.maximum(0.9 + rng.uniform(0.08, 0.3) * wax + furrows, 0.1)
-    plugs = _scatter(rng, rng.integers(0, 14), radius * 0.85)
+    plugs = _scatter(rng, rng.integers(2, 16), radius * 0.85)
     brown += mask * rng.uniform(0.4, 1.5) * view.dots(plugs, rng.uniform(0.02, 0.04, len(plugs)))
-    cysts = _scatter(rng, rng.integers(2, 22), radius * 0.9)
-    milia = view.dots(cysts, rng.uniform(0.016, 0.036, len(cysts)), rng.uniform(0.4, 1, len(cysts)))
-    white = rng.uniform(0.3, 0.9) * np.minimum(milia, 1) + rng.uniform(0, 0.12)
+    cysts = _scatter(rng, rng.integers(6, 26), radius * 0.9)
+    milia = view.dots(cysts, rng.uniform(0.022, 0.042, len(cysts)), rng.uniform(0.5, 1, len(cysts)))
+    white = rng.uniform(0.5, 0.95) * np.minimum(milia, 1) + rng.uniform(0, 0.15)
     return brown, mask * rng.gamma(1.5, 0.15), mask * rng.gamma(1.5, 0.15), mask * white
 
 
@@ -252,12 +252,12 @@ def _bcc(view, rng):
     radius = rng.uniform(0.3, 0.7)
     _, mask = _shape(view, rng, radius, rng.uniform(0.1, 0.35), rng.uniform(0.02, 0.1),
                      rng.uniform(0.12, 0.3), 1.7)
-    tree = _vessels(rng, radius, rng.integers(2, 9))
-    vessels = np.minimum(view.dots(tree, rng.uniform(0.008, 0.014)), 1.2)
-    blood = mask * (rng.uniform(0.1, 0.55) + 0.12 * view.field(rng, 2)) + rng.uniform(0.2, 0.8) * vessels
-    nests = _scatter(rng, rng.integers(0, 7), radius * 0.8)
+    tree = _vessels(rng, radius, rng.integers(4, 11))
+    vessels = np.minimum(view.dots(tree, rng.uniform(0.01, 0.017)), 1.2)
+    blood = mask * (rng.uniform(0.1, 0.55) + 0.12 * view.field(rng, 2)) + rng.uniform(0.5, 1.0) * vessels
+    nests = _scatter(rng, rng.integers(1, 8), radius * 0.8)
     ovoid = sigmoid(7 * (view.dots(nests, rng.uniform(0.03, 0.08, len(nests))) - 0.5)) - sigmoid(-3.5)
-    blue = rng.uniform(0.3, 0.9) * ovoid + mask * rng.gamma(1, 0.08)
+    blue = rng.uniform(0.6, 1.2) * ovoid + mask * rng.gamma(1, 0.08)
     wound = view.dots(_scatter(rng, 2, radius * 0.6), rng.uniform(0.03, 0.1, 2))
     wound = rng.binomial(1, 0.5) * sigmoid(9 * (wound - 0.6))
     brown = mask * rng.gamma(1.5, 0.14) * (1 + 0.3 * view.field(rng, 3)) + wound * rng.uniform(0.4, 1.2)
@@ -285,22 +285,22 @@ def _df(view, rng):
     radius = rng.uniform(0.35, 0.7)
     inside, mask = _shape(view, rng, radius, rng.uniform(0.05, 0.25), rng.uniform(0.02, 0.08),
                           rng.uniform(0.12, 0.28))
-    core = sigmoid((inside - rng.uniform(0.45, 0.65) + 0.12 * view.field(rng, 3)) * 9)
+    core = sigmoid((inside - rng.uniform(0.3, 0.5) + 0.1 * view.field(rng, 3)) * 9)
     net = _network(view, rng, rng.uniform(6, 9), 0.15, 0.6)
-    brown = mask * (1 - 0.85 * core) * rng.gamma(5, 0.13) * (0.6 + rng.uniform(0.2, 0.6) * net)
+    brown = mask * (1 - 0.85 * core) * rng.gamma(8, 0.11) * (0.6 + rng.uniform(0.2, 0.6) * net)
     blood = mask * rng.gamma(2, 0.11) * (1 + 0.2 * view.field(rng, 2))
-    return brown, mask * rng.gamma(1, 0.08), np.maximum(blood, 0), core * rng.uniform(0.25, 0.75)
+    return brown, mask * rng.gamma(1, 0.08), np.maximum(blood, 0), core * rng.uniform(0.5, 0.9)
 
 
 def _vasc(view, rng):
     """Angioma and kin: round red, purple or blue lagoons, each for itself."""
-    radius = rng.uniform(0.22, 0.55)
+    radius = rng.uniform(0.32, 0.65)
     count = 1 if rng.random() < 0.4 else rng.integers(5, 16)
     place = _scatter(rng, count, 1.1 * radius if count > 1 else 0.02)
-    width = radius * rng.uniform(0.5, 0.8, 1) if count == 1 else rng.uniform(0.035, 0.1, count)
+    width = radius * rng.uniform(0.5, 0.8, 1) if count == 1 else rng.uniform(0.05, 0.12, count)
     pool = sigmoid(rng.uniform(5, 14) * (view.dots(place, width) + 0.04 * view.field(rng, 3) - 0.55))
-    tint = rng.uniform(0, 1) ** 2
-    depth = rng.gamma(8, 0.13) * (1 + 0.15 * view.field(rng, 2.5))
+    tint = 0.7 * rng.uniform(0, 1) ** 2
+    depth = rng.gamma(10, 0.14) * (1 + 0.15 * view.field(rng, 2.5))
     halo = rng.uniform(0, 0.35) * view.dots([[0, 0]], 0.8 * radius)
     veil = rng.uniform(0, 0.3) * pool * sigmoid(2 * view.field(rng, 1.8))
     return (pool * rng.gamma(1.5, 0.15), pool * depth * tint,
