@@ -25,7 +25,7 @@ def parser():
                        "study's own, trained first if there is none")
     group.add_argument("--alpha", type=config.share, default=0.5, metavar="X",
                        help="weight of the hard labels; 1 - alpha is that of the soft ones")
-    group.add_argument("--temperature", type=config.not_negative(float), default=4.0, metavar="T",
+    group.add_argument("--temperature", type=config.above_zero, default=4.0, metavar="T",
                        help="of KD (Hinton et al. 2015, 1503.02531)")
     group.add_argument("--beta", type=config.not_negative(float), default=0.0, metavar="X",
                        help="weight of attention transfer (1612.03928); the paper's is 1000")
@@ -47,7 +47,7 @@ def main(argv=None):
     if not options["student"]:
         raise UserError("no student named", "Give one with --student mobilenetv2; --list shows all.")
     for student in options["student"]:  # a wrong name is found before a teacher is trained
-        registry.get("architecture", student)
+        training.check_architecture(student, registry)
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     data = training.load_data(options, registry)
     study = Path(options["out"]) / options["study"]
@@ -91,16 +91,17 @@ def own_teacher(study, options):
         return min(run for run in found[0].glob("seed_*") if runs.finished(run))
     teacher = training.default_teacher({**options, "teacher": None}, registry)
     print(f"no teacher in {study}: training a {teacher} first")
-    shared = {key: value for key, value in options.items() if key not in ("name", "weights", "init", "hard", "stem", "seeds")}
-    parser = train_teacher.parser()
-    return train_teacher.main(config.arguments(parser, {**shared, "teacher": teacher}))[0]
+    own = ("name", "weights", "init", "hard", "stem", "seeds")  # these are said of the student
+    shared = {key: value for key, value in options.items() if key not in own}
+    arguments = config.arguments(config.training_parser("train_teacher.py", ""), shared)
+    return train_teacher.main([*arguments, "--teacher", teacher])[0]
 
 
 def next_command(study, folders, options):
     """The baseline, if the study lacks it; else the evaluation of a student in full."""
-    baseline = f"{folders[0].parent.name.split('_')[0]}_alone"
-    if objective.method(options) != "alone" and not (study / baseline).exists():
-        return (f"python distill.py --student {options['student'][0]} --alpha 1{training.data_arguments(options)}"
+    student = training.canonical(options["student"][0], registry)
+    if objective.method(options) != "alone" and not (study / f"{training.safe(student)}_alone").exists():
+        return (f"python distill.py --student {student} --alpha 1{training.data_arguments(options)}"
                 "   # the same student without a teacher")
     return f"python evaluate.py {folders[0].as_posix()}   # every class, with intervals"
 

@@ -25,10 +25,11 @@ def main(argv=None):
     if options.pop("list"):
         print(registry.table())
         return []
-    data = training.load_data(options, registry)
     options["teacher"] = training.default_teacher(options, registry)
-    options["name"] = options["name"] or f"teacher_{training.safe(options['teacher'])}"
+    training.check_architecture(options["teacher"], registry)
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
+    data = training.load_data(options, registry)
+    options["name"] = options["name"] or f"teacher_{training.safe(options['teacher'])}"
     folders = []
     for seed in options["seeds"]:
         folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"
@@ -37,8 +38,9 @@ def main(argv=None):
                    provenance={"method": "teacher", "seed": seed})
         folders.append(folder)
     evaluate.main([str(folder) for folder in folders])
-    print(f"\nnext: python distill.py --student mobilenetv2 --teacher {folders[0].as_posix()}"
-          + training.data_arguments(options))
+    if argv is None:
+        print(f"next: python distill.py --student mobilenetv2 --teacher {folders[0].as_posix()}"
+              + training.data_arguments(options))
     return folders
 
 

@@ -46,7 +46,8 @@ def training_parser(prog, description):
     data.add_argument("--size", type=positive, metavar="PX",
                       help="side of the network's input; default: the file's own for medmnist, else 64")
     data.add_argument("--groups", metavar="CSV", help="for folder: a CSV with columns id and group (patient, lesion)")
-    data.add_argument("--download", action=argparse.BooleanOptionalAction, default=False, help="for medmnist: fetch the file that --root names")
+    data.add_argument("--download", action=argparse.BooleanOptionalAction, default=False,
+                      help="for medmnist: fetch the file that --root names")
     data.add_argument("--split", metavar="CSV", help="a split of your own, with columns id and split")
     data.add_argument("--split-seed", type=seed, default=0, metavar="N",
                       help="seed of the 70/10/20 split by groups; apart from --seeds, so that all share one test set")
@@ -119,7 +120,8 @@ def arguments(parser, options, source=None):
         if action is None and source is None:
             continue
         if action is None:
-            raise UserError(f"{source}: unknown option {key!r}", nearest(key, actions) or f"Known are: {', '.join(actions)}.")
+            raise UserError(f"{source}: unknown option {key!r}",
+                            nearest(key, actions) or f"Known are: {', '.join(actions)}.")
         flag = action.option_strings[0]
         if value is None:
             continue
@@ -129,7 +131,8 @@ def arguments(parser, options, source=None):
                 raise UserError(f"{source}: {key} is true or false, not {value!r}")
             result += [flag] if value else []
         elif any(item is None or isinstance(item, (bool, list, tuple, dict)) for item in values):
-            raise UserError(f"{source}: {key} cannot be {value!r}", "Text that YAML takes for something else stands in quotes.")
+            raise UserError(f"{source}: {key} cannot be {value!r}",
+                            "Text that YAML takes for something else stands in quotes.")
         elif isinstance(value, (list, tuple)) and action.nargs is None:
             raise UserError(f"{source}: {key} takes one value, not {value!r}")
         elif len(values) == 1:

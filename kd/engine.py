@@ -178,6 +178,8 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
     """
     folder = Path(folder)
     with runs.lock(folder / ".lock", what=str(folder)):
+        for left in folder.rglob(".*.tmp"):  # of a write that a kill cut short
+            left.unlink()
         device, precision = torch.device(options["device"]), options["precision"]
         new = config.claim(folder, options)
         if runs.finished(folder):
@@ -224,7 +226,8 @@ def _epochs(folder, step, data, options, seed, save_best):
         step.optimizer.load_state_dict(state["optimizer"])
         rows = state["history"]
         print(f"{folder}: going on after epoch {len(rows)}")
-    per_epoch = math.ceil(len(data.where("train")) / options["batch"])
+    count = len(data.where("train"))
+    per_epoch = count // options["batch"] + (count % options["batch"] > 1)  # a batch of one is left out
     steps = per_epoch * options["epochs"]
     with _tensorboard(folder, len(rows)) as board, \
             tqdm(total=steps, initial=per_epoch * len(rows), desc=folder.parent.name, unit="step", delay=2,

@@ -7,12 +7,20 @@ student_logits, teacher_logits: [N, C]; labels: [N] int64; class_counts: [C] tra
 import torch
 import torch.nn.functional as F
 
+from kd.errors import UserError
+
 STAGE_WEIGHTS = (1 / 3136, 1 / 784, 1 / 196, 1 / 49)  # 1 / (H W) of the four stages at 224 px
+
+
+def _share(name, value):
+    if not 0 <= value < 1:
+        raise UserError(f"{name} is a number from 0 to below 1, not {value}")
+    return value
 
 
 def cross_entropy(student_logits, labels, *, smoothing=0.0):
     """Cross-entropy, with label smoothing (Szegedy et al. 2016, 1512.00567, sec. 7)."""
-    return F.cross_entropy(student_logits.float(), labels, label_smoothing=smoothing)
+    return F.cross_entropy(student_logits.float(), labels, label_smoothing=_share("smoothing", smoothing))
 
 
 def focal(student_logits, labels, *, gamma=2.0):
@@ -24,6 +32,7 @@ def focal(student_logits, labels, *, gamma=2.0):
 def effective_number_weights(class_counts, beta):
     """[C] weights (1 - beta) / (1 - beta^n_c), scaled to sum to C. Cui et al. 2019 (1901.05555), eq. 2."""
     counts = class_counts.double()
+    beta = _share("beta", beta)
     weights = (1 - beta) / (1 - torch.pow(torch.tensor(beta, dtype=torch.float64, device=counts.device), counts))
     weights = torch.where(counts > 0, weights, torch.zeros_like(weights))
     return (weights * len(counts) / weights.sum()).float()
@@ -31,7 +40,7 @@ def effective_number_weights(class_counts, beta):
 
 def class_balanced(student_logits, labels, class_counts, *, beta=0.999, smoothing=0.0):
     """Cross-entropy weighted by the effective number of images a class. Cui et al. 2019, eq. 3."""
-    losses = F.cross_entropy(student_logits.float(), labels, reduction="none", label_smoothing=smoothing)
+    losses = F.cross_entropy(student_logits.float(), labels, reduction="none", label_smoothing=_share("smoothing", smoothing))
     return (effective_number_weights(class_counts, beta)[labels] * losses).mean()
 
 
@@ -39,7 +48,7 @@ def logit_adjusted(student_logits, labels, class_counts, *, tau=1.0, smoothing=0
     """Cross-entropy of logits + tau log prior. Menon et al. 2021 (2007.07314), eq. 10."""
     counts = class_counts.float().clamp(min=0.5)
     prior = counts / counts.sum()
-    return F.cross_entropy(student_logits.float() + tau * prior.log(), labels, label_smoothing=smoothing)
+    return F.cross_entropy(student_logits.float() + tau * prior.log(), labels, label_smoothing=_share("smoothing", smoothing))
 
 
 def knowledge_distillation(student_logits, teacher_logits, *, temperature=4.0):

@@ -63,11 +63,24 @@ def safe(name):
     return name or "data"
 
 
+def canonical(arch, registry):
+    """The registered name of an architecture that may be given by an alias."""
+    entry = registry.get("architecture", arch)
+    return arch if entry.name.endswith(":") else entry.name
+
+
+def check_architecture(arch, registry):
+    """An unknown name is an error now; of a family's member, its maker says so."""
+    if registry.get("architecture", arch).name.endswith(":"):
+        registry.create("architecture", arch, num_classes=2, stem="imagenet", weights=None)
+
+
 def new_network(arch, data, options, seed, registry):
     """A network of a registered architecture, fresh from `seed`, from --weights or from --init."""
     entry = registry.get("architecture", arch)
-    name = arch if entry.name.endswith(":") else entry.name
+    name = canonical(arch, registry)
     info = entry.info.get("stages", ()), entry.info.get("head")
+    torch.manual_seed(seed)
     if options["init"]:
         if options["weights"] != "none":
             raise UserError("--init and --weights both say where to start", "Give one of them.")
@@ -77,7 +90,6 @@ def new_network(arch, data, options, seed, registry):
                             f"The input here is {data.input()}.")
         splits.refuse_leak(content["provenance"]["seen"], data, "the network in --init")
         return models.Network(model, name, content["stem"], *info)
-    torch.manual_seed(seed)
     weights = None if options["weights"] == "none" else options["weights"]
     model = registry.create("architecture", arch, num_classes=len(data.class_names), stem=options["stem"],
                             weights=weights)
@@ -98,8 +110,7 @@ def load_teacher(path, data, registry):
 def default_teacher(options, registry):
     """--teacher, else what suits the data: the embedded set names a small one for itself."""
     if options["teacher"]:
-        entry = registry.get("architecture", options["teacher"])
-        return options["teacher"] if entry.name.endswith(":") else entry.name
+        return canonical(options["teacher"], registry)
     name, _ = objective.parse_spec(options["data"])
     return registry.get("dataset", name).info.get("defaults", {}).get("teacher", "resnet50")
 
