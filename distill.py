@@ -13,7 +13,7 @@ import evaluate
 import registry
 import report
 import train_teacher
-from kd import config, engine, errors, objective, runs, training
+from kd import config, engine, errors, models, objective, runs, training
 from kd.errors import UserError
 
 
@@ -38,19 +38,17 @@ def parser():
 
 def main(argv=None):
     """Returns the run folders of the students."""
-    options = config.parse(parser(), argv)
-    for file in options["plugin"]:
-        registry.load_plugin(file)
-    if options.pop("list"):
-        print(registry.table())
+    options = training.start(parser(), argv, registry)
+    if options is None:
         return []
     if not options["student"]:
         raise UserError("no student named", "Give one with --student mobilenetv2; --list shows all.")
-    for student in options["student"]:  # a wrong name is found before a teacher is trained
-        training.check_architecture(student, registry)
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     data = training.load_data(options, registry)
     study = Path(options["out"]) / options["study"]
+    for student in options["student"]:  # what is wrong with one is found before a teacher is trained
+        network = training.new_network(student, data, options, options["seeds"][0], registry)
+        models.check_input(network.model, network.arch, data.size)
 
     teacher, teacher_run = None, None
     if any(need.startswith("teacher_") for need in objective.needed(terms)):
@@ -65,7 +63,8 @@ def main(argv=None):
             name = options["name"] or f"{training.safe(network.arch)}_{objective.method(options)}"
             folder = study / name / f"seed_{seed}"
             engine.run(folder, network, terms, data,
-                       {**options, "student": [network.arch], "name": name, "seeds": [seed]}, seed=seed, teacher=teacher,
+                       {**options, "student": [network.arch], "stem": network.stem, "name": name, "seeds": [seed]},
+                       seed=seed, teacher=teacher,
                        role="student", provenance={"method": objective.method(options), "seed": seed,
                                                    "teacher": options["teacher"]})
             folders.append(folder)
@@ -77,18 +76,20 @@ def main(argv=None):
         report.main([str(study)])
     except UserError as error:
         print(f"no report: {error.message}. {error.hint}; then: python report.py {study.as_posix()}")
-    print("next: " + next_command(study, folders, options))
+    print("next: " + next_command(study, folders))
     return folders
 
 
 def own_teacher(study, options):
     """The study's teacher; where there is none yet, it is trained now."""
-    found = sorted({run.parent for run in study.glob("teacher_*/seed_*") if runs.finished(run)})
-    if len(found) > 1:
-        raise UserError(f"{study} has several teachers: {errors.listing(path.name for path in found)}",
-                        f"Choose one: --teacher {found[0].as_posix()}/seed_0")
+    found = [run for run in sorted(study.glob("*/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
+             if runs.finished(run) and runs.read_json(run / "environment.json").get("role") == "teacher"]
+    if len({run.parent for run in found}) > 1:
+        names = sorted({run.parent.name for run in found})
+        raise UserError(f"{study} has several teachers: {errors.listing(names)}",
+                        f"Choose one: --teacher {found[0].as_posix()}")
     if found:
-        return min(run for run in found[0].glob("seed_*") if runs.finished(run))
+        return found[0]
     teacher = training.default_teacher({**options, "teacher": None}, registry)
     print(f"no teacher in {study}: training a {teacher} first")
     own = ("name", "weights", "init", "hard", "stem", "seeds")  # these are said of the student
@@ -97,11 +98,13 @@ def own_teacher(study, options):
     return train_teacher.main([*arguments, "--teacher", teacher])[0]
 
 
-def next_command(study, folders, options):
+def next_command(study, folders):
     """The baseline, if the study lacks it; else the evaluation of a student in full."""
-    student = training.canonical(options["student"][0], registry)
-    if objective.method(options) != "alone" and not (study / f"{training.safe(student)}_alone").exists():
-        return (f"python distill.py --student {student} --alpha 1{training.data_arguments(options)}"
+    arch = runs.read_json(folders[0] / "environment.json")["arch"]
+    alone = f"{training.safe(arch)}_alone"
+    options = runs.read_yaml(folders[0] / "config.yaml")
+    if objective.method(options) != "alone" and not options["term"] and not (study / alone).exists():
+        return (f"python distill.py --config {(folders[0] / 'config.yaml').as_posix()} --alpha 1 --beta 0 --name {alone}"
                 "   # the same student without a teacher")
     return f"python evaluate.py {folders[0].as_posix()}   # every class, with intervals"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import evaluate
 import registry
-from kd import config, engine, errors, objective, runs, training
+from kd import config, engine, errors, objective, training
 
 
 def parser():
@@ -19,11 +19,8 @@ def parser():
 
 def main(argv=None):
     """Returns the run folders."""
-    options = config.parse(parser(), argv)
-    for file in options["plugin"]:
-        registry.load_plugin(file)
-    if options.pop("list"):
-        print(registry.table())
+    options = training.start(parser(), argv, registry)
+    if options is None:
         return []
     options["teacher"] = training.default_teacher(options, registry)
     training.check_architecture(options["teacher"], registry)
@@ -34,13 +31,13 @@ def main(argv=None):
     for seed in options["seeds"]:
         folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"
         network = training.new_network(options["teacher"], data, options, seed, registry)
-        engine.run(folder, network, terms, data, {**options, "seeds": [seed]}, seed=seed, role="teacher",
+        engine.run(folder, network, terms, data, {**options, "stem": network.stem, "seeds": [seed]}, seed=seed, role="teacher",
                    provenance={"method": "teacher", "seed": seed})
         folders.append(folder)
     evaluate.main([str(folder) for folder in folders])
     if argv is None:
         print(f"next: python distill.py --student mobilenetv2 --teacher {folders[0].as_posix()}"
-              + training.data_arguments(options))
+              + training.data_arguments(options, parser()))
     return folders
 
 

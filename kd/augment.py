@@ -97,7 +97,7 @@ def colour(images, draws):
 
 def to_float(images, device):
     """uint8 [N, H, W, 3] in memory -> float [N, 3, H, W] in [0, 1], channels last, on `device`."""
-    batch = torch.from_numpy(images).to(device, non_blocking=True)
+    batch = torch.from_numpy(images).to(device)
     return batch.permute(0, 3, 1, 2).to(dtype=torch.float32).div_(255)
 
 

@@ -32,6 +32,10 @@ def read(path):
     missing = [field for field in FIELDS if field not in content]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}")
+    kinds = {"arch": str, "stem": str, "class_names": list, "input": dict, "state_dict": dict, "provenance": dict}
+    wrong = [field for field, kind in kinds.items() if not isinstance(content[field], kind)]
+    if wrong:
+        raise UserError(f"{path} is damaged: {', '.join(wrong)} is not what it should be")
     return content
 
 

@@ -44,7 +44,7 @@ def training_parser(prog, description):
                       help="lesions (embedded, synthetic), ham10000, medmnist or folder; NAME,key=value sets its options")
     data.add_argument("--root", metavar="PATH", help="folder of the images; for medmnist the .npz")
     data.add_argument("--size", type=positive, metavar="PX",
-                      help="side of the network's input; default: the file's own for medmnist, else 64")
+                      help="side of the network's input; default: the data set's own, else 64")
     data.add_argument("--groups", metavar="CSV", help="for folder: a CSV with columns id and group (patient, lesion)")
     data.add_argument("--download", action=argparse.BooleanOptionalAction, default=False,
                       help="for medmnist: fetch the file that --root names")
@@ -62,8 +62,8 @@ def training_parser(prog, description):
                          help="pretrained weights to start from; the head starts fresh")
     network.add_argument("--init", metavar="FILE", help="a best.pt of this project to fine-tune")
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=positive, metavar="N", help="default: 8 on lesions, else 30")
-    training.add_argument("--batch", type=positive, metavar="N", help="images a step; default: 32 on lesions, else 64")
+    training.add_argument("--epochs", type=positive, metavar="N", help="default: the data set's own, else 30")
+    training.add_argument("--batch", type=positive, metavar="N", help="images a step; default: the data set's own, else 64")
     training.add_argument("--lr", type=not_negative(float), default=1e-3, metavar="X",
                           help="peak learning rate of AdamW (1711.05101)")
     training.add_argument("--weight-decay", type=not_negative(float), default=0.05, metavar="X",
@@ -74,8 +74,8 @@ def training_parser(prog, description):
                           help="largest norm of the gradient; 0: none")
     training.add_argument("--patience", type=positive, default=10, metavar="N",
                           help="stop after so many epochs without a better validation macro-F1")
-    training.add_argument("--hard", default="ce", metavar="LOSS",
-                          help="loss on labels: ce,smoothing=0.1 | focal,gamma=2 | class_balanced | logit_adjusted")
+    training.add_argument("--hard", metavar="LOSS", help="loss on labels: ce,smoothing=0.1 | focal,gamma=2 | "
+                          "class_balanced | logit_adjusted; default: the data set's own, else ce")
     training.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="N", help="one run a seed")
     machine = parser.add_argument_group("machine and files")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kd import augment, cache, image, splits
-from kd.errors import UserError
+from kd.errors import UserError, listing
 
 
 @dataclass
@@ -36,6 +36,16 @@ class Data:
         text = "\n".join(f"{i} {label} {sha}" for i, label, sha in zip(self.ids, self.labels, self.sha256))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @property
+    def split_fingerprint(self):
+        """Sixteen hex digits of every image's group and split."""
+        text = "\n".join(f"{i} {g} {s}" for i, g, s in zip(self.ids, self.groups, self.split))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def shown_groups(self, rows):
+        """The groups as files have them: empty where the data set has none."""
+        return self.groups[rows] if self.grouped else np.full(self.groups[rows].shape, "")
+
     def where(self, split):
         return np.flatnonzero(self.split == split)
 
@@ -46,7 +56,7 @@ class Data:
     def table(self):
         """The rows of split.csv."""
         return [{"id": i, "group": g, "label": self.class_names[y], "split": s, "sha256": h}
-                for i, g, y, s, h in zip(self.ids, self.groups, self.labels, self.split, self.sha256)]
+                for i, g, y, s, h in zip(self.ids, self.shown_groups(slice(None)), self.labels, self.split, self.sha256)]
 
     def input(self):
         """What a checkpoint records of how pixels become the network's input."""
@@ -84,18 +94,18 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
     else:
         split = splits.stratified(labels, groups, seed=split_seed)
     splits.check(split, groups, labels, dataset.class_names)
-    _note_equal_images(sha256, split)
+    _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, keep, ids, labels, groups, grouped, split,
                 sha256, size, dataset.synthetic, skipped)
 
 
-def _note_equal_images(sha256, split):
+def _note_equal_images(sha256, split, ids):
     where = {}
-    for sha, name in zip(sha256, split):
-        where.setdefault(sha, set()).add(str(name))
-    shared = sum(len(names) > 1 for names in where.values())
+    for sha, name, i in zip(sha256, split, ids):
+        where.setdefault(sha, {})[str(name)] = str(i)
+    shared = [" = ".join(names.values()) for names in where.values() if len(names) > 1]
     if shared:
-        print(f"note: {shared} identical images are in more than one split")
+        print(f"note: {len(shared)} images are in more than one split under other ids: {listing(shared)}")
 
 
 def order(count, seed, epoch):
@@ -124,8 +134,8 @@ def training_batches(data, *, batch, seed, epoch, device, workers=1):
 
     for chunk, (views, draws) in zip(chunks, _ahead(load, chunks, workers)):
         images = augment.normalise(augment.colour(augment.to_float(views, device), draws))
-        labels = torch.from_numpy(data.labels[rows[chunk]]).to(device, non_blocking=True)
-        yield images, labels, torch.from_numpy(chunk).to(device, non_blocking=True)
+        labels = torch.from_numpy(data.labels[rows[chunk]]).to(device)
+        yield images, labels, torch.from_numpy(chunk).to(device)
 
 
 def evaluation_batches(data, split, *, batch, device):

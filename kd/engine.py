@@ -30,7 +30,7 @@ def device_and_precision(options):
     precision = options["precision"]
     if precision == "auto":
         if device == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            native = bool(torch.version.hip) or torch.cuda.get_device_capability() >= (8, 0)
         else:
             native = device == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
         precision = "bf16" if native else "fp32"
@@ -78,6 +78,7 @@ class Step:
         needs = objective.needed(terms)
         self.student = self._reader(student, needs, "student")
         self.teacher = self._reader(teacher, needs, "teacher") if teacher else None
+        self.teacher_fingerprint = teacher.fingerprint if teacher else None
         if teacher:
             teacher.model.eval().requires_grad_(False)
             self.frozen = [buffer.clone() for buffer in teacher.model.buffers()]
@@ -129,7 +130,8 @@ class Step:
         """Update the student once. Returns the loss and the terms' values, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        bf16 = self.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
             given = self._forward(images)
         given.update(labels=labels, index=index, epoch=epoch, class_counts=self.class_counts)
         loss, values = self.objective(given)
@@ -140,6 +142,11 @@ class Step:
             torch.nn.utils.clip_grad_norm_(parameters, self.clip)
         self.optimizer.step()
         return loss.detach(), values
+
+    def close(self):
+        """Leave both networks as they were."""
+        for reader in filter(None, (self.student, self.teacher)):
+            reader.close()
 
     def check_teacher(self):
         """A teacher whose buffers moved was not frozen, and the run is worth nothing."""
@@ -178,40 +185,40 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
     """
     folder = Path(folder)
     with runs.lock(folder / ".lock", what=str(folder)):
-        for left in folder.rglob(".*.tmp"):  # of a write that a kill cut short
-            left.unlink()
         device, precision = torch.device(options["device"]), options["precision"]
         new = config.claim(folder, options)
         if runs.finished(folder):
             (folder / "last.pt").unlink(missing_ok=True)
             print(f"{folder}: finished already, left as it is")
             return folder
+        for left in folder.rglob(".*.tmp"):  # of a write that a kill cut short
+            left.unlink()
         models.check_input(student.model, student.arch, data.size)
         for network in filter(None, (student, teacher)):
             network.model.to(device, memory_format=memory_format(device))
         step = Step(student, teacher, terms, data, options, device, precision)
         if new:
-            _describe(folder, student, step, data, options, role, device, precision)
+            _describe(folder, student, step, data, options, role)
         else:
-            _same_data(folder, data)
+            _same_begin(folder, data, teacher)
         print(f"{folder}: {step.objective.formula}")
 
         def save_best():
             checkpoint.save(folder / "best.pt", student.model, arch=student.arch, stem=student.stem,
                             class_names=data.class_names, input=data.input(),
                             provenance={**provenance, "run": "/".join(runs.describe(folder)),
-                                        "data": data.fingerprint, "seen": splits.seen_by(data)})
+                                        "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 
         _epochs(folder, step, data, options, seed, save_best)
-        model, _ = student.model, checkpoint.load_state(
-            student.model, checkpoint.read(folder / "best.pt")["state_dict"], folder / "best.pt")
+        checkpoint.load_state(student.model, checkpoint.read(folder / "best.pt")["state_dict"], folder / "best.pt")
         _write_samples(folder, data)
         for split in ("val", "test"):  # test.npz comes last: it says that the run is finished
             rows = data.where(split)
             runs.write_npz(folder / "predictions" / f"{split}.npz", ids=data.ids[rows], labels=data.labels[rows],
-                           logits=predict(model, data, split, device), groups=data.groups[rows],
+                           logits=predict(student.model, data, split, device), groups=data.shown_groups(rows),
                            class_names=np.array(data.class_names))
         (folder / "last.pt").unlink()
+        step.close()
     return folder
 
 
@@ -242,10 +249,13 @@ def _epochs(folder, step, data, options, seed, save_best):
             try:
                 row = train_epoch(step, data, options, seed=seed, epoch=epoch,
                                   steps_before=per_epoch * (epoch - 1), steps=steps, bar=bar)
+                row = {"epoch": epoch, **row, **validate(model, data, step.device)}
+                if not math.isfinite(row["val_loss"]):  # the last step of an epoch can be the bad one
+                    raise UserError(f"the network gives no numbers any more after epoch {epoch}", "A lower --lr often helps.")
             except UserError as error:
-                good = f" The last good checkpoint is {last}, of epoch {epoch - 1}." if last.exists() else ""
+                good = (f" The last good checkpoint is {folder / 'best.pt'}; to go on from it: --init "
+                        f"{(folder / 'best.pt').as_posix()} --lr {options['lr'] / 10:g} --name NAME" if rows else "")
                 raise UserError(error.message, error.hint + good) from None
-            row = {"epoch": epoch, **row, **validate(model, data, step.device)}
             row["seconds"] = round(time.monotonic() - start, 2)
             rows.append(row)
             if row["val_macro_f1"] > best:
@@ -258,29 +268,39 @@ def _epochs(folder, step, data, options, seed, save_best):
     runs.write_csv(folder / "history.csv", rows)  # a kill between last.pt and history.csv leaves it a row short
 
 
-def _describe(folder, student, step, data, options, role, device, precision):
+def _describe(folder, student, step, data, options, role):
     """The files that a run begins with; config.yaml last, since it marks the folder as taken."""
     runs.write_csv(folder / "split.csv", data.table())
     runs.write_json(folder / "environment.json", {
-        **environment.describe(), "device": str(device), "precision": precision, "role": role,
+        **environment.describe(), "device": str(step.device), "precision": step.precision, "role": role,
+        "teacher": step.teacher_fingerprint,
         "arch": student.arch, "parameters": models.parameters(student.model), "formula": step.objective.formula,
         "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),
                  "classes": data.class_names, "groups": len(set(data.groups)) if data.grouped else None,
-                 "fingerprint": data.fingerprint, "skipped": data.skipped},
+                 "fingerprint": data.fingerprint, "split": data.split_fingerprint, "skipped": data.skipped},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds")})
     runs.write_yaml(folder / "config.yaml", options)
 
 
-def _same_data(folder, data):
-    old = runs.read_json(folder / "environment.json")["data"]["fingerprint"]
-    if old != data.fingerprint:
-        raise UserError(f"{folder} was begun with other data (fingerprint {old}, now {data.fingerprint})",
-                        "Bring the same images back, or give this run a --name or --study of its own.")
+def _same_begin(folder, data, teacher):
+    """A run goes on only with the data, the split and the teacher that it was begun with."""
+    begun = runs.read_json(folder / "environment.json")
+    try:
+        old = begun["data"]["fingerprint"], begun["data"]["split"], begun["teacher"]
+    except (KeyError, TypeError):
+        raise UserError(f"{folder / 'environment.json'} is damaged", "Delete the folder, and the run starts anew.") from None
+    now = data.fingerprint, data.split_fingerprint, teacher.fingerprint if teacher else None
+    for what, before, after in zip(("data", "groups or split", "teacher"), old, now):
+        if before != after:
+            raise UserError(f"{folder} was begun with {'an' if what == 'teacher' else ''}other {what} "
+                            f"(fingerprint {before}, now {after})",
+                            "Bring the same back, or give this run a --name or --study of its own.")
 
 
 def _write_samples(folder, data, each=2):
     """A few test images of each class, as the network sees them."""
     test = data.where("test")
+    test = test[np.unique(data.groups[test], return_index=True)[1]]  # one image a lesion
     chosen = np.concatenate([test[data.labels[test] == k][:each] for k in range(len(data.class_names))])
     images = kd_data.image.centre_crop(data.pixels(chosen), data.size)
     runs.write_npz(folder / "samples.npz", images=images, ids=data.ids[chosen])

@@ -1,8 +1,8 @@
 """Around networks: the stem for small images, pretrained weights, and reading stages."""
 
+import hashlib
 import pickle
 import urllib.error
-import zipfile
 from dataclasses import dataclass
 
 import torch
@@ -11,23 +11,39 @@ from kd.errors import UserError, listing
 
 @dataclass
 class Network:
-    """A model with its registered name and what the registry knows of its inside."""
+    """A model with its registered name and what the registry knows of its inside.
+
+    fingerprint: of the weights that it came with, where it came from a checkpoint.
+    """
 
     model: torch.nn.Module
     arch: str
     stem: str
     stages: tuple = ()
     head: str = None
+    fingerprint: str = None
 
 
 SMALL = 32  # inputs up to this many pixels keep their resolution in the first stage
 
 
-def resolve_stem(stem, size):
-    """`auto` is `small` up to 32 px, where an ImageNet stem leaves one pixel in the last stage."""
+def resolve_stem(stem, size, small=True):
+    """`auto` is `small` up to 32 px, where an ImageNet stem leaves one pixel in the last stage.
+
+    small: whether the architecture has a small stem.
+    """
     if stem != "auto":
         return stem
-    return "small" if size <= SMALL else "imagenet"
+    return "small" if small and size <= SMALL else "imagenet"
+
+
+def fingerprint(state):
+    """Sixteen hex digits of a state dict."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def unit_stride(*convolutions):
@@ -47,7 +63,7 @@ def read(path):
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it is no checkpoint, or holds code to run",
                         "Only tensors, numbers and strings are loaded.") from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except Exception as error:  # damaged pickles raise anything
         raise UserError(f"cannot read {path}: it is truncated or no checkpoint") from error
 
 
@@ -57,7 +73,8 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None):
     weights: None, "imagenet" or the path of a state dict. imagenet: the torchvision weights
     enum that "imagenet" stands for. `head`, and the first convolution where a small stem
     gives it another shape, keep their fresh values; which ones is printed. Any
-    other difference in keys or shapes is an error.
+    other difference in keys or shapes is an error, and so is a checkpoint of this project,
+    whose head and history `--init` takes along.
     """
     if weights in (None, "none"):
         return model
@@ -65,14 +82,19 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None):
         state = _download(imagenet)
     else:
         state = read(weights)
+        if isinstance(state, dict) and str(state.get("format", "")).startswith("medmnist-edgeai"):
+            raise UserError(f"{weights} is a checkpoint of this project", f"Give it with --init {weights}.")
         for wrapper in ("state_dict", "model"):
             if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
                 state = state[wrapper]
         if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
             raise UserError(f"{weights} is not a state dict: names with tensors")
     own = model.state_dict()
-    fresh = [key for key in own if key in state and state[key].shape != own[key].shape
-             and key.rsplit(".", 1)[0] in (head, first)]
+    fresh = [key for key in own if key in state and (
+        key.rsplit(".", 1)[0] == head
+        or key.rsplit(".", 1)[0] == first and state[key].shape != own[key].shape)]
+    # counters of batch normalisation are missing from old files, and count nothing here
+    state = {**{key: own[key] for key in own if key.endswith("num_batches_tracked")}, **state}
     state = {key: value for key, value in state.items() if key not in fresh}
     check_keys(own, {**{key: own[key] for key in fresh}, **state}, weights)
     model.load_state_dict(state, strict=False)
@@ -82,8 +104,10 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None):
 
 def check_keys(own, state, source):
     """An error that lists the keys and shapes in which `state` differs from `own`."""
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
+    if not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{source} holds other things than tensors among its weights")
     shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
               for key in own if key in state and state[key].shape != own[key].shape]
     parts = [f"{name} {len(keys)} ({listing(keys, 3)})" for name, keys in
@@ -116,10 +140,14 @@ class Reader:
     def __init__(self, model, stages=(), head=None):
         self.model, self.features, self.pooled, self._reading = model, [], None, False
         modules = dict(model.named_modules())
-        for path in stages:
-            modules[path].register_forward_hook(self._keep_feature)
+        self._hooks = [modules[path].register_forward_hook(self._keep_feature) for path in stages]
         if head is not None:
-            modules[head].register_forward_pre_hook(self._keep_pooled)
+            self._hooks.append(modules[head].register_forward_pre_hook(self._keep_pooled))
+
+    def close(self):
+        """Leave the network as it was."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _keep_feature(self, module, inputs, output):
         if self._reading:

@@ -10,20 +10,37 @@ from pathlib import Path
 import torch
 
 from kd import data as kd_data
-from kd import checkpoint, engine, models, objective, splits
+from kd import checkpoint, config, engine, models, objective, splits
 from kd.errors import UserError
 
 
-def load_data(options, registry):
-    """The Data that `options` name. Resolves what they leave open: size, epochs, batch, study,
-    stem, device and precision."""
+def start(parser, argv, registry):
+    """The options of a training script, or None where it was asked to --list and has.
+
+    Plugins are loaded; device, precision, epochs, batch and the hard loss are resolved,
+    by what the data set says of itself (`defaults=` where it is registered).
+    """
+    options = config.parse(parser, argv)
+    for file in options["plugin"]:
+        registry.load_plugin(file)
+    if options.pop("list"):
+        print(registry.table())
+        return None
+    name, _ = objective.parse_spec(options["data"])
+    defaults = {"epochs": 30, "batch": 64, "hard": "ce", **registry.get("dataset", name).info.get("defaults", {})}
+    for key in ("epochs", "batch", "hard"):
+        options[key] = options[key] or defaults[key]
     device, options["precision"] = engine.device_and_precision(options)
     options["device"] = str(device)
+    return options
+
+
+def load_data(options, registry):
+    """The Data that `options` name. Resolves size and study where they are open."""
     name, given = objective.parse_spec(options["data"])
     entry = registry.get("dataset", name)
-    defaults = entry.info.get("defaults", {})
     if options["size"] is None and not entry.info.get("size_from_file"):
-        options["size"] = defaults.get("size", 64)
+        options["size"] = entry.info.get("defaults", {}).get("size", 64)
     accepted = inspect.signature(entry.make).parameters
     for option in ("root", "groups"):
         if options[option] is not None and option not in accepted:
@@ -37,10 +54,7 @@ def load_data(options, registry):
     dataset = entry.make(**fixed, **{key: checked[key] for key in own})
     if options["size"] is None:
         options["size"] = len(dataset.images[0])
-    options["epochs"] = options["epochs"] or defaults.get("epochs", 30)
-    options["batch"] = options["batch"] or defaults.get("batch", 64)
     options["study"] = options["study"] or f"{safe(dataset.name)}_{options['size']}px"
-    options["stem"] = models.resolve_stem(options["stem"], options["size"])
     for key in ("study", "name"):
         if options[key] and options[key] != safe(options[key]):
             raise UserError(f"--{key} becomes a folder's name, and {options[key]!r} does not do for one",
@@ -88,12 +102,12 @@ def new_network(arch, data, options, seed, registry):
         if content["input"] != data.input():
             raise UserError(f"{options['init']} was trained on another input: {content['input']}",
                             f"The input here is {data.input()}.")
-        splits.refuse_leak(content["provenance"]["seen"], data, "the network in --init")
+        splits.refuse_leak(_seen(content, options["init"]), data, "the network in --init")
         return models.Network(model, name, content["stem"], *info)
     weights = None if options["weights"] == "none" else options["weights"]
-    model = registry.create("architecture", arch, num_classes=len(data.class_names), stem=options["stem"],
-                            weights=weights)
-    return models.Network(model, name, options["stem"], *info)
+    stem = models.resolve_stem(options["stem"], data.size, entry.info.get("small_stem", True))
+    model = registry.create("architecture", arch, num_classes=len(data.class_names), stem=stem, weights=weights)
+    return models.Network(model, name, stem, *info)
 
 
 def load_teacher(path, data, registry):
@@ -102,9 +116,22 @@ def load_teacher(path, data, registry):
     if content["input"] != data.input():
         raise UserError(f"the teacher {path} was trained on another input: {content['input']}",
                         f"Teacher and student see the same pixels; here they are {data.input()}.")
-    splits.refuse_leak(content["provenance"]["seen"], data, f"the teacher {path}")
+    splits.refuse_leak(_seen(content, path), data, f"the teacher {path}")
     info = registry.get("architecture", content["arch"]).info
-    return models.Network(model, content["arch"], content["stem"], info.get("stages", ()), info.get("head"))
+    return models.Network(model, content["arch"], content["stem"], info.get("stages", ()), info.get("head"),
+                          models.fingerprint(content["state_dict"]))
+
+
+def _seen(content, path):
+    seen = content["provenance"].get("seen")
+    try:
+        lists = [seen[split][what] for split in ("train", "val") for what in ("images", "groups")]
+    except (KeyError, TypeError):
+        lists = [None]
+    if not all(isinstance(keys, list) for keys in lists):
+        raise UserError(f"{path} does not say which images it was trained on",
+                        "Only a checkpoint that does can be held against the test split.")
+    return seen
 
 
 def default_teacher(options, registry):
@@ -124,11 +151,10 @@ def checkpoint_in(path):
     raise UserError(f"no checkpoint at {path}", "A teacher is a run folder with best.pt, or such a file.")
 
 
-def data_arguments(options):
-    """The part of a command line that names the same data and study again."""
+def data_arguments(options, parser):
+    """The part of a command line that names the same data, split and study again."""
     words = []
-    for key, flag in (("data", "--data"), ("root", "--root"), ("size", "--size"), ("out", "--out"), ("study", "--study")):
-        default = {"data": "lesions", "out": "runs"}.get(key)
-        if options[key] not in (None, default) and not (options["data"] == "lesions" and key in ("size", "study")):
-            words += [flag, f'"{options[key]}"' if " " in str(options[key]) else str(options[key])]
-    return "".join(f" {word}" for word in words)
+    for key in ("data", "root", "size", "groups", "split", "split_seed", "skip_bad", "cache", "plugin", "out", "study"):
+        if options[key] != parser.get_default(key):
+            words += config.arguments(parser, {key: options[key]})
+    return "".join(f' "{word}"' if " " in word else f" {word}" for word in words)

@@ -26,7 +26,7 @@ def options(*argv):
     import distill
     result = config.parse(distill.parser(), ["--student", "tiny", "--epochs", "2", "--batch", "16", "--workers", "0",
                                              *argv])
-    return {**result, "stem": "small", "device": "cpu", "precision": "fp32", "size": 32}
+    return {**result, "hard": result["hard"] or "ce", "stem": "small", "device": "cpu", "precision": "fp32", "size": 32}
 
 
 def terms(options):

@@ -10,7 +10,7 @@ import distill
 import registry
 import small
 import train_teacher
-from kd import checkpoint, engine, models, objective, training
+from kd import checkpoint, engine, models, objective, runs, training
 from kd.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -135,7 +135,8 @@ def test_t_squared_is_there_when_alpha_is_0():
     assert list(values) == ["kd"]
 
 
-COMMON = ["--data", "lesions,images=120", "--size", "32", "--epochs", "1", "--batch", "32", "--workers", "0"]
+COMMON = ["--data", "lesions,images=120", "--size", "32", "--epochs", "1", "--batch", "32", "--workers", "0",
+          "--hard", "ce"]
 
 
 def test_a_teacher_trained_under_another_split_seed_is_refused(tmp_path):
@@ -160,6 +161,32 @@ def test_a_teacher_of_the_same_split_teaches_and_is_not_needed_for_alpha_1(tmp_p
     out = capsys.readouterr().out
     assert "loss = 0.5 * ce(smoothing=0.0) + 0.5 * kd(temperature=4.0) + 1000 * at" in out
     assert "majority rule" in out and "teacher_tiny" in out
+
+
+def test_without_a_teacher_one_is_trained_first_and_used_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
+    common = [*COMMON, "--out", str(tmp_path), "--student", "tiny", "--split-seed", "3"]
+    student, = distill.main(common)
+    teacher = tmp_path / "lesions_32px" / "teacher_tiny" / "seed_0"
+    assert runs.read_yaml(student / "config.yaml")["teacher"] == teacher.as_posix()
+    out = capsys.readouterr().out
+    assert "no teacher in" in out and "training a tiny first" in out
+    suggested = out.split("next: python distill.py ")[1].split("   #")[0].split()
+    baseline, = distill.main(suggested)
+    assert baseline.parent.name == "tiny_alone" and (baseline / "split.csv").read_text() == (student / "split.csv").read_text()
+    distill.main([*common, "--name", "second"])
+    assert "training a" not in capsys.readouterr().out
+    train_teacher.main([*COMMON, "--out", str(tmp_path), "--teacher", "tiny", "--split-seed", "3", "--name", "another"])
+    with pytest.raises(UserError, match="several teachers: another, teacher_tiny"):
+        distill.main([*common, "--name", "third"])
+
+
+def test_the_best_epoch_is_chosen_on_validation_alone(tmp_path, monkeypatch):
+    usual, asked = engine.predict, []
+    monkeypatch.setattr(engine, "predict", lambda model, data, split, device: asked.append(split)
+                        or usual(model, data, split, device))
+    distill.main([*COMMON, "--out", str(tmp_path), "--student", "tiny", "--alpha", "1", "--epochs", "2"])
+    assert asked == ["val", "val", "val", "test"]  # after each epoch, and the predictions of the best
 
 
 def test_a_teacher_of_another_input_size_is_refused(tmp_path):
@@ -215,9 +242,10 @@ def test_a_nan_loss_stops_with_step_terms_and_the_last_good_checkpoint(tmp_path,
     monkeypatch.setattr(engine.Step, "__call__", broken)
     with pytest.raises(UserError, match=r"no longer a number at epoch 2, step \d+: loss nan, ce nan") as caught:
         distill.main(common)
-    assert "last.pt, of epoch 1" in caught.value.hint
     folder = tmp_path / "lesions_32px" / "tiny_alone" / "seed_0"
-    assert (folder / "best.pt").exists() and not (folder / "predictions").exists()
+    assert str(folder / "best.pt") in caught.value.hint and not (folder / "predictions").exists()
+    monkeypatch.setattr(engine.Step, "__call__", usual)
+    distill.main([*common, "--init", str(folder / "best.pt"), "--lr", "1e-4", "--name", "rescued"])  # as the hint says
 
 
 def test_init_fine_tunes_from_a_checkpoint(tmp_path):

@@ -19,7 +19,7 @@ def find(name):
 
 
 def plan(*argv, find=find):
-    return objective.plan(config.parse(distill.parser(), ["--student", "tiny", *argv]), find)
+    return objective.plan(config.parse(distill.parser(), ["--student", "tiny", "--hard", "ce", *argv]), find)
 
 
 def shown(*argv):

@@ -10,7 +10,7 @@ import pytest
 
 import distill
 import train_teacher
-from kd import checkpoint, runs
+from kd import checkpoint, runs, splits
 from kd.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -76,8 +76,28 @@ def test_all_seeds_share_one_test_set(tmp_path):
 def test_changed_data_stop_a_run_that_was_begun_with_others(tmp_path, monkeypatch):
     run, = distill.main([*COMMON, "--out", str(tmp_path)])
     (run / "predictions" / "test.npz").unlink()
+    rows = runs.read_csv(run / "split.csv")
+    begun = (run / "environment.json").read_text()
     environment = runs.read_json(run / "environment.json")
     environment["data"]["fingerprint"] = "0" * 16
     runs.write_json(run / "environment.json", environment)
     with pytest.raises(UserError, match="begun with other data"):
         distill.main([*COMMON, "--out", str(tmp_path)])
+    (run / "environment.json").write_text(begun)
+    usual = splits.stratified
+    monkeypatch.setattr(splits, "stratified", lambda *given, **options: usual(*given, **{**options, "seed": 5}))
+    with pytest.raises(UserError, match="begun with other groups or split"):
+        distill.main([*COMMON, "--out", str(tmp_path)])
+    assert rows == runs.read_csv(run / "split.csv")
+
+
+def test_another_teacher_under_the_same_path_stops_a_run(tmp_path):
+    common = [*COMMON[:-4], "--out", str(tmp_path)]
+    teacher, = train_teacher.main([*common, "--teacher", "tiny"])
+    arguments = [*common, "--student", "tiny", "--teacher", str(teacher)]
+    run, = distill.main(arguments)
+    (run / "predictions" / "test.npz").unlink()
+    other, = train_teacher.main([*common, "--teacher", "tiny", "--seeds", "1"])
+    (teacher / "best.pt").write_bytes((other / "best.pt").read_bytes())
+    with pytest.raises(UserError, match="begun with another teacher"):
+        distill.main(arguments)

@@ -10,7 +10,7 @@ from kd.models import load_pretrained
 from registry import register
 
 
-@register("architecture", "torchvision:", stages=(), head=None)
+@register("architecture", "torchvision:", stages=(), head=None, small_stem=False)
 def torchvision_classifier(name, num_classes, stem, weights):
     """Any torchvision classifier; losses on logits only, since its stages are not known."""
     known = models.list_models(module=models)

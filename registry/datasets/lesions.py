@@ -21,7 +21,7 @@ from registry import register
 
 COUNTS = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
 SIZES = (5514, 1423, 490, 34, 5, 4)  # lesions of HAM10000 with 1, 2, ... 6 images
-FEWEST = 8                           # lesions a class, so that a 70/10/20 split has it everywhere
+FEWEST = 14                          # lesions a class, so that a 70/10/20 split has it everywhere
 FINEST = 48                          # smaller pictures are drawn at this size, then averaged
 
 #                    red   green  blue   optical density of one unit
@@ -35,8 +35,9 @@ SKINS = np.float32([[0.88, 0.70, 0.67], [0.92, 0.82, 0.79], [0.72, 0.60, 0.68], 
                     [0.90, 0.56, 0.56], [0.79, 0.70, 0.60], [0.70, 0.52, 0.42]])
 
 
-@register("dataset", "lesions", defaults={"size": 48, "teacher": "resnet18", "epochs": 6, "batch": 32})
-def lesions(*, size=48, images=1200, seed=0):
+@register("dataset", "lesions", defaults={"size": 48, "teacher": "resnet18", "epochs": 5, "batch": 32,
+                                         "hard": "logit_adjusted"})
+def lesions(*, size=48, images=1000, seed=0):
     """Synthetic dermoscopy with the seven classes of HAM10000 (drawn, nothing to download).
 
     size: side in pixels; images: how many; seed: another seed is another set of lesions.
@@ -57,7 +58,7 @@ def lesions(*, size=48, images=1200, seed=0):
     return kd.dataset.Dataset(
         name="lesions", class_names=names, images=draws,
         ids=[f"IMG_{i:05d}" for i in range(len(draws))], labels=labels, groups=groups,
-        version=f"2-{size}px-{images}-seed{seed}", synthetic=True)
+        version=f"4-{size}px-{images}-seed{seed}", synthetic=True)
 
 
 def _lesions(images, rng):
@@ -203,7 +204,7 @@ def _nv(view, rng):
     centre = rng.normal(0.15, 0.3)
     tone = 1 + centre * (inside - 0.4) + rng.uniform(0.05, 0.22) * view.field(rng, 2.5)
     net = rng.uniform(0, 0.6) * (_network(view, rng, rng.uniform(5.5, 8.5), 0.15, 0.7) - 0.6)
-    pink = rng.gamma(1.5, 0.15)
+    pink = rng.gamma(1.5, 0.07)
     blue = rng.uniform(0.5, 1.2) if rng.random() < 0.02 else rng.gamma(1, 0.03)
     return (mask * depth * np.maximum(tone + net, 0.1), mask * blue, mask * pink, 0 * mask)
 
@@ -213,7 +214,7 @@ def _mel(view, rng):
     radius = rng.uniform(0.45, 0.85)
     _, mask = _shape(view, rng, radius, rng.uniform(0.15, 0.36), rng.uniform(0.03, 0.12),
                      rng.uniform(0.05, 0.16), 1.8)
-    depth = rng.gamma(10, 0.14)
+    depth = rng.gamma(12, 0.13)
     slow = view.field(rng, 0.9 / radius, waves=10)
     patch = sigmoid(4 * (slow - rng.uniform(-0.6, 0.8)))
     tone = 0.55 + rng.uniform(0.3, 1.2) * patch + rng.uniform(0.1, 0.3) * view.field(rng, 2.5)
@@ -225,7 +226,7 @@ def _mel(view, rng):
     brown += depth * rng.uniform(0, 0.45) * np.minimum(view.dots(rays, 0.02), 1)
     spots = _scatter(rng, rng.integers(3, 18), radius)
     brown += mask * rng.uniform(0, 1) * view.dots(spots, rng.uniform(0.02, 0.045, len(spots)))
-    veil = (0.2 + rng.gamma(1.5, 0.4)) * sigmoid(4 * (view.field(rng, 0.8 / radius, waves=10) - 0.4))
+    veil = (0.4 + rng.gamma(1.5, 0.4)) * sigmoid(4 * (view.field(rng, 0.8 / radius, waves=10) - 0.4))
     scar = rng.uniform(0, 0.6) * sigmoid(5 * (view.field(rng, 0.9 / radius, waves=10) - 0.9))
     return brown, mask * veil, mask * rng.gamma(1.5, 0.25) * sigmoid(2 * slow), mask * scar
 
@@ -235,7 +236,7 @@ def _bkl(view, rng):
     radius = rng.uniform(0.3, 0.75)
     _, mask = _shape(view, rng, radius, rng.uniform(0.05, 0.3), rng.uniform(0.02, 0.13),
                      rng.uniform(0.02, 0.06), 1.7)
-    depth = rng.gamma(8, 0.09)
+    depth = rng.gamma(10, 0.055)
     wax = view.field(rng, rng.uniform(2.5, 4.5), 0.4)
     furrows = rng.uniform(0, 0.7) * _network(view, rng, rng.uniform(2, 4), 0.3, 0.3)
     brown = mask * depth * np.maximum(0.9 + rng.uniform(0.08, 0.3) * wax + furrows, 0.1)
@@ -254,14 +255,14 @@ def _bcc(view, rng):
                      rng.uniform(0.12, 0.3), 1.7)
     tree = _vessels(rng, radius, rng.integers(4, 11))
     vessels = np.minimum(view.dots(tree, rng.uniform(0.01, 0.017)), 1.2)
-    blood = mask * (rng.uniform(0.1, 0.55) + 0.12 * view.field(rng, 2)) + rng.uniform(0.5, 1.0) * vessels
-    nests = _scatter(rng, rng.integers(1, 8), radius * 0.8)
-    ovoid = sigmoid(7 * (view.dots(nests, rng.uniform(0.03, 0.08, len(nests))) - 0.5)) - sigmoid(-3.5)
+    blood = mask * (rng.uniform(0.1, 0.35) + 0.1 * view.field(rng, 2)) + rng.uniform(0.5, 1.0) * vessels
+    nests = _scatter(rng, rng.integers(3, 10), radius * 0.8)
+    ovoid = sigmoid(7 * (view.dots(nests, rng.uniform(0.05, 0.1, len(nests))) - 0.5)) - sigmoid(-3.5)
     blue = rng.uniform(0.6, 1.2) * ovoid + mask * rng.gamma(1, 0.08)
     wound = view.dots(_scatter(rng, 2, radius * 0.6), rng.uniform(0.03, 0.1, 2))
     wound = rng.binomial(1, 0.5) * sigmoid(9 * (wound - 0.6))
     brown = mask * rng.gamma(1.5, 0.14) * (1 + 0.3 * view.field(rng, 3)) + wound * rng.uniform(0.4, 1.2)
-    pearl = rng.uniform(0.05, 0.4) * sigmoid(3 * view.field(rng, 1.4))
+    pearl = rng.uniform(0.15, 0.5) * sigmoid(3 * view.field(rng, 1.4))
     return brown, blue, blood + 0.8 * wound, mask * pearl * (1 - wound)
 
 
@@ -272,11 +273,11 @@ def _akiec(view, rng):
                      rng.uniform(0.15, 0.4), 1.6)
     cells = sigmoid(3 * (np.abs(view.field(rng, rng.uniform(3.5, 5.5), 0.3)) - 0.9))
     net = rng.uniform(0.1, 0.6) * (1 - 2 * cells)
-    blood = mask * rng.uniform(0.35, 0.85) * np.maximum(0.8 + net + 0.2 * view.field(rng, 2), 0)
+    blood = mask * rng.uniform(0.5, 1.0) * np.maximum(0.8 + net + 0.2 * view.field(rng, 2), 0)
     scale = sigmoid(5 * (view.field(rng, 3.5, 0.5) - rng.uniform(0.5, 1.3)))
     white = mask * (rng.uniform(0, 0.7) * scale + rng.uniform(0.05, 0.35) * cells)
     rim = sigmoid(4 * (view.field(rng, 1.5) - rng.uniform(0.2, 1.2)))
-    brown = mask * rng.gamma(2, 0.3) * rim * (1 + 0.4 * view.field(rng, 4))
+    brown = mask * rng.gamma(2, 0.15) * rim * (1 + 0.4 * view.field(rng, 4))
     return np.maximum(brown, 0), 0 * mask, blood, white
 
 
@@ -297,13 +298,13 @@ def _vasc(view, rng):
     radius = rng.uniform(0.32, 0.65)
     count = 1 if rng.random() < 0.4 else rng.integers(5, 16)
     place = _scatter(rng, count, 1.1 * radius if count > 1 else 0.02)
-    width = radius * rng.uniform(0.5, 0.8, 1) if count == 1 else rng.uniform(0.05, 0.12, count)
+    width = radius * rng.uniform(0.5, 0.8, 1) if count == 1 else rng.uniform(0.07, 0.15, count)
     pool = sigmoid(rng.uniform(5, 14) * (view.dots(place, width) + 0.04 * view.field(rng, 3) - 0.55))
-    tint = 0.7 * rng.uniform(0, 1) ** 2
-    depth = rng.gamma(10, 0.14) * (1 + 0.15 * view.field(rng, 2.5))
-    halo = rng.uniform(0, 0.35) * view.dots([[0, 0]], 0.8 * radius)
+    tint = 0.5 * rng.uniform(0, 1) ** 2
+    depth = rng.gamma(12, 0.15) * (1 + 0.15 * view.field(rng, 2.5))
+    halo = rng.uniform(0.1, 0.5) * view.dots([[0, 0]], 0.8 * radius)
     veil = rng.uniform(0, 0.3) * pool * sigmoid(2 * view.field(rng, 1.8))
-    return (pool * rng.gamma(1.5, 0.15), pool * depth * tint,
+    return (pool * rng.gamma(1.5, 0.07), pool * depth * tint,
             pool * depth * (1.5 - 0.8 * tint) + halo, veil)
 
 

@@ -3,4 +3,4 @@
 from kd import losses
 from registry import register
 
-register("loss", "at", "attention_transfer")(losses.attention_transfer)
+register("loss", "at")(losses.attention_transfer)

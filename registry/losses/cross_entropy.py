@@ -3,4 +3,4 @@
 from kd import losses
 from registry import register
 
-register("loss", "ce", "cross_entropy")(losses.cross_entropy)
+register("loss", "ce")(losses.cross_entropy)
