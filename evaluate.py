@@ -1,7 +1,7 @@
 """Predictions -> metrics with confidence intervals: tables, and metrics.json.
 
-    python evaluate.py runs/lesions_64px                  every run below, one line a run
-    python evaluate.py runs/lesions_64px/mobilenetv2_kd/seed_0
+    python evaluate.py runs/lesions_48px                  every run below, one line a run
+    python evaluate.py runs/lesions_48px/mobilenetv2_kd/seed_0
     python evaluate.py theirs.npz --groups lesions.csv --out results
 """
 
@@ -282,8 +282,7 @@ def print_tables(path, result):
         for name, title in TITLES.items()]))
     print()
     print(aligned([["class", "precision", "recall", "F1", "AUROC", "support"]] + [
-        [row, *(number(test[f"{metric}/{name}"]["value"]) for metric in ("precision", "recall")),
-         show(test[f"f1/{name}"]), number(test[f"auroc/{name}"]["value"]),
+        [row, *(show(test[f"{metric}/{name}"]) for metric in ("precision", "recall", "f1", "auroc")),
          size["support"][name]] for row, name in zip(rows, names)]))
     print()
     if len(names) > 25:

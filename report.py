@@ -265,7 +265,7 @@ def caveats(study):
             known.add(name)
             config = command_path(study.models[model][0].path / "config.yaml")
             found.append(("no_control", name, f"python distill.py --config {config} --alpha 1 --beta 0 "
-                                              f"--name {command_path(model.split('_')[0])}_alone"))
+                                              f"--name {command_path(name.replace(':', '_'))}_alone"))
     return found
 
 
@@ -431,7 +431,7 @@ def render(study):
 
 def main(argv=None):
     parser = errors.Parser(prog="report.py", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", metavar="RUNS", help="a study's folder, e.g. runs/lesions_64px")
+    parser.add_argument("runs", metavar="RUNS", help="a study's folder, e.g. runs/lesions_48px")
     parser.add_argument("--out", metavar="DIR", help="where report.html goes (default: RUNS)")
     args = parser.parse_args(argv)
     study = read_study(args.runs)

@@ -14,6 +14,8 @@ def private_cache(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.getbasetemp() / "user_cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     monkeypatch.setenv("LOCALAPPDATA", str(folder))
+    if sys.platform == "darwin":
+        monkeypatch.setenv("HOME", str(folder))
 
 
 @pytest.fixture(scope="session")

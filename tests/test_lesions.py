@@ -42,9 +42,16 @@ def test_another_seed_is_another_set_of_lesions(data):
     assert not np.array_equal(data.images[0](), other.images[0]())
 
 
-def test_classes_have_the_frequencies_of_ham10000(data):
-    share = np.bincount(data.labels, minlength=7) / len(data.labels)
+def test_classes_have_the_frequencies_of_ham10000():
+    large = registry.create("dataset", "lesions", size=64, images=5000)
+    share = np.bincount(large.labels, minlength=7) / len(large.labels)
     assert np.allclose(share, np.array(list(COUNTS.values())) / 10015, atol=0.002)
+
+
+def test_a_small_set_lifts_the_rarest_classes_to_thirty_images():
+    counts = np.bincount(registry.create("dataset", "lesions").labels, minlength=7)
+    assert counts.sum() == 1000 and counts[3] == counts[6] == 30  # df and vasc
+    assert np.allclose(counts[[1, 2, 4]] / 1000, np.array([514, 1099, 1113]) / 10015, atol=0.002)
 
 
 def test_a_quarter_of_the_lesions_has_two_to_six_images_of_one_class(data):
