@@ -43,17 +43,27 @@ def main(argv=None):
         return []
     if not options["student"]:
         raise UserError("no student named", "Give one with --student mobilenetv2; --list shows all.")
+    options["student"] = list(dict.fromkeys(training.canonical(name, registry) for name in options["student"]))
+    options["seeds"] = list(dict.fromkeys(options["seeds"]))
+    if options["name"] and len(options["student"]) > 1:
+        raise UserError("--name names one model, and there are several students", "Leave out --name.")
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     data = training.load_data(options, registry)
     study = Path(options["out"]) / options["study"]
     for student in options["student"]:  # what is wrong with one is found before a teacher is trained
         network = training.new_network(student, data, options, options["seeds"][0], registry)
         models.check_input(network.model, network.arch, data.size)
+        engine.reader(network, objective.needed(terms), "student").close()
 
     teacher, teacher_run = None, None
     if any(need.startswith("teacher_") for need in objective.needed(terms)):
         teacher_run = Path(options["teacher"]) if options["teacher"] else own_teacher(study, options)
-        teacher = training.load_teacher(training.checkpoint_in(teacher_run), data, registry)
+        file = training.checkpoint_in(teacher_run)
+        teacher = training.load_teacher(file, data, registry)
+        teacher_run = file.parent if file.name == "best.pt" else file
+        print(f"teacher: {teacher_run}, a {teacher.arch}")
+    elif options["teacher"]:
+        print("note: no loss of this run reads a teacher, and none is used")
     options["teacher"] = teacher_run and teacher_run.as_posix()
 
     folders = []

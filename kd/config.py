@@ -150,12 +150,16 @@ def arguments(parser, options, source=None):
 def claim(folder, options):
     """Check `options` against the folder's config.yaml.
 
-    Returns whether the folder is new. Other options than those that it was made with are
-    an error that names the differing keys.
+    Returns whether the folder is new: nothing has been trained in it yet. Other options than
+    those that it was made with are an error that names the differing keys.
     """
-    path = Path(folder) / "config.yaml"
-    if not path.exists():
+    folder = Path(folder)
+    path = folder / "config.yaml"
+    results = [name for name in ("last.pt", "best.pt", "predictions/test.npz") if (folder / name).exists()]
+    if not results:
         return True
+    if not path.exists():
+        raise UserError(f"{folder} has {results[0]} but no config.yaml", "Restore it, or delete that folder.")
     old = read_yaml(path)
     differing = [key for key in {**old, **options} if key not in NO_EFFECT and old.get(key) != options.get(key)]
     if differing:

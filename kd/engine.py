@@ -71,13 +71,23 @@ def validate(model, data, device):
             "val_macro_f1": float(metrics.macro_f1(counts))}
 
 
+def reader(network, needs, who):
+    """A Reader of what the losses need of a network; who: student or teacher."""
+    stages = network.stages if f"{who}_features" in needs else ()
+    head = network.head if f"{who}_pooled" in needs else None
+    if f"{who}_features" in needs and not stages or f"{who}_pooled" in needs and not head:
+        raise UserError(f"the stages of {network.arch} are not known, and this loss reads them",
+                        "Use losses on logits (--beta 0, no such --term), or another network.")
+    return models.Reader(network.model, stages, head)
+
+
 class Step:
     """One optimisation step: forward through student and teacher, the objective, backward."""
 
     def __init__(self, student, teacher, terms, data, options, device, precision):
         needs = objective.needed(terms)
-        self.student = self._reader(student, needs, "student")
-        self.teacher = self._reader(teacher, needs, "teacher") if teacher else None
+        self.student = reader(student, needs, "student")
+        self.teacher = reader(teacher, needs, "teacher") if teacher else None
         self.teacher_fingerprint = teacher.fingerprint if teacher else None
         if teacher:
             teacher.model.eval().requires_grad_(False)
@@ -88,14 +98,6 @@ class Step:
         learnable = any(isinstance(term.loss, type) for term in terms)
         self.objective = objective.Objective(terms, self._shapes(data.size) if learnable else None).to(device)
         self.optimizer = self._optimizer(student.model, options)
-
-    def _reader(self, network, needs, who):
-        stages = network.stages if f"{who}_features" in needs else ()
-        head = network.head if f"{who}_pooled" in needs else None
-        if f"{who}_features" in needs and not stages or f"{who}_pooled" in needs and not head:
-            raise UserError(f"the stages of {network.arch} are not known, and this loss reads them",
-                            "Use losses on logits (--beta 0, no such --term), or another network.")
-        return models.Reader(network.model, stages, head)
 
     def _shapes(self, size):
         images = torch.zeros(2, 3, size, size, device=self.device)
@@ -187,6 +189,8 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
     with runs.lock(folder / ".lock", what=str(folder)):
         device, precision = torch.device(options["device"]), options["precision"]
         new = config.claim(folder, options)
+        if not new:
+            _same_begin(folder, data, teacher)
         if runs.finished(folder):
             (folder / "last.pt").unlink(missing_ok=True)
             print(f"{folder}: finished already, left as it is")
@@ -199,8 +203,6 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
         step = Step(student, teacher, terms, data, options, device, precision)
         if new:
             _describe(folder, student, step, data, options, role)
-        else:
-            _same_begin(folder, data, teacher)
         print(f"{folder}: {step.objective.formula}")
 
         def save_best():
@@ -225,13 +227,21 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
 def _epochs(folder, step, data, options, seed, save_best):
     """All epochs that are still to do, each ending with last.pt and history.csv."""
     model, last = step.student.model, folder / "last.pt"
-    rows, spent = [], 0
+    rows = []
     if last.exists():
-        state = models.read(last)
-        checkpoint.load_state(model, state["model"], last)
-        step.objective.load_state_dict(state["objective"])
-        step.optimizer.load_state_dict(state["optimizer"])
-        rows = state["history"]
+        way_out = f"Delete {last}, and the same command begins anew."
+        if not (folder / "best.pt").exists():
+            raise UserError(f"{folder} has last.pt but no best.pt to go on with", way_out)
+        try:
+            state = models.read(last)
+            checkpoint.load_state(model, state["model"], last)
+            step.objective.load_state_dict(state["objective"])
+            step.optimizer.load_state_dict(state["optimizer"])
+            rows = state["history"]
+        except UserError as error:
+            raise UserError(error.message, way_out) from None
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"{last} is not the state of this run", way_out) from error
         print(f"{folder}: going on after epoch {len(rows)}")
     count = len(data.where("train"))
     per_epoch = count // options["batch"] + (count % options["batch"] > 1)  # a batch of one is left out
@@ -284,11 +294,12 @@ def _describe(folder, student, step, data, options, role):
 
 def _same_begin(folder, data, teacher):
     """A run goes on only with the data, the split and the teacher that it was begun with."""
-    begun = runs.read_json(folder / "environment.json")
     try:
+        begun = runs.read_json(folder / "environment.json")
         old = begun["data"]["fingerprint"], begun["data"]["split"], begun["teacher"]
-    except (KeyError, TypeError):
-        raise UserError(f"{folder / 'environment.json'} is damaged", "Delete the folder, and the run starts anew.") from None
+    except (KeyError, TypeError, UserError):
+        raise UserError(f"{folder / 'environment.json'} is missing or damaged",
+                        "Restore it, or delete the folder, and the run begins anew.") from None
     now = data.fingerprint, data.split_fingerprint, teacher.fingerprint if teacher else None
     for what, before, after in zip(("data", "groups or split", "teacher"), old, now):
         if before != after:
@@ -314,7 +325,12 @@ def _tensorboard(folder, epochs_done):
     except ImportError:
         yield lambda row: None
         return
-    writer = SummaryWriter(folder / "tb", purge_step=epochs_done + 1)
+    try:
+        writer = SummaryWriter(folder / "tb", purge_step=epochs_done + 1)
+    except OSError as error:
+        print(f"note: no TensorBoard log: {error.strerror}")
+        yield lambda row: None
+        return
 
     def log(row):
         for name, value in row.items():

@@ -9,6 +9,7 @@ import re
 import sys
 from dataclasses import dataclass
 
+import torch
 import yaml
 from torch import nn
 
@@ -137,6 +138,9 @@ class Objective(nn.Module):
         total, values = 0.0, {}
         for term, loss, needs in zip(self.terms, self.losses, self.needs):
             value = loss(**{need: given[need] for need in needs})
+            if not isinstance(value, torch.Tensor) or value.ndim:
+                shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                raise UserError(f"the loss {term.name} gave {shape}, not a scalar tensor", "A loss is a mean over the batch.")
             total = total + term.weight * value
             values[term.name] = value.detach()
         return total, values

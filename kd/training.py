@@ -147,6 +147,8 @@ def checkpoint_in(path):
     path = Path(path)
     for candidate in (path, path / "best.pt", *sorted(path.glob("seed_*/best.pt"))):
         if candidate.is_file():
+            if (candidate.parent / "last.pt").exists() and candidate.name == "best.pt":
+                raise UserError(f"the training of {candidate.parent} has not ended", "Give its command again to finish it.")
             return candidate
     raise UserError(f"no checkpoint at {path}", "A teacher is a run folder with best.pt, or such a file.")
 

@@ -143,17 +143,28 @@ def test_a_number_is_finite_and_in_its_range():
 def test_a_new_folder_is_free_and_the_same_options_may_go_on(tmp_path):
     options = {"lr": 1e-5, "seeds": [0], "root": None, "stage_weights": [1.0, 0.5]}
     assert config.claim(tmp_path / "new", options) is True and not (tmp_path / "new").exists()
+    runs.write_yaml(tmp_path / "config.yaml", {"lr": 9})  # of a first try in which nothing was trained
+    assert config.claim(tmp_path, options) is True
     runs.write_yaml(tmp_path / "config.yaml", options)
+    (tmp_path / "last.pt").touch()
     assert config.claim(tmp_path, options) is False
 
 
+def test_results_without_their_options_are_not_gone_on_with(tmp_path):
+    (tmp_path / "best.pt").touch()
+    with pytest.raises(UserError, match="has best.pt but no config.yaml"):
+        config.claim(tmp_path, {"lr": 1})
+
+
 def test_where_and_how_fast_a_run_is_made_may_change(tmp_path):
+    (tmp_path / "last.pt").touch()
     runs.write_yaml(tmp_path / "config.yaml", {"lr": 0.1, "root": "/old", "workers": 1, "device": "cuda"})
     assert config.claim(tmp_path, {"lr": 0.1, "root": "/new", "workers": 4, "device": "cpu"}) is False
 
 
 def test_a_folder_of_other_options_is_refused_with_the_keys_that_differ(tmp_path):
     old = {"lr": 0.1, "epochs": 3, "hard": "ce", "gone": 1}
+    (tmp_path / "last.pt").touch()
     runs.write_yaml(tmp_path / "config.yaml", old)
     with pytest.raises(UserError) as caught:
         config.claim(tmp_path, {"lr": 0.2, "epochs": 3, "hard": "ce", "added": "x"})
