@@ -161,7 +161,7 @@ def test_official_splits_are_kept_and_can_be_given_back(prepared, tmp_path, caps
     data.images[59] = data.images[0].copy()  # published sets have such images
     first = prepared(data)
     assert first.split.tolist() == split
-    assert "note: 1 identical images are in more than one split" in capsys.readouterr().out
+    assert "note: 1 images are in more than one split under other ids" in capsys.readouterr().out
     write_csv(tmp_path / "split.csv", first.table())
     assert np.array_equal(prepared(data, split_file=tmp_path / "split.csv").split, first.split)
     splits.refuse_leak(splits.seen_by(first), first, "the teacher")  # what both were given is no leak
