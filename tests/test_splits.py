@@ -108,7 +108,7 @@ def test_no_lesion_of_ham10000_is_in_two_splits(real_data, tmp_path, seed):
     classes = sorted({row["dx"] for row in rows})
     labels = np.array([classes.index(row["dx"]) for row in rows])
     groups = np.array([row["lesion_id"] for row in rows])
-    data = SimpleNamespace(ids=[row["image_id"] for row in rows], groups=groups, class_names=classes, labels=labels,
+    data = SimpleNamespace(ids=[row["image_id"] for row in rows], groups=groups, shown_groups=lambda rows: groups, class_names=classes, labels=labels,
                            split=splits.stratified(labels, groups, seed=seed), sha256=["-"] * len(rows))
     write_csv(tmp_path / "split.csv", kd_data.Data.table(data))
 
