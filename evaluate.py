@@ -5,14 +5,12 @@
     python evaluate.py theirs.npz --groups lesions.csv --out results
 """
 
-import itertools
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from kd import bootstrap, errors, metrics, runs
+from kd import bootstrap, errors, metrics, predictions, runs
 from kd.errors import UserError, listing
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
@@ -69,30 +67,6 @@ def parse(argv):
     return options
 
 
-@dataclass
-class Predictions:
-    """labels [n] int64, probabilities [n, C] float64, ids and groups [n] str (None: not known)."""
-
-    labels: np.ndarray
-    probabilities: np.ndarray
-    ids: np.ndarray
-    groups: np.ndarray
-    class_names: list
-    note: str = ""
-
-    @property
-    def clusters(self):
-        """What is resampled: groups, else each image for itself."""
-        if self.groups is not None:
-            return self.groups
-        return self.ids if self.ids is not None else np.arange(len(self.labels))
-
-    def size(self):
-        support = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
-        return {"images": len(self.labels), "groups": len(np.unique(self.clusters)),
-                "support": dict(zip(self.class_names, support))}
-
-
 def evaluate_run(path, replicates=bootstrap.REPLICATES):
     """Evaluate a seed's folder on validation and test, write its metrics.json, return the same.
 
@@ -100,12 +74,7 @@ def evaluate_run(path, replicates=bootstrap.REPLICATES):
     test split shares with validation or training.
     """
     path = Path(path)
-    needed = ("ids", "labels", "logits", "groups", "class_names")
-    val, test = (read_predictions(path / "predictions" / f"{split}.npz", needed)
-                 for split in ("val", "test"))
-    if val.class_names != test.class_names:
-        raise UserError(f"{path}: val.npz and test.npz have different class names")
-    refuse_leaks(path, val, test)
+    val, test = predictions.of_run(path)
     result = evaluate(test, np.bincount(val.labels).argmax(), replicates)
     result["split"] = {"val": val.size(), **result["split"]}
     result["val"] = bootstrap.measure(val.labels, val.probabilities, val.clusters,
@@ -116,9 +85,7 @@ def evaluate_run(path, replicates=bootstrap.REPLICATES):
 
 def evaluate_file(path, groups=None, replicates=bootstrap.REPLICATES):
     """Evaluate a predictions file of any system. Nothing is written."""
-    test = read_predictions(path)
-    if groups:
-        test.groups = read_groups(groups, path, test.ids)
+    _, test = predictions.of_files(path, groups=groups)
     result = evaluate(test, np.bincount(test.labels).argmax(), replicates)
     if test.note:
         result["conventions"]["note"] = test.note
@@ -141,117 +108,6 @@ def evaluate(test, answer, replicates):
                                   replicates),
         "confusion": confusion.tolist(),
     }
-
-
-def refuse_leaks(path, val, test):
-    """An image or a group in two splits is an error: every number after it would flatter."""
-    members = {"validation": (val.ids, val.groups), "test": (test.ids, test.groups)}
-    if (path / "split.csv").is_file():
-        train = [row for row in runs.read_csv(path / "split.csv", ("id", "group", "split"))
-                 if row["split"] == "train"]
-        members["training"] = [row["id"] for row in train], [row["group"] for row in train]
-    for (a, ours), (b, theirs) in itertools.combinations(members.items(), 2):
-        for what, one, other in zip(("images", "groups"), ours, theirs):
-            shared = set() if one is None or other is None else sorted(set(one) & set(other) - {""})
-            if shared:
-                raise UserError(
-                    f"{path}: {a} and {b} share {len(shared)} {what}: {listing(shared)}",
-                    "Metrics of such a split would flatter. Split whole groups and train again.")
-
-
-def read_predictions(path, required=()):
-    """Predictions of a .npz file, checked; each thing that is wrong with it is a UserError."""
-    arrays = runs.read_npz(path, required)
-
-    def fail(message, hint=""):
-        raise UserError(f"{path}: {message}", hint)
-
-    def pick(*names):
-        found = [name for name in names if name in arrays]
-        if not found:
-            fail(f"it has neither {' nor '.join(names)}", f"It has: {', '.join(arrays) or 'nothing'}.")
-        return found[0], arrays[found[0]]
-
-    label_name, labels = pick("labels", "y_true")
-    if not labels.size:
-        fail("it holds no images")
-    if labels.ndim != 1:
-        fail(f"{label_name} has shape {labels.shape}; one class number an image is needed, [N]")
-    numbers = labels.astype(np.float64) if labels.dtype.kind in "iufb" else np.array(np.nan)
-    if not (np.isfinite(numbers) & (numbers == np.round(numbers))).all():
-        fail(f"{label_name} ({labels.dtype.name}) are not all class numbers: 0, 1, 2, ...")
-
-    name, scores = pick("logits", "y_prob")
-    if scores.ndim != 2 or len(scores) != len(labels) or scores.shape[1] < 2:
-        fail(f"{name} has shape {scores.shape}; [{len(labels)}, C] is needed, a column a class, C >= 2")
-    if scores.dtype.kind not in "iuf":
-        fail(f"{name} holds {scores.dtype.name} values, not numbers")
-    scores = scores.astype(np.float64)
-    broken = ~np.isfinite(scores).all(1)
-    if broken.any():
-        fail(f"{name} of {broken.sum()} of {len(scores)} images are not finite (NaN or infinite)")
-    classes = scores.shape[1]
-    if numbers.min() < 0 or numbers.max() >= classes:
-        fail(f"{name} has {classes} classes, but {label_name} go from {numbers.min():g} to "
-             f"{numbers.max():g}", f"Labels count from 0: here they are 0 to {classes - 1}.")
-    labels, note = labels.astype(np.int64), ""
-    if name == "logits":
-        probabilities = metrics.softmax(scores)
-    else:
-        probabilities, note = distributions(scores, fail)
-
-    texts = {key: strings(arrays[key]) for key in ("ids", "groups", "class_names") if key in arrays}
-    for key, size in {"ids": len(labels), "groups": len(labels), "class_names": classes}.items():
-        if key in texts and texts[key].shape != (size,):
-            fail(f"{key} has shape {texts[key].shape}; ({size},) is needed")
-    for key in ("ids", "class_names"):
-        values, times = np.unique(texts.get(key, []), return_counts=True)
-        if (times > 1).any():
-            fail(f"{key} are not unique: {listing(values[times > 1])}")
-    groups = texts.get("groups")
-    if groups is not None and (groups == "").any():
-        if (groups != "").any():
-            fail(f"{(groups == '').sum()} images have no group, others have one",
-                 "Give an image that stands for itself a group of its own.")
-        groups = None
-    names = texts.get("class_names", np.arange(classes).astype(str)).tolist()
-    return Predictions(labels, probabilities, texts.get("ids"), groups, names, note)
-
-
-def distributions(scores, fail):
-    """Rows that sum to 1, and what was done for it; logits under a wrong name are refused."""
-    hint = "Name them logits if that is what they are."
-    if scores.min() < 0 or scores.max() > 1.001:
-        fail(f"y_prob goes from {scores.min():.4g} to {scores.max():.4g}: these look like logits", hint)
-    totals = scores.sum(1)
-    off = np.abs(totals - 1)
-    if off.max() > 1e-3:
-        fail(f"y_prob of {(off > 1e-3).sum()} of {len(scores)} images do not sum to 1 "
-             f"(image {off.argmax()}: {totals[off.argmax()]:.4g})", hint)
-    if off.max() <= 1e-6:  # rounding of float32; dividing would only break ties
-        return scores, ""
-    return scores / totals[:, None], f"probabilities renormalised (sums off by up to {off.max():.1g})"
-
-
-def strings(array):
-    return array.astype(str) if array.dtype.kind != "S" else np.char.decode(array, "utf-8", "replace")
-
-
-def read_groups(file, path, ids):
-    """The group of each id, from a CSV with columns id,group."""
-    if ids is None:
-        raise UserError(f"{path} has no ids, which --groups needs to know its images by")
-    rows = runs.read_csv(file, ("id", "group"))
-    group = {row["id"]: row["group"] for row in rows}
-    twice = {row["id"] for row in rows if row["group"] != group[row["id"]]}
-    if twice:
-        raise UserError(f"{file} gives {len(twice)} images two groups: {listing(sorted(twice))}")
-    ids = ids.tolist()
-    missing = [i for i in ids if not group.get(i)]
-    if missing:
-        raise UserError(f"{file} has no group for {len(missing)} of {len(ids)} images: "
-                        f"{listing(missing)}")
-    return np.array([group[i] for i in ids])
 
 
 def print_summary(results):

@@ -10,6 +10,7 @@ import pytest
 
 import evaluate
 from kd import metrics, runs
+from kd import predictions as predictions_of
 from kd.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -180,7 +181,7 @@ def test_groups_from_a_csv_are_the_groups_in_the_file(tmp_path):
     assert (evaluate.evaluate_file(beside, tmp_path / "groups.csv", replicates=100)
             == evaluate.evaluate_file(inside, replicates=100))
     runs.write_csv(tmp_path / "short.csv", [{"id": i, "group": "g"} for i in given["ids"][3:]])
-    with pytest.raises(UserError, match="no group for 3 of 90 images: test0, test1, test2"):
+    with pytest.raises(UserError, match="no group for 3 of 90 images of .*beside.npz: test0, test1, test2"):
         evaluate.evaluate_file(beside, tmp_path / "short.csv")
     runs.write_csv(tmp_path / "twice.csv", [{"id": "test0", "group": g} for g in "ab"])
     with pytest.raises(UserError, match="two groups: test0"):
@@ -194,9 +195,9 @@ def test_probabilities_that_nearly_sum_to_one_are_renormalised_and_noted(tmp_pat
     path = save(tmp_path / "near.npz", y_prob=exact * 1.0005)
     evaluate.main([str(path), "--replicates", "100"])
     assert "renormalised" in capsys.readouterr().out
-    rows = evaluate.read_predictions(path).probabilities
+    rows = predictions_of.read(path).probabilities
     np.testing.assert_allclose(rows, exact, atol=1e-12)
-    assert evaluate.read_predictions(save(tmp_path / "f4.npz", y_prob=exact.astype("f4"))).note == ""
+    assert predictions_of.read(save(tmp_path / "f4.npz", y_prob=exact.astype("f4"))).note == ""
 
 
 N, ROW, P = 90, np.arange(90)[:, None], metrics.softmax(predictions("test", 90)["logits"])

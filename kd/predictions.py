@@ -1,0 +1,211 @@
+"""Predictions files, of a run or of any other system: read, checked, and held against leaks.
+
+A file is a .npz with `labels` (or `y_true`) and `logits` (or `y_prob`), and where they are known
+`ids`, `groups` and `class_names`. Everything that evaluation says is computed from such files.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from kd import metrics, runs
+from kd.errors import UserError, listing
+
+NEEDED = ("ids", "labels", "logits", "groups", "class_names")  # what training writes
+
+
+@dataclass
+class Predictions:
+    """Of n images and C classes; ids, groups and logits are None where they are not known."""
+
+    labels: np.ndarray         # [n] int64
+    logits: np.ndarray         # [n, C] float64
+    probabilities: np.ndarray  # [n, C] float64
+    ids: np.ndarray            # [n] str
+    groups: np.ndarray         # [n] str
+    class_names: list
+    note: str = ""             # what was done to the probabilities
+
+    @property
+    def clusters(self):
+        """What is resampled: groups, else each image for itself."""
+        if self.groups is not None:
+            return self.groups
+        return self.ids if self.ids is not None else np.arange(len(self.labels))
+
+    @property
+    def scores(self):
+        """Logits, or log probabilities, which differ from them by a constant an image that softmax drops.
+
+        A probability that was rounded to 0 counts as the smallest of float32, 1e-38.
+        """
+        if self.logits is not None:
+            return self.logits
+        return np.log(np.maximum(self.probabilities, np.finfo(np.float32).tiny))
+
+    def size(self):
+        support = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
+        return {"images": len(self.labels), "groups": len(np.unique(self.clusters)),
+                "support": dict(zip(self.class_names, support))}
+
+
+def of_run(folder, split="test"):
+    """(val, test) of a run's folder; `split` may name another file than test beside it.
+
+    Raises UserError on faulty files, and on an image or a group that two splits share.
+    """
+    folder = Path(folder) / "predictions"
+    val, test = (read(folder / f"{name}.npz", NEEDED) for name in ("val", split))
+    if val.class_names != test.class_names:
+        raise UserError(f"{folder.parent}: val.npz and {split}.npz have different class names")
+    train = []
+    if (folder.parent / "split.csv").is_file():
+        train = [row for row in runs.read_csv(folder.parent / "split.csv", ("id", "group", "split"))
+                 if row["split"] == "train"]
+    refuse_leaks(folder.parent, {"validation": (val.ids, val.groups), "test": (test.ids, test.groups),
+                                 "training": ([row["id"] for row in train], [row["group"] for row in train])})
+    return val, test
+
+
+def of_files(test, val=None, groups=None):
+    """(val, test) of another system's files; val is None where there is none.
+
+    groups: a CSV with columns id,group for both. Raises UserError as of_run does.
+    """
+    paths, groups = {"validation": val, "test": test}, groups and read_groups(groups)
+    held = {name: read(path) for name, path in paths.items() if path is not None}
+    for name, one in held.items():
+        if groups:
+            one.groups = groups_of(one.ids, groups, paths[name])
+    if val is None:
+        return None, held["test"]
+    val, test = held.values()
+    a, b = len(val.class_names), len(test.class_names)
+    if a != b:
+        raise UserError(f"{paths['validation']} has {a} classes, {paths['test']} has {b}")
+    if val.class_names != test.class_names:
+        raise UserError(f"{paths['validation']} and {paths['test']} have different class names: "
+                        f"{listing(val.class_names)}; {listing(test.class_names)}",
+                        "The same classes in the same order are needed, in both files or in neither.")
+    if len(val.labels) == len(test.labels) and np.array_equal(val.probabilities, test.probabilities):
+        raise UserError(f"{paths['validation']} and {paths['test']} hold the same predictions",
+                        "What is chosen on validation is tested on other images.")
+    refuse_leaks(paths["test"], {name: (one.ids, one.groups) for name, one in held.items()},
+                 "Ids and groups name the same thing in both files; ids that only count rows are better left out.")
+    return val, test
+
+
+def refuse_leaks(path, members, hint="Metrics of such a split would flatter. Split whole groups and train again."):
+    """An image or a group in two splits is an error: every number after it would flatter.
+
+    members: {split's name: (ids, groups)}, either of them None where unknown.
+    """
+    for (a, ours), (b, theirs) in itertools.combinations(members.items(), 2):
+        for what, one, other in zip(("images", "groups"), ours, theirs):
+            shared = set() if one is None or other is None else sorted(set(one) & set(other) - {""})
+            if shared:
+                raise UserError(f"{path}: {a} and {b} share {len(shared)} {what}: {listing(shared)}", hint)
+
+
+def read(path, required=()):
+    """Predictions of a .npz file, checked; each thing that is wrong with it is a UserError."""
+    arrays = runs.read_npz(path, required)
+
+    def fail(message, hint=""):
+        raise UserError(f"{path}: {message}", hint)
+
+    def pick(*names):
+        found = [name for name in names if name in arrays]
+        if not found:
+            fail(f"it has neither {' nor '.join(names)}", f"It has: {', '.join(arrays) or 'nothing'}.")
+        return found[0], arrays[found[0]]
+
+    label_name, labels = pick("labels", "y_true")
+    if not labels.size:
+        fail("it holds no images")
+    if labels.ndim != 1:
+        fail(f"{label_name} has shape {labels.shape}; one class number an image is needed, [N]")
+    numbers = labels.astype(np.float64) if labels.dtype.kind in "iufb" else np.array(np.nan)
+    if not (np.isfinite(numbers) & (numbers == np.round(numbers))).all():
+        fail(f"{label_name} ({labels.dtype.name}) are not all class numbers: 0, 1, 2, ...")
+
+    name, scores = pick("logits", "y_prob")
+    if scores.ndim != 2 or len(scores) != len(labels) or scores.shape[1] < 2:
+        fail(f"{name} has shape {scores.shape}; [{len(labels)}, C] is needed, a column a class, C >= 2")
+    if scores.dtype.kind not in "iuf":
+        fail(f"{name} holds {scores.dtype.name} values, not numbers")
+    scores = scores.astype(np.float64)
+    broken = ~np.isfinite(scores).all(1)
+    if broken.any():
+        fail(f"{name} of {broken.sum()} of {len(scores)} images are not finite (NaN or infinite)")
+    classes = scores.shape[1]
+    if numbers.min() < 0 or numbers.max() >= classes:
+        fail(f"{name} has {classes} classes, but {label_name} go from {numbers.min():g} to "
+             f"{numbers.max():g}", f"Labels count from 0: here they are 0 to {classes - 1}.")
+    labels, logits, note = labels.astype(np.int64), None, ""
+    if name == "logits":
+        if scores.min() >= 0 and np.abs(scores.sum(1) - 1).max() <= 1e-3:
+            fail("logits of all images are at least 0 and sum to 1: these look like probabilities",
+                 "Name them y_prob if that is what they are.")
+        logits, probabilities = scores, metrics.softmax(scores)
+    else:
+        probabilities, note = distributions(scores, fail)
+
+    texts = {key: strings(arrays[key]) for key in ("ids", "groups", "class_names") if key in arrays}
+    for key, size in {"ids": len(labels), "groups": len(labels), "class_names": classes}.items():
+        if key in texts and texts[key].shape != (size,):
+            fail(f"{key} has shape {texts[key].shape}; ({size},) is needed")
+    for key in ("ids", "class_names"):
+        values, times = np.unique(texts.get(key, []), return_counts=True)
+        if (times > 1).any():
+            fail(f"{key} are not unique: {listing(values[times > 1])}")
+    groups = texts.get("groups")
+    if groups is not None and (groups == "").any():
+        if (groups != "").any():
+            fail(f"{(groups == '').sum()} images have no group, others have one",
+                 "Give an image that stands for itself a group of its own.")
+        groups = None
+    names = texts.get("class_names", np.arange(classes).astype(str)).tolist()
+    return Predictions(labels, logits, probabilities, texts.get("ids"), groups, names, note)
+
+
+def distributions(scores, fail):
+    """Rows that sum to 1, and what was done for it; logits under a wrong name are refused."""
+    hint = "Name them logits if that is what they are."
+    if scores.min() < 0 or scores.max() > 1.001:
+        fail(f"y_prob goes from {scores.min():.4g} to {scores.max():.4g}: these look like logits", hint)
+    totals = scores.sum(1)
+    off = np.abs(totals - 1)
+    if off.max() > 1e-3:
+        fail(f"y_prob of {(off > 1e-3).sum()} of {len(scores)} images do not sum to 1 "
+             f"(image {off.argmax()}: {totals[off.argmax()]:.4g})", hint)
+    if off.max() <= 1e-6:  # rounding of float32; dividing would only break ties
+        return scores, ""
+    return scores / totals[:, None], f"probabilities renormalised (sums off by up to {off.max():.1g})"
+
+
+def strings(array):
+    return array.astype(str) if array.dtype.kind != "S" else np.char.decode(array, "utf-8", "replace")
+
+
+def read_groups(file):
+    """{id: group} of a CSV with columns id,group."""
+    rows = runs.read_csv(file, ("id", "group"))
+    group = {row["id"]: row["group"] for row in rows}
+    twice = {row["id"] for row in rows if row["group"] != group[row["id"]]}
+    if twice:
+        raise UserError(f"{file} gives {len(twice)} images two groups: {listing(sorted(twice))}")
+    return group
+
+
+def groups_of(ids, group, path):
+    """[n] the group of each id; path: whose ids they are, for the error."""
+    if ids is None:
+        raise UserError(f"{path} has no ids, which --groups needs to know its images by")
+    ids = ids.tolist()
+    missing = [i for i in ids if not group.get(i)]
+    if missing:
+        raise UserError(f"--groups has no group for {len(missing)} of {len(ids)} images of {path}: {listing(missing)}")
+    return np.array([group[i] for i in ids])
