@@ -102,7 +102,7 @@ def own_teacher(study, options):
         return found[0]
     teacher = training.default_teacher({**options, "teacher": None}, registry)
     print(f"no teacher in {study}: training a {teacher} first")
-    own = ("name", "weights", "init", "hard", "stem", "seeds")  # these are said of the student
+    own = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr")  # these are said of the student
     shared = {key: value for key, value in options.items() if key not in own}
     arguments = config.arguments(config.training_parser("train_teacher.py", ""), shared)
     return train_teacher.main([*arguments, "--teacher", teacher])[0]

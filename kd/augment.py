@@ -8,8 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kd.image import MEAN, STD
-
 SCALE = (0.5, 1.0)      # share of the area that a crop keeps: lesions fill much of the frame
 RATIO = (3 / 4, 4 / 3)  # width over height of a crop
 BRIGHTNESS = CONTRAST = SATURATION = 0.2  # a factor within 1 -+ this
@@ -101,7 +99,7 @@ def to_float(images, device):
     return batch.permute(0, 3, 1, 2).to(dtype=torch.float32).div_(255)
 
 
-def normalise(images, mean=MEAN, std=STD):
+def normalise(images, mean, std):
     """(x - mean) / std by channel, for a float batch [N, 3, H, W] in [0, 1]; channels last."""
     count, channels, height, width = images.shape
     rows = images.permute(0, 2, 3, 1).reshape(count * height, width * channels)  # long rows are fast

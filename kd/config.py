@@ -66,6 +66,8 @@ def training_parser(prog, description):
     training.add_argument("--batch", type=positive, metavar="N", help="images a step; default: the data set's own, else 64")
     training.add_argument("--lr", type=not_negative(float), default=1e-3, metavar="X",
                           help="peak learning rate of AdamW (1711.05101)")
+    training.add_argument("--head-lr", type=not_negative(float), metavar="X",
+                          help="that of the head, which starts fresh where the body is pretrained; default: --lr")
     training.add_argument("--weight-decay", type=not_negative(float), default=0.05, metavar="X",
                           help="of weights, not of biases and normalisation")
     training.add_argument("--warmup", type=share, default=0.1, metavar="X",

@@ -59,9 +59,8 @@ class Data:
                 for i, g, y, s, h in zip(self.ids, self.shown_groups(slice(None)), self.labels, self.split, self.sha256)]
 
     def input(self):
-        """What a checkpoint records of how pixels become the network's input."""
-        return {"resize": self.images.shape[1], "size": self.size, "interpolation": image.INTERPOLATION,
-                "mean": list(image.MEAN), "std": list(image.STD)}
+        """How pixels come to the size of a network's input; a checkpoint records it with mean and std."""
+        return {"resize": self.images.shape[1], "size": self.size, "interpolation": image.INTERPOLATION}
 
 
 def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, root=None, skip_bad=False):
@@ -114,9 +113,9 @@ def order(count, seed, epoch):
 
 
 def training_batches(data, *, batch, seed, epoch, device, workers=1):
-    """Yield (images, labels, index) for one epoch: augmented, normalised, in a drawn order.
+    """Yield (images, labels, index) for one epoch: augmented, in a drawn order.
 
-    images: float [N, 3, size, size], channels last. index: [N] positions in the training
+    images: float [N, 3, size, size] in [0, 1], channels last; each network normalises them by its own mean and std. index: [N] positions in the training
     split, for losses that remember images. A last batch of one image is left out, since
     batch normalisation cannot use it.
     """
@@ -133,17 +132,17 @@ def training_batches(data, *, batch, seed, epoch, device, workers=1):
         return augment.crop(data.pixels(rows[chunk]), draws, data.size), draws
 
     for chunk, (views, draws) in zip(chunks, _ahead(load, chunks, workers)):
-        images = augment.normalise(augment.colour(augment.to_float(views, device), draws))
+        images = augment.colour(augment.to_float(views, device), draws)
         labels = torch.from_numpy(data.labels[rows[chunk]]).to(device)
         yield images, labels, torch.from_numpy(chunk).to(device)
 
 
 def evaluation_batches(data, split, *, batch, device):
-    """Yield the centre crops of a split, normalised, in the order of its images."""
+    """Yield the centre crops of a split, float in [0, 1], in the order of its images."""
     rows = data.where(split)
     for start in range(0, len(rows), batch):
         pixels = image.centre_crop(data.pixels(rows[start:start + batch]), data.size)
-        yield augment.normalise(augment.to_float(np.ascontiguousarray(pixels), device))
+        yield augment.to_float(np.ascontiguousarray(pixels), device)
 
 
 def _ahead(load, chunks, workers):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kd import checkpoint, config, environment, metrics, models, objective, runs, splits
+from kd import augment, checkpoint, config, environment, metrics, models, objective, runs, splits
 from kd import data as kd_data
 from kd.errors import UserError
 
@@ -37,32 +37,38 @@ def device_and_precision(options):
     return torch.device(device), precision
 
 
-def learning_rate(step, steps, peak, warmup):
-    """Linear rise over the share `warmup` of all steps, then half a cosine down to 0."""
+def schedule(step, steps, warmup):
+    """Share of the peak learning rate: a linear rise over the share `warmup` of all steps, then half a cosine to 0."""
     rise = max(1, round(warmup * steps))
     if step < rise:
-        return peak * (step + 1) / rise
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
 def memory_format(device):
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
+def normalised(images, network):
+    """Images [N, 3, H, W] in [0, 1] as `network` expects them."""
+    images = augment.normalise(images, network.mean, network.std)
+    return images.contiguous(memory_format=memory_format(images.device))
+
+
 @torch.no_grad()
-def predict(model, data, split, device, batch=256):
+def predict(network, data, split, device, batch=256):
     """Logits [N, C] float32 of a split, in its order, in fp32 and eval mode; the mode is put back."""
-    training = model.training
+    model, training = network.model, network.model.training
     model.eval()
-    parts = [model(images).float().cpu().numpy()
+    parts = [model(normalised(images, network)).float().cpu().numpy()
              for images in kd_data.evaluation_batches(data, split, batch=batch, device=device)]
     model.train(training)
     return np.concatenate(parts)
 
 
-def validate(model, data, device):
+def validate(network, data, device):
     """Loss, accuracy and macro-F1 on validation, with column names of history.csv."""
-    logits = predict(model, data, "val", device)
+    logits = predict(network, data, "val", device)
     labels = data.labels[data.where("val")]
     probabilities = metrics.softmax(logits)
     counts = metrics.confusion(labels, logits.argmax(1), logits.shape[1])
@@ -86,6 +92,7 @@ class Step:
 
     def __init__(self, student, teacher, terms, data, options, device, precision):
         needs = objective.needed(terms)
+        self.networks = student, teacher
         self.student = reader(student, needs, "student")
         self.teacher = reader(teacher, needs, "teacher") if teacher else None
         self.teacher_fingerprint = teacher.fingerprint if teacher else None
@@ -97,7 +104,7 @@ class Step:
         self.class_counts = torch.from_numpy(counts).to(device)
         learnable = any(isinstance(term.loss, type) for term in terms)
         self.objective = objective.Objective(terms, self._shapes(data.size) if learnable else None).to(device)
-        self.optimizer = self._optimizer(student.model, options)
+        self.optimizer = self._optimizer(student, options)
 
     def _shapes(self, size):
         images = torch.zeros(2, 3, size, size, device=self.device)
@@ -111,27 +118,34 @@ class Step:
         return {name: [tuple(x.shape) for x in value] if isinstance(value, list) else tuple(value.shape)
                 for name, value in given.items() if value is not None}
 
-    def _optimizer(self, model, options):
-        parameters = [*model.parameters(), *self.objective.parameters()]
-        parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        groups = [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": options["weight_decay"]},
-                  {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}]
+    def _optimizer(self, network, options):
+        """Head and body apart, each with its learning rate; weights decay, biases and normalisation do not."""
+        if options["head_lr"] is not None and not network.head:
+            raise UserError(f"the head of {network.arch} is not known, and --head-lr is for it", "Leave out --head-lr.")
+        head = list(network.model.get_submodule(network.head).parameters()) if options["head_lr"] is not None else []
+        of_head = {id(parameter) for parameter in head}
+        body = [p for p in [*network.model.parameters(), *self.objective.parameters()] if id(p) not in of_head]
+        groups = [{"params": [p for p in part if p.requires_grad and (p.ndim > 1) == decays],
+                   "weight_decay": options["weight_decay"] if decays else 0.0, "peak": peak}
+                  for part, peak in ((body, options["lr"]), (head, options["head_lr"])) for decays in (True, False)]
+        groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=options["lr"], fused=self.device.type != "mps")
 
     def _forward(self, images):
         given = {}
+        student, teacher = self.networks
         if self.teacher:
             with torch.no_grad():
-                given["teacher_logits"] = self.teacher(images)
+                given["teacher_logits"] = self.teacher(normalised(images, teacher))
             given.update(teacher_features=self.teacher.features, teacher_pooled=self.teacher.pooled)
-        given["student_logits"] = self.student(images)
+        given["student_logits"] = self.student(normalised(images, student))
         given.update(student_features=self.student.features, student_pooled=self.student.pooled)
         return given
 
     def __call__(self, images, labels, index, epoch, rate):
-        """Update the student once. Returns the loss and the terms' values, on the device."""
+        """Update the student once; rate: the share of the peak learning rate. Returns the loss and the terms' values, on the device."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["peak"]
         bf16 = self.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
             given = self._forward(images)
@@ -163,8 +177,7 @@ def train_epoch(step, data, options, *, seed, epoch, steps_before, steps, bar):
     sums, count, done = {}, 0, steps_before
     for images, labels, index in kd_data.training_batches(
             data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"]):
-        images = images.contiguous(memory_format=memory_format(step.device))
-        rate = learning_rate(done, steps, options["lr"], options["warmup"])
+        rate = schedule(done, steps, options["warmup"])
         loss, values = step(images, labels, index, epoch, rate)
         values = {"loss": loss, **values}
         if not torch.isfinite(loss):
@@ -176,7 +189,7 @@ def train_epoch(step, data, options, *, seed, epoch, steps_before, steps, bar):
         count, done = count + len(images), done + 1
         bar.update()
     step.check_teacher()
-    return {"lr": rate, **{name: value / count for name, value in sums.items()}}
+    return {"lr": rate * options["lr"], **{name: value / count for name, value in sums.items()}}
 
 
 def run(folder, student, terms, data, options, *, seed, teacher=None, role, provenance):
@@ -207,7 +220,8 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
 
         def save_best():
             checkpoint.save(folder / "best.pt", student.model, arch=student.arch, stem=student.stem,
-                            class_names=data.class_names, input=data.input(),
+                            class_names=data.class_names,
+                            input={**data.input(), "mean": list(student.mean), "std": list(student.std)},
                             provenance={**provenance, "run": "/".join(runs.describe(folder)),
                                         "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 
@@ -217,7 +231,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
         for split in ("val", "test"):  # test.npz comes last: it says that the run is finished
             rows = data.where(split)
             runs.write_npz(folder / "predictions" / f"{split}.npz", ids=data.ids[rows], labels=data.labels[rows],
-                           logits=predict(student.model, data, split, device), groups=data.shown_groups(rows),
+                           logits=predict(student, data, split, device), groups=data.shown_groups(rows),
                            class_names=np.array(data.class_names))
         (folder / "last.pt").unlink()
         step.close()
@@ -259,7 +273,7 @@ def _epochs(folder, step, data, options, seed, save_best):
             try:
                 row = train_epoch(step, data, options, seed=seed, epoch=epoch,
                                   steps_before=per_epoch * (epoch - 1), steps=steps, bar=bar)
-                row = {"epoch": epoch, **row, **validate(model, data, step.device)}
+                row = {"epoch": epoch, **row, **validate(step.networks[0], data, step.device)}
                 if not math.isfinite(row["val_loss"]):  # the last step of an epoch can be the bad one
                     raise UserError(f"the network gives no numbers any more after epoch {epoch}", "A lower --lr often helps.")
             except UserError as error:

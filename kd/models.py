@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from kd.errors import UserError, listing
+from kd.image import MEAN, STD
 
 @dataclass
 class Network:
-    """A model with its registered name and what the registry knows of its inside.
+    """A model with its registered name, and what the registry knows of its inside and its input.
 
-    fingerprint: of the weights that it came with, where it came from a checkpoint.
+    mean, std: by channel, of pixels in [0, 1], as its weights expect them. fingerprint: of the weights that it came with, where it came from a checkpoint.
     """
 
     model: torch.nn.Module
@@ -22,6 +23,8 @@ class Network:
     stages: tuple = ()
     head: str = None
     fingerprint: str = None
+    mean: tuple = MEAN
+    std: tuple = STD
 
 
 SMALL = 32  # inputs up to this many pixels keep their resolution in the first stage
@@ -70,16 +73,17 @@ def read(path):
 def load_pretrained(model, weights, *, imagenet=None, head, first=None):
     """Fill `model` with pretrained weights, in place.
 
-    weights: None, "imagenet" or the path of a state dict. imagenet: the torchvision weights
-    enum that "imagenet" stands for. `head`, and the first convolution where a small stem
-    gives it another shape, keep their fresh values; which ones is printed. Any
-    other difference in keys or shapes is an error, and so is a checkpoint of this project,
-    whose head and history `--init` takes along.
+    weights: None, "imagenet" or the path of a state dict. imagenet: what "imagenet" stands for, the
+    weights enum of torchvision or a function that returns a state dict. `head`, and the first
+    convolution where a small stem gives it another shape, keep their fresh values; which ones is
+    printed. A file in which the same tensors have other names (timm's) is matched by order. Any other
+    difference in keys or shapes is an error, and so is a checkpoint of this project, whose head
+    and history `--init` takes along.
     """
     if weights in (None, "none"):
         return model
     if weights == "imagenet":
-        state = _download(imagenet)
+        state = imagenet() if callable(imagenet) else _download(imagenet)
     else:
         state = read(weights)
         if isinstance(state, dict) and str(state.get("format", "")).startswith("medmnist-edgeai"):
@@ -90,16 +94,38 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None):
         if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
             raise UserError(f"{weights} is not a state dict: names with tensors")
     own = model.state_dict()
+    state = _renamed(state, own, weights)
     fresh = [key for key in own if key in state and (
         key.rsplit(".", 1)[0] == head
         or key.rsplit(".", 1)[0] == first and state[key].shape != own[key].shape)]
     # counters of batch normalisation are missing from old files, and count nothing here
-    state = {**{key: own[key] for key in own if key.endswith("num_batches_tracked")}, **state}
+    state = {**{key: own[key] for key in own if key.endswith(COUNTER)}, **state}
     state = {key: value for key, value in state.items() if key not in fresh}
     check_keys(own, {**{key: own[key] for key in fresh}, **state}, weights)
     model.load_state_dict(state, strict=False)
     print(f"weights: {weights}; not taken from it: {listing(fresh) or 'nothing'}")
     return model
+
+
+COUNTER = "num_batches_tracked"
+
+
+def _renamed(state, own, source):
+    """`state` under the names of `own`, where it holds the same tensors in the same order by other names.
+
+    Both list their tensors in the order of computation, so that the n-th answers to the n-th. They must
+    agree in number, in the last part of each name (weight, bias, running_mean ...) and in shape, of
+    which only the head's may differ; otherwise `state` is returned as it is.
+    """
+    theirs, ours = ([key for key in keys if not key.endswith(COUNTER)] for keys in (state, own))
+    if set(theirs) == set(ours) or len(theirs) != len(ours):
+        return state
+    last = len(ours) - 2  # weight and bias of the head
+    for k, (a, b) in enumerate(zip(theirs, ours)):
+        if a.rpartition(".")[2] != b.rpartition(".")[2] or (state[a].shape != own[b].shape and k < last):
+            return state
+    print(f"weights: {source} has other names; its {len(ours)} tensors are matched by order and shape")
+    return {b: state[a] for a, b in zip(theirs, ours)}
 
 
 def check_keys(own, state, source):

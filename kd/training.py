@@ -93,33 +93,47 @@ def new_network(arch, data, options, seed, registry):
     """A network of a registered architecture, fresh from `seed`, from --weights or from --init."""
     entry = registry.get("architecture", arch)
     name = canonical(arch, registry)
-    info = entry.info.get("stages", ()), entry.info.get("head")
+    info = _inside(entry)
     torch.manual_seed(seed)
     if options["init"]:
         if options["weights"] != "none":
             raise UserError("--init and --weights both say where to start", "Give one of them.")
         model, content = checkpoint.load(options["init"], registry.create, arch=name, class_names=data.class_names)
-        if content["input"] != data.input():
-            raise UserError(f"{options['init']} was trained on another input: {content['input']}",
-                            f"The input here is {data.input()}.")
+        _check_input(content, data, options["init"], "Fine-tune at the size that it was trained at.")
         splits.refuse_leak(_seen(content, options["init"]), data, "the network in --init")
-        return models.Network(model, name, content["stem"], *info)
+        return models.Network(model, name, content["stem"], **{**info, **_normalisation(content)})
     weights = None if options["weights"] == "none" else options["weights"]
     stem = models.resolve_stem(options["stem"], data.size, entry.info.get("small_stem", True))
     model = registry.create("architecture", arch, num_classes=len(data.class_names), stem=stem, weights=weights)
-    return models.Network(model, name, stem, *info)
+    return models.Network(model, name, stem, **info)
+
+
+def _inside(entry):
+    """What the registry says of an architecture, as kd.models.Network takes it."""
+    return {key: entry.info[key] for key in ("stages", "head", "mean", "std") if key in entry.info}
+
+
+def _normalisation(content):
+    return {key: tuple(content["input"][key]) for key in ("mean", "std")}
+
+
+def _check_input(content, data, path, hint):
+    """A checkpoint whose pixels come to it in another way; normalisation is each network's own."""
+    here = data.input()
+    differing = [f"{key} {content['input'].get(key)}, here {value}" for key, value in here.items()
+                 if content["input"].get(key) != value]
+    if differing:
+        raise UserError(f"{path} was trained on another input: {'; '.join(differing)}", hint)
 
 
 def load_teacher(path, data, registry):
     """The frozen network of a checkpoint, refused where it cannot teach on these data."""
     model, content = checkpoint.load(path, registry.create, class_names=data.class_names)
-    if content["input"] != data.input():
-        raise UserError(f"the teacher {path} was trained on another input: {content['input']}",
-                        f"Teacher and student see the same pixels; here they are {data.input()}.")
+    _check_input(content, data, f"the teacher {path}", "Teacher and student see the same pixels.")
     splits.refuse_leak(_seen(content, path), data, f"the teacher {path}")
-    info = registry.get("architecture", content["arch"]).info
-    return models.Network(model, content["arch"], content["stem"], info.get("stages", ()), info.get("head"),
-                          models.fingerprint(content["state_dict"]))
+    info = _inside(registry.get("architecture", content["arch"]))
+    return models.Network(model, content["arch"], content["stem"], fingerprint=models.fingerprint(content["state_dict"]),
+                          **{**info, **_normalisation(content)})
 
 
 def _seen(content, path):

