@@ -11,10 +11,11 @@ F1 there would be 0 or missing whatever the classifier does, and says nothing ab
 
 import numpy as np
 
-from kd import metrics
+from kd import calibration, metrics, operating
 
 LEVEL = 0.95
 REPLICATES = 2000
+BIASED = ("ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce")
 SEED = 0  # one for all: models tested on the same clusters meet the same replicates
 
 
@@ -58,13 +59,14 @@ def confusions(labels, predicted, classes, index, weights):
     return out.reshape(-1, classes, classes)
 
 
-def interval(values, level=LEVEL):
+def interval(values, level=LEVEL, corrected=False):
     """METRIC of values [1 + B]: the sample's own first, then one a replicate; NaN is undefined.
 
     {"value", "lo", "hi", "replicates": B, "undefined": replicates left out}; lo and hi are
     quantiles of the B - undefined others, NaN where none is left or the value is undefined.
+    `corrected` lowers both by twice the bias, to 0 at least, as unbias() does.
     """
-    value, drawn = float(values[0]), values[1:]
+    value, drawn = float(values[0]), (unbias(values) if corrected else values)[1:]
     defined = drawn[~np.isnan(drawn)]
     lo, hi = float("nan"), float("nan")
     if len(defined) and not np.isnan(value):
@@ -73,25 +75,66 @@ def interval(values, level=LEVEL):
             "undefined": len(drawn) - len(defined)}
 
 
-def measure(labels, probabilities, groups, class_names, replicates=REPLICATES, seed=SEED):
-    """{NAME: METRIC} of everything that labels [n], probabilities [n, C] and groups [n] tell.
+def unbias(values):
+    """Values [1 + B], the replicates lowered by twice their bias, to 0 at least.
 
-    The prediction is the most probable class (the first of equals). Of a single cluster nothing
-    can be said about spread: its intervals are undefined.
+    A calibration error is a mean of absolute gaps: chance can only add to it. It adds to the
+    sample's, and by resampling once more to each replicate's; the second is seen (mean of the
+    replicates - value) and stands for the first (Efron & Tibshirani 1993, section 10.2).
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    index, count = clusters(groups)
-    weights = resample(count, replicates, seed)
+    drawn = values[1:]
+    if np.isnan(drawn).all():
+        return values
+    return np.append(values[:1], np.maximum(drawn - 2 * (np.nanmean(drawn) - values[0]), 0))
+
+
+def replicate(labels, probabilities, index, weights, class_names, calibrated=None, bins=calibration.BINS):
+    """{NAME: values [1 + B]} of all metrics; the sample's own first, then one a row of weights.
+
+    labels [n], probabilities [n, C]; index [n] and weights [1 + B, G] as by clusters() and
+    resample(). With `calibrated` probabilities [n, C], NAME_calibrated of all that they change.
+    Models scored with the same weights are paired.
+    """
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    images = weights[:, index]
     counts = confusions(labels, probabilities.argmax(1), len(class_names), index, weights)
-    areas = metrics.auroc(labels, probabilities, weights[:, index])
+    areas = metrics.auroc(labels, probabilities, images)
     missing = _missing(counts)
     values = _overall(counts)
     values["macro_auroc"] = np.where(missing.any(1), np.nan, metrics.mean_defined(areas))
+    values.update(_probabilistic(labels, probabilities, index, weights, images, bins))
+    if calibrated is not None:
+        values.update({f"{name}_calibrated": figures for name, figures in _probabilistic(
+            labels, np.asarray(calibrated, dtype=np.float64), index, weights, images, bins).items()})
     for name, figures in {"f1": metrics.f1(counts), "recall": metrics.recall(counts),
                           "precision": metrics.precision(counts), "auroc": areas}.items():
         figures = np.where(missing, np.nan, figures)
         values.update({f"{name}/{c}": figures[:, k] for k, c in enumerate(class_names)})
-    return _intervals(values, count)
+    if weights.shape[1] == 1:
+        values = {name: np.append(v[:1], np.full(len(v) - 1, np.nan)) for name, v in values.items()}
+    return values
+
+
+def intervals(values):
+    """{NAME: METRIC} of {NAME: values [1 + B]}, as by replicate()."""
+    return {name: interval(v, corrected=biased(name)) for name, v in values.items()}
+
+
+def biased(name):
+    """Whether a metric is one whose interval needs unbias()."""
+    return name.removesuffix("_calibrated") in BIASED
+
+
+def measure(labels, probabilities, groups, class_names, replicates=REPLICATES, seed=SEED, calibrated=None,
+            bins=calibration.BINS):
+    """{NAME: METRIC} of everything that labels [n], probabilities [n, C] and groups [n] tell.
+
+    The prediction is the most probable class (the first of equals). Of a single cluster nothing
+    can be said about spread: its intervals are undefined. `calibrated` as in replicate().
+    """
+    index, count = clusters(groups)
+    weights = resample(count, replicates, seed)
+    return intervals(replicate(labels, probabilities, index, weights, class_names, calibrated, bins))
 
 
 def constant(labels, answer, groups, classes, replicates=REPLICATES, seed=SEED):
@@ -99,7 +142,67 @@ def constant(labels, answer, groups, classes, replicates=REPLICATES, seed=SEED):
     labels = np.asarray(labels)
     index, count = clusters(groups)
     weights = resample(count, replicates, seed)
-    return _intervals(_overall(confusions(labels, answer, classes, index, weights)), count)
+    values = _overall(confusions(labels, answer, classes, index, weights))
+    if count == 1:
+        values = {name: np.append(v[:1], np.full(len(v) - 1, np.nan)) for name, v in values.items()}
+    return intervals(values)
+
+
+def from_confusion(confusion, replicates=REPLICATES, seed=SEED):
+    """{NAME: METRIC} of accuracy, macro_f1, weighted_f1 and balanced_accuracy from a confusion matrix [C, C].
+
+    For images drawn one by one, and only then, resampling them is a multinomial draw over the cells.
+    """
+    confusion = np.asarray(confusion)
+    cells = confusion.reshape(-1)
+    order = np.argsort(-cells)[:np.count_nonzero(cells)]  # large cells first: fewer images are left to draw
+    rng = np.random.default_rng(seed)
+    counts = np.zeros((1 + replicates, len(cells)), dtype=np.int64)
+    counts[0] = cells
+    counts[1:, order] = rng.multinomial(cells.sum(), cells[order] / cells.sum(), size=replicates)
+    return intervals(_overall(counts.reshape(-1, *confusion.shape)))
+
+
+def over_seeds(values, level=LEVEL, corrected=False, seed=SEED):
+    """{"mean", "sd", "lo", "hi", "values"} over k seeds of one metric, values [k, 1 + B], on the same replicates.
+
+    The interval carries both sources: each replicate's mean over seeds (which images) plus a draw of
+    t with k - 1 degrees of freedom times sd / sqrt(k) (which seeds). One seed tells nothing about
+    seeds: its sd and interval are NaN. sd has k - 1 below the line.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    own, k = values[:, 0], len(values)
+    nan = float("nan")
+    if k == 1 or np.isnan(own).any():
+        return {"mean": float(own.mean()), "sd": nan, "lo": nan, "hi": nan, "values": own.tolist()}
+    sd = float(own.std(ddof=1))
+    means = values.mean(0)
+    drawn = (unbias(means) if corrected else means)[1:]
+    drawn = drawn[~np.isnan(drawn)]
+    noise = np.random.default_rng(seed).standard_t(k - 1, (50, len(drawn))) * sd / np.sqrt(k)  # 50: long tails
+    lo, hi = np.quantile(drawn + noise, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (nan, nan)
+    return {"mean": float(own.mean()), "sd": sd, "lo": float(lo), "hi": float(hi), "values": own.tolist()}
+
+
+def _probabilistic(labels, probabilities, index, weights, images, bins):
+    """Metrics of the probabilities themselves, each [1 + B]."""
+    count = weights.shape[1]
+    per_cluster = calibration.sums(labels, probabilities, bins, index, count)
+    losses = [np.bincount(index, each, count) for each in (
+        metrics.log_losses(labels, probabilities), metrics.square_losses(labels, probabilities))]
+    parts = [*losses, per_cluster.top, per_cluster.mass, per_cluster.classes]
+    columns = np.concatenate([part.reshape(count, -1) for part in parts], 1)
+    used = columns.any(0)
+    drawn = np.zeros((len(weights), columns.shape[1]))
+    drawn[:, used] = sums(weights, columns[:, used])
+    ends = np.cumsum([part.reshape(count, -1).shape[1] for part in parts])[:-1]
+    nll, brier, *rest = (part.reshape(len(weights), *shape.shape[1:])
+                         for part, shape in zip(np.split(drawn, ends, 1), parts))
+    top, mass, classes = rest
+    n = top[:, 0].sum(-1)
+    correct = probabilities.argmax(1) == labels
+    return {"nll": nll / n, "brier": brier / n, **calibration.errors(calibration.Sums(top, mass, classes)),
+            "aurc": operating.aurc(correct, probabilities.max(1), images)}
 
 
 def _overall(counts):
@@ -114,10 +217,3 @@ def _missing(counts):
     """[1 + B, C]: the sample has this class and the replicate has not."""
     support = counts.sum(-1)
     return (support == 0) & (support[0] > 0)
-
-
-def _intervals(values, count):
-    if count == 1:
-        values = {name: np.concatenate([v[:1], np.full(len(v) - 1, np.nan)])
-                  for name, v in values.items()}
-    return {name: interval(v) for name, v in values.items()}

@@ -57,7 +57,8 @@ def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
     assert read["class_names"] == NAMES
     assert read["split"]["val"] == {"images": 40, "groups": 20, "support": dict(zip(NAMES, (16, 16, 8)))}
     assert read["split"]["test"]["support"] == dict(zip(NAMES, (36, 36, 18)))
-    names = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "macro_auroc"} | {
+    names = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "macro_auroc", "nll", "brier", "ece",
+             "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc"} | {
         f"{metric}/{name}" for metric in ("f1", "recall", "precision", "auroc") for name in NAMES}
     assert set(read["val"]) == set(read["test"]) == names
     test = predictions("test", 90)
