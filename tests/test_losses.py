@@ -128,6 +128,29 @@ def test_attention_transfer_by_hand():
     assert float(value) == pytest.approx(3 * 2 / 49)
 
 
+def test_attention_transfer_of_half_precision_features_whose_squares_overflow():
+    # as by hand above; 300^2 is above the largest fp16, 65504, and 0.0001^2 below the smallest
+    student, teacher = torch.zeros(1, 2, 2, 2), torch.zeros(1, 3, 2, 2)
+    student[0, :, 0, 0], teacher[0, 2, 1, 1] = 300.0, -300.0
+    low = torch.full((1, 1, 2, 2), 1e-4)
+    for a, b in ((student, teacher), (student / 3e6, teacher / 3e6)):
+        a, b, same = a.half().requires_grad_(), b.half(), low.half()
+        value = losses.attention_transfer([a, same, same, same], [b, same, same, same])
+        assert value.dtype == torch.float32 and float(value) == pytest.approx(2 / 3136, rel=1e-5)
+        gradient, = torch.autograd.grad(value, a)
+        assert torch.isfinite(gradient).all()
+    torch.manual_seed(0)
+    student, teacher = [300 * x for x in stages(seed=1)], [300 * x for x in stages(seed=2)]
+    half = [x.half().requires_grad_() for x in student]
+    value = losses.attention_transfer(half, [x.half() for x in teacher])
+    whole = [x.half().float().requires_grad_() for x in student]
+    expected = losses.attention_transfer(whole, [x.half().float() for x in teacher])
+    assert torch.allclose(value, expected, rtol=1e-5)
+    scale = 2.0 ** 20  # as a gradient scaler does: these gradients themselves are below the smallest fp16
+    for own, right in zip(torch.autograd.grad(scale * value, half), torch.autograd.grad(scale * expected, whole)):
+        assert torch.isfinite(own).all() and torch.allclose(own.float(), right, rtol=2e-3, atol=1e-3)
+
+
 def test_attention_transfer_is_the_published_element_mean_at_224_px():
     student, teacher = (stages(sides=(56, 28, 14, 7), seed=s) for s in (1, 2))
 
