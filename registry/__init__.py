@@ -88,8 +88,13 @@ def _load(kind):
             raise
         except (Exception, SystemExit) as error:  # shown when a part of this file is asked for
             _forget(path)
-            _broken[kind][path] = error
+            _broken[kind][path] = _stopped(path, error) if isinstance(error, SystemExit) else error
     _loaded.add(kind)
+
+
+def _stopped(path, error):
+    return RegistryError(f"{path} ends the program while it is imported (SystemExit: {error.code})\n"
+                         "What only a script does belongs under `if __name__ == '__main__':`.")
 
 
 def _forget(path):
@@ -113,9 +118,11 @@ def load_plugin(path):
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[name]
         _forget(path)
+        if isinstance(error, SystemExit):
+            raise _stopped(path, error) from None
         raise
     _plugins[path] = module
 

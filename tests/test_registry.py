@@ -162,6 +162,16 @@ def test_a_named_plugin_that_fails_shows_its_own_traceback(project):
     assert "ZeroDivisionError" in shown and f'"{file}", line 1' in shown
 
 
+def test_a_named_plugin_that_ends_the_program_is_an_error_that_names_it(project):
+    file = project.write("mine.py", "import sys\nsys.exit(0)")
+    assert project.run("""
+        try:
+            registry.load_plugin("mine.py")
+        except registry.RegistryError as error:
+            print(error)
+    """).startswith(f"{file} ends the program while it is imported (SystemExit: 0)\n")
+
+
 def test_what_is_no_plugin_file_is_refused_in_words(tmp_path):
     (tmp_path / "text.txt").write_text("x")
     for path, words in ((tmp_path / "gone.py", "no such plugin file"), (tmp_path, "no such plugin file"),
