@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from kd import image
 from kd.errors import UserError, listing
@@ -145,7 +146,6 @@ def _read(source, resize):
 
 
 def _build(dataset, resize, pixels, index):
-    from tqdm import tqdm
     for rest in pixels.parent.glob(f".{pixels.stem}.*.tmp"):  # of a build that was killed
         with contextlib.suppress(OSError):
             rest.unlink()

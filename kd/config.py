@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 from kd.errors import Parser, UserError, nearest
-from kd.runs import read_yaml
+from kd.runs import read_json, read_yaml
 
-# Options that say where and how fast a run is made, not what comes out of it.
-NO_EFFECT = ("root", "out", "cache", "workers", "device", "download", "plugin")
+# Options that say where and how fast a run is made, not what comes out of it. The files of
+# groups and split may move: what is in them is compared by the fingerprints in environment.json.
+NO_EFFECT = ("root", "groups", "split", "out", "cache", "workers", "device", "download", "plugin")
 
 
 def _number(kind, least, most, meaning):
@@ -103,10 +104,20 @@ def parse(parser, argv=None):
     if len(paths) > 1:
         raise UserError("--config is given twice", "Put all options into one file, or the rest on the command line.")
     for path in paths:
+        _check_script(path, parser)
         argv = arguments(parser, read_yaml(path), path) + argv
     options = vars(parser.parse_args(argv))
     options.pop("config")
     return options
+
+
+def _check_script(path, parser):
+    """The config.yaml of a student's run is for distill.py, that of a teacher's for train_teacher.py."""
+    beside = Path(path).parent / "environment.json"
+    scripts = {"teacher": "train_teacher.py", "student": "distill.py"}
+    script = scripts.get(read_json(beside).get("role")) if beside.is_file() else None
+    if script and script != parser.prog:
+        raise UserError(f"{path} has the options of another script", f"Run: python {script} --config {path}")
 
 
 def arguments(parser, options, source=None):

@@ -84,7 +84,7 @@ def run(main, *users):
     except OSError as error:
         if error.errno not in FULL | NO_PLACE:
             raise
-        hint = ("Free some space and give the same command again: it goes on from the last epoch."
+        hint = ("Free some space and give the same command again: epochs that are written are not lost."
                 if error.errno in FULL else "Check that place, or choose another with --out or --cache.")
         where = f": {error.filename}" if error.filename else ""
         _stop(UserError(f"{error.strerror.lower()}{where}", hint))

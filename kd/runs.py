@@ -62,6 +62,16 @@ def _replace(temporary, path):
     os.replace(temporary, path)
 
 
+def check_writable(folder):
+    """An error unless files can be written into `folder`, or it can be made. Nothing is made."""
+    there = next(place for place in (Path(folder).absolute(), *Path(folder).absolute().parents) if os.path.exists(place))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {(error.strerror or str(error)).lower()}",
+                        "Choose another place with --out.") from error
+
+
 def write_text(path, text):
     with atomic(path, "w") as file:
         file.write(text)
@@ -92,7 +102,8 @@ def _reading(path):
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {path}: it is not text in UTF-8") from error
+        raise UserError(f"cannot read {path}: it is not text in UTF-8", "Save it again in UTF-8; "
+                        "spreadsheet programs call that CSV UTF-8.") from error
     except Exception as error:  # parsers of foreign files raise anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"cannot read {path}: {' '.join(reason.split())[:300]}") from error
@@ -118,9 +129,9 @@ def read_yaml(path):
     return data
 
 
-def write_csv(path, rows, columns=None):
+def write_csv(path, rows):
     """A list of dicts as CSV; columns are those of all rows, in order of appearance."""
-    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
@@ -135,7 +146,9 @@ def read_csv(path, required=()):
         rows, columns = list(reader), reader.fieldnames or []
     missing = [column for column in required if column not in columns]
     if missing:
+        other = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), None)
         raise UserError(f"{path} has no column {', '.join(missing)}",
+                        f"Its columns are separated by {other!r}; save it again with commas." if other else
                         f"It has: {', '.join(columns) or 'nothing'}.")
     if any(row[column] is None for row in rows for column in required):
         raise UserError(f"{path} has rows that are shorter than its header")

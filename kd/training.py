@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from kd import data as kd_data
-from kd import checkpoint, config, engine, models, objective, splits
+from kd import checkpoint, config, engine, models, objective, runs, splits
+from kd.dataset import Dataset
 from kd.errors import UserError
 
 
@@ -52,13 +53,17 @@ def load_data(options, registry):
     own = {key: p.default for key, p in accepted.items() if p.kind is p.KEYWORD_ONLY and key not in fixed}
     checked = objective.check_options(entry.make, given, name)
     dataset = entry.make(**fixed, **{key: checked[key] for key in own})
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"the dataset {name} gave {type(dataset).__name__}, not a kd.dataset.Dataset", f"See {entry.path}.")
     if options["size"] is None:
         options["size"] = len(dataset.images[0])
-    options["study"] = options["study"] or f"{safe(dataset.name)}_{options['size']}px"
+    if options["study"] is None:
+        options["study"] = f"{safe(dataset.name)}_{options['size']}px"
     for key in ("study", "name"):
-        if options[key] and options[key] != safe(options[key]):
+        if options[key] is not None and options[key] != safe(options[key]):
             raise UserError(f"--{key} becomes a folder's name, and {options[key]!r} does not do for one",
                             f"--{key} {safe(options[key])} would.")
+    runs.check_writable(Path(options["out"]) / options["study"])
     data = kd_data.prepare(dataset, size=options["size"], split_seed=options["split_seed"],
                            split_file=options["split"], cache_folder=options["cache"],
                            root=options["root"] and Path(options["root"]), skip_bad=options["skip_bad"])
@@ -71,10 +76,13 @@ def load_data(options, registry):
     return data
 
 
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}
+
+
 def safe(name):
-    """`name` as a folder's name on every system."""
-    name = re.sub(r"[^\w.+-]+", "_", name).strip("._")[:80]
-    return name or "data"
+    """`name` as a folder's name on every system: Windows has no CON, and an option begins with a dash."""
+    name = re.sub(r"[^\w.+-]+", "_", name).strip("._-")[:80].rstrip("._-") or "unnamed"
+    return f"my_{name}" if name.split(".")[0].lower() in RESERVED else name
 
 
 def canonical(arch, registry):

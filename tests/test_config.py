@@ -138,6 +138,16 @@ def test_a_number_is_finite_and_in_its_range():
                 convert(text)
 
 
+@pytest.mark.parametrize("role, wrong, right", [("student", train_teacher, distill), ("teacher", distill, train_teacher)])
+def test_a_runs_config_given_to_the_other_script_names_the_right_one(tmp_path, role, wrong, right):
+    runs.write_yaml(tmp_path / "config.yaml", {"epochs": 3})
+    runs.write_json(tmp_path / "environment.json", {"role": role})
+    path = str(tmp_path / "config.yaml")
+    assert parse(right, "--config", path)["epochs"] == 3
+    error = refused("has the options of another script", "--config", path, script=wrong)
+    assert error.hint == f"Run: python {right.__name__}.py --config {path}"
+
+
 # ---- a folder belongs to the options that it was made with
 
 def test_a_new_folder_is_free_and_the_same_options_may_go_on(tmp_path):
@@ -160,6 +170,7 @@ def test_where_and_how_fast_a_run_is_made_may_change(tmp_path):
     (tmp_path / "last.pt").touch()
     runs.write_yaml(tmp_path / "config.yaml", {"lr": 0.1, "root": "/old", "workers": 1, "device": "cuda"})
     assert config.claim(tmp_path, {"lr": 0.1, "root": "/new", "workers": 4, "device": "cpu"}) is False
+    assert config.claim(tmp_path, {"lr": 0.1, "split": "/moved/split.csv", "groups": "g.csv"}) is False  # see environment.json
 
 
 def test_a_folder_of_other_options_is_refused_with_the_keys_that_differ(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 import distill
 import registry
 import train_teacher
-from kd import engine, errors
+from kd import data as kd_data
+from kd import engine, errors, training
 from kd.errors import Parser, UserError, listing, nearest
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,9 @@ BOTH = [
     (["--stem", "smal"], "invalid choice: 'smal'"), (["--precision", "fp16"], "invalid choice: 'fp16'"),
     (["--plugin", "gone.py"], "no such plugin file: .*gone.py"), (["--config", "gone.yaml"], "no such file: gone.yaml"),
     (["--study", "a/b"], "--study becomes a folder's name"), (["--name", ".."], "--name becomes a folder's name"),
+    (["--study", ""], "--study becomes a folder's name"), (["--name", ""], "--name becomes a folder's name"),
+    (["--study=-x"], "--study x would"), (["--name=-x"], "--name x would"), (["--name", "CON"], "--name my_CON would"),
+    (["--study", "nul.2"], "--study my_nul.2 would"), (["--out", "/dev/null"], "cannot write to .*null"),
 ]
 DISTILL = [
     ([], "no student named"), (["--student", "tini"], "unknown architecture 'tini'; did you mean tiny"),
@@ -80,6 +84,28 @@ def test_a_mistake_is_named_before_anything_is_written(script, argv, words, tmp_
     with pytest.raises((UserError, registry.RegistryError), match=f"(?s){words}"):
         script.main(["--data=lesions,images=70", "--size=16", *argv])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_name_that_is_suggested_would_do():
+    for name in ("", "-x", "..", "CON", "con.txt", "a/b", "lpt1", "é ü", "_-._", "x" * 79 + "-.y", "my_aux"):
+        safe = training.safe(name)
+        assert training.safe(safe) == safe and safe[0] not in "-." and 0 < len(safe) <= 90
+
+
+def test_a_dataset_function_that_gives_something_else_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("from registry import register\n@register('dataset', 'gives_a_list')\n"
+                                      "def mine(): return [1, 2]\n")
+    with pytest.raises(UserError, match="the dataset gives_a_list gave list, not a kd.dataset.Dataset\nSee .*mine.py"):
+        train_teacher.main(["--data", "gives_a_list", "--plugin", "mine.py"])
+    registry._entries["dataset"].pop("gives_a_list")
+
+
+def test_an_out_that_cannot_be_written_is_found_before_images_are_decoded(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr(kd_data, "prepare", lambda *given, **options: pytest.fail("decoding began"))
+    with pytest.raises(UserError, match="cannot write to"):
+        train_teacher.main(["--data=lesions,images=70", "--size=16", "--out", str(tmp_path / "file")])
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch):

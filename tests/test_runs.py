@@ -124,6 +124,17 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(full_di
     assert done.stderr.startswith(f"error: no space left on device: {full_disk / 'a.txt'}\nFree some space")
 
 
+def test_a_place_that_cannot_be_written_is_found_without_making_anything(tmp_path):
+    runs.check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    places = [tmp_path / "file", tmp_path / "file" / "study"]
+    places += [Path("/proc/nope/study")] if Path("/proc/self").exists() else []
+    for place in places:
+        with pytest.raises(UserError, match="cannot write to .*\nChoose another place with --out"):
+            runs.check_writable(place)
+
+
 # ---- what is written reads back
 
 def test_an_undefined_number_is_null_in_json(tmp_path):
@@ -144,8 +155,6 @@ def test_csv_reads_back_as_text(tmp_path):
         {"id": "a,b", "text": 'say "yes"\nor\tno', "more": ""}, {"id": "Łódź ☃", "text": "", "more": ""},
         {"id": " x ", "text": "", "more": "0.1"}]
     assert b"\r" not in (tmp_path / "a.csv").read_bytes()
-    runs.write_csv(tmp_path / "none.csv", [], ["id"])
-    assert runs.read_csv(tmp_path / "none.csv", ("id",)) == []
 
 
 def test_files_as_windows_programs_save_them_are_read(tmp_path):
@@ -216,7 +225,13 @@ def test_what_a_table_lacks_is_named(tmp_path):
     path.write_text("id;group\n1;2\n")
     with pytest.raises(UserError) as caught:
         runs.read_csv(path, ("id", "group"))
-    assert caught.value.message.endswith("no column id, group") and "It has: id;group." in caught.value.hint
+    assert caught.value.message.endswith("no column id, group") and "separated by ';'; save it again with commas" in caught.value.hint
+    path.write_text("id,grp\n1,2\n")
+    with pytest.raises(UserError, match="no column group\nIt has: id, grp"):
+        runs.read_csv(path, ("id", "group"))
+    path.write_bytes("id,group\nmélanome,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match="is not text in UTF-8\nSave it again in UTF-8"):
+        runs.read_csv(path, ("id", "group"))
     path.write_text("")
     with pytest.raises(UserError, match="no column id\nIt has: nothing"):
         runs.read_csv(path, ("id",))

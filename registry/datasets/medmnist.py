@@ -6,6 +6,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from kd.dataset import Dataset
 from kd.errors import UserError
@@ -57,7 +58,6 @@ def _download(path, known):
     if path.name not in published:
         raise UserError(f"no published file is called {path.name}",
                         f"There are NAME.npz and NAME_64, _128, _224.npz for: {', '.join(known)}.")
-    from tqdm import tqdm
     url = URL.format(name=path.name)
     print(f"downloading {url}")
     digest = hashlib.md5(usedforsecurity=False)
