@@ -139,10 +139,15 @@ def write_csv(path, rows):
     write_text(path, text.getvalue())
 
 
-def read_csv(path, required=()):
-    """A CSV as a list of dicts of strings; a missing column is an error that names it."""
+def read_csv(path, required=(), separators=","):
+    """A CSV as a list of dicts of strings; a missing column is an error that names it.
+
+    separators: which may stand between cells; the most frequent one of the first line does.
+    """
     with _reading(path), open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+        separator = max(separators, key=file.readline().count)
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=separator)
         rows, columns = list(reader), reader.fieldnames or []
     missing = [column for column in required if column not in columns]
     if missing:
