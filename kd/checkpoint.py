@@ -1,5 +1,7 @@
 """The checkpoint `best.pt`: weights and plain metadata, read without running any code."""
 
+import math
+
 import torch
 
 from kd import models
@@ -33,10 +35,23 @@ def read(path):
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}")
     kinds = {"arch": str, "stem": str, "class_names": list, "input": dict, "state_dict": dict, "provenance": dict}
-    wrong = [field for field, kind in kinds.items() if not isinstance(content[field], kind)]
+    wrong = [field for field, kind in kinds.items() if not isinstance(content[field], kind)] or _wrong(content)
     if wrong:
         raise UserError(f"{path} is damaged: {', '.join(wrong)} is not what it should be")
     return content
+
+
+def _wrong(content):
+    """The fields of right kind whose content cannot be."""
+    classes, given = content["class_names"], content["input"]
+    kinds = {"resize": int, "size": int, "interpolation": str, "mean": list, "std": list}
+    fits = (given.keys() == kinds.keys() and all(type(given[key]) is kind for key, kind in kinds.items())
+            and 1 <= given["size"] <= given["resize"]
+            and all(len(given[key]) == 3 and all(type(x) in (int, float) and math.isfinite(x) for x in given[key])
+                    for key in ("mean", "std")) and min(given["std"]) > 0)
+    right = {"stem": content["stem"] in ("imagenet", "small"), "input": fits,
+             "class_names": classes and all(type(name) is str for name in classes) and len(set(classes)) == len(classes)}
+    return [field for field, good in right.items() if not good]
 
 
 def load(path, build, *, arch=None, class_names=None):

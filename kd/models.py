@@ -3,7 +3,9 @@
 import hashlib
 import pickle
 import urllib.error
+import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -56,18 +58,27 @@ def unit_stride(*convolutions):
 
 
 def read(path):
-    """torch.load that runs no code from the file: `weights_only=True`, errors in one line."""
+    """torch.load that runs no code from the file, `weights_only=True`, and checks its sums; errors in one line."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a checkpoint file", f"Name the file in it: {(path / 'best.pt').as_posix()}")
+    way_out = "Bring a whole copy of it; or make it anew: a run begins again once its folder is deleted."
     try:
+        if zipfile.is_zipfile(path):  # as torch has written since 1.6; its reader passes over the checksums
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            if damaged:
+                raise UserError(f"{path} is damaged: {damaged} in it is not what was written", way_out)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder, not a checkpoint file") from None
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: it is no checkpoint, or holds code to run",
                         "Only tensors, numbers and strings are loaded.") from error
     except Exception as error:  # damaged pickles raise anything
-        raise UserError(f"cannot read {path}: it is truncated or no checkpoint") from error
+        raise UserError(f"cannot read {path}: it is truncated or no checkpoint", way_out) from error
 
 
 def load_pretrained(model, weights, *, imagenet=None, head, first=None):
@@ -129,11 +140,12 @@ def _renamed(state, own, source):
 
 
 def check_keys(own, state, source):
-    """An error that lists the keys and shapes in which `state` differs from `own`."""
+    """An error that lists the keys and shapes in which `state` differs from `own`, or what in it is no number."""
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{source} holds other things than tensors among its weights")
+    if not all(isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+               and not value.is_quantized for value in state.values()):
+        raise UserError(f"{source} holds other things than plain tensors among its weights")
     shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
               for key in own if key in state and state[key].shape != own[key].shape]
     parts = [f"{name} {len(keys)} ({listing(keys, 3)})" for name, keys in
@@ -141,6 +153,10 @@ def check_keys(own, state, source):
     if parts:
         raise UserError(f"{source} does not fit this network: {'; '.join(parts)}",
                         "Weights are loaded whole or not at all; name the architecture they belong to.")
+    broken = [key for key in own if not state[key].isfinite().all()]
+    if broken:
+        raise UserError(f"{source} holds weights that are no finite numbers: {listing(broken)}",
+                        "Its training went wrong; a lower --lr often helps.")
 
 
 def _download(weights):

@@ -11,6 +11,7 @@ from kd import checkpoint, models
 from kd.errors import UserError
 
 CLASSES = ["a", "b", "c"]
+INPUT = {"resize": 36, "size": 32, "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 
 
 def tiny(classes=3):
@@ -22,7 +23,7 @@ def saved(tmp_path):
     torch.manual_seed(0)
     model = tiny()
     path = tmp_path / "best.pt"
-    checkpoint.save(path, model, arch="tiny", stem="small", class_names=CLASSES, input={"size": 32}, provenance={})
+    checkpoint.save(path, model, arch="tiny", stem="small", class_names=CLASSES, input=INPUT, provenance={})
     return path, model
 
 
@@ -83,6 +84,52 @@ def test_a_truncated_file_is_refused(saved, share):
     whole = saved[0].read_bytes()
     saved[0].write_bytes(whole[:int(len(whole) * share)])
     refused(saved[0], "best.pt")
+
+
+def test_one_flipped_byte_anywhere_in_the_weights_is_noticed(saved):
+    whole = saved[0].read_bytes()
+    state = torch.load(saved[0], weights_only=True)["state_dict"]
+    for key in ("stem.0.weight", "stage4.1.running_var", "head.bias"):
+        place = whole.index(state[key].numpy().tobytes())
+        for position in (place, place + state[key].nbytes - 1):
+            saved[0].write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1:])
+            refused(saved[0], "is damaged: .* is not what was written")
+    saved[0].write_bytes(whole)
+    checkpoint.load(saved[0], registry.create)
+
+
+def test_what_cannot_be_read_names_a_way_out(saved, tmp_path):
+    saved[0].write_bytes(saved[0].read_bytes()[:1000])
+    with pytest.raises(UserError, match="truncated or no checkpoint\nBring a whole copy"):
+        checkpoint.load(saved[0], registry.create)
+    with pytest.raises(UserError, match="is a folder, not a checkpoint file\nName the file in it: .*/best.pt"):
+        checkpoint.load(tmp_path, registry.create)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(saved, value):
+    changed(saved[0], lambda content: content["state_dict"]["head.bias"].fill_(value))
+    refused(saved[0], "weights that are no finite numbers: head.bias")
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+def test_tensors_of_other_kinds_are_refused(saved):
+    for odd in (torch.zeros(3).to_sparse(), torch.zeros(3, device="meta"), [0.0, 0.0, 0.0]):
+        changed(saved[0], lambda content: content["state_dict"].update({"head.bias": odd}))
+        refused(saved[0], "other things than plain tensors|truncated or no checkpoint|refused")
+
+
+@pytest.mark.parametrize("field, value", [
+    ("stem", "large"), ("stem", ["small"]), ("class_names", []), ("class_names", ["a", "b", 3]), ("class_names", ["a", "b", "a"]),
+    ("class_names", "abc"), ("input", {}), ("input", {**INPUT, "crop": 1}), ("input", {**INPUT, "size": "32"}),
+    ("input", {**INPUT, "size": 40}), ("input", {**INPUT, "size": 0}), ("input", {**INPUT, "mean": [0.5]}),
+    ("input", {**INPUT, "std": [0.25, 0.0, 0.25]}), ("input", {**INPUT, "mean": [0.5, float("nan"), 0.5]}),
+    ("input", {**INPUT, "std": [0.25, None, 0.25]}), ("input", {**INPUT, "resize": True}),
+    ("input", {key: INPUT[key] for key in ("resize", "size")}),
+])
+def test_metadata_that_cannot_be_are_refused_with_the_field(saved, field, value):
+    changed(saved[0], lambda content: content.update({field: value}))
+    refused(saved[0], f"is damaged: {field} is not what it should be")
 
 
 class Trap:
@@ -174,7 +221,7 @@ def test_a_checkpoint_holds_plain_values_only(tmp_path):
     data = small.data(folder=tmp_path)
     from kd import splits
     checkpoint.save(tmp_path / "best.pt", tiny(), arch="tiny", stem="small", class_names=data.class_names,
-                    input=data.input(), provenance={"seen": splits.seen_by(data)})
+                    input={**INPUT, **data.input()}, provenance={"seen": splits.seen_by(data)})
 
     def plain(value):
         if isinstance(value, dict):
