@@ -1,9 +1,10 @@
 """Rules that catch results which are too odd to be true, in our runs and in anybody's.
 
-    audit.run(folder)              one run folder
-    audit.study(folders, tables)   several together, and folders of other systems' tables
-    audit.tables(folder)           one such folder
-    audit.metrics(result, val, test)   what evaluation has in hand
+    audit.run(folder)                 one run folder
+    audit.study(folders, tables)      several together, and folders of other systems' tables
+    audit.tables(folder)              one such folder
+    audit.everything(paths)           whatever lies at or below some folders
+    audit.metrics(result, val, test)  what evaluation has in hand
 
 Each returns findings, worst first: {"rule", "severity", "saw", "why", "do"}, all text. An error is
 something that makes figures wrong; a warning, something to look at before they are published; a
@@ -94,23 +95,27 @@ def metrics(result, val, test, name=""):
     return examine([evidence.of_metrics(result, val, test, name)])[0]
 
 
-def folder(path):
-    """Findings about whatever lies at or below `path`: run folders, tables, or both."""
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"no such folder: {path}")
-    found = runs.find(path) if runs.is_run(path) else []
-    others = [place for place in sorted({path, *(file.parent for name in foreign.TABLES for file in path.rglob(name))})
-              if foreign.has_tables(place)]
-    if not found and not others:
-        raise UserError(f"nothing to audit in {path}",
-                        f"A run has {runs.TEST.as_posix()}; another system's tables are {', '.join(foreign.TABLES)}.")
+def everything(paths):
+    """Findings about whatever lies at or below folders: run folders, tables, or both."""
+    found, others = [], []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder" if path.exists() else f"no such folder: {path}")
+        own = runs.find(path) if runs.is_run(path) else []
+        tables_ = [place for place in sorted({file.parent for name in foreign.TABLES for file in path.rglob(name)})
+                   if foreign.has_tables(place)]
+        if not own and not tables_:
+            raise UserError(f"nothing to audit in {path}",
+                            f"A run has {runs.TEST.as_posix()}; another system's tables are {', '.join(foreign.TABLES)}.")
+        found, others = found + own, others + tables_
     return study(found, others)
 
 
 def gather(folders, tables=()):
-    """Cases of run folders and of folders of tables."""
-    return [*map(evidence.of_run, folders), *itertools.chain.from_iterable(map(foreign.read, tables))]
+    """Cases of run folders, of the files that stand over them, and of folders of tables."""
+    folders = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
+    return [*map(evidence.of_run, folders), *evidence.over_runs(folders),
+            *itertools.chain.from_iterable(map(foreign.read, tables))]
 
 
 def examine(cases):
@@ -130,26 +135,35 @@ def examine(cases):
       "that ran into its lower bound leaves behind: the calibrated probabilities mean nothing.",
       "Fit the temperature again, on validation, in log T, between bounds that it does not reach; state it.")
 def ece_is_error_rate(figures):
-    stated = {(f.split, f.metric, f.source): f for f in figures}
-    for (split, name, source), ece in stated.items():
-        accuracy = stated.get((split, "accuracy", source))
-        if name.startswith("ece") and "classwise" not in name and accuracy and 1 - accuracy.value > 0.01:
-            gap = abs(ece.value - (1 - accuracy.value))
-            if gap <= min(5e-4, 0.01 * (1 - accuracy.value)) + ece.tolerance * (ece.tolerance < 1e-3):
-                yield (f"{name} on {split} is {ece}, and the error rate 1 - accuracy is {1 - accuracy.value:.4f}: they "
-                       f"differ by {gap:.1g} ({source})")
+    for split, source, held in _tables(figures):
+        wrong = 1 - held["accuracy"].value if "accuracy" in held else 0
+        if wrong <= 0.01:
+            continue  # of a network that is nearly always right, confidences may well all be nearly 1
+        same = {name: ece for name, ece in held.items() if re.fullmatch("ece(_equal_mass)?(_calibrated)?", name)
+                and abs(ece.value - wrong) <= min(5e-4, 0.01 * wrong) + ece.tolerance * (ece.tolerance < 1e-3)}
+        if same:
+            yield (f"on {split} 1 - accuracy is {wrong:.5f}, and {', '.join(f'{name} is {ece}' for name, ece in same.items())} "
+                   f"({source})")
 
 
 @rule("error", "A mean so high needs probabilities of the true class that are zero in all but name: logits divided by "
       "a tiny temperature, or a logarithm of something else.",
       "Compute NLL from the raw logits; then look at what the temperature did to them.")
 def nll_beyond_reason(figures):
-    stated = {(f.split, f.metric, f.source): f for f in figures}
-    for (split, name, source), nll in stated.items():
-        accuracy = stated.get((split, "accuracy", source))
-        if name.startswith("nll") and accuracy and nll.value > 50 * (1 - accuracy.value) and nll.value > 5:
-            yield (f"{name} on {split} is {nll.value:.4g}: {nll.value / max(1 - accuracy.value, 1e-9):.0f} nats for each "
-                   f"wrong image ({source})")
+    for split, source, held in _tables(figures):
+        wrong = 1 - held["accuracy"].value if "accuracy" in held else math.nan
+        for name in ("nll", "nll_calibrated"):
+            if name in held and held[name].value > max(5, 50 * wrong):
+                yield (f"{name} on {split} is {held[name].value:.4g}, with an accuracy of {1 - wrong:.3f}: "
+                       f"{held[name].value / wrong if wrong else math.inf:.0f} nats for each wrong image ({source})")
+
+
+def _tables(figures):
+    """(split, source, {metric: Figure}) of figures that stand in one file."""
+    found = defaultdict(dict)
+    for figure in figures:
+        found[figure.split, figure.source][figure.metric] = figure
+    return [(*key, held) for key, held in found.items()]
 
 
 @rule("error", "A search that ends at its bound has found no best value: all confidences become 1, or all equal, and "
@@ -177,29 +191,28 @@ def temperature_at_bound(temperature):
       "passes: the tuned figures are the untuned ones under another name.",
       "Apply the threshold to the scores before counting, and check that predictions change with it.")
 def idle_threshold(points, figures=(), test=None):
+    plain = [f for f in figures if f.split == "test" and f.metric == "macro_f1"]
     for point in points:
         tuned = point.figures.get("macro_f1")
-        plain = [f for f in figures if f.split == "test" and f.metric == "macro_f1"]
-        same = tuned is not None and any(tuned.agrees(f) for f in plain)
-        if point.threshold == 0 and not point.weights and (tuned is None or same or not plain):
-            yield (f"{point.name} is 0, which every score passes"
-                   + (f"; macro-F1 with it is {tuned}, without it {plain[0]}" if same else ""))
+        same = next((f for f in plain if tuned is not None and tuned.agrees(f)), None)
+        told = f": macro-F1 with it is {tuned}, without it {same} ({same.source})" if same else ""
+        if point.threshold == 0 and (tuned is None or same or not plain):
+            yield f"{point.name} is 0, which every score passes{told}"
+        elif same and not math.isnan(point.threshold):
+            yield "warning", f"{point.name} {point.threshold:g} changes nothing{told}"
         elif test is not None:
             yield from _idle_on(point, test)
-        elif same and not math.isnan(point.threshold):
-            yield "warning", (f"{point.name} {point.threshold:g}: macro-F1 with it is {tuned}, without it "
-                              f"{next(f for f in plain if tuned.agrees(f))}")
 
 
 def _idle_on(point, test):
-    """Whether a threshold or a weight a class changes the answer to no image. An honest search may end there."""
+    """Where no answer changes. An honest search may end there, so it is no error."""
     p, names = test.probabilities, test.class_names
-    if point.weights and set(point.weights) == set(names) and point.kind != "abstention":
+    if point.weights and set(point.weights) == set(names):
         weights = np.array([point.weights[name] for name in names])
-        if np.isfinite(weights).all() and np.array_equal((p * weights).argmax(1), p.argmax(1)):
-            yield "warning", f"{point.name}: its weights change none of {len(p):,} predictions on test"
+        if np.ptp(weights) > 1e-9 * np.abs(weights).max() and np.array_equal((p * weights).argmax(1), p.argmax(1)):
+            yield "note", f"{point.name}: these weights change none of {len(p):,} predictions on test"
     sensitivity, specificity = (point.figures.get(name) for name in ("sensitivity", "specificity"))
-    if sensitivity and specificity and {sensitivity.value, specificity.value} == {0.0, 1.0}:
+    if sensitivity and specificity and (sensitivity.value, specificity.value) in ((0, 1), (1, 0)):
         yield "warning", (f"{point.name}: on test {'every' if sensitivity.value else 'no'} image is called positive "
                           f"(sensitivity {sensitivity.value:g}, specificity {specificity.value:g})")
 
@@ -512,24 +525,26 @@ def test_above_val(val, test):
     labels = np.intersect1d(val.labels, test.labels)
     if len(val.class_names) != len(test.class_names) or len(labels) < 2 or min(len(val.labels), len(test.labels)) < 20:
         return
-    v, t = (_macro_f1_replicates(part, labels) for part in (val, test))
-    drawn_v, drawn_t = (np.sort(values[1:][~np.isnan(values[1:])]) for values in (v, t))
-    if t[0] <= v[0] or not len(drawn_v) or not len(drawn_t):
+    v, t = (_macro_f1(part, labels, bootstrap.resample(bootstrap.clusters(part.clusters)[1], 0)) for part in (val, test))
+    if t[0] <= v[0]:
         return
-    below = np.searchsorted(drawn_t, drawn_v, "right").mean() / len(drawn_t)  # of all pairs: test no better than val
+    drawn_v, drawn_t = (np.sort(_macro_f1(part, labels)[1:]) for part in (val, test))
+    drawn_v, drawn_t = (drawn[~np.isnan(drawn)] for drawn in (drawn_v, drawn_t))
+    if not len(drawn_v) or not len(drawn_t):
+        return
+    below = np.searchsorted(drawn_t, drawn_v, "right").mean() / len(drawn_t)  # of all pairs: test is no better
     if below < (1 - CONFIDENCE) / 2:
         yield (f"macro-F1 {t[0]:.3f} on test and {v[0]:.3f} on validation: in {below:.2%} of pairs of bootstrap "
                f"replicates test is not above, less than a {CONFIDENCE:.1%} interval allows")
 
 
-def _macro_f1_replicates(part, labels):
-    """[1 + B] macro-F1 over the classes in `labels`, of the sample and of replicates by clusters."""
+def _macro_f1(part, labels, weights=None):
+    """[B] macro-F1 over the classes in `labels`; weights [B, G], or None for bootstrap.resample's."""
     index, count = bootstrap.clusters(part.clusters)
     counts = bootstrap.confusions(part.labels, part.probabilities.argmax(1), len(part.class_names), index,
-                                  bootstrap.resample(count))
-    values = measures.f1(counts)[:, labels].mean(1)
+                                  bootstrap.resample(count) if weights is None else weights)
     missing = (counts.sum(-1)[:, labels] == 0).any(1)
-    return np.where(missing, np.nan, values)
+    return np.where(missing, np.nan, measures.f1(counts)[:, labels].mean(1))
 
 
 @rule("error", "Either the pixels went another way than in training (size, crop, colours, normalisation), or the "
@@ -553,24 +568,24 @@ def other_preprocessing(inputs, curves=None, val=None):
 @rule("error", "One of them is of another run, another split or another day, and no reader can tell which.",
       "Give every figure the run it is from, and print each from that run's files alone.")
 def two_figures(several):
-    models = _by_model(several)
-    for model, members in models.items():
-        seeds = {case.seed for case in members if case.seed}
+    for model, members in _by_model(several).items():
         if any(case.namesakes > 1 for case in members):
             continue
+        seeds = {case.seed for case in members if case.seed}
         held = defaultdict(list)
         for case in members:
             seed = case.seed or (next(iter(seeds)) if len(seeds) == 1 else "")
             for figure in case.figures:
-                held[seed, figure.split, figure.metric].append((case, figure))
+                held[seed, figure.split, figure.metric].append((case.model, figure))
+        told = defaultdict(list)
         for (seed, split, metric), figures in held.items():
-            lowest, highest = (pick(figures, key=lambda f: f[1].value) for pick in (min, max))
-            if not lowest[1].agrees(highest[1]):
-                alike = lowest[0].model != highest[0].model
-                name = "/".join(filter(None, (model, seed)))
-                yield "warning" if alike else "error", (
-                    f"{name} has {metric} {lowest[1]} ({lowest[1].source}) and {highest[1]} ({highest[1].source}) on {split}"
-                    + (f", taking {lowest[0].model} and {highest[0].model} for one model" if alike else ""))
+            (one, low), (other, high) = (pick(figures, key=lambda held: held[1].value) for pick in (min, max))
+            if not low.agrees(high):
+                told[seed, one, other].append(f"{metric} {low} ({low.source}) and {high} ({high.source}) on {split}")
+        for (seed, one, other), metrics_ in told.items():
+            named = "" if one == other else f", where {one} and {other} are taken for one model"
+            yield "warning" if named else "error", (
+                f"{'/'.join(filter(None, (model, seed)))} has {listing(metrics_, 3)}{named}")
 
 
 def _by_model(several):
@@ -622,13 +637,13 @@ def no_interval(cases):
 @rule("warning", "A figure that cannot be traced to a run can neither be computed again nor be compared.",
       "Keep the run folder, with its predictions, and write its name beside every figure.")
 def run_not_found(cases):
-    known = {case.model for case in cases if case.folder and case.test is not None}
+    known = {case.model for case in cases if case.test is not None}
     for case in cases:
         if case.folder and case.stated and case.test is None:
             yield f"{case.name}: metrics.json has figures, and there is no predictions/test.npz that they could be of"
     strangers = defaultdict(list)
     for case in cases:
-        if case.stated and not case.folder and case.sources and case.model not in known and case.namesakes == 1:
+        if case.sources and not case.traced and case.model not in known and case.namesakes == 1:
             strangers[tuple(case.sources)].append(case.name)
     for sources, names in strangers.items():
         yield f"no run folder with predictions for {listing(names)} ({', '.join(sources)})"

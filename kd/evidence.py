@@ -68,6 +68,7 @@ class Case:
     inputs: dict = field(default_factory=dict)        # file -> {"size": 64, ...}
     texts: dict = field(default_factory=dict)         # file -> its words
     sources: list = field(default_factory=list)       # files that figures were read from
+    traced: bool = False                              # whether its run is known though not among the cases
     namesakes: int = 1                                # how many models stand under this name in one table
     unreadable: list = field(default_factory=list)    # one line a damaged file
 
@@ -113,6 +114,48 @@ def of_run(folder):
     case.inputs = {"config.yaml": {"size": config.get("size")}, "environment.json": environment.get("input"),
                    **case.inputs}
     return case
+
+
+def over_runs(folders):
+    """Cases of what the files over run folders state: each model's seeds.json, each study's comparison.csv.
+
+    Their figures are Cases of their own, so that they can be held against the runs'.
+    """
+    cases = []
+    for model in dict.fromkeys(Path(folder).parent for folder in folders):
+        if (model / "seeds.json").exists():
+            told, problem = _tried(runs.read_json, model / "seeds.json")
+            told = _mapping(told)
+            for place, seed in enumerate(_list(told.get("seeds"))):
+                case = Case(model.name, f"seed_{seed}", stated=True, sources=["seeds.json"])
+                for name, metric in _mapping(told.get("test")).items():
+                    values = _list(_mapping(metric).get("values"))
+                    if place < len(values) and math.isfinite(number(values[place])):
+                        case.figures.append(Figure("test", str(name), number(values[place]), "seeds.json"))
+                case.traced = runs.finished(model / case.seed)
+                cases.append(case)
+            cases += problem
+    for study in dict.fromkeys(Path(folder).parent.parent for folder in folders):
+        if (study / "comparison.csv").exists():
+            rows, problem = _tried(runs.read_csv, study / "comparison.csv", required=("model", "metric", "model_value"))
+            named = {}
+            for row in rows or ():
+                for name, text in ((row["model"], row["model_value"]), (row.get("reference"), row.get("reference_value"))):
+                    if name and row["metric"] in METRICS and math.isfinite(number(text)):
+                        case = named.setdefault(name, Case(name, stated=True, sources=["comparison.csv"],
+                                                           traced=runs.is_run(study / name) or name.endswith(".npz")))
+                        case.figures.append(Figure("test", row["metric"], number(text), "comparison.csv",
+                                                   max(last_digit(text) / 2, 1e-6 * abs(number(text)))))
+            cases += [*named.values(), *problem]
+    return cases
+
+
+def _tried(read, path, **options):
+    """(what was read, []), or (None, [a Case that says why not])."""
+    try:
+        return read(path, **options), []
+    except UserError as error:
+        return None, [Case(path.parent.name, unreadable=[error.message])]
 
 
 def of_metrics(result, val=None, test=None, model="", seed=""):

@@ -41,7 +41,7 @@ def read(folder):
                 notes.texts[path.name] = _text(path)
         except UserError as error:
             notes.unreadable.append(error.message)
-    cases = list(cases.values())
+    cases = _with_seeds(cases)
     if not cases and not notes.texts and not notes.unreadable:
         raise UserError(f"no tables in {folder}", f"An audit of another system reads {', '.join(TABLES)}.")
     words = " ".join([*(case.model for case in cases), *notes.texts.values()]).lower()
@@ -53,6 +53,21 @@ def read(folder):
             case.class_names = list(counts)
             case.majority = largest, counts[largest] / sum(counts.values()), False
     return [*cases, notes]
+
+
+def _with_seeds(cases):
+    """The Cases, where what is said of a model without a seed is of its only seed."""
+    kept = dict(cases)
+    for (model, seed), case in cases.items():
+        seeds = [other for other in cases.values() if other.model == model and other.seed and other.namesakes == 1]
+        if not seed and len(seeds) == 1:
+            del kept[model, seed]
+            seeds[0].figures += case.figures
+            seeds[0].points += case.points
+            seeds[0].corruptions.update(case.corruptions)
+            seeds[0].sources += [source for source in case.sources if source not in seeds[0].sources]
+            seeds[0].role = seeds[0].role or case.role
+    return list(kept.values())
 
 
 def has_tables(folder):
@@ -74,7 +89,7 @@ def _add_table(path, cases, notes):
                          for keys in (("class_id", "class", "label"), ("class_name", "name")))
         if number_.isdecimal() and name:
             notes.texts[path.name] = notes.texts.get(path.name, "") + f"class {number_} ({name})\n"
-        if not row.get("model"):
+        if not row.get("model") or path.name not in TABLES and not dict(figures_in(row, path.name)):
             continue
         case = _case(cases, row["model"], row.get("seed", ""), row.get("role", ""), path)
         if path.name == "robustness.csv":
