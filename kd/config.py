@@ -160,10 +160,11 @@ def arguments(parser, options, source=None):
     return result
 
 
-def claim(folder, options):
+def claim(folder, options, role=None):
     """Check `options` against the folder's config.yaml.
 
-    Returns whether the folder is new: nothing has been trained in it yet. Other options than
+    role: "student" where the option `teacher` is the place of a file, which may move; engine.run
+    compares the weights in it. Returns whether the folder is new: nothing has been trained in it yet. Other options than
     those that it was made with are an error that names the differing keys.
     """
     folder = Path(folder)
@@ -174,7 +175,8 @@ def claim(folder, options):
     if not path.exists():
         raise UserError(f"{folder} has {results[0]} but no config.yaml", "Restore it, or delete that folder.")
     old = read_yaml(path)
-    differing = [key for key in {**old, **options} if key not in NO_EFFECT and old.get(key) != options.get(key)]
+    free = (*NO_EFFECT, "teacher") if role == "student" else NO_EFFECT
+    differing = [key for key in {**old, **options} if key not in free and old.get(key) != options.get(key)]
     if differing:
         shown = "; ".join(f"{key} was {old.get(key)}, now {options.get(key)}" for key in differing)
         raise UserError(f"{folder} was made with other options: {shown}",

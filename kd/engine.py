@@ -201,7 +201,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
     folder = Path(folder)
     with runs.lock(folder / ".lock", what=str(folder)):
         device, precision = torch.device(options["device"]), options["precision"]
-        new = config.claim(folder, options)
+        new = config.claim(folder, options, role)
         if not new:
             _same_begin(folder, data, teacher)
         if runs.finished(folder):

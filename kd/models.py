@@ -81,15 +81,16 @@ def read(path):
         raise UserError(f"cannot read {path}: it is truncated or no checkpoint", way_out) from error
 
 
-def load_pretrained(model, weights, *, imagenet=None, head, first=None):
+def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=()):
     """Fill `model` with pretrained weights, in place.
 
     weights: None, "imagenet" or the path of a state dict. imagenet: what "imagenet" stands for, the
     weights enum of torchvision or a function that returns a state dict. `head`, and the first
-    convolution where a small stem gives it another shape, keep their fresh values; which ones is
-    printed. A file in which the same tensors have other names (timm's) is matched by order. Any other
-    difference in keys or shapes is an error, and so is a checkpoint of this project, whose head
-    and history `--init` takes along.
+    convolution where a small stem gives it another shape, keep their fresh values; what begins with
+    one of `drop`, heads that this network does without, is left out; both are printed. A file in which
+    the same tensors have other names (timm's) is matched by order. Any other difference in keys or
+    shapes is an error, and so is a checkpoint of this project, whose head and history `--init` takes
+    along.
     """
     if weights in (None, "none"):
         return model
@@ -105,6 +106,8 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None):
         if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
             raise UserError(f"{weights} is not a state dict: names with tensors")
     own = model.state_dict()
+    dropped = [key for key in state if key.startswith(tuple(drop))]
+    state = {key: value for key, value in state.items() if key not in dropped}
     state = _renamed(state, own, weights)
     fresh = [key for key in own if key in state and (
         key.rsplit(".", 1)[0] == head
@@ -114,7 +117,7 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None):
     state = {key: value for key, value in state.items() if key not in fresh}
     check_keys(own, {**{key: own[key] for key in fresh}, **state}, weights)
     model.load_state_dict(state, strict=False)
-    print(f"weights: {weights}; not taken from it: {listing(fresh) or 'nothing'}")
+    print(f"weights: {weights}; not taken from it: {listing(fresh + dropped) or 'nothing'}")
     return model
 
 

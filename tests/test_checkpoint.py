@@ -175,6 +175,23 @@ def test_pretrained_resnet_weights_go_into_a_small_stem_too(tmp_path, capsys):
     assert "not taken from it: conv1.weight, fc.weight, fc.bias" in capsys.readouterr().out
 
 
+def test_auxiliary_heads_in_a_file_are_left_where_the_network_goes_without_them(tmp_path, capsys):
+    from torchvision import models as published
+    torch.manual_seed(0)
+    source = published.googlenet(num_classes=5, aux_logits=True, init_weights=False, transform_input=True)
+    torch.save(source.state_dict(), tmp_path / "googlenet.pth")  # as torchvision's own files are
+    model = registry.create("architecture", "torchvision:googlenet", num_classes=5, stem="imagenet",
+                            weights=str(tmp_path / "googlenet.pth"))
+    assert "not taken from it: fc.weight, fc.bias, aux1.conv.conv.weight" in capsys.readouterr().out
+    model.fc.load_state_dict(source.fc.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.allclose(model.eval()(images), source.eval()(images), atol=1e-5)
+    state = {**tiny().state_dict(), "aux1.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "tiny.pth")
+    with pytest.raises(UserError, match=r"unexpected 1 \(aux1.weight\)"):
+        registry.create("architecture", "tiny", num_classes=3, stem="small", weights=str(tmp_path / "tiny.pth"))
+
+
 def test_pretrained_weights_of_another_network_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     state = tiny().state_dict()

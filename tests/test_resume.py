@@ -91,6 +91,29 @@ def test_changed_data_stop_a_run_that_was_begun_with_others(tmp_path, monkeypatc
     assert rows == runs.read_csv(run / "split.csv")
 
 
+def test_a_study_that_was_moved_or_is_named_otherwise_goes_on(tmp_path, monkeypatch, capsys):
+    common = [*COMMON[:-4], "--study", "s", "--teacher", "tiny"]
+    student = [*COMMON[:-4], "--study", "s", "--student", "tiny", "--split", "split.csv"]
+    monkeypatch.chdir(tmp_path)
+    train_teacher.main([*common, "--out", "runs"])
+    (tmp_path / "split.csv").write_bytes((tmp_path / "runs/s/teacher_tiny/seed_0/split.csv").read_bytes())
+    run, = distill.main([*student, "--out", "runs"])
+    monkeypatch.chdir(tmp_path / "runs")
+    capsys.readouterr()
+    student[-1] = "../split.csv"
+    for out in (".", str(tmp_path / "runs")):
+        distill.main([*student, "--out", out])
+        assert "tiny_kd/seed_0: finished already" in capsys.readouterr().out
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    student[-1] = "split.csv"
+    (tmp_path / "moved/s/tiny_kd/seed_0/predictions/test.npz").unlink()
+    again, = distill.main([*student, "--out", "moved"])
+    assert runs.finished(again)
+    with pytest.raises(UserError, match="made with other options: teacher was tiny, now resnet18"):  # here it is a network
+        train_teacher.main([*common[:-1], "resnet18", "--name", "teacher_tiny", "--out", "moved"])
+
+
 def test_another_teacher_under_the_same_path_stops_a_run(tmp_path):
     common = [*COMMON[:-4], "--out", str(tmp_path)]
     teacher, = train_teacher.main([*common, "--teacher", "tiny"])

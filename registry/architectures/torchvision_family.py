@@ -20,9 +20,10 @@ def torchvision_classifier(name, num_classes, stem, weights):
                         f"It has: {', '.join(known)}.")
     if stem == "small":
         raise UserError(f"torchvision:{name} has no small stem", "Give --stem imagenet, or a larger --size.")
-    # these two have auxiliary heads, which return more than logits while training
-    extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    # these two have auxiliary heads, which return more than logits while training, and weights for pixels normalised otherwise
+    old = name in ("googlenet", "inception_v3")
+    extra = {"aux_logits": False, "init_weights": True, "transform_input": True} if old else {}
     model = models.get_model(name, num_classes=num_classes, **extra)
     head = [path for path, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))][-1]
     imagenet = models.get_model_weights(name).DEFAULT
-    return load_pretrained(model, weights, imagenet=imagenet, head=head)
+    return load_pretrained(model, weights, imagenet=imagenet, head=head, drop=("aux1.", "aux2.", "AuxLogits.") if old else ())
