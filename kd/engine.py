@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kd import augment, checkpoint, config, environment, metrics, models, objective, runs, splits
+from kd import augment, board, checkpoint, config, environment, metrics, models, objective, runs, splits
 from kd import data as kd_data
 from kd.errors import UserError
 
@@ -260,7 +260,7 @@ def _epochs(folder, step, data, options, seed, save_best):
     count = len(data.where("train"))
     per_epoch = count // options["batch"] + (count % options["batch"] > 1)  # a batch of one is left out
     steps = per_epoch * options["epochs"]
-    with _tensorboard(folder, len(rows)) as board, \
+    with board.opened(folder / "tb", len(rows)) as log, \
             tqdm(total=steps, initial=per_epoch * len(rows), desc=folder.parent.name, unit="step", delay=2,
                  disable=None) as bar:
         for epoch in range(len(rows) + 1, options["epochs"] + 1):
@@ -287,7 +287,7 @@ def _epochs(folder, step, data, options, seed, save_best):
             checkpoint.save_tensors(last, {"model": model.state_dict(), "objective": step.objective.state_dict(),
                                            "optimizer": step.optimizer.state_dict(), "history": rows})
             runs.write_csv(folder / "history.csv", rows)
-            board(row)
+            log(row)
             bar.set_postfix(val_macro_f1=f"{row['val_macro_f1']:.3f}")
     runs.write_csv(folder / "history.csv", rows)  # a kill between last.pt and history.csv leaves it a row short
 
@@ -329,31 +329,3 @@ def _write_samples(folder, data, each=2):
     chosen = np.concatenate([test[data.labels[test] == k][:each] for k in range(len(data.class_names))])
     images = kd_data.image.centre_crop(data.pixels(chosen), data.size)
     runs.write_npz(folder / "samples.npz", images=images, ids=data.ids[chosen])
-
-
-@contextlib.contextmanager
-def _tensorboard(folder, epochs_done):
-    """A function that logs a row of history, or does nothing where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        yield lambda row: None
-        return
-    try:
-        writer = SummaryWriter(folder / "tb", purge_step=epochs_done + 1)
-    except OSError as error:
-        print(f"note: no TensorBoard log: {error.strerror}")
-        yield lambda row: None
-        return
-
-    def log(row):
-        for name, value in row.items():
-            if name != "epoch":
-                tag = f"val/{name[4:]}" if name.startswith("val_") else f"train/{name}"
-                writer.add_scalar(tag, value, row["epoch"])
-        writer.flush()
-
-    try:
-        yield log
-    finally:
-        writer.close()

@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,3 +33,16 @@ def no_report(monkeypatch):
     """For tests of training: the page is drawn in tests of its own."""
     import report
     monkeypatch.setattr(report, "main", lambda argv: None)
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of its own, where 64 KiB are free."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True) \
+        if sys.platform == "linux" and os.geteuid() == 0 else None
+    if done is None or done.returncode:
+        pytest.skip("a disk to fill needs Linux and the right to mount one")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

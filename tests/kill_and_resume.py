@@ -23,7 +23,7 @@ import small  # noqa: E402
 from kd import engine, models, runs  # noqa: E402
 
 with contextlib.suppress(ImportError):
-    import torch.utils.tensorboard  # noqa: F401
+    import tensorboard.compat.proto.event_pb2, tensorboard.summary.writer.record_writer  # noqa: F401,E401
 
 
 def train(folder):

@@ -89,19 +89,6 @@ def test_a_file_that_another_program_holds_for_a_moment_is_replaced_when_it_lets
     assert os.listdir(tmp_path) == ["file"] and not refusals
 
 
-@pytest.fixture
-def full_disk(tmp_path):
-    """A folder on a disk of its own, where 64 KiB are free."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True) \
-        if sys.platform == "linux" and os.geteuid() == 0 else None
-    if done is None or done.returncode:
-        pytest.skip("a disk to fill needs Linux and the right to mount one")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(full_disk):
     import torch
 

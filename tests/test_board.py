@@ -1,0 +1,46 @@
+"""What TensorBoard shows of a run, and what a full disk does to it."""
+
+import sys
+import threading
+
+import pytest
+
+from kd import board
+
+ROW = {"epoch": 1, "lr": 0.5, "loss": 2.25, "val_macro_f1": 0.125}
+
+
+def test_rows_are_read_back_by_tensorboard_and_a_restart_replaces_what_came_after_it(tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with board.opened(tmp_path / "tb", 0) as log:
+        for epoch in (1, 2, 3):
+            log({**ROW, "epoch": epoch})
+    with board.opened(tmp_path / "tb", 1) as log:  # killed, and gone on after epoch 1
+        log({**ROW, "epoch": 2, "loss": 1.0})
+    events = reader.EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["train/loss", "train/lr", "val/macro_f1"]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 2.25), (2, 1.0)]
+    assert [event.value for event in events.Scalars("val/macro_f1")] == [0.125, 0.125]
+
+
+def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    with board.opened(tmp_path / "tb", 0) as log:
+        log(ROW)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_here_and_not_in_a_thread(full_disk, monkeypatch):
+    pytest.importorskip("tensorboard")
+    loose = []
+    monkeypatch.setattr(threading, "excepthook", loose.append)
+    (full_disk / "tb").mkdir()
+    with pytest.raises(OSError, match="No space left"), open(full_disk / "filler", "wb", buffering=0) as file:
+        while file.write(b"x" * 512):
+            pass
+    with pytest.raises(OSError, match="No space left"):
+        with board.opened(full_disk / "tb", 0) as log:
+            log(ROW)
+    assert not loose
