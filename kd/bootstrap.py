@@ -15,7 +15,8 @@ from kd import calibration, metrics, operating
 
 LEVEL = 0.95
 REPLICATES = 2000
-BIASED = ("ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce")
+# How often a replicate carries the upward bias of absolute gaps: the sample's and its own, or its own alone.
+BIASED = {"ece": 2, "ece_equal_mass": 2, "ece_classwise": 2, "mce": 2, "rms_ce_debiased": 1}
 SEED = 0  # one for all: models tested on the same clusters meet the same replicates
 
 
@@ -59,14 +60,14 @@ def confusions(labels, predicted, classes, index, weights):
     return out.reshape(-1, classes, classes)
 
 
-def interval(values, level=LEVEL, corrected=False):
+def interval(values, level=LEVEL, corrected=0):
     """METRIC of values [1 + B]: the sample's own first, then one a replicate; NaN is undefined.
 
     {"value", "lo", "hi", "replicates": B, "undefined": replicates left out}; lo and hi are
     quantiles of the B - undefined others, NaN where none is left or the value is undefined.
-    `corrected` lowers both by twice the bias, to 0 at least, as unbias() does.
+    `corrected`, the number that biased() gives, lowers both as unbias() does.
     """
-    value, drawn = float(values[0]), (unbias(values) if corrected else values)[1:]
+    value, drawn = float(values[0]), unbias(values, corrected)[1:]
     defined = drawn[~np.isnan(drawn)]
     lo, hi = float("nan"), float("nan")
     if len(defined) and not np.isnan(value):
@@ -75,17 +76,18 @@ def interval(values, level=LEVEL, corrected=False):
             "undefined": len(drawn) - len(defined)}
 
 
-def unbias(values):
-    """Values [1 + B], the replicates lowered by twice their bias, to 0 at least.
+def unbias(values, times):
+    """Values [1 + B] of an error that is at least 0, the replicates lowered by `times` their bias.
 
-    A calibration error is a mean of absolute gaps: chance can only add to it. It adds to the
-    sample's, and by resampling once more to each replicate's; the second is seen (mean of the
-    replicates - value) and stands for the first (Efron & Tibshirani 1993, section 10.2).
+    A calibration error is a mean of absolute gaps, and chance widens gaps: once in the sample, once
+    more in each replicate. The second is seen (mean of the replicates - value) and stands for the
+    first (Efron & Tibshirani 1993, section 10.2). Near 0 the first is the larger, up to 1 / (sqrt 2
+    - 1) times: of a nearly calibrated model the interval may still lie too high.
     """
     drawn = values[1:]
-    if np.isnan(drawn).all():
+    if not times or np.isnan(drawn).all():
         return values
-    return np.append(values[:1], np.maximum(drawn - 2 * (np.nanmean(drawn) - values[0]), 0))
+    return np.append(values[:1], np.maximum(drawn - times * (np.nanmean(drawn) - values[0]), 0))
 
 
 def replicate(labels, probabilities, index, weights, class_names, calibrated=None, bins=calibration.BINS):
@@ -121,8 +123,8 @@ def intervals(values):
 
 
 def biased(name):
-    """Whether a metric is one whose interval needs unbias()."""
-    return name.removesuffix("_calibrated") in BIASED
+    """How often a replicate of this metric carries its bias: 0 (no need of unbias()), 1 or 2."""
+    return BIASED.get(name.removesuffix("_calibrated"), 0)
 
 
 def measure(labels, probabilities, groups, class_names, replicates=REPLICATES, seed=SEED, calibrated=None,
@@ -163,7 +165,7 @@ def from_confusion(confusion, replicates=REPLICATES, seed=SEED):
     return intervals(_overall(counts.reshape(-1, *confusion.shape)))
 
 
-def over_seeds(values, level=LEVEL, corrected=False, seed=SEED):
+def over_seeds(values, level=LEVEL, corrected=0, seed=SEED):
     """{"mean", "sd", "lo", "hi", "values"} over k seeds of one metric, values [k, 1 + B], on the same replicates.
 
     The interval carries both sources: each replicate's mean over seeds (which images) plus a draw of
@@ -177,7 +179,7 @@ def over_seeds(values, level=LEVEL, corrected=False, seed=SEED):
         return {"mean": float(own.mean()), "sd": nan, "lo": nan, "hi": nan, "values": own.tolist()}
     sd = float(own.std(ddof=1))
     means = values.mean(0)
-    drawn = (unbias(means) if corrected else means)[1:]
+    drawn = unbias(means, corrected)[1:]
     drawn = drawn[~np.isnan(drawn)]
     noise = np.random.default_rng(seed).standard_t(k - 1, (50, len(drawn))) * sd / np.sqrt(k)  # 50: long tails
     lo, hi = np.quantile(drawn + noise, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (nan, nan)

@@ -9,16 +9,14 @@ import numpy as np
 from kd import bootstrap, metrics
 
 
-def paired(reference, model, level=bootstrap.LEVEL, corrected=False):
+def paired(reference, model, level=bootstrap.LEVEL, corrected=0):
     """METRIC of model - reference, values [1 + B] each, with "p", two-sided, of no difference.
 
     p is twice the smaller share of replicates at or beyond 0, the sample counted as one of them
     (never below 2 / (1 + B)): the largest p at which the interval would still hold 0. NaN where
     nothing is defined. `corrected` as in bootstrap.interval(), for each model before the difference.
     """
-    if corrected:
-        reference, model = bootstrap.unbias(reference), bootstrap.unbias(model)
-    difference = np.asarray(model) - np.asarray(reference)
+    difference = bootstrap.unbias(model, corrected) - bootstrap.unbias(reference, corrected)
     metric = bootstrap.interval(difference, level)
     drawn = difference[1:][~np.isnan(difference[1:])]
     tail = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
@@ -26,14 +24,13 @@ def paired(reference, model, level=bootstrap.LEVEL, corrected=False):
     return {**metric, "p": p}
 
 
-def retention(reference, model, level=bootstrap.LEVEL, corrected=False):
+def retention(reference, model, level=bootstrap.LEVEL, corrected=0):
     """METRIC of model / reference, values [1 + B] each: what a student keeps of its teacher.
 
     Less 1 it is the relative gap. A replicate in which the reference is 0 is undefined.
     """
-    if corrected:
-        reference, model = bootstrap.unbias(reference), bootstrap.unbias(model)
-    return bootstrap.interval(metrics.ratio(model, reference), level)
+    kept = metrics.ratio(bootstrap.unbias(model, corrected), bootstrap.unbias(reference, corrected))
+    return bootstrap.interval(kept, level)
 
 
 def compare(reference, model):

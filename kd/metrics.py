@@ -104,10 +104,9 @@ def auroc(labels, scores, weights=None):
     areas = np.empty((len(weights), scores.shape[1]))
     for rows, part in chunks(weights):
         for c, (positive, negative, below, not_above) in enumerate(ranks):
-            passed = running(part[negative])
-            own = part[positive].astype(np.float64)
-            won = np.einsum("nb,nb->b", own, passed[below] + passed[not_above]) / 2
-            areas[rows, c] = ratio(won, own.sum(0) * passed[-1])
+            passed, own = running(part[negative]), part[positive]
+            twice = np.einsum("nb,nb->b", own, passed[below] + passed[not_above], dtype=np.int64)
+            areas[rows, c] = ratio(twice / 2, own.sum(0, dtype=np.float64) * passed[-1])
     return areas
 
 
@@ -122,7 +121,8 @@ def chunks(weights):
 def running(counts):
     """Sums [1 + n, b] of the first 0, 1, ..., n rows of counts [n, b]; exact integers, and half as
     wide as float64, for this is where the time goes."""
-    passed = np.zeros((len(counts) + 1, counts.shape[1]), dtype=np.int32)
+    passed = np.empty((len(counts) + 1, counts.shape[1]), dtype=np.int32)
+    passed[0] = 0
     np.cumsum(counts, axis=0, out=passed[1:])
     return passed
 

@@ -84,6 +84,8 @@ def _ascend(labels, probabilities, support, multipliers):
             below, above = np.append(0, turns), np.append(turns, np.inf)
             scores[~((below < above) & np.isfinite(below))] = -1
             k = int(scores.argmax())
+            if below[k] == 0 and np.isinf(above[k]):
+                continue  # all multipliers are alike
             inner = (above[k] / 2 if below[k] == 0 else 2 * below[k] if np.isinf(above[k])
                      else np.sqrt(below[k] * above[k]))
             turned = np.where(np.arange(classes) == c, inner, multipliers)

@@ -6,12 +6,11 @@ import warnings
 import numpy as np
 import pytest
 
-from kd import bootstrap, metrics
+from kd import bootstrap, calibration, metrics, operating
 
 sk = pytest.importorskip("sklearn.metrics")
 
 NAMES = ["a", "b", "c", "d"]
-PROBABILISTIC = ("nll", "brier", *bootstrap.BIASED, "aurc")
 
 
 def study(n=150, lesions=60, seed=0):
@@ -30,7 +29,10 @@ def test_intervals_equal_a_plain_loop_over_the_same_replicates():
     labels[[5, 80]] = 3  # so rare that some replicates lack it
     measured = bootstrap.measure(labels, probabilities, groups, NAMES, replicates=60)
     names = sorted(set(groups.tolist()))
-    loop = {name: [] for name in measured if name not in PROBABILISTIC}
+    alike = {"nll": metrics.nll, "brier": metrics.brier, "ece": calibration.ece, "mce": calibration.mce,
+             "ece_classwise": calibration.ece_classwise, "rms_ce_debiased": calibration.rms_ce_debiased}
+    edges = [part[-1] for part in np.array_split(np.sort(probabilities.max(1)), calibration.BINS)]
+    loop = {name: [] for name in measured}
     for weights in bootstrap.resample(len(names), 60)[1:]:
         chosen = np.concatenate([np.flatnonzero(groups == name) for name, times in zip(names, weights)
                                  for _ in range(times)])
@@ -39,6 +41,11 @@ def test_intervals_equal_a_plain_loop_over_the_same_replicates():
         precision, recall, f1, support = sk.precision_recall_fscore_support(
             y, guess, labels=range(4), zero_division=0)
         areas = [sk.roc_auc_score(y == c, p[:, c]) if here[c] else np.nan for c in range(4)]
+        for name, metric in alike.items():
+            loop[name].append(metric(y, p))
+        loop["aurc"].append(operating.aurc(guess == y, p.max(1)))
+        gaps = [(p.max(1) - (guess == y))[np.searchsorted(edges, p.max(1)) == k].sum() for k in range(len(edges))]
+        loop["ece_equal_mass"].append(np.abs(gaps).sum() / len(y))
         loop["accuracy"].append(sk.accuracy_score(y, guess))
         loop["weighted_f1"].append((f1 * support).sum() / len(y))
         loop["macro_f1"].append(f1.mean() if here.all() else np.nan)
@@ -54,7 +61,8 @@ def test_intervals_equal_a_plain_loop_over_the_same_replicates():
     for name, values in loop.items():
         metric = measured[name]
         assert (metric["replicates"], metric["undefined"]) == (60, np.isnan(values).sum()), name
-        expected = np.nanquantile(values, [.025, .975])
+        lowered = bootstrap.unbias(np.append(metric["value"], values), bootstrap.biased(name))[1:]
+        expected = np.nanquantile(lowered, [.025, .975])
         np.testing.assert_allclose([metric["lo"], metric["hi"]], expected, rtol=0, atol=1e-9,
                                    err_msg=name)
 
@@ -160,3 +168,95 @@ def test_two_thousand_images_take_less_than_three_seconds():
     start = time.perf_counter()
     bootstrap.measure(labels, probabilities, groups, list("abcdefg"))
     assert time.perf_counter() - start < 3
+
+
+def test_calibrated_probabilities_are_measured_beside_the_raw():
+    labels, probabilities, groups = study()
+    calibrated = metrics.softmax(np.log(probabilities) / 2)
+    both = bootstrap.measure(labels, probabilities, groups, NAMES, replicates=100, calibrated=calibrated)
+    raw = bootstrap.measure(labels, probabilities, groups, NAMES, replicates=100)
+    alone = bootstrap.measure(labels, calibrated, groups, NAMES, replicates=100)
+    names = ["nll", "brier", *bootstrap.BIASED, "aurc"]
+    assert both == {**raw, **{f"{name}_calibrated": alone[name] for name in names}}
+
+
+def test_an_interval_of_a_calibration_error_is_lowered_by_its_bias_and_no_further_than_zero():
+    values = np.append(.05, np.linspace(.05, .09, 401))  # the mean of the replicates is .02 too high
+    twice = bootstrap.interval(values, corrected=2)
+    np.testing.assert_allclose([twice["lo"], twice["hi"]], np.quantile(values[1:], [.025, .975]) - .04)
+    assert bootstrap.interval(values - .03, corrected=2)["lo"] == 0
+    once = bootstrap.interval(values, corrected=1)
+    np.testing.assert_allclose((once["lo"] + once["hi"]) / 2, .05)
+    assert [bootstrap.biased(name) for name in ("ece", "mce_calibrated", "rms_ce_debiased", "accuracy")] == [2, 2, 1, 0]
+
+
+def test_intervals_of_calibration_errors_hold_the_truth_where_percentiles_do_not():
+    rng = np.random.default_rng(0)
+
+    def draw(n):
+        logits = rng.normal(size=(n, 3)) * 2
+        labels = (metrics.softmax(logits).cumsum(1) < rng.random((n, 1))).sum(1)
+        return labels, metrics.softmax(logits * 2)  # too sure by a temperature of 2
+
+    names = ("ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased")
+    truth = {name: getattr(calibration, name)(*draw(400000)) for name in names}
+    held = dict.fromkeys([(name, corrected) for name in names for corrected in (False, True)], 0)
+    for trial in range(60):
+        labels, probabilities = draw(500)
+        index, weights = np.arange(500), bootstrap.resample(500, 200, trial)
+        values = bootstrap.replicate(labels, probabilities, index, weights, ["a", "b", "c"])
+        for name, corrected in held:
+            metric = bootstrap.interval(values[name], corrected=corrected * bootstrap.biased(name))
+            held[name, corrected] += metric["lo"] <= truth[name] <= metric["hi"]
+    assert all(held[name, True] >= 50 for name in names), held
+    assert held["ece_classwise", False] < 40, held
+
+
+# ---- without clusters, and over seeds
+
+def test_a_confusion_matrix_alone_gives_the_intervals_of_its_images():
+    labels, probabilities, _ = study(n=400)
+    predicted = probabilities.argmax(1)
+    alone = bootstrap.from_confusion(metrics.confusion(labels, predicted, 4))
+    images = bootstrap.measure(labels, probabilities, np.arange(400), NAMES)
+    assert set(alone) == {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy"}
+    for name, metric in alone.items():
+        assert metric["value"] == pytest.approx(images[name]["value"], abs=1e-12)
+        for end in ("lo", "hi"):  # other draws of the same distribution
+            assert metric[end] == pytest.approx(images[name][end], abs=.006), name
+
+
+def test_one_seed_tells_nothing_about_seeds():
+    alone = bootstrap.over_seeds(np.array([[.8, .7, .9]]))
+    assert (alone["mean"], alone["values"]) == (.8, [.8]) and np.isnan([alone[k] for k in ("sd", "lo", "hi")]).all()
+
+
+def test_over_seeds_carries_images_and_seeds():
+    rng = np.random.default_rng(0)
+    images = .03 * rng.normal(size=4001)
+    images[0] = 0
+    same = bootstrap.over_seeds(.8 + np.tile(images, (3, 1)))  # seeds that agree: the images' interval
+    expected = np.quantile(.8 + images[1:], [.025, .975])
+    np.testing.assert_allclose([same["lo"], same["hi"]], expected, atol=1e-12)
+    assert same["sd"] == pytest.approx(0)
+    seeds = np.array([.78, .80, .83])
+    apart = bootstrap.over_seeds(np.tile(seeds[:, None], (1, 1001)))  # images that tell all: Student's t
+    assert (apart["mean"], apart["sd"]) == pytest.approx((seeds.mean(), seeds.std(ddof=1)))
+    half = 4.302653 * seeds.std(ddof=1) / 3 ** .5
+    np.testing.assert_allclose([apart["lo"], apart["hi"]], [seeds.mean() - half, seeds.mean() + half], atol=.005)
+    both = bootstrap.over_seeds(seeds[:, None] + images)
+    assert both["hi"] - both["lo"] > max(same["hi"] - same["lo"], apart["hi"] - apart["lo"])
+
+
+def test_over_seeds_of_a_calibration_error_averages_before_it_corrects():
+    rng = np.random.default_rng(0)
+    values = np.abs(.07 + .01 * rng.normal(size=(3, 2001)))
+    values[:, 0] = .05
+    found = bootstrap.over_seeds(values, corrected=2)
+    np.testing.assert_allclose((found["lo"] + found["hi"]) / 2, .03, atol=.001)
+
+
+def test_undefined_replicates_are_left_out_of_the_interval_over_seeds():
+    values = np.array([[.5, np.nan, .4, .6], [.5, .9, .4, .6]])
+    assert .59 < bootstrap.over_seeds(values)["hi"] <= .6
+    assert np.isnan(bootstrap.over_seeds(np.full((2, 4), np.nan))["mean"])

@@ -116,3 +116,22 @@ def test_softmax_is_stable_and_in_double_precision():
     np.testing.assert_allclose(metrics.softmax(np.log([[1, 2, 5]])), [[1 / 8, 2 / 8, 5 / 8]])
     np.testing.assert_array_equal(metrics.softmax([[1e4, -1e4], [-1e4, -1e4]]), [[1, 0], [.5, .5]])
     assert metrics.softmax(np.zeros((2, 3), np.float16)).dtype == np.float64
+
+
+@pytest.mark.parametrize("n, classes, present", CASES)
+def test_nll_and_brier_are_scikit_learns(n, classes, present):
+    for seed in range(3):
+        labels, probabilities = draw(n, classes, seed, present)
+        expected = sk.log_loss(labels, probabilities, labels=np.arange(classes))
+        assert metrics.nll(labels, probabilities) == pytest.approx(expected, abs=1e-9)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a class that is always there
+            each = [sk.brier_score_loss(labels == k, probabilities[:, k]) for k in range(classes)]
+        assert metrics.brier(labels, probabilities) == pytest.approx(sum(each), abs=1e-9)
+
+
+def test_sure_and_wrong_is_the_worst_there_is_and_still_a_number():
+    labels, wrong, right = np.array([0, 1]), np.array([[0., 1.], [1., 0.]]), np.eye(2)
+    assert (metrics.brier(labels, wrong), metrics.brier(labels, right)) == (2, 0)
+    assert metrics.nll(labels, wrong) == pytest.approx(sk.log_loss(labels, wrong)) and metrics.nll(labels, right) == 0
+    assert metrics.nll([1], [[.5, .5]]) == pytest.approx(np.log(2))
