@@ -13,7 +13,7 @@ import evaluate
 import registry
 import report
 import train_teacher
-from kd import config, engine, errors, models, objective, runs, training
+from kd import config, engine, errors, objective, runs, training
 from kd.errors import UserError
 
 
@@ -52,8 +52,7 @@ def main(argv=None):
     study = Path(options["out"]) / options["study"]
     for student in options["student"]:  # what is wrong with one is found before a teacher is trained
         network = training.new_network(student, data, options, options["seeds"][0], registry)
-        models.check_input(network.model, network.arch, data.size)
-        engine.reader(network, objective.needed(terms), "student").close()
+        engine.rehearse(network, terms, data, options)
 
     teacher, teacher_run = None, None
     if any(need.startswith("teacher_") for need in objective.needed(terms)):
@@ -92,15 +91,29 @@ def main(argv=None):
 
 def own_teacher(study, options):
     """The study's teacher; where there is none yet, it is trained now."""
-    found = [run for run in sorted(study.glob("*/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
-             if runs.finished(run) and runs.read_json(run / "environment.json").get("role") == "teacher"]
+    begun = [run for run in sorted(study.glob("*/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
+             if (run / "environment.json").is_file() and runs.read_json(run / "environment.json").get("role") == "teacher"]
+    unfinished = [run for run in begun if (run / "last.pt").exists()]
+    found = [run for run in begun if runs.finished(run) and run not in unfinished]
     if len({run.parent for run in found}) > 1:
         names = sorted({run.parent.name for run in found})
         raise UserError(f"{study} has several teachers: {errors.listing(names)}",
                         f"Choose one: --teacher {found[0].as_posix()}")
     if found:
+        if unfinished:
+            print(f"note: training has not ended in {errors.listing(unfinished)}, which teaches nothing here")
         return found[0]
     teacher = training.default_teacher({**options, "teacher": None}, registry)
+    if unfinished:
+        run = unfinished[0]
+        if run.parent.name != f"teacher_{training.safe(teacher)}":
+            raise UserError(f"the training of the teacher {run} has not ended",
+                            f"Finish it: python train_teacher.py --config {(run / 'config.yaml').as_posix()}; "
+                            "or name another with --teacher, or delete that folder.")
+        print(f"the training of the teacher {run} has not ended: going on with it first")
+        place = {key: options[key] for key in (*config.NO_EFFECT, "study")}
+        arguments = config.arguments(config.training_parser("train_teacher.py", ""), place)
+        return train_teacher.main(["--config", str(run / "config.yaml"), *arguments])[0]
     print(f"no teacher in {study}: training a {teacher} first")
     own = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr")  # these are said of the student
     shared = {key: value for key, value in options.items() if key not in own}

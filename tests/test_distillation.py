@@ -181,6 +181,49 @@ def test_without_a_teacher_one_is_trained_first_and_used_again(tmp_path, capsys,
         distill.main([*common, "--name", "third"])
 
 
+def interrupted(monkeypatch, *argv):
+    """A teacher's training that was stopped in its second epoch."""
+    usual, calls = engine.train_epoch, []
+
+    def stopped(*given, **options):
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return usual(*given, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "train_epoch", stopped)
+        train_teacher.main([*COMMON, "--teacher", "tiny", "--epochs", "3", "--lr", "0.002", *argv])
+
+
+def test_a_teacher_whose_training_was_stopped_is_trained_to_its_end_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(training, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
+    interrupted(monkeypatch, "--out", str(tmp_path / "before"))
+    (tmp_path / "before").rename(tmp_path / "now")
+    capsys.readouterr()
+    student, = distill.main([*COMMON, "--out", str(tmp_path / "now"), "--student", "tiny"])
+    teacher = tmp_path / "now" / "lesions_32px" / "teacher_tiny" / "seed_0"
+    out = capsys.readouterr().out
+    assert "going on with it first" in out and f"{teacher}: going on after epoch 1" in out
+    assert len(runs.read_csv(teacher / "history.csv")) == 3  # as its own options say, not the student's
+    assert runs.read_json(student / "environment.json")["teacher"] == models.fingerprint(
+        checkpoint.read(teacher / "best.pt")["state_dict"])
+
+
+def test_another_teacher_whose_training_was_stopped_is_named_and_none_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(training, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
+    interrupted(monkeypatch, "--out", str(tmp_path), "--name", "mine")
+    common = [*COMMON, "--out", str(tmp_path), "--student", "tiny"]
+    with pytest.raises(UserError, match="teacher .*mine.seed_0 has not ended") as caught:
+        distill.main(common)
+    config = tmp_path / "lesions_32px" / "mine" / "seed_0" / "config.yaml"
+    assert f"python train_teacher.py --config {config.as_posix()}" in caught.value.hint
+    assert [run.name for run in (tmp_path / "lesions_32px").iterdir()] == ["mine"]
+    train_teacher.main([*COMMON, "--teacher", "tiny", "--out", str(tmp_path)])
+    distill.main(common)
+    assert "mine/seed_0, which teaches nothing here" in capsys.readouterr().out.replace("\\", "/")
+
+
 def test_the_best_epoch_is_chosen_on_validation_alone(tmp_path, monkeypatch):
     usual, asked = engine.predict, []
     monkeypatch.setattr(engine, "predict", lambda model, data, split, device: asked.append(split)
