@@ -87,6 +87,38 @@ def reader(network, needs, who):
     return models.Reader(network.model, stages, head)
 
 
+def rehearse(network, terms, data, options):
+    """Run `network` and the losses on two images: what they cannot do is an error before anything is trained or written.
+
+    The teacher may not exist yet; the network's own outputs stand for the teacher's.
+    """
+    models.check_input(network.model, network.arch, data.size, len(data.class_names))
+    if options["head_lr"] is not None and not network.head:
+        raise UserError(f"the head of {network.arch} is not known, and --head-lr is for it", "Leave out --head-lr.")
+    see = reader(network, {need.replace("teacher_", "student_") for need in objective.needed(terms)}, "student")
+    training = network.model.training
+    network.model.eval()
+    with torch.random.fork_rng(devices=()):
+        outputs = {"logits": see(torch.rand(2, 3, data.size, data.size)), "features": see.features, "pooled": see.pooled}
+        given = {f"{who}_{what}": value for who in ("student", "teacher") for what, value in outputs.items()}
+        objective.Objective(terms, _shapes(given))(
+            {**given, "labels": torch.zeros(2, dtype=torch.int64), "index": torch.arange(2), "epoch": 1,
+             "class_counts": _class_counts(data)})
+    network.model.train(training)
+    see.close()
+
+
+def _class_counts(data):
+    """[C] training images a class."""
+    return torch.from_numpy(np.bincount(data.labels[data.where("train")], minlength=len(data.class_names)))
+
+
+def _shapes(given):
+    """The shapes of what losses are given: {name: shape, or a list of shapes}."""
+    return {name: [tuple(x.shape) for x in value] if isinstance(value, list) else tuple(value.shape)
+            for name, value in given.items() if value is not None}
+
+
 class Step:
     """One optimisation step: forward through student and teacher, the objective, backward."""
 
@@ -100,13 +132,13 @@ class Step:
             teacher.model.eval().requires_grad_(False)
             self.frozen = [buffer.clone() for buffer in teacher.model.buffers()]
         self.device, self.precision, self.clip = device, precision, options["clip"]
-        counts = np.bincount(data.labels[data.where("train")], minlength=len(data.class_names))
-        self.class_counts = torch.from_numpy(counts).to(device)
+        self.class_counts = _class_counts(data).to(device)
         learnable = any(isinstance(term.loss, type) for term in terms)
-        self.objective = objective.Objective(terms, self._shapes(data.size) if learnable else None).to(device)
+        self.objective = objective.Objective(terms, _shapes(self._look(data.size)) if learnable else None).to(device)
         self.optimizer = self._optimizer(student, options)
 
-    def _shapes(self, size):
+    def _look(self, size):
+        """What the networks give for two images, in eval mode."""
         images = torch.zeros(2, 3, size, size, device=self.device)
         modes = [(reader.model, reader.model.training) for reader in (self.student, self.teacher) if reader]
         with torch.no_grad():
@@ -115,13 +147,10 @@ class Step:
             given = self._forward(images)
             for model, training in modes:
                 model.train(training)
-        return {name: [tuple(x.shape) for x in value] if isinstance(value, list) else tuple(value.shape)
-                for name, value in given.items() if value is not None}
+        return given
 
     def _optimizer(self, network, options):
         """Head and body apart, each with its learning rate; weights decay, biases and normalisation do not."""
-        if options["head_lr"] is not None and not network.head:
-            raise UserError(f"the head of {network.arch} is not known, and --head-lr is for it", "Leave out --head-lr.")
         head = list(network.model.get_submodule(network.head).parameters()) if options["head_lr"] is not None else []
         of_head = {id(parameter) for parameter in head}
         body = [p for p in [*network.model.parameters(), *self.objective.parameters()] if id(p) not in of_head]
@@ -210,7 +239,6 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
             return folder
         for left in folder.rglob(".*.tmp"):  # of a write that a kill cut short
             left.unlink()
-        models.check_input(student.model, student.arch, data.size)
         for network in filter(None, (student, teacher)):
             network.model.to(device, memory_format=memory_format(device))
         step = Step(student, teacher, terms, data, options, device, precision)

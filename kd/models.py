@@ -210,19 +210,23 @@ class Reader:
             self._reading = False
 
 
-def check_input(model, arch, size):
-    """Run one batch through a new network; one that cannot take `size` px is an error here."""
+def check_input(model, arch, size, classes):
+    """Run one batch through a new network; one that cannot take `size` px, or gives no logits, is an error here."""
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            model(torch.zeros(2, 3, size, size))
+            logits = model(torch.zeros(2, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{arch} cannot take images of {size} px: {reason}",
                         "Give a larger --size, or --stem small.") from error
     finally:
         model.train(training)
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"{arch} gives {shape} for two images, not logits [2, {classes}]",
+                        "An architecture returns one number for each image and class.")
 
 
 def parameters(model):

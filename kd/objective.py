@@ -3,6 +3,7 @@
     loss = alpha * hard + (1 - alpha) * soft + beta * attention + sum(weight_i * term_i)
 """
 
+import contextlib
 import functools
 import inspect
 import re
@@ -114,6 +115,17 @@ def _like(default, value):
     return kind(value)
 
 
+@contextlib.contextmanager
+def _named(term):
+    """What fails inside a loss keeps its traceback, and ends with the loss's name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"the loss {term.name}: {error.message}", error.hint) from None
+    except Exception as error:
+        raise RuntimeError(f"the loss {term.name} failed: {type(error).__name__}: {error}") from error
+
+
 class Objective(nn.Module):
     """The weighted sum of terms. A loss that is an nn.Module trains along with the student.
 
@@ -124,8 +136,11 @@ class Objective(nn.Module):
     def __init__(self, terms, shapes=None):
         super().__init__()
         self.terms = terms
-        self.losses = [term.loss(shapes, **term.hyperparameters) if inspect.isclass(term.loss)
-                       else functools.partial(term.loss, **term.hyperparameters) for term in terms]
+        self.losses = []
+        for term in terms:
+            with _named(term):
+                self.losses.append(term.loss(shapes, **term.hyperparameters) if inspect.isclass(term.loss)
+                                   else functools.partial(term.loss, **term.hyperparameters))
         self.needs = [term.needs for term in terms]
         self.learnable = nn.ModuleList(loss for loss in self.losses if isinstance(loss, nn.Module))
 
@@ -137,7 +152,8 @@ class Objective(nn.Module):
         """given: what NEEDS names. Returns the loss and {term name: unweighted value}, detached."""
         total, values = 0.0, {}
         for term, loss, needs in zip(self.terms, self.losses, self.needs):
-            value = loss(**{need: given[need] for need in needs})
+            with _named(term):
+                value = loss(**{need: given[need] for need in needs})
             if not isinstance(value, torch.Tensor) or value.ndim:
                 shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
                 raise UserError(f"the loss {term.name} gave {shape}, not a scalar tensor", "A loss is a mean over the batch.")

@@ -231,7 +231,7 @@ def test_any_torchvision_classifier_can_be_named():
 def test_an_input_that_a_network_cannot_take_is_found_before_training():
     model = registry.create("architecture", "torchvision:squeezenet1_1", num_classes=3, stem="imagenet", weights=None)
     with pytest.raises(UserError, match="squeezenet1_1 cannot take images of 8 px"):
-        models.check_input(model, "torchvision:squeezenet1_1", 8)
+        models.check_input(model, "torchvision:squeezenet1_1", 8, 3)
 
 
 def test_a_checkpoint_holds_plain_values_only(tmp_path):

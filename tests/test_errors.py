@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,9 @@ BOTH = [
     (["--stem", "smal"], "invalid choice: 'smal'"), (["--precision", "fp16"], "invalid choice: 'fp16'"),
     (["--plugin", "gone.py"], "no such plugin file: .*gone.py"), (["--config", "gone.yaml"], "no such file: gone.yaml"),
     (["--study", "a/b"], "--study becomes a folder's name"), (["--name", ".."], "--name becomes a folder's name"),
+    (["--hard", "ce,smoothing=5"], "the loss ce: smoothing is a number from 0 to below 1, not 5"),
+    (["--hard", "class_balanced,beta=1"], "the loss class_balanced: beta is a number"),
+    (["--hard", "focal,gamma=-1"], "gamma of the focal loss is a number from 0 on"),
     (["--study", ""], "--study becomes a folder's name"), (["--name", ""], "--name becomes a folder's name"),
     (["--study=-x"], "--study x would"), (["--name=-x"], "--name x would"), (["--name", "CON"], "--name my_CON would"),
     (["--study", "nul.2"], "--study my_nul.2 would"), (["--out", "/dev/null"], "cannot write to .*null"),
@@ -67,6 +71,9 @@ DISTILL = [
     (["--student", "tiny", "--term", "kd=1"], "the loss kd is named twice"),
     (["--student", "tiny", "--beta", "-1"], "'-1' is not a number"),
     (["--student", "tiny", "--stage-weights", "1", "2"], "--stage-weights: expected 4"),
+    (["--student", "torchvision:squeezenet1_0"], "squeezenet1_0 cannot take images of 16 px"),
+    (["--student", "torchvision:shufflenet_v2_x0_5", "--size", "32", "--beta", "1"], "stages of torchvision:shufflenet_v2_x0_5 are not known"),
+    (["--student", "torchvision:shufflenet_v2_x0_5", "--size", "32", "--head-lr", "1"], "head of torchvision:shufflenet_v2_x0_5 is not known"),
     (["--student", "tiny", "--teacher", "nowhere"], "no checkpoint at nowhere"),
 ]
 
@@ -99,6 +106,63 @@ def test_a_dataset_function_that_gives_something_else_is_named(tmp_path, monkeyp
     with pytest.raises(UserError, match="the dataset gives_a_list gave list, not a kd.dataset.Dataset\nSee .*mine.py"):
         train_teacher.main(["--data", "gives_a_list", "--plugin", "mine.py"])
     registry._entries["dataset"].pop("gives_a_list")
+
+
+PLUGIN = """
+import torch
+from torch import nn
+from registry import register
+
+@register("architecture", "three_too_many")
+def wide(num_classes, stem, weights):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, num_classes + 3))
+
+class Two(nn.Linear):
+    def forward(self, images):
+        return super().forward(images.mean((2, 3))), images
+
+@register("architecture", "two_outputs")
+def two(num_classes, stem, weights):
+    return Two(3, num_classes)
+
+@register("loss", "failing")
+def failing(student_logits, labels):
+    return student_logits[:, 99].mean()
+
+@register("loss", "unbuildable")
+class Unbuildable(nn.Module):
+    def __init__(self, shapes):
+        super().__init__()
+        self.layer = nn.Linear(shapes["teacher_pooled"][1], shapes["no_such"][1])
+    def forward(self, student_pooled, teacher_pooled):
+        return self.layer(student_pooled).mean()
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    yield tmp_path / "mine.py"
+    registry._forget(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize("argv, error, words", [
+    (["three_too_many"], UserError, r"three_too_many gives \[2, 10\] for two images, not logits \[2, 7\]"),
+    (["two_outputs"], UserError, r"two_outputs gives tuple for two images"),
+    (["tiny", "--hard", "failing"], RuntimeError, "the loss failing failed: IndexError"),
+    (["tiny", "--term", "unbuildable=1"], RuntimeError, "the loss unbuildable failed: KeyError: 'no_such'"),
+])
+def test_a_part_that_does_not_fit_is_named_before_a_teacher_is_trained(argv, error, words, plugin, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "run", lambda *given, **options: pytest.fail("training began"))
+    common = ["--data=lesions,images=70", "--size=16", "--plugin", str(plugin), "--out", str(tmp_path / "runs")]
+    with pytest.raises(error, match=f"(?s){words}") as caught:
+        distill.main([*common, "--student", *argv])
+    if error is RuntimeError:  # a fault of the plugin's: its line is shown
+        assert f'File "{plugin}", line' in "".join(traceback.format_exception(caught.value))
+    if argv[1:2] != ["--term"]:
+        with pytest.raises(error, match=f"(?s){words}"):
+            train_teacher.main([*common, "--teacher", *argv])
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_out_that_cannot_be_written_is_found_before_images_are_decoded(tmp_path, monkeypatch):
