@@ -1,44 +1,56 @@
-"""Predictions -> metrics with confidence intervals: tables, and metrics.json.
+"""Predictions -> metrics with confidence intervals, calibration and operating points; comparisons; an audit.
 
-    python evaluate.py runs/lesions_48px                  every run below, one line a run
-    python evaluate.py runs/lesions_48px/mobilenetv2_kd/seed_0
-    python evaluate.py theirs.npz --groups lesions.csv --out results
+    python evaluate.py runs/lesions_48px                            every run below, one line a run
+    python evaluate.py runs/lesions_48px/mobilenetv2_kd/seed_0      one run in full
+    python evaluate.py runs/lesions_48px --target mel --sensitivity 0.95
+    python evaluate.py runs/lesions_48px --compare                  paired differences from the teacher
+    python evaluate.py theirs_test.npz --val theirs_val.npz --groups lesions.csv --out results
+    python evaluate.py runs/lesions_48px/mobilenetv2_kd/seed_0 --data folder --root other_clinic
+    python evaluate.py --audit FOLDER
 """
 
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from kd import bootstrap, errors, metrics, predictions, runs
-from kd.errors import UserError, listing
-
-TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
-          "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC"}
-SHORT = ("accuracy", "macro_f1", "balanced_accuracy")
+import registry
+from kd import audit, bootstrap, calibration, config, errors, evaluation, model_comparison, predictions, runs, tables
+from kd.errors import UserError
 
 
 def main(argv=None):
     options = parse(argv)
+    if options.audit:
+        print(tables.findings(audit.everything(options.paths)) or "The audit found nothing.")
+        return
+    settings = evaluation.Settings(options.replicates, options.bins, options.target, options.sensitivity, options.risk)
+    if options.compare:
+        compare(options, settings)
+        return
     files = [Path(path) for path in options.paths if Path(path).suffix == ".npz"]
     folders = [run for path in options.paths if Path(path).suffix != ".npz" for run in runs.find(path)]
     folders = list({run.resolve(): run for run in folders}.values())
-    if options.groups and folders:
-        raise UserError("--groups is for a predictions file; a run folder has groups of its own")
-    if options.out and (folders or len(files) > 1):
-        raise UserError("--out takes the metrics of one predictions file; "
-                        "a run keeps its metrics.json in its own folder")
-    if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
-        raise UserError(f"--out {options.out} is a file; it names a folder")
-    results = {}
-    for path in tqdm(folders + files, "evaluating", disable=None, delay=2, leave=False):
-        results[path] = (evaluate_file(path, options.groups, options.replicates) if path in files
-                         else evaluate_run(path, options.replicates))
+    check(options, files, folders)
+    if options.data:
+        files = score(folders, options)
+    evaluated = {}
+    for path in tqdm(files or folders, "evaluating", disable=None, delay=2, leave=False):
+        if options.data:  # what is chosen is chosen on the run's own validation split
+            evaluated[path] = evaluation.evaluate(*predictions.of_run(path.parents[1], path.stem), settings)
+        elif path in files:
+            evaluated[path] = evaluation.evaluate(*predictions.of_files(path, options.val, options.groups), settings)
+        else:
+            evaluated[path] = evaluation.of_run(path, settings)
+    seeds = evaluation.over_seeds({path: evaluated[path] for path in evaluated if path in folders})
+    results = {path: one.result for path, one in evaluated.items()}
     if len(results) > 1:
-        print_summary(results)
+        print(tables.several(results, seeds))
+        if folders and not options.data and argv is None:
+            print(f"more: python evaluate.py {folders[-1].as_posix()}   # one run in full\n"
+                  f"      python evaluate.py --compare {' '.join(options.paths)}   # paired differences")
         return
     (path, result), = results.items()
-    print_tables(path, result)
+    print(tables.one(path, result))
     where = Path(options.out or path) / "metrics.json"
     if options.out:
         runs.write_json(where, result)
@@ -49,155 +61,84 @@ def main(argv=None):
         print(f"next: python report.py {study}")
 
 
+def compare(options, settings):
+    """Paired differences: a table, and comparison.csv in --out, or in the study where these are all of its runs."""
+    models = model_comparison.models(options.paths, options.groups)
+    compared = model_comparison.compare(models, settings)
+    print(tables.comparison(compared))
+    where = Path(options.out) if options.out else model_comparison.study_of(models)
+    if where:
+        runs.write_csv(where / "comparison.csv", model_comparison.table(compared))
+        print(f"\nwritten: {where / 'comparison.csv'}, with every metric and class")
+    else:
+        print("\nEvery metric and class: --out DIR writes comparison.csv there.")
+
+
+def score(folders, options):
+    """Paths of predictions/NAME.npz, for which each run's best.pt is shown the data set --data."""
+    from kd import external  # torch; everything else here does without
+    for file in options.plugin:
+        registry.load_plugin(file)
+    asked = {"data": options.data, "root": options.root, "groups": options.groups}
+    return [external.score(folder, asked, registry) for folder in folders]
+
+
 def parse(argv):
     parser = errors.Parser(prog="evaluate.py", description="Metrics of finished runs, or of another "
                            "system's predictions, with 95% intervals by resampling whole groups.")
     parser.add_argument("paths", nargs="+", metavar="RUN|TEST.npz",
                         help="a run's folder or any folder above; or a file with labels (or y_true), "
                              "logits (or y_prob), and optionally ids, groups, class_names")
+    parser.add_argument("--val", metavar="VAL.npz", help="for a predictions file: the same of the validation "
+                        "split, on which temperature and operating points are chosen")
     parser.add_argument("--groups", metavar="FILE.csv",
-                        help="columns id,group: which images of the predictions file belong together")
-    parser.add_argument("--out", metavar="DIR", help="where metrics.json of a predictions file goes")
-    parser.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES,
-                        help="bootstrap replicates behind each interval")
+                        help="columns id,group: which images of a predictions file (or of --data folder) belong together")
+    parser.add_argument("--out", metavar="DIR", help="where metrics.json of a predictions file or an external set, "
+                        "or comparison.csv, goes")
+    points = parser.add_argument_group("operating points, chosen on validation and tested once")
+    points.add_argument("--target", nargs="+", metavar="CLASS", help="classes that get a threshold; default: all, up to 25")
+    points.add_argument("--sensitivity", type=config.share, default=0.95, metavar="X", help="that a threshold promises")
+    points.add_argument("--risk", type=config.share, default=0.1, metavar="X",
+                        help="error rate that abstention from the least confident images promises")
+    more = parser.add_argument_group("statistics")
+    more.add_argument("--bins", type=int, default=calibration.BINS, metavar="N", help="of the calibration errors, closed on the right")
+    more.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES,
+                      help="bootstrap replicates behind each interval")
+    other = parser.add_argument_group("something else instead")
+    other.add_argument("--compare", action="store_true",
+                       help="paired differences of models on one test set; the first is the reference, in a study its teacher")
+    other.add_argument("--audit", action="store_true", help="print what is too odd to be true, of runs or of result tables")
+    other.add_argument("--data", metavar="NAME", help="score an external data set with each run's best.pt (needs torch)")
+    other.add_argument("--root", metavar="PATH", help="folder (or .npz) of the external data set")
+    other.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts, for --data")
     options = parser.parse_args(argv)
     if options.replicates < 100:
         raise UserError(f"--replicates {options.replicates} is too few for the tails of a 95% interval",
                         "Use 100 or more; 2000 is usual.")
+    if options.bins < 1:
+        raise UserError(f"--bins {options.bins}: at least one bin is needed", "15 are usual.")
+    if sum(map(bool, (options.compare, options.audit, options.data))) > 1:
+        raise UserError("--compare, --audit and --data each do something else", "Give one of them.")
+    if options.data is None and (options.root or options.plugin):
+        raise UserError(f"--{'root' if options.root else 'plugin'} is for an external data set", "Name it with --data.")
     return options
 
 
-def evaluate_run(path, replicates=bootstrap.REPLICATES):
-    """Evaluate a seed's folder on validation and test, write its metrics.json, return the same.
-
-    Raises UserError, before any metric, on faulty predictions and on an image or group that the
-    test split shares with validation or training.
-    """
-    path = Path(path)
-    val, test = predictions.of_run(path)
-    result = evaluate(test, np.bincount(val.labels).argmax(), replicates)
-    result["split"] = {"val": val.size(), **result["split"]}
-    result["val"] = bootstrap.measure(val.labels, val.probabilities, val.clusters,
-                                      val.class_names, replicates)
-    runs.write_json(path / "metrics.json", result)
-    return result
-
-
-def evaluate_file(path, groups=None, replicates=bootstrap.REPLICATES):
-    """Evaluate a predictions file of any system. Nothing is written."""
-    _, test = predictions.of_files(path, groups=groups)
-    result = evaluate(test, np.bincount(test.labels).argmax(), replicates)
-    if test.note:
-        result["conventions"]["note"] = test.note
-    return result
-
-
-def evaluate(test, answer, replicates):
-    """The metrics of one test set beside those of always answering class `answer`."""
-    always = bootstrap.constant(test.labels, answer, test.clusters, len(test.class_names), replicates)
-    confusion = metrics.confusion(test.labels, test.probabilities.argmax(1), len(test.class_names))
-    return {
-        "conventions": {"level": bootstrap.LEVEL, "interval": "percentile", "replicates": replicates,
-                        "clusters": "image" if test.groups is None else "group",
-                        "n_clusters": test.size()["groups"], "seed": bootstrap.SEED,
-                        "majority_class": test.class_names[answer]},
-        "class_names": test.class_names,
-        "split": {"test": test.size()},
-        "majority": {name: always[name] for name in SHORT},
-        "test": bootstrap.measure(test.labels, test.probabilities, test.clusters, test.class_names,
-                                  replicates),
-        "confusion": confusion.tolist(),
-    }
-
-
-def print_summary(results):
-    """One line a run, and the majority rule once for each distinct test set."""
-    rows = [[label(path, results), *(show(result["test"][name]) for name in SHORT)]
-            for path, result in results.items()]
-    sets = {repr((r["majority"], r["split"]["test"], r["class_names"])): r for r in results.values()}
-    rows += [[f"majority rule ({r['conventions']['majority_class']})",
-              *(show(r["majority"][name]) for name in SHORT)] for r in sets.values()]
-    print(aligned([["test", *(TITLES[name] for name in SHORT)], *rows]))
-    for result in sets.values():
-        print(how(result))
-    if len(sets) > 1:
-        print(f"These are {len(sets)} different test sets: compare rows within one only.")
-
-
-def print_tables(path, result):
-    names, test, size = result["class_names"], result["test"], result["split"]["test"]
-    counted = len(names) > 25 or max(map(len, names)) > 8
-    columns = [str(k) for k in range(len(names))] if counted else names
-    rows = [f"{k} {name}" for k, name in enumerate(names)] if counted else names
-    print(f"{label(path, {path: result})}: {size['images']:,} test images, {len(names)} classes")
-    print(how(result))
-    print()
-    always = result["majority"]
-    print(aligned([["test", "", f"majority rule ({result['conventions']['majority_class']})"]] + [
-        [title, show(test[name]), show(always[name]) if name in always else ""]
-        for name, title in TITLES.items()]))
-    print()
-    print(aligned([["class", "precision", "recall", "F1", "AUROC", "support"]] + [
-        [row, *(show(test[f"{metric}/{name}"]) for metric in ("precision", "recall", "f1", "auroc")),
-         size["support"][name]] for row, name in zip(rows, names)]))
-    print()
-    if len(names) > 25:
-        print(f"The confusion matrix of {len(names)} classes is too wide to print; metrics.json has it.")
-        return
-    print(aligned([["true \\ predicted", *columns]] + [
-        [row, *counts] for row, counts in zip(rows, result["confusion"])], right=True))
-
-
-def how(result):
-    """What the intervals are, and what the test split cannot tell."""
-    told, size = result["conventions"], result["split"]["test"]
-    over = (f"{told['n_clusters']:,} groups (lesions, patients)" if told["clusters"] == "group" else
-            f"{told['n_clusters']:,} images, taken as independent: no groups are known")
-    lines = [f"{told['level']:.0%} intervals, {told['replicates']:,} bootstrap replicates over {over}"]
-    absent = [name for name, count in size["support"].items() if not count]
-    if absent:
-        lines.append(f"No test image of {listing(absent)}: nothing is known about "
-                     f"{'it' if len(absent) == 1 else 'them'}.")
-    lacking = result["test"]["balanced_accuracy"]["undefined"]
-    if told["n_clusters"] == 1:
-        lines.append("A single group has no spread to draw from: no intervals.")
-    elif lacking:
-        lines.append(f"{lacking:,} replicates lack a class; intervals of the macro metrics and of that "
-                     "class leave them out.")
-    if "note" in told:
-        lines.append(f"Note: {told['note']}.")
-    return "\n".join(lines)
-
-
-def label(path, among):
-    """model/seed_n, with the study before it where there are several; a file by its path."""
-    if path.suffix == ".npz":
-        return str(path)
-    studies = {runs.describe(other)[0] for other in among if other.suffix != ".npz"}
-    return "/".join(runs.describe(path)[len(studies) == 1:])
-
-
-def number(value):
-    return "undefined" if np.isnan(value) else f"{value:.3f}"
-
-
-def show(metric):
-    """`0.523 [0.481, 0.562]`."""
-    if np.isnan(metric["value"]):
-        return "undefined"
-    if np.isnan(metric["lo"]):
-        return f"{number(metric['value'])} [undefined]"
-    return f"{number(metric['value'])} [{number(metric['lo'])}, {number(metric['hi'])}]"
-
-
-def aligned(rows, right=False):
-    """Rows of cells as lines of equally wide columns, the first flush left."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.rjust(width) if right and k else cell.ljust(width)
-                               for k, (cell, width) in enumerate(zip(row, widths))).rstrip()
-                     for row in rows)
+def check(options, files, folders):
+    """Options that do not fit what the paths are."""
+    if options.groups and folders and not options.data:
+        raise UserError("--groups is for a predictions file; a run folder has groups of its own")
+    if options.val and (folders or len(files) > 1):
+        raise UserError("--val belongs to one predictions file; a run has its own validation split")
+    if options.data and files:
+        raise UserError("--data is scored with the checkpoints of runs, and a predictions file has none")
+    if options.out and len(files) + len(folders) > 1:
+        raise UserError("--out takes the metrics of one predictions file or external set")
+    if options.out and folders and not options.data:
+        raise UserError("--out takes the metrics of a predictions file; a run keeps its metrics.json in its own folder")
+    if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
+        raise UserError(f"--out {options.out} is a file; it names a folder")
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    errors.run(main, registry.RegistryError)

@@ -75,9 +75,12 @@ def _known(value):
 # ---- what others call
 
 
-def run(folder):
-    """Findings about one run folder. UserError only where there is no such folder."""
-    return examine([evidence.of_run(folder)])[0]
+def run(folder, result=None):
+    """Findings about one run folder. UserError only where there is no such folder.
+
+    result: the content that its metrics.json is about to have.
+    """
+    return examine([evidence.of_run(folder, result)])[0]
 
 
 def study(folders, tables=()):

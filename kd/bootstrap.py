@@ -102,7 +102,7 @@ def replicate(labels, probabilities, index, weights, class_names, calibrated=Non
     counts = confusions(labels, probabilities.argmax(1), len(class_names), index, weights)
     areas = metrics.auroc(labels, probabilities, images)
     missing = _missing(counts)
-    values = _overall(counts)
+    values = overall(counts)
     values["macro_auroc"] = np.where(missing.any(1), np.nan, metrics.mean_defined(areas))
     values.update(_probabilistic(labels, probabilities, index, weights, images, bins))
     if calibrated is not None:
@@ -112,9 +112,14 @@ def replicate(labels, probabilities, index, weights, class_names, calibrated=Non
                           "precision": metrics.precision(counts), "auroc": areas}.items():
         figures = np.where(missing, np.nan, figures)
         values.update({f"{name}/{c}": figures[:, k] for k, c in enumerate(class_names)})
-    if weights.shape[1] == 1:
-        values = {name: np.append(v[:1], np.full(len(v) - 1, np.nan)) for name, v in values.items()}
-    return values
+    return spread(values, weights)
+
+
+def spread(values, weights):
+    """{NAME: values [1 + B]} with undefined replicates where all images are one cluster, which has no spread."""
+    if weights.shape[1] > 1:
+        return values
+    return {name: np.append(v[:1], np.full(len(v) - 1, np.nan)) for name, v in values.items()}
 
 
 def intervals(values):
@@ -139,15 +144,9 @@ def measure(labels, probabilities, groups, class_names, replicates=REPLICATES, s
     return intervals(replicate(labels, probabilities, index, weights, class_names, calibrated, bins))
 
 
-def constant(labels, answer, groups, classes, replicates=REPLICATES, seed=SEED):
+def constant(labels, answer, classes, index, weights):
     """{NAME: METRIC} of a rule that always gives the class `answer`, on the same replicates."""
-    labels = np.asarray(labels)
-    index, count = clusters(groups)
-    weights = resample(count, replicates, seed)
-    values = _overall(confusions(labels, answer, classes, index, weights))
-    if count == 1:
-        values = {name: np.append(v[:1], np.full(len(v) - 1, np.nan)) for name, v in values.items()}
-    return intervals(values)
+    return intervals(spread(overall(confusions(np.asarray(labels), answer, classes, index, weights)), weights))
 
 
 def from_confusion(confusion, replicates=REPLICATES, seed=SEED):
@@ -162,7 +161,7 @@ def from_confusion(confusion, replicates=REPLICATES, seed=SEED):
     counts = np.zeros((1 + replicates, len(cells)), dtype=np.int64)
     counts[0] = cells
     counts[1:, order] = rng.multinomial(cells.sum(), cells[order] / cells.sum(), size=replicates)
-    return intervals(_overall(counts.reshape(-1, *confusion.shape)))
+    return intervals(overall(counts.reshape(-1, *confusion.shape)))
 
 
 def over_seeds(values, level=LEVEL, corrected=0, seed=SEED):
@@ -207,7 +206,8 @@ def _probabilistic(labels, probabilities, index, weights, images, bins):
             "aurc": operating.aurc(correct, probabilities.max(1), images)}
 
 
-def _overall(counts):
+def overall(counts):
+    """{NAME: [1 + B]} of the metrics over all classes that confusion arrays [1 + B, C, C] give."""
     absent = _missing(counts).any(1)
     return {"accuracy": metrics.accuracy(counts),
             "macro_f1": np.where(absent, np.nan, metrics.macro_f1(counts)),

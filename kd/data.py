@@ -71,13 +71,8 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
     """
     files = any(isinstance(source, (str, Path)) for source in dataset.images)
     resize = size + 2 * round(size / 16) if files else size
-    images, sha256, bad = cache.open_cache(dataset, resize, folder=cache_folder, root=root, skip_bad=skip_bad)
-    skipped = [dataset.ids[i] for i, _ in bad]
-    keep = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
-    if not len(keep):
-        raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")
-    ids = np.array(dataset.ids)[keep]
-    labels = dataset.labels[keep]
+    images, sha256, keep, skipped = _open(dataset, resize, cache_folder, root, skip_bad)
+    ids, labels = np.array(dataset.ids)[keep], dataset.labels[keep]
     sha256 = [sha256[i] for i in keep]
     grouped = dataset.groups is not None
     if grouped:
@@ -96,6 +91,38 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
     _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, keep, ids, labels, groups, grouped, split,
                 sha256, size, dataset.synthetic, skipped)
+
+
+def external(dataset, *, size, resize, class_names, root=None):
+    """Data of a set that is only tested on: all its images, or those of its official test split.
+
+    size, resize, class_names: those of the network. Classes are matched by name, and the set need not
+    have all of them.
+    """
+    strangers = [name for name in dataset.class_names if name not in class_names]
+    if strangers:
+        raise UserError(f"{dataset.name} has {len(strangers)} classes that the network does not know: {listing(strangers)}",
+                        f"It knows {listing(class_names, 12)}; classes are matched by name.")
+    images, sha256, keep, _ = _open(dataset, resize, None, root, False)
+    if dataset.split is not None:
+        keep = keep[np.array(dataset.split)[keep] == "test"]
+        if not len(keep):
+            raise UserError(f"{dataset.name} has official splits and no test image")
+    number = np.array([list(class_names).index(name) for name in dataset.class_names])
+    ids, sha256 = np.array(dataset.ids)[keep], [sha256[i] for i in keep]
+    grouped = dataset.groups is not None
+    groups = np.array(dataset.groups)[keep] if grouped else ids
+    return Data(dataset.name, list(class_names), images, keep, ids, number[dataset.labels[keep]], groups, grouped,
+                np.full(len(keep), "test"), sha256, size, dataset.synthetic, [])
+
+
+def _open(dataset, resize, folder, root, skip_bad):
+    """(images, sha256 of all, positions of those that can be read, ids of the others)."""
+    images, sha256, bad = cache.open_cache(dataset, resize, folder=folder, root=root, skip_bad=skip_bad)
+    keep = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
+    if not len(keep):
+        raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")
+    return images, sha256, keep, [dataset.ids[i] for i, _ in bad]
 
 
 def _note_equal_images(sha256, split, ids):

@@ -82,8 +82,11 @@ class Case:
         return min(found, key=lambda f: f.tolerance, default=None)
 
 
-def of_run(folder):
-    """The Case of a run folder. UserError only where there is no such folder."""
+def of_run(folder, result=None):
+    """The Case of a run folder. UserError only where there is no such folder.
+
+    result: what is about to be written to its metrics.json, in place of what stands there.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
@@ -108,7 +111,7 @@ def of_run(folder):
     case.split = read("split.csv", runs.read_csv, list, required=("id", "group", "label", "split"))
     case.curves = columns(read("history.csv", runs.read_csv, list))
     add_predictions(case, *(read(f"predictions/{split}.npz", predictions.read, object) for split in ("val", "test")))
-    add_metrics(case, read("metrics.json", runs.read_json, dict))
+    add_metrics(case, read("metrics.json", runs.read_json, dict) if result is None else result)
     for row in read("robustness.csv", runs.read_csv, list):
         add_corruption(case, row, "robustness.csv")
     case.inputs = {"config.yaml": {"size": config.get("size")}, "environment.json": environment.get("input"),

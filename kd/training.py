@@ -38,23 +38,11 @@ def start(parser, argv, registry):
 
 def load_data(options, registry):
     """The Data that `options` name. Resolves size and study where they are open."""
-    name, given = objective.parse_spec(options["data"])
+    name, _ = objective.parse_spec(options["data"])
     entry = registry.get("dataset", name)
     if options["size"] is None and not entry.info.get("size_from_file"):
         options["size"] = entry.info.get("defaults", {}).get("size", 64)
-    accepted = inspect.signature(entry.make).parameters
-    for option in ("root", "groups"):
-        if options[option] is not None and option not in accepted:
-            raise UserError(f"--{option} has no meaning for --data {name}", "Leave it out, or name your data with --data.")
-    fixed = {key: options[key] for key in ("root", "size", "groups", "download") if key in accepted}
-    clash = sorted(set(given) & set(fixed))
-    if clash:
-        raise UserError(f"{clash[0]} has an option of its own: --{clash[0]}")
-    own = {key: p.default for key, p in accepted.items() if p.kind is p.KEYWORD_ONLY and key not in fixed}
-    checked = objective.check_options(entry.make, given, name)
-    dataset = entry.make(**fixed, **{key: checked[key] for key in own})
-    if not isinstance(dataset, Dataset):
-        raise UserError(f"the dataset {name} gave {type(dataset).__name__}, not a kd.dataset.Dataset", f"See {entry.path}.")
+    dataset = load_dataset(options, registry)
     if options["size"] is None:
         options["size"] = len(dataset.images[0])
     if options["study"] is None:
@@ -74,6 +62,26 @@ def load_data(options, registry):
     if data.skipped:
         print(f"note: {len(data.skipped)} images that cannot be read are left out")
     return data
+
+
+def load_dataset(options, registry):
+    """The kd.dataset.Dataset that --data, with --root, --groups, --size and --download, names."""
+    name, given = objective.parse_spec(options["data"])
+    entry = registry.get("dataset", name)
+    accepted = inspect.signature(entry.make).parameters
+    for option in ("root", "groups"):
+        if options[option] is not None and option not in accepted:
+            raise UserError(f"--{option} has no meaning for --data {name}", "Leave it out, or name your data with --data.")
+    fixed = {key: options[key] for key in ("root", "size", "groups", "download") if key in accepted}
+    clash = sorted(set(given) & set(fixed))
+    if clash:
+        raise UserError(f"{clash[0]} has an option of its own: --{clash[0]}")
+    own = {key: p.default for key, p in accepted.items() if p.kind is p.KEYWORD_ONLY and key not in fixed}
+    checked = objective.check_options(entry.make, given, name)
+    dataset = entry.make(**fixed, **{key: checked[key] for key in own})
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"the dataset {name} gave {type(dataset).__name__}, not a kd.dataset.Dataset", f"See {entry.path}.")
+    return dataset
 
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}
@@ -108,7 +116,7 @@ def new_network(arch, data, options, seed, registry):
             raise UserError("--init and --weights both say where to start", "Give one of them.")
         model, content = checkpoint.load(options["init"], registry.create, arch=name, class_names=data.class_names)
         _check_input(content, data, options["init"], "Fine-tune at the size that it was trained at.")
-        splits.refuse_leak(_seen(content, options["init"]), data, "the network in --init")
+        splits.refuse_leak(seen(content, options["init"]), data, "the network in --init")
         return models.Network(model, name, content["stem"], **{**info, **_normalisation(content)})
     weights = None if options["weights"] == "none" else options["weights"]
     stem = models.resolve_stem(options["stem"], data.size, entry.info.get("small_stem", True))
@@ -136,24 +144,31 @@ def _check_input(content, data, path, hint):
 
 def load_teacher(path, data, registry):
     """The frozen network of a checkpoint, refused where it cannot teach on these data."""
-    model, content = checkpoint.load(path, registry.create, class_names=data.class_names)
+    network, content = load_network(path, registry, data.class_names)
     _check_input(content, data, f"the teacher {path}", "Teacher and student see the same pixels.")
-    splits.refuse_leak(_seen(content, path), data, f"the teacher {path}")
+    splits.refuse_leak(seen(content, path), data, f"the teacher {path}")
+    return network
+
+
+def load_network(path, registry, class_names=None):
+    """(Network of a checkpoint, the checkpoint's content); another class list is an error."""
+    model, content = checkpoint.load(path, registry.create, class_names=class_names)
     info = _inside(registry.get("architecture", content["arch"]))
     return models.Network(model, content["arch"], content["stem"], fingerprint=models.fingerprint(content["state_dict"]),
-                          **{**info, **_normalisation(content)})
+                          **{**info, **_normalisation(content)}), content
 
 
-def _seen(content, path):
-    seen = content["provenance"].get("seen")
+def seen(content, path):
+    """Which images and groups a checkpoint's network was trained and selected on, as splits.seen_by() gives them."""
+    held = content["provenance"].get("seen")
     try:
-        lists = [seen[split][what] for split in ("train", "val") for what in ("images", "groups")]
+        lists = [held[split][what] for split in ("train", "val") for what in ("images", "groups")]
     except (KeyError, TypeError):
         lists = [None]
     if not all(isinstance(keys, list) for keys in lists):
         raise UserError(f"{path} does not say which images it was trained on",
                         "Only a checkpoint that does can be held against the test split.")
-    return seen
+    return held
 
 
 def default_teacher(options, registry):

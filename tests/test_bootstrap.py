@@ -131,7 +131,7 @@ def test_two_models_meet_the_same_replicates():
 
 def test_always_one_class_scores_its_share():
     labels = np.array([0] * 6 + [1] * 3 + [2])
-    always = bootstrap.constant(labels, 0, np.arange(10), 3, replicates=200)
+    always = bootstrap.constant(labels, 0, 3, np.arange(10), bootstrap.resample(10, 200))
     assert always["accuracy"]["value"] == pytest.approx(.6)
     assert always["macro_f1"]["value"] == pytest.approx(.75 / 3)
     assert always["balanced_accuracy"]["value"] == pytest.approx(1 / 3)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 import evaluate
-from kd import metrics, runs
+from kd import evaluation, metrics, runs
 from kd import predictions as predictions_of
 from kd.errors import UserError
 
+FAST = evaluation.Settings(replicates=100)
 ROOT = Path(__file__).parents[1]
 NAMES = ["nv", "mel", "a class with quite a long name"]
 
@@ -48,19 +49,20 @@ def run(tmp_path):
 
 
 def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
-    returned = evaluate.evaluate_run(run, replicates=100)
+    returned = evaluation.of_run(run, FAST).result
     read = runs.read_json(run / "metrics.json")
-    assert read == json.loads(json.dumps(returned))
-    assert read["conventions"] | {"majority_class": 0} == {
-        "level": .95, "interval": "percentile", "replicates": 100, "clusters": "group",
-        "n_clusters": 45, "seed": 0, "majority_class": 0}
+    assert read["test"] == json.loads(json.dumps(returned["test"]))
+    told = read["conventions"]
+    assert (told["level"], told["replicates"], told["clusters"], told["n_clusters"]) == (.95, 100, "group", 45)
+    assert (told["bins"], told["closed"], told["seed"]) == (15, "right", 0) and told["majority_class"] in NAMES
     assert read["class_names"] == NAMES
     assert read["split"]["val"] == {"images": 40, "groups": 20, "support": dict(zip(NAMES, (16, 16, 8)))}
     assert read["split"]["test"]["support"] == dict(zip(NAMES, (36, 36, 18)))
-    names = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "macro_auroc", "nll", "brier", "ece",
-             "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc"} | {
+    probabilistic = {"nll", "brier", "ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc"}
+    names = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "macro_auroc", *probabilistic} | {
         f"{metric}/{name}" for metric in ("f1", "recall", "precision", "auroc") for name in NAMES}
-    assert set(read["val"]) == set(read["test"]) == names
+    assert set(read["val"]) == names  # the temperature was fitted there: calibrated figures would flatter
+    assert set(read["test"]) == names | {f"{name}_calibrated" for name in probabilistic}
     test = predictions("test", 90)
     counts = metrics.confusion(test["labels"], test["logits"].argmax(1), 3)
     assert read["confusion"] == counts.tolist()
@@ -70,7 +72,7 @@ def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
 
 def test_the_majority_rule_answers_what_is_largest_on_validation(tmp_path):
     run = make_run(tmp_path / "run", val__labels=np.full(40, 2))
-    result = evaluate.evaluate_run(run, replicates=100)
+    result = evaluation.of_run(run, FAST).result
     assert result["conventions"]["majority_class"] == NAMES[2]
     assert result["majority"]["accuracy"]["value"] == pytest.approx(.2)  # though two are larger on test
     assert set(result["majority"]) == {"accuracy", "macro_f1", "balanced_accuracy"}
@@ -82,7 +84,7 @@ def test_an_undefined_number_is_null_in_the_file_and_a_word_in_the_table(tmp_pat
     run = make_run(tmp_path / "study" / "model" / "seed_0", test__labels=labels, test__logits=logits)
     evaluate.main([str(run), "--replicates", "100"])
     shown = capsys.readouterr().out
-    assert "No test image of mel" in shown and "undefined" in shown and "nan" not in shown.lower()
+    assert "No test image of mel" in shown and "n/a" in shown and "nan" not in shown.lower()
     assert runs.read_json(run / "metrics.json")["test"]["f1/mel"] == {
         "value": None, "lo": None, "hi": None, "replicates": 100, "undefined": 100}
 
@@ -133,17 +135,21 @@ def test_different_test_sets_are_told_apart(run, tmp_path, capsys):
 def test_a_leak_is_an_error_before_any_metric(tmp_path, changes, words):
     run = make_run(tmp_path / "run", **changes)
     with pytest.raises(UserError, match=words):
-        evaluate.evaluate_run(run)
+        evaluation.of_run(run, FAST)
     assert not (run / "metrics.json").exists()
 
 
 def test_images_without_groups_share_none(tmp_path, capsys):
     empty = {f"{split}__groups": np.full(n, "") for split, n in (("val", 40), ("test", 90))}
-    result = evaluate.evaluate_run(make_run(tmp_path / "run", **empty), replicates=100)
+    result = evaluation.of_run(make_run(tmp_path / "run", **empty), FAST).result
     assert result["conventions"]["clusters"] == "image" and result["conventions"]["n_clusters"] == 90
 
 
 # ---- predictions of other systems
+
+def of_file(path, groups=None):
+    return evaluation.evaluate(*predictions_of.of_files(path, groups=groups), FAST).result
+
 
 def save(path, drop=(), **arrays):
     given = predictions("test", 90)
@@ -158,11 +164,11 @@ def test_labels_and_probabilities_are_enough(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "over 90 images, taken as independent" in shown
     assert list(tmp_path.iterdir()) == [path]  # nothing is written unasked
-    result = evaluate.evaluate_file(path, replicates=100)
+    result = of_file(path)
     assert result["class_names"] == ["0", "1", "2"] and "val" not in result
     assert result["conventions"]["majority_class"] == "0"
     logits = save(tmp_path / "logits.npz", drop=["y_prob"], logits=predictions("test", 90)["logits"])
-    assert evaluate.evaluate_file(logits, replicates=100)["test"] == result["test"]
+    assert of_file(logits)["test"] == result["test"]
 
 
 def test_out_is_where_the_metrics_of_a_file_go(tmp_path, capsys):
@@ -179,16 +185,16 @@ def test_groups_from_a_csv_are_the_groups_in_the_file(tmp_path):
                                              zip(given["ids"][::-1], given["groups"][::-1])])
     inside = save(tmp_path / "inside.npz", ids=given["ids"], groups=given["groups"])
     beside = save(tmp_path / "beside.npz", ids=given["ids"])
-    assert (evaluate.evaluate_file(beside, tmp_path / "groups.csv", replicates=100)
-            == evaluate.evaluate_file(inside, replicates=100))
+    assert (of_file(beside, tmp_path / "groups.csv")
+            == of_file(inside))
     runs.write_csv(tmp_path / "short.csv", [{"id": i, "group": "g"} for i in given["ids"][3:]])
     with pytest.raises(UserError, match="no group for 3 of 90 images of .*beside.npz: test0, test1, test2"):
-        evaluate.evaluate_file(beside, tmp_path / "short.csv")
+        of_file(beside, tmp_path / "short.csv")
     runs.write_csv(tmp_path / "twice.csv", [{"id": "test0", "group": g} for g in "ab"])
     with pytest.raises(UserError, match="two groups: test0"):
-        evaluate.evaluate_file(beside, tmp_path / "twice.csv")
+        of_file(beside, tmp_path / "twice.csv")
     with pytest.raises(UserError, match="has no ids"):
-        evaluate.evaluate_file(save(tmp_path / "bare.npz"), tmp_path / "groups.csv")
+        of_file(save(tmp_path / "bare.npz"), tmp_path / "groups.csv")
 
 
 def test_probabilities_that_nearly_sum_to_one_are_renormalised_and_noted(tmp_path, capsys):

@@ -1,0 +1,40 @@
+"""An external data set, seen through a finished run: logits of its best.pt on images it never met."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kd import data as kd_data
+from kd import engine, runs, splits, training
+from kd.errors import UserError
+
+
+def score(folder, options, registry):
+    """Write predictions/NAME.npz into a run's folder and return its path; NAME is the data set's.
+
+    options: data, root, groups as in training. Ids and groups get the data set's name before them, so that
+    they cannot be taken for those of the run's own images. An image that the network was trained or
+    selected on, and a class that it does not know, are a UserError.
+    """
+    file = training.checkpoint_in(folder)
+    network, content = training.load_network(file, registry)
+    asked = content["input"]
+    dataset = training.load_dataset({"size": asked["size"], "download": False, **options}, registry)
+    name = training.safe(dataset.name)
+    if name in splits.NAMES:
+        raise UserError(f"the external data set is called {name}, as a split of the run is", "Rename its folder or file.")
+    data = kd_data.external(dataset, size=asked["size"], resize=asked["resize"], class_names=content["class_names"],
+                            root=options["root"] and Path(options["root"]))
+    try:
+        splits.refuse_leak(training.seen(content, file), data, str(file))
+    except UserError as error:
+        raise UserError(f"{data.name} is no external data set: {error.message}",
+                        "A run's own images are in predictions/val.npz and test.npz already.") from None
+    device, _ = engine.device_and_precision({"device": "auto", "precision": "fp32"})
+    network.model.to(device, memory_format=engine.memory_format(device))
+    path = Path(folder) / "predictions" / f"{name}.npz"
+    groups = [f"{name}/{group}" for group in data.groups] if data.grouped else [""] * len(data.ids)
+    runs.write_npz(path, ids=np.array([f"{name}/{i}" for i in data.ids]), labels=data.labels,
+                   logits=engine.predict(network, data, "test", device), groups=np.array(groups),
+                   class_names=np.array(data.class_names))
+    return path
