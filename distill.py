@@ -13,7 +13,7 @@ import evaluate
 import registry
 import report
 import train_teacher
-from kd import config, engine, errors, objective, runs, training
+from kd import config, engine, errors, objective, runs, targets, training
 from kd.errors import UserError
 
 
@@ -33,6 +33,8 @@ def parser():
                        metavar="W", help="of the four stages in attention transfer")
     group.add_argument("--soft", default="kd", metavar="LOSS", help="loss on the teacher's logits: NAME,key=value")
     group.add_argument("--term", nargs="+", default=[], metavar="NAME=WEIGHT", help="further losses: NAME=WEIGHT,key=value")
+    group.add_argument("--teacher-cache", type=config.positive, metavar="K", help="show K views of each image in turn, "
+                       "and the teacher each of them once: its answers are kept on disk for all students and seeds")
     return result
 
 
@@ -54,13 +56,16 @@ def main(argv=None):
         network = training.new_network(student, data, options, options["seeds"][0], registry)
         engine.rehearse(network, terms, data, options)
 
-    teacher, teacher_run = None, None
+    teacher, teacher_run, kept = None, None, None
     if any(need.startswith("teacher_") for need in objective.needed(terms)):
         teacher_run = Path(options["teacher"]) if options["teacher"] else own_teacher(study, options)
         file = training.checkpoint_in(teacher_run)
         teacher = training.load_teacher(file, data, registry)
         teacher_run = file.parent if file.name == "best.pt" else file
         print(f"teacher: {teacher_run}, a {teacher.arch}")
+        if options["teacher_cache"]:
+            kept = targets.Targets(study / "targets" / teacher.fingerprint, teacher, data, options["teacher_cache"],
+                                   needs=objective.needed(terms), precision=options["precision"])
     elif options["teacher"]:
         print("note: no loss of this run reads a teacher, and none is used")
     options["teacher"] = teacher_run and teacher_run.as_posix()
@@ -73,7 +78,7 @@ def main(argv=None):
             folder = study / name / f"seed_{seed}"
             engine.run(folder, network, terms, data,
                        {**options, "student": [network.arch], "stem": network.stem, "name": name, "seeds": [seed]},
-                       seed=seed, teacher=teacher,
+                       seed=seed, teacher=teacher, kept=kept,
                        role="student", provenance={"method": objective.method(options), "seed": seed,
                                                    "teacher": options["teacher"]})
             folders.append(folder)

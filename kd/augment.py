@@ -67,6 +67,11 @@ def crop(images, draws, size):
     return result
 
 
+def settings():
+    """All that a view depends on beside its draws and the pixels, for whoever keeps results of views."""
+    return [list(SCALE), list(RATIO), BRIGHTNESS, CONTRAST, SATURATION, ERASE, list(ERASE_SCALE)]
+
+
 def colour(images, draws):
     """Brightness, contrast, saturation and erasing on a float batch [N, 3, H, W] in [0, 1]."""
     count, _, height, width = images.shape

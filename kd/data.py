@@ -139,12 +139,12 @@ def order(count, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def training_batches(data, *, batch, seed, epoch, device, workers=1):
+def training_batches(data, *, batch, seed, epoch, device, workers=1, view=None):
     """Yield (images, labels, index) for one epoch: augmented, in a drawn order.
 
     images: float [N, 3, size, size] in [0, 1], channels last; each network normalises them by its own mean and std. index: [N] positions in the training
-    split, for losses that remember images. A last batch of one image is left out, since
-    batch normalisation cannot use it.
+    split, for losses that remember images. view: (seed, epoch) of the draws, where they are not this
+    epoch's own. A last batch of one image is left out, since batch normalisation cannot use it.
     """
     rows = data.where("train")
     visit = order(len(rows), seed, epoch)
@@ -153,15 +153,25 @@ def training_batches(data, *, batch, seed, epoch, device, workers=1):
     if not chunks:
         raise UserError(f"no batch of two images: {len(rows)} training images in batches of {batch}",
                         "Give a larger --batch or more images.")
-
-    def load(chunk):
-        draws = augment.draw(seed, epoch, rows[chunk])
-        return augment.crop(data.pixels(rows[chunk]), draws, data.size), draws
-
-    for chunk, (views, draws) in zip(chunks, _ahead(load, chunks, workers)):
-        images = augment.colour(augment.to_float(views, device), draws)
+    for chunk, images in zip(chunks, _augmented(data, rows, chunks, view or (seed, epoch), device, workers)):
         labels = torch.from_numpy(data.labels[rows[chunk]]).to(device)
         yield images, labels, torch.from_numpy(chunk).to(device)
+
+
+def views(data, seed, epoch, *, batch, device, workers=1):
+    """Yield the training images of an epoch's views, in the order of the training split."""
+    rows = data.where("train")
+    chunks = [np.arange(start, min(start + batch, len(rows))) for start in range(0, len(rows), batch)]
+    yield from _augmented(data, rows, chunks, (seed, epoch), device, workers)
+
+
+def _augmented(data, rows, chunks, view, device, workers):
+    def load(chunk):
+        draws = augment.draw(*view, rows[chunk])
+        return augment.crop(data.pixels(rows[chunk]), draws, data.size), draws
+
+    for crops, draws in _ahead(load, chunks, workers):
+        yield augment.colour(augment.to_float(crops, device), draws)
 
 
 def evaluation_batches(data, split, *, batch, device):

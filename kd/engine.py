@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kd import augment, board, checkpoint, config, environment, metrics, models, objective, runs, splits
+from kd import augment, board, checkpoint, config, environment, losses, metrics, models, objective, runs, splits, targets
 from kd import data as kd_data
 from kd.errors import UserError
 
@@ -79,12 +79,20 @@ def validate(network, data, device):
 
 def reader(network, needs, who):
     """A Reader of what the losses need of a network; who: student or teacher."""
-    stages = network.stages if f"{who}_features" in needs else ()
+    reads_stages = bool({f"{who}_features", f"{who}_attention"} & needs)
+    stages = network.stages if reads_stages else ()
     head = network.head if f"{who}_pooled" in needs else None
-    if f"{who}_features" in needs and not stages or f"{who}_pooled" in needs and not head:
+    if reads_stages and not stages or f"{who}_pooled" in needs and not head:
         raise UserError(f"the stages of {network.arch} are not known, and this loss reads them",
                         "Use losses on logits (--beta 0, no such --term), or another network.")
     return models.Reader(network.model, stages, head)
+
+
+def outputs_of(network, see, images):
+    """What losses may read of a network that a Reader `see` reads: logits, and features, attention and pooled or empty."""
+    logits = see(normalised(images, network))
+    return {"logits": logits, "features": see.features, "attention": [losses.attention(x) for x in see.features],
+            "pooled": see.pooled}
 
 
 def rehearse(network, terms, data, options):
@@ -99,7 +107,7 @@ def rehearse(network, terms, data, options):
     training = network.model.training
     network.model.eval()
     with torch.random.fork_rng(devices=()):
-        outputs = {"logits": see(torch.rand(2, 3, data.size, data.size)), "features": see.features, "pooled": see.pooled}
+        outputs = outputs_of(network, see, torch.rand(2, 3, data.size, data.size))
         given = {f"{who}_{what}": value for who in ("student", "teacher") for what, value in outputs.items()}
         objective.Objective(terms, _shapes(given))(
             {**given, "labels": torch.zeros(2, dtype=torch.int64), "index": torch.arange(2), "epoch": 1,
@@ -122,9 +130,9 @@ def _shapes(given):
 class Step:
     """One optimisation step: forward through student and teacher, the objective, backward."""
 
-    def __init__(self, student, teacher, terms, data, options, device, precision):
+    def __init__(self, student, teacher, terms, data, options, device, precision, targets=None):
         needs = objective.needed(terms)
-        self.networks = student, teacher
+        self.networks, self.targets = (student, teacher), targets
         self.student = reader(student, needs, "student")
         self.teacher = reader(teacher, needs, "teacher") if teacher else None
         self.teacher_fingerprint = teacher.fingerprint if teacher else None
@@ -160,24 +168,29 @@ class Step:
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=options["lr"], fused=self.device.type != "mps")
 
-    def _forward(self, images):
-        given = {}
-        student, teacher = self.networks
-        if self.teacher:
-            with torch.no_grad():
-                given["teacher_logits"] = self.teacher(normalised(images, teacher))
-            given.update(teacher_features=self.teacher.features, teacher_pooled=self.teacher.pooled)
-        given["student_logits"] = self.student(normalised(images, student))
-        given.update(student_features=self.student.features, student_pooled=self.student.pooled)
-        return given
+    def _autocast(self):
+        bf16 = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+    def ask_teacher(self, images):
+        """What the losses may read of the teacher: {"teacher_logits": [N, C], ...}."""
+        with torch.no_grad(), self._autocast():
+            return {f"teacher_{what}": value for what, value in outputs_of(self.networks[1], self.teacher, images).items()}
+
+    def _forward(self, images, index=None, epoch=None):
+        if self.targets and index is not None:
+            given = self.targets(index, epoch, self.device)
+        else:
+            given = self.ask_teacher(images) if self.teacher else {}
+        with self._autocast():
+            own = outputs_of(self.networks[0], self.student, images)
+        return {**given, **{f"student_{what}": value for what, value in own.items()}}
 
     def __call__(self, images, labels, index, epoch, rate):
         """Update the student once; rate: the share of the peak learning rate. Returns the loss and the terms' values, on the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]
-        bf16 = self.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
-            given = self._forward(images)
+        given = self._forward(images, index, epoch)
         given.update(labels=labels, index=index, epoch=epoch, class_counts=self.class_counts)
         loss, values = self.objective(given)
         self.optimizer.zero_grad(set_to_none=True)
@@ -205,7 +218,8 @@ def train_epoch(step, data, options, *, seed, epoch, steps_before, steps, bar):
     torch.manual_seed(seed * 1_000_003 + epoch)  # dropout, too, follows from seed and epoch
     sums, count, done = {}, 0, steps_before
     for images, labels, index in kd_data.training_batches(
-            data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"]):
+            data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
+            view=step.targets and targets.view(epoch, step.targets.views)):
         rate = schedule(done, steps, options["warmup"])
         loss, values = step(images, labels, index, epoch, rate)
         values = {"loss": loss, **values}
@@ -221,11 +235,12 @@ def train_epoch(step, data, options, *, seed, epoch, steps_before, steps, bar):
     return {"lr": rate * options["lr"], **{name: value / count for name, value in sums.items()}}
 
 
-def run(folder, student, terms, data, options, *, seed, teacher=None, role, provenance):
+def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None, role, provenance):
     """Train one network into a run folder, or go on with it, or find it finished.
 
     student, teacher: kd.models.Network. terms: of kd.objective.plan. options: resolved,
-    as config.yaml keeps them. Returns the folder.
+    as config.yaml keeps them. kept: kd.targets.Targets, where the teacher's answers come from disk. Returns
+    the folder.
     """
     folder = Path(folder)
     with runs.lock(folder / ".lock", what=str(folder)):
@@ -241,7 +256,9 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, role, prov
             left.unlink()
         for network in filter(None, (student, teacher)):
             network.model.to(device, memory_format=memory_format(device))
-        step = Step(student, teacher, terms, data, options, device, precision)
+        step = Step(student, teacher, terms, data, options, device, precision, kept)
+        if kept:
+            kept.build(step.ask_teacher, batch=4 * options["batch"], device=device, workers=options["workers"])
         if new:
             _describe(folder, student, step, data, options, role)
         print(f"{folder}: {step.objective.formula}")

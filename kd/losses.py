@@ -63,21 +63,26 @@ def knowledge_distillation(student_logits, teacher_logits, *, temperature=4.0):
     return temperature ** 2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def attention_transfer(student_features, teacher_features, *, weights=(1.0, 1.0, 1.0, 1.0)):
+def attention(feature):
+    """Where a stage looks: the mean over channels of the squared feature [N, C, H, W], of length 1. -> [N, H, W]."""
+    maps = feature.float().pow(2).mean(1)
+    return F.normalize(maps.flatten(1), dim=1).view_as(maps)
+
+
+def attention_transfer(student_attention, teacher_attention, *, weights=(1.0, 1.0, 1.0, 1.0)):
     """Squared distance of normalised spatial attention, summed over stages.
 
-    student_features, teacher_features: four [N, C, H, W] each, one a stage; where H, W
-    differ the larger map is average-pooled to the smaller.
+    student_attention, teacher_attention: four [N, H, W] each, one a stage, as attention() gives them;
+    where H, W differ the larger map is average-pooled to the smaller.
     Per stage weights[s] * w_s * mean over n of ||q_s - q_t||^2 with w_s = 1/3136, 1/784,
     1/196, 1/49: the element mean at 224 px, and so the same loss at any input size.
     Returns a scalar tensor. Zagoruyko & Komodakis 2017 (1612.03928), eq. 2.
     """
     total = 0
-    for student, teacher, weight, unit in zip(student_features, teacher_features, weights, STAGE_WEIGHTS,
+    for student, teacher, weight, unit in zip(student_attention, teacher_attention, weights, STAGE_WEIGHTS,
                                               strict=True):
-        size = [min(pair) for pair in zip(student.shape[2:], teacher.shape[2:])]
-        student, teacher = (F.adaptive_avg_pool2d(x.float().pow(2).mean(1, keepdim=True), size).flatten(1)
-                            for x in (student, teacher))
+        size = [min(pair) for pair in zip(student.shape[1:], teacher.shape[1:])]
+        student, teacher = (F.adaptive_avg_pool2d(maps, size).flatten(1) for maps in (student, teacher))
         distance = (F.normalize(student, dim=1) - F.normalize(teacher, dim=1)).pow(2).sum(1).mean()
         total = total + weight * unit * distance
     return total

@@ -16,8 +16,8 @@ from torch import nn
 
 from kd.errors import UserError, nearest
 
-NEEDS = ("student_logits", "teacher_logits", "labels", "student_features", "teacher_features",
-         "student_pooled", "teacher_pooled", "class_counts", "index", "epoch")
+NEEDS = ("student_logits", "teacher_logits", "labels", "student_features", "teacher_features", "student_attention",
+         "teacher_attention", "student_pooled", "teacher_pooled", "class_counts", "index", "epoch")
 
 
 @dataclass

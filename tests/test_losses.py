@@ -117,14 +117,20 @@ def stages(channels=(3, 5, 7, 9), sides=(8, 4, 2, 2), batch=4, seed=0):
     return [torch.randn(batch, c, s, s, generator=generator) for c, s in zip(channels, sides)]
 
 
+def transfer(student, teacher, **options):
+    """Attention transfer between features, as the engine computes it."""
+    student, teacher = ([losses.attention(feature) for feature in features] for features in (student, teacher))
+    return losses.attention_transfer(student, teacher, **options)
+
+
 def test_attention_transfer_by_hand():
     # one place lit in the teacher, another in the student: two unit vectors at right angles, distance 2
     student, teacher = torch.zeros(1, 2, 2, 2), torch.zeros(1, 3, 2, 2)
     student[0, 0, 0, 0], teacher[0, 2, 1, 1] = 7.0, -3.0
     same = torch.ones(1, 1, 2, 2)
-    value = losses.attention_transfer([student, same, same, same], [teacher, same, same, same])
+    value = transfer([student, same, same, same], [teacher, same, same, same])
     assert float(value) == pytest.approx(2 / 3136)
-    value = losses.attention_transfer([same, same, same, student], [same, same, same, teacher], weights=(1, 1, 1, 3))
+    value = transfer([same, same, same, student], [same, same, same, teacher], weights=(1, 1, 1, 3))
     assert float(value) == pytest.approx(3 * 2 / 49)
 
 
@@ -135,16 +141,16 @@ def test_attention_transfer_of_half_precision_features_whose_squares_overflow():
     low = torch.full((1, 1, 2, 2), 1e-4)
     for a, b in ((student, teacher), (student / 3e6, teacher / 3e6)):
         a, b, same = a.half().requires_grad_(), b.half(), low.half()
-        value = losses.attention_transfer([a, same, same, same], [b, same, same, same])
+        value = transfer([a, same, same, same], [b, same, same, same])
         assert value.dtype == torch.float32 and float(value) == pytest.approx(2 / 3136, rel=1e-5)
         gradient, = torch.autograd.grad(value, a)
         assert torch.isfinite(gradient).all()
     torch.manual_seed(0)
     student, teacher = [300 * x for x in stages(seed=1)], [300 * x for x in stages(seed=2)]
     half = [x.half().requires_grad_() for x in student]
-    value = losses.attention_transfer(half, [x.half() for x in teacher])
+    value = transfer(half, [x.half() for x in teacher])
     whole = [x.half().float().requires_grad_() for x in student]
-    expected = losses.attention_transfer(whole, [x.half().float() for x in teacher])
+    expected = transfer(whole, [x.half().float() for x in teacher])
     assert torch.allclose(value, expected, rtol=1e-5)
     scale = 2.0 ** 20  # as a gradient scaler does: these gradients themselves are below the smallest fp16
     for own, right in zip(torch.autograd.grad(scale * value, half), torch.autograd.grad(scale * expected, whole)):
@@ -159,24 +165,24 @@ def test_attention_transfer_is_the_published_element_mean_at_224_px():
         return (a - b).pow(2).mean()
 
     expected = sum(published(a, b) for a, b in zip(student, teacher))
-    assert torch.allclose(losses.attention_transfer(student, teacher), expected, rtol=1e-5)
+    assert torch.allclose(transfer(student, teacher), expected, rtol=1e-5)
 
 
 def test_attention_transfer_means_the_same_at_another_resolution():
     student, teacher = stages(seed=1), stages(seed=2)
     larger = [[F.interpolate(x, scale_factor=2, mode="nearest") for x in side] for side in (student, teacher)]
-    assert torch.allclose(losses.attention_transfer(student, teacher), losses.attention_transfer(*larger), rtol=1e-5)
+    assert torch.allclose(transfer(student, teacher), transfer(*larger), rtol=1e-5)
 
 
 def test_attention_transfer_pools_the_larger_map():
     student, teacher = stages(seed=1), stages(seed=2)
     larger_teacher = [F.interpolate(x, scale_factor=2, mode="nearest") for x in teacher]
-    assert torch.allclose(losses.attention_transfer(student, teacher),
-                          losses.attention_transfer(student, larger_teacher), rtol=1e-5)
+    assert torch.allclose(transfer(student, teacher),
+                          transfer(student, larger_teacher), rtol=1e-5)
 
 
 def test_attention_transfer_ignores_scale_and_sign_and_is_zero_for_equal_maps():
     student, teacher = stages(seed=1), stages(seed=2)
-    assert float(losses.attention_transfer(student, [-3 * x for x in student])) == pytest.approx(0, abs=1e-9)
-    assert torch.allclose(losses.attention_transfer(student, teacher),
-                          losses.attention_transfer(student, [2 * x for x in teacher]), rtol=1e-5)
+    assert float(transfer(student, [-3 * x for x in student])) == pytest.approx(0, abs=1e-9)
+    assert torch.allclose(transfer(student, teacher),
+                          transfer(student, [2 * x for x in teacher]), rtol=1e-5)

@@ -1,0 +1,132 @@
+"""The teacher's targets from disk are what it says online, and are refused where they are not."""
+
+import numpy as np
+import pytest
+import torch
+
+import distill
+import small
+import train_teacher
+from kd import data as kd_data
+from kd import engine, runs, targets
+from kd.errors import UserError
+
+CPU = torch.device("cpu")
+COMMON = ["--data", "lesions,images=300", "--size", "32", "--epochs", "2", "--batch", "32", "--workers", "0", "--device", "cpu",
+          "--precision", "fp32"]
+
+
+@pytest.fixture
+def setting(tmp_path):
+    data, options = small.data(folder=tmp_path), small.options("--alpha", "0.5", "--beta", "100")
+    student, teacher = small.network(options, data), small.network(options, data, seed=1)
+    teacher.fingerprint = "of the teacher"
+    return data, options, student, teacher
+
+
+def kept(folder, setting, views=2, terms=None):
+    data, options, student, teacher = setting
+    terms = terms or small.terms(options)
+    result = targets.Targets(folder, teacher, data, views, needs={n for term in terms for n in term.needs}, precision="fp32")
+    step = engine.Step(student, teacher, terms, data, options, CPU, "fp32", result)
+    result.build(step.ask_teacher, batch=16, device=CPU, workers=0)
+    return result, step
+
+
+def test_targets_from_disk_are_the_teachers_answers_to_the_views_that_the_student_sees(setting, tmp_path):
+    data, options, *_ = setting
+    result, step = kept(tmp_path / "targets", setting)
+    for epoch in (1, 2, 3):
+        for images, _, index in kd_data.training_batches(data, batch=16, seed=5, epoch=epoch, device=CPU, workers=0,
+                                                         view=targets.view(epoch, 2)):
+            online, disk = step.ask_teacher(images), result(index, epoch, CPU)
+            assert torch.allclose(online["teacher_logits"], disk["teacher_logits"], rtol=1e-3, atol=1e-3)
+            for a, b in zip(online["teacher_attention"], disk["teacher_attention"], strict=True):
+                assert torch.allclose(a, b, atol=1e-3)
+
+
+def test_as_many_views_as_epochs_are_the_views_of_online_training(setting):
+    data = setting[0]
+    for epoch in (1, 2, 3):
+        online, views = (list(kd_data.training_batches(data, batch=16, seed=0, epoch=epoch, device=CPU, workers=0, view=view))
+                         for view in (None, targets.view(epoch, 3)))
+        assert all(torch.equal(a, b) for one, other in zip(online, views, strict=True) for a, b in zip(one, other))
+
+
+def test_the_views_of_fewer_come_round_again(setting):
+    data = setting[0]
+    first, third = (next(kd_data.views(data, *targets.view(epoch, 2), batch=8, device=CPU)) for epoch in (1, 3))
+    assert torch.equal(first, third)
+    assert not torch.equal(first, next(kd_data.views(data, *targets.view(2, 2), batch=8, device=CPU)))
+
+
+def test_a_second_run_asks_no_teacher(setting, tmp_path, capsys):
+    kept(tmp_path / "targets", setting)
+    assert "2 views of 66 images, 0.4 MB" in capsys.readouterr().out
+    data, options, student, teacher = setting
+    teacher.model.forward = None  # whoever calls it fails
+    result, step = kept(tmp_path / "targets", setting)
+    images, labels, index = next(kd_data.training_batches(data, batch=16, seed=0, epoch=1, device=CPU))
+    step(images, labels, index, 1, 1.0)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_build_that_was_killed_goes_on_with_the_next_view(setting, tmp_path):
+    result, _ = kept(tmp_path / "targets", setting)
+    whole = result.path(1, "logits").stat().st_mtime_ns
+    before = np.load(result.path(2, "logits"))
+    result.path(2, "logits").unlink()
+    result, _ = kept(tmp_path / "targets", setting)
+    assert result.path(1, "logits").stat().st_mtime_ns == whole
+    assert np.array_equal(np.load(result.path(2, "logits")), before)
+
+
+def test_targets_of_other_data_augmentation_or_precision_are_refused_and_say_why(setting, tmp_path):
+    data, options, student, teacher = setting
+    kept(tmp_path / "targets", setting)
+    path = tmp_path / "targets" / "key.json"
+    key = runs.read_json(path)
+    for name in ("teacher", "normalisation", "data", "split", "input", "augmentation", "precision"):
+        runs.write_json(path, {**key, name: "another"})
+        with pytest.raises(UserError, match=f"were made from other {name}\n"):
+            kept(tmp_path / "targets", setting)
+
+
+def test_a_loss_that_reads_what_is_not_kept_is_refused(setting, tmp_path):
+    def hint(student_features, teacher_features):
+        """The distance of features."""
+
+    terms = [*small.terms(setting[1]), type("Term", (), {"needs": ["student_features", "teacher_features"]})()]
+    with pytest.raises(UserError, match="reads teacher_features, which --teacher-cache does not keep"):
+        kept(tmp_path / "targets", setting, terms=terms)
+
+
+def test_too_little_space_is_said_before_any_is_used(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10})())
+    with pytest.raises(UserError, match="need 0 MB, and .* has 0 MB left"):
+        kept(tmp_path / "targets", setting)
+    assert not list((tmp_path / "targets").glob("view_*"))
+
+
+def test_truncated_targets_are_one_clear_line(setting, tmp_path):
+    result, _ = kept(tmp_path / "targets", setting)
+    path = result.path(1, "logits")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="view_1_logits.npy are damaged"):
+        result(torch.arange(4), 1, CPU)
+
+
+def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, capsys):
+    common = [*COMMON, "--out", str(tmp_path)]
+    teacher, = train_teacher.main([*common, "--teacher", "tiny"])
+    asked = []
+    usual = engine.Step.ask_teacher
+    try:
+        engine.Step.ask_teacher = lambda step, images: asked.append(len(images)) or usual(step, images)
+        folders = distill.main([*common, "--student", "tiny", "--beta", "10", "--seeds", "0", "1", "--teacher-cache", "1"])
+    finally:
+        engine.Step.ask_teacher = usual
+    assert sum(asked) == 2 + 207  # a look at the shapes, then one view of each training image, for both seeds
+    histories = [runs.read_csv(folder / "history.csv") for folder in folders]
+    assert all(len(rows) == 2 and float(rows[0]["kd"]) > 0 and float(rows[0]["at"]) > 0 for rows in histories)
+    assert histories[0] != histories[1]
