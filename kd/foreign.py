@@ -44,7 +44,7 @@ def read(folder):
     cases = _with_seeds(cases)
     if not cases and not notes.texts and not notes.unreadable:
         raise UserError(f"no tables in {folder}", f"An audit of another system reads {', '.join(TABLES)}.")
-    words = " ".join([*(case.model for case in cases), *notes.texts.values()]).lower()
+    words = " ".join([*(case.model for case in cases), *notes.texts, *notes.texts.values()]).lower()
     counts = next((counts for name, counts in KNOWN.items() if name in words), None)
     if counts:
         largest = max(counts, key=counts.get)
@@ -133,6 +133,7 @@ def _add_scalars(path, rows, cases):
 
 def _case(cases, model, seed, role, path):
     """The Case of a model and seed, made when it is first met."""
+    seed = f"seed_{seed}" if seed.isdecimal() else seed
     case = cases.setdefault((model, seed), Case(model, seed, stated=True))
     if path.name not in case.sources:
         case.sources.append(path.name)

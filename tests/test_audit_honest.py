@@ -1,0 +1,40 @@
+"""Honest runs, of whatever skill and calibration, raise no error; those kept in this project neither."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import honest
+from kd import audit
+
+ROOT = Path(__file__).resolve().parent.parent
+EQUAL = {f"c{k}": 1.0 for k in range(4)}
+TWO = {"benign": .8, "malignant": .2}
+COLLAPSED = {"constant-predictions", "accuracy-is-majority-share"}  # the weakest of them are: a warning, and right
+
+
+def study(folder, number):
+    """Folders of an honest study: the size and kind of data drawn, and of each of four runs skill and confidence."""
+    rng = np.random.default_rng(number)
+    n, shares = int(rng.choice([60, 300, 2000])), (honest.HAM, honest.HAM, EQUAL, TWO)[rng.integers(4)]
+    for k, model in enumerate(("teacher_a", "b_alone", "b_kd", "b_kd_at")):
+        val, test = honest.pair(rng, n, shares=shares, skill=rng.choice([.3, 1, 3, 5]),
+                                scale=np.exp(rng.uniform(-.7, 1.6)), collapse=rng.choice([0, 0, 2]))
+        yield honest.write(folder / f"{model}" / "seed_0", val, test, "student" if k else "teacher",
+                           evaluated=honest.result(val, test), robustness=True)
+
+
+@pytest.mark.parametrize("studies", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_honest_runs_raise_no_error(tmp_path, studies):
+    for number in range(studies):
+        found = audit.study(list(study(tmp_path / f"study_{number}", number)))
+        graver = {finding["rule"] for finding in found if finding["severity"] != "note"}
+        assert graver <= COLLAPSED | {"idle-corruption"}, found
+        assert not [finding for finding in found if finding["severity"] == "error"]
+
+
+def test_runs_kept_in_this_project_raise_no_error():
+    folders = sorted(path.parents[1] for path in (ROOT / "docs" / "results").rglob("predictions/test.npz"))
+    assert folders
+    assert not [finding for finding in audit.study(folders) if finding["severity"] != "note"]
