@@ -97,14 +97,19 @@ def auroc(labels, scores, weights=None):
     ranks = []
     for c in range(scores.shape[1]):
         positive, negative = np.flatnonzero(labels == c), np.flatnonzero(labels != c)
+        if not len(negative):
+            continue
         negative = negative[np.argsort(scores[negative, c])]
-        ranks.append((positive, negative,
-                      np.searchsorted(scores[negative, c], scores[positive, c], "left"),
-                      np.searchsorted(scores[negative, c], scores[positive, c], "right")))
-    areas = np.empty((len(weights), scores.shape[1]))
+        below, not_above = (np.searchsorted(scores[negative, c], scores[positive, c], side) for side in ("left", "right"))
+        # Negatives between two neighbouring positives need but their sum: a rare class is nearly free.
+        starts = np.unique(np.concatenate([[0], below, not_above]))
+        starts = starts[starts < len(negative)]
+        ranks.append((c, positive, negative, starts, np.searchsorted(starts, below), np.searchsorted(starts, not_above)))
+    areas = np.full((len(weights), scores.shape[1]), np.nan)
     for rows, part in chunks(weights):
-        for c, (positive, negative, below, not_above) in enumerate(ranks):
-            passed, own = running(part[negative]), part[positive]
+        for c, positive, negative, starts, below, not_above in ranks:
+            passed = running(np.add.reduceat(part[negative], starts, axis=0, dtype=np.int32))
+            own = part[positive]
             twice = np.einsum("nb,nb->b", own, passed[below] + passed[not_above], dtype=np.int64)
             areas[rows, c] = ratio(twice / 2, own.sum(0, dtype=np.float64) * passed[-1])
     return areas

@@ -131,23 +131,25 @@ def aurc(correct, confidence, weights=None):
     if weights is None:
         return float(aurc(correct, confidence, np.ones((1, len(correct)), dtype=np.uint8))[0])
     correct, confidence = np.asarray(correct, dtype=bool), np.asarray(confidence, dtype=np.float64)
-    # An error at ranks a+1 .. b (ties, its own copies) adds (i - a) / (b - a) / i to the risk at each
-    # rank i of these and 1 / i after: harmonic numbers H, and only errors to look at.
+    # An error among ties (its own copies too) at ranks a+1 .. b adds (i - a) / (b - a) / i to the risk at
+    # each rank i of these and 1 / i to all after: in harmonic numbers H, and with G(i) = i H(i),
+    # 1 + H(n) - (G(b) - G(a)) / (b - a). Only errors need looking at.
     order = np.argsort(-confidence, kind="stable")
     falling = -confidence[order]
     wrong = order[~correct[order]]
     first = np.searchsorted(falling, -confidence[wrong], "left")
     last = np.searchsorted(falling, -confidence[wrong], "right")
-    most = int(weights.sum(1, dtype=np.int64).max(initial=0))
-    harmonic = np.append(0, (1 / np.arange(1, most + 1)).cumsum())
+    most = np.arange(1 + int(weights.sum(1, dtype=np.int64).max(initial=0)))
+    harmonic = np.append(0, (1 / most[1:]).cumsum())
+    table = most * harmonic
     areas = np.empty(len(weights))
     for rows, part in metrics.chunks(weights):
         passed = metrics.running(part[order])
-        a, b, n, own = passed[first], passed[last], passed[-1], part[wrong].astype(np.float64)
-        tied = np.maximum(b - a, 1)
-        upto = harmonic[b]
-        risks = (own * (1 + harmonic[n] - upto - a / tied * (upto - harmonic[a]))).sum(0)
-        ends = (own * (a == 0) / tied).sum(0) + own.sum(0) / np.maximum(n, 1)  # risk at ranks 1 and n
+        a, b, n, own = passed[first], passed[last], passed[-1], part[wrong]
+        share = own / np.maximum(b - a, 1)  # of its ties; nothing where it is not drawn
+        errors = own.sum(0, dtype=np.float64)
+        risks = errors * (1 + harmonic[n]) - np.einsum("nb,nb->b", share, table[b] - table[a])
+        ends = np.einsum("nb,nb->b", share, a == 0) + errors / np.maximum(n, 1)  # the risk at ranks 1 and n
         areas[rows] = metrics.ratio(risks - ends / 2, np.maximum(n - 1, 0))
     return areas
 
