@@ -13,7 +13,7 @@ import evaluate
 import registry
 import report
 import train_teacher
-from kd import config, engine, errors, objective, runs, targets, training
+from kd import config, distributed, engine, errors, objective, runs, targets, training
 from kd.errors import UserError
 
 
@@ -83,6 +83,8 @@ def main(argv=None):
                                                    "teacher": options["teacher"]})
             folders.append(folder)
 
+    if not distributed.first():
+        return folders
     shown = [teacher_run] if teacher_run and runs.is_run(teacher_run) else []
     print()
     evaluate.main([str(folder) for folder in shown + folders])
@@ -139,3 +141,4 @@ def next_command(study, folders):
 
 if __name__ == "__main__":
     errors.run(main, registry.RegistryError)
+    distributed.end()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import evaluate
 import registry
-from kd import config, engine, errors, objective, training
+from kd import config, distributed, engine, errors, objective, training
 
 
 def parser():
@@ -35,6 +35,8 @@ def main(argv=None):
         engine.run(folder, network, terms, data, {**options, "stem": network.stem, "seeds": [seed]}, seed=seed, role="teacher",
                    provenance={"method": "teacher", "seed": seed})
         folders.append(folder)
+    if not distributed.first():
+        return folders
     evaluate.main([str(folder) for folder in folders])
     if argv is None:
         print(f"next: python distill.py --student mobilenetv2 --teacher {folders[0].as_posix()}"
@@ -44,3 +46,4 @@ def main(argv=None):
 
 if __name__ == "__main__":
     errors.run(main, registry.RegistryError)
+    distributed.end()

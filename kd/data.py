@@ -139,20 +139,18 @@ def order(count, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def training_batches(data, *, batch, seed, epoch, device, workers=1, view=None):
+def training_batches(data, *, batch, seed, epoch, device, workers=1, view=None, share=(0, 1)):
     """Yield (images, labels, index) for one epoch: augmented, in a drawn order.
 
     images: float [N, 3, size, size] in [0, 1], channels last; each network normalises them by its own mean and std. index: [N] positions in the training
     split, for losses that remember images. view: (seed, epoch) of the draws, where they are not this
-    epoch's own. A last batch of one image is left out, since batch normalisation cannot use it.
+    epoch's own. share: (rank, world), of several processes that take every world-th image of each batch.
+    A last batch that leaves a process fewer than two images is left out: batch normalisation cannot use it.
     """
     rows = data.where("train")
     visit = order(len(rows), seed, epoch)
-    chunks = [visit[start:start + batch] for start in range(0, len(visit), batch)]
-    chunks = [chunk for chunk in chunks if len(chunk) > 1]
-    if not chunks:
-        raise UserError(f"no batch of two images: {len(rows)} training images in batches of {batch}",
-                        "Give a larger --batch or more images.")
+    rank, world = share
+    chunks = [visit[start:start + size][rank::world] for start, size in batch_sizes(len(rows), batch, world)]
     for chunk, images in zip(chunks, _augmented(data, rows, chunks, view or (seed, epoch), device, workers)):
         labels = torch.from_numpy(data.labels[rows[chunk]]).to(device)
         yield images, labels, torch.from_numpy(chunk).to(device)
@@ -174,9 +172,20 @@ def _augmented(data, rows, chunks, view, device, workers):
         yield augment.colour(augment.to_float(crops, device), draws)
 
 
-def evaluation_batches(data, split, *, batch, device):
-    """Yield the centre crops of a split, float in [0, 1], in the order of its images."""
-    rows = data.where(split)
+def batch_sizes(count, batch, world=1):
+    """(start, size) of each batch of an epoch over `count` images."""
+    sizes = [(start, min(batch, count - start)) for start in range(0, count, batch)]
+    sizes = [(start, size) for start, size in sizes if size >= 2 * world]
+    if not sizes:
+        raise UserError(f"no batch of {2 * world} images: {count} training images in batches of {batch}",
+                        "Give a larger --batch or more images.")
+    return sizes
+
+
+def evaluation_batches(data, split, *, batch, device, share=(0, 1)):
+    """Yield the centre crops of a split, float in [0, 1], in the order of its images; share: as for training."""
+    rank, world = share
+    rows = data.where(split)[rank::world]
     for start in range(0, len(rows), batch):
         pixels = image.centre_crop(data.pixels(rows[start:start + batch]), data.size)
         yield augment.to_float(np.ascontiguousarray(pixels), device)

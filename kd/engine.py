@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kd import augment, board, checkpoint, config, environment, losses, metrics, models, objective, runs, splits, targets
+from kd import augment, board, checkpoint, config, distributed, environment, losses, metrics, models, objective, runs, splits, targets
 from kd import data as kd_data
 from kd.errors import UserError
 
@@ -49,6 +49,11 @@ def memory_format(device):
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
+def share():
+    """(rank, world) of this process."""
+    return distributed.rank(), distributed.world()
+
+
 def normalised(images, network):
     """Images [N, 3, H, W] in [0, 1] as `network` expects them."""
     images = augment.normalise(images, network.mean, network.std)
@@ -57,13 +62,21 @@ def normalised(images, network):
 
 @torch.no_grad()
 def predict(network, data, split, device, batch=256):
-    """Logits [N, C] float32 of a split, in its order, in fp32 and eval mode; the mode is put back."""
+    """Logits [N, C] float32 of a split, in its order, in fp32 and eval mode; the mode is put back.
+
+    Several processes predict a share each, and all return the whole.
+    """
     model, training = network.model, network.model.training
     model.eval()
     parts = [model(normalised(images, network)).float().cpu().numpy()
-             for images in kd_data.evaluation_batches(data, split, batch=batch, device=device)]
+             for images in kd_data.evaluation_batches(data, split, batch=batch, device=device, share=share())]
     model.train(training)
-    return np.concatenate(parts)
+    shares = distributed.gather(np.concatenate(parts) if parts else None)
+    logits = np.empty((len(data.where(split)), next(x for x in shares if x is not None).shape[1]), np.float32)
+    for k, part in enumerate(shares):
+        if part is not None:
+            logits[k::len(shares)] = part
+    return logits
 
 
 def validate(network, data, device):
@@ -144,6 +157,7 @@ class Step:
         learnable = any(isinstance(term.loss, type) for term in terms)
         self.objective = objective.Objective(terms, _shapes(self._look(data.size)) if learnable else None).to(device)
         self.optimizer = self._optimizer(student, options)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _look(self, size):
         """What the networks give for two images, in eval mode."""
@@ -186,18 +200,21 @@ class Step:
             own = outputs_of(self.networks[0], self.student, images)
         return {**given, **{f"student_{what}": value for what, value in own.items()}}
 
-    def __call__(self, images, labels, index, epoch, rate):
-        """Update the student once; rate: the share of the peak learning rate. Returns the loss and the terms' values, on the device."""
+    def __call__(self, images, labels, index, epoch, rate, part=1.0):
+        """Update the student once. Returns the loss and the terms' values, on the device.
+
+        rate: the share of the peak learning rate. part: the share of the batch that this process has.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]
         given = self._forward(images, index, epoch)
         given.update(labels=labels, index=index, epoch=epoch, class_counts=self.class_counts)
         loss, values = self.objective(given)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (part * loss).backward()
+        distributed.add_up([p.grad for p in self.parameters if p.grad is not None])
         if self.clip:
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()
         return loss.detach(), values
 
@@ -215,24 +232,60 @@ class Step:
 def train_epoch(step, data, options, *, seed, epoch, steps_before, steps, bar):
     """One pass over the training split. Returns the mean of the loss and of each term."""
     step.student.model.train()
-    torch.manual_seed(seed * 1_000_003 + epoch)  # dropout, too, follows from seed and epoch
-    sums, count, done = {}, 0, steps_before
-    for images, labels, index in kd_data.training_batches(
-            data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
-            view=step.targets and targets.view(epoch, step.targets.views)):
+    # dropout, too, follows from seed and epoch, and differs between processes
+    torch.manual_seed((seed * 1_000_003 + epoch) * distributed.world() + distributed.rank())
+    sizes = kd_data.batch_sizes(len(data.where("train")), options["batch"], distributed.world())
+    watch = Watch(epoch, steps_before)
+    batches = kd_data.training_batches(
+        data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
+        view=step.targets and targets.view(epoch, step.targets.views), share=share())
+    for done, ((_, size), (images, labels, index)) in enumerate(zip(sizes, batches), steps_before):
         rate = schedule(done, steps, options["warmup"])
-        loss, values = step(images, labels, index, epoch, rate)
-        values = {"loss": loss, **values}
-        if not torch.isfinite(loss):
-            shown = ", ".join(f"{name} {float(value):.6g}" for name, value in values.items())
-            raise UserError(f"the loss is no longer a number at epoch {epoch}, step {done + 1}: {shown}",
-                            "A lower --lr often helps.")
-        for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + float(value) * len(images)
-        count, done = count + len(images), done + 1
+        loss, values = step(images, labels, index, epoch, rate, len(images) / size)
+        watch({"loss": loss, **values}, len(images))
         bar.update()
     step.check_teacher()
-    return {"lr": rate * options["lr"], **{name: value / count for name, value in sums.items()}}
+    distributed.average_buffers(step.student.model)
+    return {"lr": rate * options["lr"], **watch.means()}
+
+
+class Watch:
+    """Sums of a loss and its terms, kept on the device: they are looked at every INTERVAL steps, since a look makes the device wait."""
+
+    INTERVAL = 20
+
+    def __init__(self, epoch, steps_before):
+        self.epoch, self.before, self.steps, self.count, self.sums, self.bad = epoch, steps_before, 0, 0, None, None
+
+    def __call__(self, values, count):
+        """values: {name: scalar tensor} of a step, `loss` first; count: images."""
+        row = torch.stack([value.float() for value in values.values()])
+        row = row if row.device.type == "mps" else row.double()  # MPS has no float64
+        if self.sums is None:
+            self.names = list(values)
+            self.sums, self.bad = torch.zeros_like(row), torch.full((1 + len(row),), -1.0, dtype=row.dtype, device=row.device)
+        self.steps, self.count = self.steps + 1, self.count + count
+        self.sums += row * count
+        first_bad = (self.bad[0] < 0) & ~torch.isfinite(row[0])
+        self.bad = torch.where(first_bad, torch.cat([row.new_tensor([self.steps]), row]), self.bad)
+        if self.steps % self.INTERVAL == 0:
+            self.look()
+
+    def look(self):
+        """An error that names the first step whose loss was no number, and its terms."""
+        bad = self.bad.tolist()
+        if bad[0] >= 0:
+            shown = ", ".join(f"{name} {value:.6g}" for name, value in zip(self.names, bad[1:]))
+            raise UserError(f"the loss is no longer a number at epoch {self.epoch}, step {self.before + int(bad[0])}: {shown}",
+                            "A lower --lr often helps.")
+
+    def means(self):
+        """{name: mean over the images of all processes}."""
+        self.look()
+        totals = torch.cat([self.sums, self.sums.new_tensor([self.count])])
+        distributed.add_up([totals])
+        *sums, count = totals.tolist()
+        return {name: value / count for name, value in zip(self.names, sums)}
 
 
 def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None, role, provenance):
@@ -243,23 +296,33 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None,
     the folder.
     """
     folder = Path(folder)
-    with runs.lock(folder / ".lock", what=str(folder)):
+    with contextlib.ExitStack() as held:
         device, precision = torch.device(options["device"]), options["precision"]
-        new = config.claim(folder, options, role)
-        if not new:
-            _same_begin(folder, data, teacher)
-        if runs.finished(folder):
-            (folder / "last.pt").unlink(missing_ok=True)
-            print(f"{folder}: finished already, left as it is")
+
+        def open_folder():
+            """Whether the run is new, and whether there is anything to do."""
+            held.enter_context(runs.lock(folder / ".lock", what=str(folder)))
+            new = config.claim(folder, options, role)
+            if not new:
+                _same_begin(folder, data, teacher)
+            if runs.finished(folder):
+                (folder / "last.pt").unlink(missing_ok=True)
+                print(f"{folder}: finished already, left as it is")
+                return new, False
+            for left in folder.rglob(".*.tmp"):  # of a write that a kill cut short
+                left.unlink()
+            return new, True
+
+        new, to_do = distributed.by_first(open_folder)
+        if not to_do:
             return folder
-        for left in folder.rglob(".*.tmp"):  # of a write that a kill cut short
-            left.unlink()
         for network in filter(None, (student, teacher)):
             network.model.to(device, memory_format=memory_format(device))
         step = Step(student, teacher, terms, data, options, device, precision, kept)
         if kept:
-            kept.build(step.ask_teacher, batch=4 * options["batch"], device=device, workers=options["workers"])
-        if new:
+            distributed.by_first(lambda: kept.build(step.ask_teacher, batch=4 * options["batch"], device=device,
+                                                    workers=options["workers"]))
+        if new and distributed.first():
             _describe(folder, student, step, data, options, role)
         print(f"{folder}: {step.objective.formula}")
 
@@ -271,14 +334,16 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None,
                                         "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 
         _epochs(folder, step, data, options, seed, save_best)
-        checkpoint.load_state(student.model, checkpoint.read(folder / "best.pt")["state_dict"], folder / "best.pt")
-        _write_samples(folder, data)
+        best = distributed.by_first(lambda: checkpoint.read(folder / "best.pt")["state_dict"])
+        checkpoint.load_state(student.model, best, folder / "best.pt")
+        if distributed.first():
+            _write_samples(folder, data)
         for split in ("val", "test"):  # test.npz comes last: it says that the run is finished
-            rows = data.where(split)
-            runs.write_npz(folder / "predictions" / f"{split}.npz", ids=data.ids[rows], labels=data.labels[rows],
-                           logits=predict(student, data, split, device), groups=data.shown_groups(rows),
-                           class_names=np.array(data.class_names))
-        (folder / "last.pt").unlink()
+            rows, logits = data.where(split), predict(student, data, split, device)
+            if distributed.first():
+                runs.write_npz(folder / "predictions" / f"{split}.npz", ids=data.ids[rows], labels=data.labels[rows],
+                               logits=logits, groups=data.shown_groups(rows), class_names=np.array(data.class_names))
+        distributed.by_first((folder / "last.pt").unlink)
         step.close()
     return folder
 
@@ -287,12 +352,18 @@ def _epochs(folder, step, data, options, seed, save_best):
     """All epochs that are still to do, each ending with last.pt and history.csv."""
     model, last = step.student.model, folder / "last.pt"
     rows = []
-    if last.exists():
-        way_out = f"Delete {last}, and the same command begins anew."
+    way_out = f"Delete {last}, and the same command begins anew."
+
+    def read_last():
+        if not last.exists():
+            return None
         if not (folder / "best.pt").exists():
             raise UserError(f"{folder} has last.pt but no best.pt to go on with", way_out)
+        return models.read(last)
+
+    state = distributed.by_first(read_last)
+    if state is not None:
         try:
-            state = models.read(last)
             checkpoint.load_state(model, state["model"], last)
             step.objective.load_state_dict(state["objective"])
             step.optimizer.load_state_dict(state["optimizer"])
@@ -302,12 +373,11 @@ def _epochs(folder, step, data, options, seed, save_best):
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{last} is not the state of this run", way_out) from error
         print(f"{folder}: going on after epoch {len(rows)}")
-    count = len(data.where("train"))
-    per_epoch = count // options["batch"] + (count % options["batch"] > 1)  # a batch of one is left out
+    per_epoch = len(kd_data.batch_sizes(len(data.where("train")), options["batch"], distributed.world()))
     steps = per_epoch * options["epochs"]
-    with board.opened(folder / "tb", len(rows)) as log, \
+    with board.opened(folder / "tb", len(rows)) if distributed.first() else contextlib.nullcontext() as log, \
             tqdm(total=steps, initial=per_epoch * len(rows), desc=folder.parent.name, unit="step", delay=2,
-                 disable=None) as bar:
+                 disable=None if distributed.first() else True) as bar:
         for epoch in range(len(rows) + 1, options["epochs"] + 1):
             best = max((row["val_macro_f1"] for row in rows), default=-1.0)
             since = len(rows) - next((k for k, row in enumerate(rows, 1) if row["val_macro_f1"] == best), 0)
@@ -327,14 +397,16 @@ def _epochs(folder, step, data, options, seed, save_best):
                 raise UserError(error.message, error.hint + good) from None
             row["seconds"] = round(time.monotonic() - start, 2)
             rows.append(row)
-            if row["val_macro_f1"] > best:
-                save_best()  # before last.pt: an epoch that last.pt counts has left its best.pt
-            checkpoint.save_tensors(last, {"model": model.state_dict(), "objective": step.objective.state_dict(),
-                                           "optimizer": step.optimizer.state_dict(), "history": rows})
-            runs.write_csv(folder / "history.csv", rows)
-            log(row)
+            if distributed.first():
+                if row["val_macro_f1"] > best:
+                    save_best()  # before last.pt: an epoch that last.pt counts has left its best.pt
+                checkpoint.save_tensors(last, {"model": model.state_dict(), "objective": step.objective.state_dict(),
+                                               "optimizer": step.optimizer.state_dict(), "history": rows})
+                runs.write_csv(folder / "history.csv", rows)
+                log(row)
             bar.set_postfix(val_macro_f1=f"{row['val_macro_f1']:.3f}")
-    runs.write_csv(folder / "history.csv", rows)  # a kill between last.pt and history.csv leaves it a row short
+    if distributed.first():
+        runs.write_csv(folder / "history.csv", rows)  # a kill between last.pt and history.csv leaves it a row short
 
 
 def _describe(folder, student, step, data, options, role):
@@ -342,6 +414,7 @@ def _describe(folder, student, step, data, options, role):
     runs.write_csv(folder / "split.csv", data.table())
     runs.write_json(folder / "environment.json", {
         **environment.describe(), "device": str(step.device), "precision": step.precision, "role": role,
+        "processes": distributed.world(),
         "teacher": step.teacher_fingerprint,
         "arch": student.arch, "parameters": models.parameters(student.model), "formula": step.objective.formula,
         "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),

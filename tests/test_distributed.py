@@ -1,0 +1,109 @@
+"""Several processes train as one does: the same order, the same loss curve, and a lost worker costs an epoch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import distill
+import small
+import train_teacher
+from kd import checkpoint, runs
+from kd import data as kd_data
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+PLUGIN = '''
+import os
+import signal
+
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from registry import register
+
+
+@register("architecture", "plain", stages=(), head="4")
+def plain(num_classes, stem, weights):
+    """Two convolutions without batch normalisation, whose mean over a share is not that over a batch."""
+    return nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+                         nn.Linear(16, num_classes))
+
+
+@register("loss", "fatal")
+def fatal(student_logits, labels, epoch):
+    """Kills the second process in epoch 2, if the environment says so."""
+    if epoch == 2 and os.environ.get("FATAL") and dist.is_initialized() and dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return F.cross_entropy(student_logits, labels) * 0
+'''
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The arguments of a study with a teacher, and the student's folder."""
+    (tmp_path / "plain.py").write_text(PLUGIN, encoding="utf-8")
+    common = ["--data", "lesions,images=300", "--size", "32", "--epochs", "3", "--batch", "30", "--device", "cpu", "--precision", "fp32",
+              "--workers", "0", "--cache", str(tmp_path / "cache"), "--out"]
+    train_teacher.main([*common, str(tmp_path), "--teacher", "tiny"])
+    teacher = tmp_path / "lesions_32px" / "teacher_tiny" / "seed_0"
+    return tmp_path, lambda out: [*common, str(tmp_path / out), "--plugin", str(tmp_path / "plain.py"), "--student", "plain",
+                                  "--teacher", str(teacher), "--term", "fatal=1"]
+
+
+def torchrun(arguments, **environment):
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           str(ROOT / "distill.py"), *arguments], capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+
+
+def student(root, out):
+    return root / out / "lesions_32px" / "plain_kd_fatal" / "seed_0"
+
+
+def test_two_processes_give_the_loss_curve_of_one(study):
+    root, arguments = study
+    distill.main(arguments("one"))
+    done = torchrun(arguments("two"))
+    assert done.returncode == 0, done.stderr
+    one, two = (runs.read_csv(student(root, out) / "history.csv") for out in ("one", "two"))
+    assert len(one) == len(two) == 3
+    for name in ("loss", "logit_adjusted", "kd", "val_loss"):
+        assert np.allclose([float(row[name]) for row in one], [float(row[name]) for row in two], atol=1e-4), name
+    assert runs.read_json(student(root, "two") / "environment.json")["processes"] == 2
+    logits = [runs.read_npz(student(root, out) / "predictions" / "test.npz")["logits"] for out in ("one", "two")]
+    assert logits[0].shape == logits[1].shape and np.allclose(*logits, atol=1e-3)
+    assert done.stdout.count("macro F1") == 1  # one process tells the result
+
+
+@pytest.mark.slow
+def test_a_lost_worker_ends_the_run_and_the_same_command_goes_on_to_the_same_weights(study):
+    root, arguments = study
+    assert torchrun(arguments("two")).returncode == 0
+    lost = torchrun(arguments("lost"), FATAL="1")
+    assert lost.returncode != 0 and len(runs.read_csv(student(root, "lost") / "history.csv")) == 1
+    again = torchrun(arguments("lost"))
+    assert again.returncode == 0 and "going on after epoch 1" in again.stdout, again.stderr
+    states = [checkpoint.read(student(root, out) / "best.pt")["state_dict"] for out in ("two", "lost")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_shares_of_all_processes_are_the_batches_of_one_in_their_order(tmp_path):
+    data = small.data(folder=tmp_path)
+    whole = [index for _, _, index in kd_data.training_batches(data, batch=20, seed=1, epoch=2, device=CPU)]
+    shares = [[index for _, _, index in kd_data.training_batches(data, batch=20, seed=1, epoch=2, device=CPU, share=(rank, 3))]
+              for rank in range(3)]
+    assert [len(batch) for batch in whole] == [20, 20, 20, 6]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert all(torch.equal(batch[rank::3], part) for rank, part in enumerate(parts))
+
+
+def test_a_last_batch_too_small_for_every_process_is_left_out():
+    assert kd_data.batch_sizes(23, 10) == [(0, 10), (10, 10), (20, 3)]
+    assert kd_data.batch_sizes(23, 10, 2) == [(0, 10), (10, 10)]
+    assert kd_data.batch_sizes(21, 10) == [(0, 10), (10, 10)]
