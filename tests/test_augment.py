@@ -248,7 +248,7 @@ def test_a_view_can_be_drawn_again(data):
 def test_a_last_batch_of_one_image_is_left_out(data):
     seen = [len(index) for _, _, index in kd_data.training_batches(data, batch=29, seed=0, epoch=1, device="cpu")]
     assert seen == [29]
-    with pytest.raises(UserError, match="no batch of two images"):
+    with pytest.raises(UserError, match="no batch of 2 images"):
         views(data, batch=1)
 
 
