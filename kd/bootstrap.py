@@ -9,6 +9,8 @@ the macro metrics and for a class's own figures, replicates that lack a class wh
 F1 there would be 0 or missing whatever the classifier does, and says nothing about it.
 """
 
+import functools
+
 import numpy as np
 
 from kd import calibration, metrics, operating
@@ -169,10 +171,10 @@ def _replicates_last(counts, classes):
     return counts.reshape(classes, classes, -1).transpose(2, 0, 1)
 
 
-def over_seeds(values, level=LEVEL, corrected=0, seed=SEED):
+def over_seeds(values, level=LEVEL, corrected=0):
     """{"mean", "sd", "lo", "hi", "values"} over k seeds of one metric, values [k, 1 + B], on the same replicates.
 
-    The interval carries both sources: each replicate's mean over seeds (which images) plus a draw of
+    The interval carries both sources: each replicate's mean over seeds (which images) plus a value of
     t with k - 1 degrees of freedom times sd / sqrt(k) (which seeds). One seed tells nothing about
     seeds: its sd and interval are NaN. sd has k - 1 below the line.
     """
@@ -185,9 +187,18 @@ def over_seeds(values, level=LEVEL, corrected=0, seed=SEED):
     means = values.mean(0)
     drawn = unbias(means, corrected)[1:]
     drawn = drawn[~np.isnan(drawn)]
-    noise = np.random.default_rng(seed).standard_t(k - 1, (50, len(drawn))) * sd / np.sqrt(k)  # 50: long tails
+    noise = student_t(k - 1, len(drawn)) * sd / np.sqrt(k)
     lo, hi = np.quantile(drawn + noise, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (nan, nan)
     return {"mean": float(own.mean()), "sd": sd, "lo": float(lo), "hi": float(hi), "values": own.tolist()}
+
+
+@functools.lru_cache(maxsize=16)
+def student_t(freedom, count, stream=0):
+    """[count] values that stand for Student's t: evenly spaced quantiles of 64 times as many draws, mirrored
+    so that they sum to 0, in an order drawn for the stream. The tails of so few plain draws would be ragged."""
+    rng = np.random.default_rng([SEED, freedom, stream])
+    quantiles = np.sort(rng.standard_t(freedom, 64 * count))[32::64]
+    return rng.permutation((quantiles - quantiles[::-1]) / 2)
 
 
 def _probabilistic(labels, probabilities, index, weights, images, bins):

@@ -4,7 +4,6 @@ Replicates are the same for all models, so differences are paired. A model may h
 figures are means over them, and intervals and p-values carry the spread of seeds as well.
 """
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -212,14 +211,5 @@ def seed_noise(reference, model, matched):
     noise = np.zeros(model.shape[1])
     for number, values in enumerate([own] if matched else [reference[:, 0], model[:, 0]]):
         if len(values) > 1:
-            noise[1:] += t_values(len(values) - 1, len(noise) - 1, number) * values.std(ddof=1) / np.sqrt(len(values))
+            noise[1:] += bootstrap.student_t(len(values) - 1, len(noise) - 1, number) * values.std(ddof=1) / np.sqrt(len(values))
     return noise
-
-
-@functools.lru_cache
-def t_values(freedom, count, seed):
-    """[count] values that stand for Student's t: evenly spaced quantiles of 64 times as many draws, mirrored
-    so that they sum to 0, in a drawn order. The tails of so many plain draws would be ragged."""
-    rng = np.random.default_rng([bootstrap.SEED, freedom, seed])
-    quantiles = np.sort(rng.standard_t(freedom, 64 * count))[32::64]
-    return rng.permutation((quantiles - quantiles[::-1]) / 2)

@@ -60,10 +60,10 @@ def operating_points(result):
     rules = [p for p in points if p["kind"] in ("macro_f1", "prior")]
     parts = ["Operating points, chosen on validation, tested once on test:"]
     if kinds["sensitivity"]:
-        columns = ("sensitivity", "specificity", "ppv", "npv")
+        short = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
         parts.append(aligned([["class", "threshold", "sensitivity", "missed", "specificity", "PPV", "NPV"]] + [
-            [p["class"], number(p["threshold"]), show(p["test"]["sensitivity"], 2), number(p["missed"]["value"]),
-             *(show(p["test"][name], 2) for name in columns[1:])] for p in kinds["sensitivity"]])
+            [short[p["class"]], number(p["threshold"]), show(p["test"]["sensitivity"], 2), number(p["missed"]["value"]),
+             *(show(p["test"][name], 2) for name in ("specificity", "ppv", "npv"))] for p in kinds["sensitivity"]])
             + f"\nEach threshold promises a sensitivity of {kinds['sensitivity'][0]['promised']:g}; "
               "missed: that minus the one on test.")
     if rules:
@@ -82,7 +82,8 @@ def class_labels(names):
     """(columns, rows) that name the classes; numbers stand for long names."""
     if len(names) <= WIDE and max(map(len, names)) <= 8:
         return names, names
-    return [str(k) for k in range(len(names))], [f"{k} {name}" for k, name in enumerate(names)]
+    shown = [name if len(name) <= 32 else name[:31] + "…" for name in names]
+    return [str(k) for k in range(len(names))], [f"{k} {name}" for k, name in enumerate(shown)]
 
 
 # ---- several runs
@@ -109,6 +110,7 @@ def several(results, seeds):
     errors = {label(path, results): [f for f in result["audit"] if f["severity"] == "error"]
               for path, result in results.items()}
     lines += [f"{name}: {f['rule']}: {f['saw']}" for name, found in errors.items() for f in found]
+    lines.append("Calibration, operating points and every class are in each run's metrics.json.")
     return "\n".join(lines)
 
 

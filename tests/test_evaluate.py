@@ -110,7 +110,7 @@ def test_several_runs_print_one_line_each_and_the_majority_rule_once(run, capsys
     assert [line.split("  ")[0] for line in lines[1:4]] == [
         "teacher_tiny/seed_0", "tiny_kd/seed_0", "majority rule (nv)"]
     assert lines[4].startswith("95% intervals, 100 bootstrap replicates over 45 groups")
-    assert len(lines) == 5
+    assert len(lines) == 6 and lines[5].endswith("in each run's metrics.json.")
     assert all((run.parents[1] / name / "seed_0" / "metrics.json").is_file()
                for name in ("tiny_kd", "teacher_tiny"))
 

@@ -1,0 +1,153 @@
+"""An external data set is seen through best.pt by the way of all pixels, and judged by choices made before."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import evaluate
+import registry
+from kd import checkpoint, image, runs, splits
+from kd.errors import UserError
+from test_evaluate import NAMES, make_run
+
+INPUT = {"resize": 36, "size": 32, "interpolation": image.INTERPOLATION, "mean": list(image.MEAN), "std": list(image.STD)}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a checkpoint of random weights."""
+    folder = make_run(tmp_path / "study" / "tiny_kd" / "seed_0")
+    save(folder)
+    return folder
+
+
+def save(folder, class_names=NAMES, seen=None, **entries):
+    torch.manual_seed(0)
+    model = registry.create("architecture", "tiny", num_classes=len(class_names), stem="small", weights=None)
+    nothing = {"images": [], "groups": []}
+    checkpoint.save(folder / "best.pt", model, arch="tiny", stem="small", class_names=class_names, input={**INPUT, **entries},
+                    provenance={"seen": {"train": nothing, "val": nothing, **(seen or {})}})
+    return model.eval()
+
+
+def pictures(root, classes=NAMES, each=4, seed=0):
+    rng = np.random.default_rng(seed)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for k in range(each):
+            Image.fromarray(rng.integers(0, 255, (40, 50, 3)).astype(np.uint8)).save(root / name / f"{k}.png")
+    return root
+
+
+def score(run, root, *more):
+    evaluate.main([str(run), "--data", "folder", "--root", str(root), "--replicates", "100", *map(str, more)])
+
+
+def test_every_image_goes_the_way_of_all_pixels(run, tmp_path, capsys):
+    root = pictures(tmp_path / "clinic")
+    score(run, root)
+    held = runs.read_npz(run / "predictions" / "clinic.npz")
+    assert len(held["ids"]) == 12 and held["class_names"].tolist() == NAMES
+    model = save(run)
+    for name, label, logits in zip(held["ids"], held["labels"], held["logits"]):
+        prefix, folder, file = name.split("/")
+        assert (prefix, folder) == ("clinic", NAMES[label])
+        pixels = image.centre_crop(image.square((root / folder / file).read_bytes(), 36)[None], 32)[0] / 255
+        batch = torch.tensor((pixels - image.MEAN) / image.STD, dtype=torch.float32).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            np.testing.assert_allclose(logits, model(batch)[0].numpy(), atol=1e-4)
+    shown = capsys.readouterr().out
+    assert "clinic.npz: 12 test images" in shown and "written" not in shown
+
+
+def test_what_was_chosen_on_the_runs_validation_is_tested_on_the_set(run, tmp_path):
+    before = {path.name: path.read_bytes() for path in (run / "predictions").iterdir()}
+    score(run, pictures(tmp_path / "clinic"), "--out", tmp_path / "out")
+    external = runs.read_json(tmp_path / "out" / "metrics.json")
+    evaluate.main([str(run), "--replicates", "100"])
+    own = runs.read_json(run / "metrics.json")
+    for key in ("temperature", "nll_val_before"):
+        assert external["calibration"][key] == own["calibration"][key]
+    assert [p["threshold"] for p in external["operating_points"]] == [p["threshold"] for p in own["operating_points"]]
+    assert external["split"]["val"] == own["split"]["val"] and external["split"]["test"]["images"] == 12
+    assert all((run / "predictions" / name).read_bytes() == content for name, content in before.items())
+
+
+def test_classes_are_matched_by_name_and_may_be_fewer(run, tmp_path, capsys):
+    score(run, pictures(tmp_path / "clinic", classes=[NAMES[2], NAMES[0]]))
+    held = runs.read_npz(run / "predictions" / "clinic.npz")
+    assert sorted(set(held["labels"])) == [0, 2] and held["logits"].shape == (8, 3)
+    assert "No test image of mel" in capsys.readouterr().out
+
+
+def test_patients_of_the_set_are_its_clusters(run, tmp_path, capsys):
+    root = pictures(tmp_path / "clinic")
+    rows = [{"id": f"{name}/{k}.png", "group": f"patient{k // 2}"} for name in NAMES for k in range(4)]
+    runs.write_csv(tmp_path / "groups.csv", rows)
+    score(run, root, "--groups", tmp_path / "groups.csv")
+    assert "over 2 groups" in capsys.readouterr().out
+    assert set(runs.read_npz(run / "predictions" / "clinic.npz")["groups"]) == {"clinic/patient0", "clinic/patient1"}
+
+
+def test_of_a_set_with_official_splits_the_test_split_is_scored(run, tmp_path):
+    for k, split in enumerate(splits.NAMES):
+        pictures(tmp_path / "official" / split, each=2, seed=k)
+    score(run, tmp_path / "official")
+    held = runs.read_npz(run / "predictions" / "official.npz")
+    assert len(held["ids"]) == 6 and all(name.startswith("official/test/") for name in held["ids"])
+
+
+def test_every_run_below_a_folder_is_scored(run, tmp_path, capsys):
+    other = make_run(run.parent / "seed_1", seed=1)
+    save(other)
+    score(run.parent, pictures(tmp_path / "clinic"))
+    assert all((folder / "predictions" / "clinic.npz").is_file() for folder in (run, other))
+    assert not (run.parent / "seeds.json").exists()  # that is about the run's own test split
+    assert "clinic.npz" in capsys.readouterr().out
+
+
+def refused(run, root, match, *more):
+    with pytest.raises(UserError, match=match) as caught:
+        score(run, root, *more)
+    assert "\n" not in caught.value.message
+    assert sorted(path.name for path in (run / "predictions").iterdir()) == ["test.npz", "val.npz"]
+
+
+def test_what_does_not_fit_is_one_clear_line(run, tmp_path, capsys):
+    refused(run, pictures(tmp_path / "strange", classes=["nv", "wart"]), "1 classes that the network does not know: wart")
+    refused(run, pictures(tmp_path / "test"), "called test, as a split of the run is")
+    refused(run, tmp_path / "nowhere", "no such folder")
+    root = pictures(tmp_path / "clinic")
+    (root / "nv" / "0.png").write_bytes(b"no picture")
+    refused(run, root, "1 of 12 images cannot be used")
+    (run / "best.pt").unlink()
+    refused(run, root, "no checkpoint at")
+
+
+def test_images_that_the_network_was_trained_or_selected_on_are_refused(run, tmp_path):
+    root = pictures(tmp_path / "clinic")
+    import hashlib
+    known = hashlib.sha256((root / "mel" / "1.png").read_bytes()).hexdigest()[:16]
+    for split, how in (("train", "trained"), ("val", "selected")):
+        save(run, seen={split: {"images": [known], "groups": []}})
+        refused(run, root, f"clinic is no external data set: .* was {how} on 1 images")
+
+
+@pytest.mark.parametrize("options, words", [
+    (["--root", "x"], "--root is for an external data set"),
+    (["--data", "folder", "--compare"], "each do something else"),
+    (["--compare", "--audit"], "each do something else"),
+    (["--val", "v.npz"], "--val belongs to one predictions file"),
+    (["--out", "x"], "--out takes the metrics of a predictions file"),
+    (["--bins", "0"], "--bins 0: at least one"),
+    (["--sensitivity", "95"], "'95' is not a number from 0 to 1"),
+])
+def test_options_that_do_not_fit_together_are_refused(run, options, words):
+    with pytest.raises(UserError, match=words):
+        evaluate.main([str(run), *options])
+
+
+def test_a_predictions_file_has_no_checkpoint(run):
+    with pytest.raises(UserError, match="scored with the checkpoints of runs"):
+        evaluate.main([str(run / "predictions" / "test.npz"), "--data", "folder", "--root", "x"])
