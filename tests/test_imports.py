@@ -18,8 +18,8 @@ NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.cache", "kd.calibratio
               "kd.environment", "kd.errors", "kd.evaluation", "kd.evidence", "kd.figures", "kd.foreign", "kd.image",
               "kd.metrics", "kd.model_comparison", "kd.operating", "kd.predictions", "kd.rules", "kd.runs", "kd.splits",
               "kd.tables", "registry", "evaluate", "report"]
-TORCH = ["kd.augment", "kd.checkpoint", "kd.data", "kd.engine", "kd.external", "kd.losses", "kd.models", "kd.objective",
-         "kd.targets", "kd.training", "distill", "train_teacher"]
+TORCH = ["kd.augment", "kd.checkpoint", "kd.data", "kd.distributed", "kd.engine", "kd.external", "kd.losses", "kd.models",
+         "kd.objective", "kd.targets", "kd.training", "distill", "train_teacher"]
 SMALL = {"numpy", "PIL", "yaml", "tqdm"}
 
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
