@@ -101,15 +101,11 @@ def auroc(labels, scores, weights=None):
             continue
         negative = negative[np.argsort(scores[negative, c])]
         below, not_above = (np.searchsorted(scores[negative, c], scores[positive, c], side) for side in ("left", "right"))
-        # Negatives between two neighbouring positives need but their sum: a rare class is nearly free.
-        starts = np.unique(np.concatenate([[0], below, not_above]))
-        starts = starts[starts < len(negative)]
-        ranks.append((c, positive, negative, starts, np.searchsorted(starts, below), np.searchsorted(starts, not_above)))
+        ranks.append((c, positive, negative, *steps(len(negative), below, not_above)))
     areas = np.full((len(weights), scores.shape[1]), np.nan)
     for rows, part in chunks(weights):
         for c, positive, negative, starts, below, not_above in ranks:
-            passed = running(np.add.reduceat(part[negative], starts, axis=0, dtype=np.int32))
-            own = part[positive]
+            passed, own = running(part[negative], starts), part[positive]
             twice = np.einsum("nb,nb->b", own, passed[below] + passed[not_above], dtype=np.int64)
             areas[rows, c] = ratio(twice / 2, own.sum(0, dtype=np.float64) * passed[-1])
     return areas
@@ -123,12 +119,21 @@ def chunks(weights):
         yield rows, np.ascontiguousarray(weights[rows].T)
 
 
-def running(counts):
-    """Sums [1 + n, b] of the first 0, 1, ..., n rows of counts [n, b]; exact integers, and half as
-    wide as float64, for this is where the time goes."""
-    passed = np.empty((len(counts) + 1, counts.shape[1]), dtype=np.int32)
-    passed[0] = 0
-    np.cumsum(counts, axis=0, out=passed[1:])
+def steps(n, *places):
+    """(starts, *steps): the distinct places among n rows, 0 too, and which of them each place is.
+
+    What lies between two places needs but its sum: where they are few, running() is nearly free.
+    """
+    starts = np.unique(np.concatenate([[0], *places]))
+    starts = starts[starts < n]
+    return starts, *(np.searchsorted(starts, place) for place in places)
+
+
+def running(counts, starts):
+    """Sums [len(starts) + 1, b] of the rows of counts [n, b] before each start, and of all. Exact, and
+    half as wide as float64: this is where the time goes."""
+    passed = np.zeros((len(starts) + 1, counts.shape[1]), dtype=np.int32)
+    np.cumsum(np.add.reduceat(counts, starts, axis=0, dtype=np.int32), axis=0, out=passed[1:])
     return passed
 
 

@@ -137,14 +137,14 @@ def aurc(correct, confidence, weights=None):
     order = np.argsort(-confidence, kind="stable")
     falling = -confidence[order]
     wrong = order[~correct[order]]
-    first = np.searchsorted(falling, -confidence[wrong], "left")
-    last = np.searchsorted(falling, -confidence[wrong], "right")
+    starts, first, last = metrics.steps(len(order), *(
+        np.searchsorted(falling, -confidence[wrong], side) for side in ("left", "right")))
     most = np.arange(1 + int(weights.sum(1, dtype=np.int64).max(initial=0)))
     harmonic = np.append(0, (1 / most[1:]).cumsum())
     table = most * harmonic
     areas = np.empty(len(weights))
     for rows, part in metrics.chunks(weights):
-        passed = metrics.running(part[order])
+        passed = metrics.running(part[order], starts)
         a, b, n, own = passed[first], passed[last], passed[-1], part[wrong]
         share = own / np.maximum(b - a, 1)  # of its ties; nothing where it is not drawn
         errors = own.sum(0, dtype=np.float64)

@@ -49,7 +49,7 @@ def test_a_model_against_itself_differs_by_nothing_and_means_nothing():
 
 
 def test_p_is_small_just_where_the_interval_leaves_zero():
-    for seed, shift in itertools.product(range(6), (0, .1, .2, .4)):
+    for seed, shift in itertools.product(range(3), (0, .1, .3)):
         labels, one, two, groups = models(shift=shift, seed=seed)
         for row in comparison.compare(*replicates(labels, groups, one, two)):
             if not .04 < row["p"] < .06:
