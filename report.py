@@ -7,12 +7,13 @@ functions in kd/figures.py.
 
 import math
 import shlex
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from kd import errors, figures, runs
+from kd import audit, errors, figures, foreign, runs
 from kd.errors import UserError
 
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "weighted_f1": "Weighted F1",
@@ -61,6 +62,7 @@ class Run:
 
 @dataclass
 class Study:
+    path: Path
     name: str
     runs: list                                    # teachers first, then by model and seed
     problems: list = field(default_factory=list)  # (folder, what is wrong, how to mend it)
@@ -97,7 +99,7 @@ def read_study(path):
     if len(names) > 1:
         raise UserError(f"{path} holds {len(names)} studies: {errors.listing(names)}",
                         f"A report is about one: python report.py {command_path(path / names[0])}")
-    study = Study(names[0], [])
+    study = Study(path, names[0], [])
     for folder in folders:
         try:
             run = read_run(folder)
@@ -190,6 +192,15 @@ def stale(run):
 
 
 # ---- sections: each returns what its part of the template shows, or None where there is nothing
+
+
+def findings(study):
+    """What the audit says of the runs, and of another system's tables beside them."""
+    found, held = audit.examine(audit.gather([run.path for run in study.runs],
+                                             [study.path] if foreign.has_tables(study.path) else []))
+    counts = Counter(finding["severity"] for finding in found)
+    return {"groups": audit.grouped(found), "held": held, "rules": len(audit.RULES),
+            "counts": [(counts[severity], severity) for severity in audit.SEVERITIES if counts[severity]]}
 
 
 def summary(study):
@@ -367,7 +378,7 @@ def methods(study):
     }
 
 
-SECTIONS = {"summary": summary, "performance": performance, "per_class": per_class,
+SECTIONS = {"findings": findings, "summary": summary, "performance": performance, "per_class": per_class,
             "confusion": confusion, "training": training, "samples": samples, "methods": methods}
 
 

@@ -75,3 +75,12 @@ def examine(cases):
         findings += found
         held += [one.name] if applied or found else []
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding["severity"])), held
+
+
+def grouped(findings):
+    """Findings in their order, one for all that a rule saw in equal severity: "saw" is then a list of texts."""
+    groups = {}
+    for finding in findings:
+        group = groups.setdefault((finding["severity"], finding["rule"]), {**finding, "saw": []})
+        group["saw"].append(finding["saw"])
+    return list(groups.values())

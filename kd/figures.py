@@ -23,10 +23,10 @@ from kd.errors import need
 # Vermilion and blue of Okabe & Ito (2008), told apart by colour-blind readers, and greys.
 LIGHT = {"paper": "#ffffff", "ink": "#1a2026", "muted": "#5b6670", "rule": "#d8dde1",
          "teacher": "#d55e00", "alone": "#66727c", "student": "#0072b2",
-         "shade": "#0072b3", "note": "#fdf1d3"}
+         "shade": "#0072b3", "note": "#fdf1d3", "error": "#b00020"}
 DARK = {"paper": "#14181c", "ink": "#e5e9ec", "muted": "#9ba7b0", "rule": "#39424a",
         "teacher": "#f28a45", "alone": "#a7b1b9", "student": "#5ab4ea",
-        "shade": "#1f80c2", "note": "#3b3013"}
+        "shade": "#1f80c2", "note": "#3b3013", "error": "#ff8a8f"}
 MARKERS = {"teacher": "s", "alone": "o", "student": "o"}
 
 _STYLE = {

@@ -421,15 +421,16 @@ def class_number(texts, class_names):
 @rule("error", "A network that has seen a lesion, or the very image, recognises it: the test score is too high by an "
       "unknown amount.", "Split whole lesions (patients), and train again.")
 def shared_by_splits(split=(), val=None, test=None):
-    where = {"group": defaultdict(Counter), "sha256": defaultdict(Counter)}
-    for row in split:
-        for key, found in where.items():
-            if row.get(key):
-                found[row[key]][row["split"]] += 1
+    found = False
     for key, what in (("group", "groups (lesions, patients)"), ("sha256", "identical images")):
-        shared = {value: counts for value, counts in where[key].items() if len(counts) > 1}
+        where = defaultdict(Counter)
+        for row in split:
+            if row.get(key):
+                where[row[key]][row["split"]] += 1
+        shared = {value: counts for value, counts in where.items() if len(counts) > 1}
         if not shared:
             continue
+        found = True
         parts = sorted({part for counts in shared.values() for part in counts})
         held_out = sum(counts["test"] for counts in shared.values())
         tested = sum(row["split"] == "test" for row in split)
@@ -438,7 +439,7 @@ def shared_by_splits(split=(), val=None, test=None):
         yield "error" if severe else "warning", (
             f"{len(shared):,} {what} are in more than one split ({', '.join(parts)}), among them {held_out:,} of "
             f"{tested:,} test images: {listing((value[:16] for value in sorted(shared)), 3)}")
-    if not split and val is not None and test is not None:
+    if not found and val is not None and test is not None:
         for what, ours, theirs in (("images", val.ids, test.ids), ("groups", val.groups, test.groups)):
             shared = set() if ours is None or theirs is None else set(ours) & set(theirs)
             if shared:
@@ -448,7 +449,7 @@ def shared_by_splits(split=(), val=None, test=None):
 @rule("note", "Images of one lesion on both sides of a split raise the test score, and only the list of who went where "
       "can show that there are none.", "Keep split.csv (id, group, label, split, sha256) beside the figures.")
 def split_not_seen(cases):
-    without = [case.name for case in cases if (case.folder or case.sources) and not case.split]
+    without = [case.name for case in cases if (case.folder or case.sources and not case.traced) and not case.split]
     if without:
         yield f"no split.csv for {listing(without)}: whether train and test share lesions or images cannot be checked"
 
@@ -566,16 +567,18 @@ def _by_model(several):
 @rule("note", "A student that is above its teacher did not get there by imitating it; such a study says little about "
       "distillation.", "Train the teacher longer or choose a stronger one before comparing ways to distil.", of="figures")
 def teacher_below_student(several):
-    scores = defaultdict(list)
+    scores = defaultdict(lambda: defaultdict(list))
     for case in several:
         figure = case.figure("macro_f1")
         if case.role in ("teacher", "student") and figure:
-            scores[case.role, case.model].append(figure.value)
-    means = {key: float(np.mean(values)) for key, values in scores.items()}
-    for (role, teacher), own in means.items():
-        above = [f"{model} {value:.3f}" for (other, model), value in means.items() if other == "student" and value > own]
-        if role == "teacher" and above:
-            yield f"macro-F1 of the teacher {teacher} is {own:.3f}, below {listing(above)}"
+            scores[case.folder is None, case.role][case.model].append(figure.value)
+    for (tables, role), teachers in list(scores.items()):
+        for teacher, values in teachers.items() if role == "teacher" else ():
+            own = np.mean(values)
+            means = {model: np.mean(values) for model, values in scores[tables, "student"].items()}
+            above = [f"{model} {value:.3f}" for model, value in means.items() if value > own]
+            if above:
+                yield f"macro-F1 of the teacher {teacher} is {own:.3f}, below {listing(above)}"
 
 
 @rule("warning", "Without an interval nobody can say whether two figures differ or the test set was small.",

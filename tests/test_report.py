@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import report
-from kd import figures, runs
+from kd import audit, figures, runs
 from kd.errors import UserError
 
 CLASSES = ["mel", "nv", "df"]
@@ -32,8 +32,9 @@ def write_run(folder, names=CLASSES, seed=0, role="student", macro_f1=None, synt
     logits[np.arange(12), labels] += 1
     ids = np.array([f"img_{i}" for i in range(12)])
     for part in ("val", "test"):
-        runs.write_npz(folder / "predictions" / f"{part}.npz", ids=ids, labels=labels, logits=logits,
-                       groups=np.array([f"g{i // 2}" for i in range(12)]), class_names=np.array(names))
+        runs.write_npz(folder / "predictions" / f"{part}.npz", ids=ids if part == "test" else np.char.add("val_", ids),
+                       labels=labels, logits=logits, groups=np.array([f"{part}_{i // 2}" for i in range(12)]),
+                       class_names=np.array(names))
     runs.write_npz(folder / "samples.npz", ids=ids[:4],
                    images=np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
 
@@ -55,7 +56,7 @@ def write_run(folder, names=CLASSES, seed=0, role="student", macro_f1=None, synt
                         "n_clusters": 6, "seed": 0}, "class_names": list(names),
         "split": {}, "majority": majority, "val": {}, "test": test, "confusion": confusion.tolist()})
     runs.write_csv(folder / "history.csv", [
-        {"epoch": epoch, "lr": .001, "loss": 2 / epoch, "ce": 2 / epoch, "val_loss": 1, "val_accuracy": .5,
+        {"epoch": epoch, "lr": .001, "loss": rng.uniform(1, 2) / epoch, "val_loss": rng.uniform(1, 2), "val_accuracy": .5,
          "val_macro_f1": [.2, .4, .4, .3][epoch - 1], "seconds": 20.25} for epoch in (1, 2, 3, 4)])
     runs.write_yaml(folder / "config.yaml", {"data": "toy", "size": 8, "epochs": 4, "seeds": [seed], **config})
     runs.write_json(folder / "environment.json", {
@@ -64,7 +65,7 @@ def write_run(folder, names=CLASSES, seed=0, role="student", macro_f1=None, synt
         "data": {"name": "toy", "synthetic": synthetic, "images": 36, "classes": list(names),
                  "fingerprint": "f1f2f3"}})
     runs.write_csv(folder / "split.csv", [
-        {"id": f"{part}_{i}", "group": f"{part}_{i // 2}", "label": names[i % count], "split": part, "sha256": "0"}
+        {"id": f"{part}_{i}", "group": f"{part}_{i // 2}", "label": names[i % count], "split": part, "sha256": f"{part}{i}"}
         for part in ("train", "val", "test") for i in range(12)])
 
 
@@ -291,6 +292,55 @@ def test_runs_tested_on_different_images_are_not_compared(study, tmp_path, quick
     runs.write_npz(path, **{**held, "ids": np.array([f"other_{i}" for i in range(12)])})
     assert "must not be compared" in Page(report.main([str(root)]).read_text(encoding="utf-8")).text
     assert "must not be compared" not in study[1].text
+
+
+# ---- findings of the audit
+
+
+def findings(page):
+    """{(severity, rule): text} of the page's findings, in their order."""
+    parts = re.findall(r'<div class="finding" data-severity="(.*?)" data-rule="(.*?)">(.*?)</div>', page.source, re.S)
+    return {(severity, rule): Page(text).text for severity, rule, text in parts}
+
+
+def test_findings_stand_above_every_figure_worst_first_with_their_severity_in_words(tmp_path, quick):
+    root = write_study(tmp_path / "toy")
+    one, other = (root / f"small_kd/seed_{seed}" for seed in (0, 1))
+    (other / "history.csv").write_bytes((one / "history.csv").read_bytes())
+    (one / "split.csv").unlink()
+    page = Page(report.main([str(root)]).read_text(encoding="utf-8"))
+    found = findings(page)
+    assert list(found)[0] == ("error", "same-curve") and ("note", "split-not-seen") in found
+    ranks = [audit.SEVERITIES.index(severity) for severity, _ in found]
+    assert ranks == sorted(ranks)
+    for (severity, rule), text in found.items():
+        assert text.startswith(f"{severity} {rule}") and "What to do:" in text
+    assert "small_kd/seed_0, small_kd/seed_1 share the curve" in found["error", "same-curve"]
+    assert page.source.index('id="findings"') < min(map(page.source.index, ("<table", "<svg", "<nav", 'id="performance"')))
+    told = audit.study([path.parents[1] for path in sorted(root.rglob("predictions/test.npz"))])
+    assert {(f["severity"], f["rule"]) for f in told} == set(found)
+
+
+def test_the_page_counts_findings_and_names_the_rules_that_were_held(study, tmp_path, quick):
+    root, page = study
+    held = audit.examine(audit.gather([path.parents[1] for path in root.rglob("predictions/test.npz")]))[1]
+    assert f"{len(held)} of {len(audit.RULES)} rules could be held against these runs: {', '.join(held)}." in page.text
+    write_run(tmp_path / "toy/a/seed_0")
+    for name in ("metrics.json", "history.csv"):
+        (tmp_path / "toy/a/seed_0" / name).unlink()
+    held = runs.read_npz(tmp_path / "toy/a/seed_0/predictions/test.npz")
+    logits = held["logits"] + np.eye(3)[held["labels"]]
+    runs.write_npz(tmp_path / "toy/a/seed_0/predictions/test.npz", **{**held, "logits": logits})
+    page = Page(report.main([str(tmp_path / "toy")]).read_text(encoding="utf-8"))
+    assert not findings(page) and "Audit: nothing found" in page.text and "shared-by-splits" in page.text
+
+
+def test_findings_of_tables_beside_the_runs_are_shown_as_text(tmp_path, quick):
+    write_run(tmp_path / "toy/a/seed_0")
+    (tmp_path / "toy/operating_points.csv").write_text("model,tau\n<b>x</b>,0.0\n", encoding="utf-8")
+    page = Page(report.main([str(tmp_path / "toy")]).read_text(encoding="utf-8"))
+    assert "<b>x</b>: tau is 0" in findings(page)["error", "idle-threshold"]
+    assert "<b>x" not in page.source
 
 
 # ---- what is wrong with the runs
