@@ -12,12 +12,12 @@ NAMES = ("train", "val", "test")
 FRACTIONS = (0.7, 0.1, 0.2)
 
 
-def stratified(labels, groups, *, fractions=FRACTIONS, seed=0):
+def stratified(labels, groups, *, seed=0):
     """Assign N images to train, val and test: an [N] array of names.
 
     labels: [N] ints. groups: N strings; a group goes to one split as a whole, and
     counts for the class most of its images have. Within a class, groups in random order
-    go where most images are still missing, so that shares differ from `fractions` by
+    go where most images are still missing, so that shares differ from FRACTIONS by
     less than a group. A class with three groups or more is in every split, whatever that
     does to the shares of a small one. The order of the images changes nothing.
     """
@@ -33,7 +33,7 @@ def stratified(labels, groups, *, fractions=FRACTIONS, seed=0):
         order = np.random.default_rng((seed, label)).permutation(len(names))
         names = [names[i] for i in order]
         total = sum(len(members[name]) for name in names)
-        missing = [fraction * total for fraction in fractions]
+        missing = [fraction * total for fraction in FRACTIONS]
         for place, name in enumerate(names):
             # the first three groups make sure that no split goes without the class
             target = (0, 2, 1)[place] if place < 3 <= len(names) else int(np.argmax(missing))

@@ -116,6 +116,26 @@ def test_labels_and_index_belong_to_the_images(setting, monkeypatch):
             assert torch.equal(image, alone)
 
 
+def test_what_the_losses_are_given_belongs_to_the_images(tmp_path):
+    data, options = small.data(folder=tmp_path), small.options("--beta", "10")
+    student, teacher = (small.network(options, data, seed=seed) for seed in (0, 1))
+    step = engine.Step(student, teacher, small.terms(options), data, options, torch.device("cpu"), "fp32")
+    usual, seen = step.objective, {}
+    step.objective = lambda given: seen.update(given) or usual(given)
+    images, labels, index = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([9, 4, 7, 1, 0, 5])
+    step(images, labels, index, 1, 0.0)
+    step.close()
+    assert torch.equal(seen["labels"], labels) and torch.equal(seen["index"], index)
+    assert seen["class_counts"].tolist() == np.bincount(data.labels[data.where("train")]).tolist()
+    alone = models.Reader(teacher.model, teacher.stages)
+    for k in range(6):
+        with torch.no_grad():
+            logits = alone(engine.normalised(images[k:k + 1], teacher))
+        assert torch.allclose(seen["teacher_logits"][k], logits[0], atol=1e-5)
+        assert len(alone.features) == 4 == len(seen["teacher_features"])
+        assert all(torch.allclose(a[k], b[0], atol=1e-5) for a, b in zip(seen["teacher_features"], alone.features))
+
+
 def one_image(data, row):
     """The training view of one image in epoch 1, made apart from any batch."""
     from kd import augment
@@ -230,6 +250,25 @@ def test_the_best_epoch_is_chosen_on_validation_alone(tmp_path, monkeypatch):
                         or usual(model, data, split, device))
     distill.main([*COMMON, "--out", str(tmp_path), "--student", "tiny", "--alpha", "1", "--epochs", "2"])
     assert asked == ["val", "val", "val", "test"]  # after each epoch, and the predictions of the best
+
+
+def test_the_best_epoch_is_what_is_kept_and_what_predicts(tmp_path, monkeypatch):
+    data, options = small.data(folder=tmp_path), small.options("--alpha", "1", "--epochs", "3")
+    student, scores, states = small.network(options, data), iter([0.2, 0.6, 0.4]), []
+
+    def scripted(network, *_):
+        states.append({key: value.clone() for key, value in network.model.state_dict().items()})
+        return {"val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": next(scores)}
+
+    monkeypatch.setattr(engine, "validate", scripted)
+    engine.run(tmp_path / "run", student, small.terms(options), data, options, seed=0, role="student", provenance={})
+    kept = checkpoint.read(tmp_path / "run" / "best.pt")["state_dict"]
+    assert all(torch.equal(kept[key], value) for key, value in states[1].items())
+    assert not torch.equal(states[1]["head.weight"], states[2]["head.weight"])
+    student.model.load_state_dict(states[1])
+    for split in ("val", "test"):
+        assert np.array_equal(engine.predict(student, data, split, torch.device("cpu")),
+                              runs.read_npz(tmp_path / "run" / "predictions" / f"{split}.npz")["logits"])
 
 
 def test_a_teacher_of_another_input_size_is_refused(tmp_path):
