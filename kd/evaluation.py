@@ -139,7 +139,7 @@ _weights = functools.lru_cache(maxsize=2)(bootstrap.resample)  # one for validat
 
 
 def conventions(test, majority, settings):
-    told = {"level": bootstrap.LEVEL, "interval": "percentile; for calibration errors lowered by twice their bias",
+    told = {"level": bootstrap.LEVEL, "interval": "percentile, bias-corrected for calibration errors",
             "replicates": settings.replicates, "clusters": "image" if test.groups is None else "group",
             "n_clusters": test.size()["groups"], "seed": bootstrap.SEED, "majority_class": majority,
             "bins": settings.bins, "closed": "right"}

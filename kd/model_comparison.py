@@ -45,7 +45,7 @@ def models(paths, groups=None):
         below.sort(key=lambda model: (("teacher", "alone").index(model.kind) if model.kind in ("teacher", "alone") else 2,
                                       model.name))
         for model in below:
-            held = found.setdefault(model.folder, model)
+            held = found.setdefault(model.folder.resolve(), model)
             held.seeds.update(model.seeds)
     found = list(found.values())
     if len(found) < 2:
@@ -59,8 +59,11 @@ def models(paths, groups=None):
 
 def by_folder(seeds):
     """{model's folder: its seeds' folders}."""
-    return {folder: [seed for seed in seeds if seed.resolve().parent == folder]
-            for folder in dict.fromkeys(seed.resolve().parent for seed in seeds)}
+    held = {}
+    for seed in seeds:
+        parent = seed.parent if seed.parent.name not in ("", "..") else seed.resolve().parent
+        held.setdefault(parent, []).append(seed)
+    return held
 
 
 def one_model(folder, seeds):
@@ -73,7 +76,7 @@ def one_model(folder, seeds):
     if kind == "student" and (folder.name.endswith("_alone") or told.get("teacher", "unknown") is None):
         kind = "alone"
     return Model(folder.name, folder, kind, str(told.get("arch") or ""),
-                 {seed.name: predictions.of_run(seed) for seed in seeds})
+                 {seed.resolve().name: predictions.of_run(seed) for seed in seeds})
 
 
 def study_of(models):

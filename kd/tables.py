@@ -230,7 +230,8 @@ def findings(found, brief=False):
         parts += [textwrap.fill(f"{key}: {f[key]}", WIDTH, initial_indent="  ", subsequent_indent="    ")
                   for key in ("saw", "why", "do")]
     if len(shown) < len(found):
-        parts.append(f"{len(found) - len(shown)} notes; --audit prints them.")
+        rest = len(found) - len(shown)
+        parts.append(f"The audit has {rest} {'note' if rest == 1 else 'notes'} on this: python evaluate.py --audit FOLDER")
     return "\n".join(parts)
 
 
