@@ -1,7 +1,11 @@
 """The bootstrap agrees with a plain loop over the same replicates; its intervals say what they promise."""
 
+import json
+import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,3 +264,11 @@ def test_undefined_replicates_are_left_out_of_the_interval_over_seeds():
     values = np.array([[.5, np.nan, .4, .6], [.5, .9, .4, .6]])
     assert .59 < bootstrap.over_seeds(values)["hi"] <= .6
     assert np.isnan(bootstrap.over_seeds(np.full((2, 4), np.nan))["mean"])
+
+
+@pytest.mark.slow
+def test_the_benchmark_ends_in_ratios_that_keep_the_promise():
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "bootstrap.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    ratios = json.loads(done.stdout.splitlines()[-1])
+    assert ratios["plain"] >= 800 and ratios["auroc"] >= 50 and ratios["five_models_seconds"] < 3
