@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.fx
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from kd.errors import UserError, listing
 from kd.image import MEAN, STD
@@ -172,6 +174,39 @@ def _download(weights):
         reason = getattr(error, "reason", error)
         raise UserError(f"cannot download the ImageNet weights ({reason})",
                         f"Fetch {weights.url} elsewhere and give it with --weights FILE.") from error
+
+
+class _Tracer(torch.fx.Tracer):
+    """Convolutions of any kind are one step, whatever their forward does."""
+
+    def is_leaf_module(self, module, path):
+        return isinstance(module, torch.nn.Conv2d) or super().is_leaf_module(module, path)
+
+
+def fold_batch_norm(model):
+    """Put each batch normalisation that follows a convolution into that convolution, in place; for eval mode alone.
+
+    The network computes the same with fewer passes over memory (Jacob et al. 2018, 1712.05877, sec. 3.2).
+    Where its graph cannot be followed it is left as it is. Returns the number of folded layers.
+    """
+    modules = dict(model.named_modules())
+    try:
+        nodes = list(_Tracer().trace(model).nodes)
+    except Exception:  # tracing runs any user's forward on symbols, and may raise anything
+        return 0
+    calls = [node.target for node in nodes if node.op == "call_module"]
+    folded = 0
+    for node in nodes:
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if (getattr(before, "op", None) == "call_module" and isinstance(modules[node.target], torch.nn.BatchNorm2d)
+                and isinstance(modules[before.target], torch.nn.Conv2d) and len(before.users) == 1
+                and calls.count(node.target) == calls.count(before.target) == 1):
+            for path, new in ((before.target, fuse_conv_bn_eval(modules[before.target], modules[node.target])),
+                              (node.target, torch.nn.Identity())):
+                parent, _, name = path.rpartition(".")
+                setattr(model.get_submodule(parent), name, new)
+            folded += 1
+    return folded
 
 
 class Reader:

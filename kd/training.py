@@ -148,6 +148,7 @@ def load_teacher(path, data, registry):
     network, content = load_network(path, registry, data.class_names)
     _check_input(content, data, f"the teacher {path}", "Teacher and student see the same pixels.")
     splits.refuse_leak(seen(content, path), data, f"the teacher {path}")
+    models.fold_batch_norm(network.model)  # it stays in eval mode, and is asked in every step
     return network
 
 
