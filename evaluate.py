@@ -24,28 +24,28 @@ def main(argv=None):
         print(tables.findings(audit.everything(options.paths)) or "The audit found nothing.")
         return
     settings = evaluation.Settings(options.replicates, options.bins, options.target, options.sensitivity, options.risk)
-    if options.compare:
-        compare(options, settings)
-        return
     files = [Path(path) for path in options.paths if Path(path).suffix == ".npz"]
+    if options.compare:
+        compare(options, settings, files)
+        return
     folders = [run for path in options.paths if Path(path).suffix != ".npz" for run in runs.find(path)]
     folders = list({run.resolve(): run for run in folders}.values())
     check(options, files, folders)
     if options.data:
-        files = score(folders, options)
+        files, folders = score(folders, options), []
     evaluated = {}
-    for path in tqdm(files or folders, "evaluating", disable=None, delay=2, leave=False):
+    for path in tqdm(folders + files, "evaluating", disable=None, delay=2, leave=False):
         if options.data:  # what is chosen is chosen on the run's own validation split
             evaluated[path] = evaluation.evaluate(*predictions.of_run(path.parents[1], path.stem), settings)
         elif path in files:
             evaluated[path] = evaluation.evaluate(*predictions.of_files(path, options.val, options.groups), settings)
         else:
             evaluated[path] = evaluation.of_run(path, settings)
-    seeds = evaluation.over_seeds({path: evaluated[path] for path in evaluated if path in folders})
+    seeds = evaluation.over_seeds({path: evaluated[path] for path in folders})
     results = {path: one.result for path, one in evaluated.items()}
     if len(results) > 1:
         print(tables.several(results, seeds))
-        if folders and not options.data and argv is None:
+        if folders and argv is None:
             print(f"more: python evaluate.py {folders[-1].as_posix()}   # one run in full\n"
                   f"      python evaluate.py --compare {' '.join(options.paths)}   # paired differences")
         return
@@ -61,8 +61,11 @@ def main(argv=None):
         print(f"next: python report.py {study}")
 
 
-def compare(options, settings):
+def compare(options, settings, files):
     """Paired differences: a table, and comparison.csv in --out, or in the study where these are all of its runs."""
+    if options.val or options.groups and not files:
+        raise UserError(f"--{'val' if options.val else 'groups'} does not go with --compare of these",
+                        "Calibrated figures are compared between runs; --groups tells those of predictions files.")
     models = model_comparison.models(options.paths, options.groups)
     compared = model_comparison.compare(models, settings)
     print(tables.comparison(compared))
@@ -96,7 +99,8 @@ def parse(argv):
     parser.add_argument("--out", metavar="DIR", help="where metrics.json of a predictions file or an external set, "
                         "or comparison.csv, goes")
     points = parser.add_argument_group("operating points, chosen on validation and tested once")
-    points.add_argument("--target", nargs="+", metavar="CLASS", help="classes that get a threshold; default: all, up to 25")
+    points.add_argument("--target", action="append", metavar="CLASS",
+                        help="a class that gets a threshold, may be repeated; default: all classes, up to 25")
     points.add_argument("--sensitivity", type=config.share, default=0.95, metavar="X", help="that a threshold promises")
     points.add_argument("--risk", type=config.share, default=0.1, metavar="X",
                         help="error rate that abstention from the least confident images promises")
@@ -110,7 +114,7 @@ def parse(argv):
     other.add_argument("--audit", action="store_true", help="print what is too odd to be true, of runs or of result tables")
     other.add_argument("--data", metavar="NAME", help="score an external data set with each run's best.pt (needs torch)")
     other.add_argument("--root", metavar="PATH", help="folder (or .npz) of the external data set")
-    other.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts, for --data")
+    other.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="a file that registers further parts, for --data")
     options = parser.parse_args(argv)
     if options.replicates < 100:
         raise UserError(f"--replicates {options.replicates} is too few for the tails of a 95% interval",
@@ -121,6 +125,8 @@ def parse(argv):
         raise UserError("--compare, --audit and --data each do something else", "Give one of them.")
     if options.data is None and (options.root or options.plugin):
         raise UserError(f"--{'root' if options.root else 'plugin'} is for an external data set", "Name it with --data.")
+    if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
+        raise UserError(f"--out {options.out} is a file; it names a folder")
     return options
 
 
@@ -130,14 +136,14 @@ def check(options, files, folders):
         raise UserError("--groups is for a predictions file; a run folder has groups of its own")
     if options.val and (folders or len(files) > 1):
         raise UserError("--val belongs to one predictions file; a run has its own validation split")
+    if options.target and files and not options.val:
+        raise UserError("--target needs --val: a threshold is chosen on validation", "Give the validation predictions with --val VAL.npz.")
     if options.data and files:
         raise UserError("--data is scored with the checkpoints of runs, and a predictions file has none")
     if options.out and len(files) + len(folders) > 1:
         raise UserError("--out takes the metrics of one predictions file or external set")
     if options.out and folders and not options.data:
         raise UserError("--out takes the metrics of a predictions file; a run keeps its metrics.json in its own folder")
-    if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
-        raise UserError(f"--out {options.out} is a file; it names a folder")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def operating_points(result):
     """Three small tables: thresholds on a class, multipliers of all classes, abstention."""
     points = result["operating_points"]
     if not points:
-        return ""
+        return "No validation predictions (--val): no temperature is fitted, no operating point chosen."
     kinds = {kind: [p for p in points if p["kind"] == kind] for kind in ("sensitivity", "abstention")}
     rules = [p for p in points if p["kind"] in ("macro_f1", "prior")]
     parts = ["Operating points, chosen on validation, tested once on test:"]
@@ -110,7 +110,8 @@ def several(results, seeds):
     errors = {label(path, results): [f for f in result["audit"] if f["severity"] == "error"]
               for path, result in results.items()}
     lines += [f"{name}: {f['rule']}: {f['saw']}" for name, found in errors.items() for f in found]
-    lines.append("Calibration, operating points and every class are in each run's metrics.json.")
+    if any(path.suffix != ".npz" for path in results):
+        lines.append("Calibration, operating points and every class are in each run's metrics.json.")
     return "\n".join(lines)
 
 

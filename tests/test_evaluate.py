@@ -115,6 +115,14 @@ def test_several_runs_print_one_line_each_and_the_majority_rule_once(run, capsys
                for name in ("tiny_kd", "teacher_tiny"))
 
 
+def test_runs_and_files_of_other_systems_stand_in_one_table(run, tmp_path, capsys):
+    path = save(tmp_path / "theirs.npz", **{key: predictions("test", 90)[key] for key in ("ids", "groups", "class_names")})
+    evaluate.main([str(run), str(path), "--replicates", "100"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("tiny_kd/seed_0 ") and lines[2].startswith(str(path)) and len(lines) == 6
+    assert lines[1].split()[1:] == lines[2].split()[1:]  # the same predictions
+
+
 def test_different_test_sets_are_told_apart(run, tmp_path, capsys):
     other = predictions("test", 90)
     make_run(tmp_path / "other" / "tiny_kd" / "seed_0", test__groups=other["ids"])
@@ -162,7 +170,7 @@ def test_labels_and_probabilities_are_enough(tmp_path, capsys):
     path = save(tmp_path / "theirs.npz")
     evaluate.main([str(path), "--replicates", "100"])
     shown = capsys.readouterr().out
-    assert "over 90 images, taken as independent" in shown
+    assert "over 90 images, taken as independent" in shown and "No validation predictions (--val)" in shown
     assert list(tmp_path.iterdir()) == [path]  # nothing is written unasked
     result = of_file(path)
     assert result["class_names"] == ["0", "1", "2"] and "val" not in result
@@ -260,7 +268,8 @@ def test_options_that_do_not_fit_are_refused(run, tmp_path):
     path, other = save(tmp_path / "a.npz"), save(tmp_path / "b.npz")
     for argv in ([run, "--out", tmp_path / "x"], [run, "--groups", tmp_path / "g.csv"],
                  [path, other, "--out", tmp_path / "x"], [path, "--out", other],
-                 [path, "--replicates", "5"], [path, "--group", "g.csv"], []):
+                 [path, "--replicates", "5"], [path, "--target", "mel"], [run, "--compare", "--groups", tmp_path / "g.csv"],
+                 [path, other, "--compare", "--val", path], [run, "--compare", "--out", other], [path, "--group", "g.csv"], []):
         with pytest.raises(UserError):
             evaluate.main([str(a) for a in argv])
 
