@@ -27,10 +27,10 @@ with contextlib.suppress(ImportError):
 
 
 def train(folder):
-    """Two networks with dropout, a KD and an AT term, four epochs."""
+    """Two networks with dropout, a KD and an AT term, batches made in a thread, four epochs."""
     torch.set_num_threads(1)
     data = small.data(folder=folder.parent / "cache")
-    options = small.options("--epochs", "4", "--beta", "100")
+    options = small.options("--epochs", "4", "--beta", "100", "--workers", "1")
     teacher = small.network(options, data, seed=7)
     student = small.network(options, data, seed=0)
     student.model.flatten = torch.nn.Sequential(student.model.flatten, torch.nn.Dropout(0.3))
