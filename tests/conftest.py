@@ -46,3 +46,15 @@ def full_disk(tmp_path):
         pytest.skip("a disk to fill needs Linux and the right to mount one")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """(run, root): a small run on files of many kinds with exports/ and a bundle beside it; tests copy what they change."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    import export
+    import exported as parts
+    run, root = parts.train(tmp_path_factory.mktemp("exported"))
+    export.main([str(run), "--max-flips", "0.5", "--calibration", "32"])
+    return run, root

@@ -1,0 +1,174 @@
+"""A run's checkpoint as files for other machines: each made, checked against the checkpoint, and only then written."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from kd import checkpoint, export, image, parity, predictions, quantization, runs, training
+from kd import data as kd_data
+from kd import onnx as kd_onnx
+from kd.errors import UserError
+
+FORMATS = ("onnx", "int8", "torchscript")
+FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torchscript": "model.ts.pt"}
+CLOSE = 1e-4  # largest difference of logits that a float export may have, of 1 or of the largest logit
+GROUPS = 8    # parts into which the layers are cut to find those that INT8 costs most
+
+
+@dataclass
+class Source:
+    """A finished run, its network with normalisation inside, its images, and its metadata for exported files."""
+
+    run: Path
+    network: torch.nn.Module
+    data: kd_data.Data
+    metadata: dict
+    held: dict  # {"val": Predictions, "test": Predictions}
+
+    @property
+    def size(self):
+        return self.data.size
+
+    def pixels(self, split, count=None):
+        """uint8 [n, S, S, 3] of a split in its order, or of `count` images drawn from it."""
+        rows = self.data.where(split)
+        if count is not None and count < len(rows):
+            rows = np.sort(np.random.default_rng(0).choice(rows, count, replace=False))
+        return image.centre_crop(self.data.pixels(rows), self.size)
+
+
+def open_run(run, registry, root=None, cache=None):
+    """Source of a run's folder. The images are held against the run's fingerprint, its predictions against its split."""
+    run = Path(run)
+    model, content = checkpoint.load(run / "best.pt", registry.create)
+    options = runs.read_yaml(run / "config.yaml")
+    known = runs.read_json(run / "environment.json").get("data", {})
+    asked = {"download": False, **options, "study": None, "name": None, "out": str(run), "split": str(run / "split.csv")}
+    asked.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None})
+    try:
+        data = training.load_data(asked, registry)
+    except KeyError as error:
+        raise UserError(f"{run / 'config.yaml'} lacks the option {error}") from None
+    except UserError as error:
+        raise UserError(error.message, error.hint if root else "Say with --root where the images of this run are now.") from None
+    if known.get("fingerprint") not in (None, data.fingerprint):
+        raise UserError(f"these are not the images of {run}: their fingerprint is {data.fingerprint}, the run's "
+                        f"{known['fingerprint']}", "Give the folder it was trained on with --root.")
+    held = dict(zip(("val", "test"), predictions.of_run(run)))
+    for split, one in held.items():
+        if one.ids.tolist() != data.ids[data.where(split)].tolist():
+            raise UserError(f"{run}/predictions/{split}.npz is of other images than split.csv says")
+    evaluated = runs.read_json(run / "metrics.json") if (run / "metrics.json").is_file() else None
+    if not (evaluated or {}).get("calibration"):
+        print(f"note: no temperature and thresholds go along: python evaluate.py {run.as_posix()} finds them")
+    return Source(run, export.deployed(model, content), data, export.describe(model, content, evaluated), held)
+
+
+def write(source, folder, formats, *, calibration, reduce_range, most_flips):
+    """Make, check and write the `formats` of a Source into `folder`; returns parity, the content of parity.json.
+
+    A check that fails is a UserError before anything is written; what was there before stays.
+    """
+    images = {split: source.pixels(split) for split in ("val", "test")}
+    reference = {split: export.logits(source.network, pixels) for split, pixels in images.items()}
+    told = {"checkpoint": source.metadata["provenance"]["weights"],
+            "predictions": {split: float(np.abs(reference[split] - source.held[split].logits).max()) for split in images},
+            "formats": {}}
+    run, model, contents = _Run(source, images, reference), None, {}
+    for name in sorted(formats, key=FORMATS.index):
+        more = {}
+        if name == "torchscript":
+            content = export.to_torchscript(source.network, source.size, source.metadata)
+            predict = run.torchscript(content)
+        else:
+            model = model or export.to_onnx(source.network, source.size, source.metadata)
+            content = model.SerializeToString()
+            if name == "int8":
+                content, more = int8(run, model, calibration, reduce_range, most_flips)
+            predict = run.onnx(content)
+        told["formats"][name] = {"file": FILES[name], "bytes": len(content), **more, **run.check(name, predict)}
+        contents[name] = content
+    if "int8" in told["formats"]:
+        told["formats"]["int8"]["share_of_float"] = told["formats"]["int8"]["bytes"] / len(model.SerializeToString())
+    for name, content in contents.items():
+        with runs.atomic(folder / FILES[name]) as file:
+            file.write(content)
+    runs.write_json(folder / "parity.json", told)
+    return told
+
+
+@dataclass
+class _Run:
+    """A Source with the images and the checkpoint's logits of validation and test."""
+
+    source: Source
+    images: dict
+    reference: dict
+
+    def onnx(self, content):
+        ready = kd_onnx.session(content, 1)
+        return lambda images: np.concatenate([ready.run(["logits"], {"image": images[k:k + 32]})[0]
+                                              for k in range(0, len(images), 32)])
+
+    def torchscript(self, content):
+        ready = torch.jit.load(io.BytesIO(content))
+        return lambda images: export.logits(ready, images)
+
+    def check(self, name, predict):
+        """{"batch_1", "batch_5", "val", "test"}: the largest differences of logits in batches of one and five,
+        from the checkpoint's (of INT8 from its own in large batches), and what parity.compare says."""
+        logits = {split: predict(images) for split, images in self.images.items()}
+        five, own = self.images["val"][:5], logits if name == "int8" else self.reference
+        largest = {"batch_1": np.concatenate([predict(one[None]) for one in five]), "batch_5": predict(five)}
+        largest = {key: float(np.abs(value - own["val"][:5]).max()) for key, value in largest.items()}
+        worst = max(*largest.values(), *(np.abs(logits[split] - own[split]).max() for split in logits))
+        if not worst <= CLOSE * max(1, np.abs(self.reference["val"]).max()):
+            raise UserError(f"the exported {FILES[name]} gives other logits than it should: they differ by up to {worst:.2g}",
+                            "It is not written. Another version of torch, onnxscript or onnxruntime may do better.")
+        temperature = self.source.metadata["temperature"]
+        return {**largest, **{split: parity.compare(self.source.held[split], self.reference[split], logits[split], temperature)
+                              for split in logits}}
+
+
+def int8(run, model, calibration, reduce_range, most_flips):
+    """(content, {"recipe", "recipes"}) of the INT8 file whose probabilities on validation are nearest to the checkpoint's.
+
+    Where that one changes more than `most_flips` of the labels, the group of layers that costs most is left
+    in float, up to three times; if this is not enough, a UserError.
+    """
+    folded = quantization.fold(model)
+    seen = quantization.observe(folded, run.source.pixels("train", calibration), lambda content: kd_onnx.session(content, 1))
+    reference, always, tried = run.reference["val"], quantization.float_nodes(folded), []
+
+    def attempt(name, keep):
+        ranges = {tensor: quantization.RECIPES[name](one) for tensor, one in seen.items()}
+        made = quantization.quantize(folded, ranges, keep=[*always, *keep], reduce_range=reduce_range)
+        export.label(made, {**run.source.metadata, "recipe": {"ranges": name, "float": keep, "reduce_range": reduce_range}})
+        content = made.SerializeToString()
+        logits = run.onnx(content)(run.images["val"])
+        tried.append({"ranges": name, "float": keep, "reduce_range": reduce_range, "bytes": len(content),
+                      "val_divergence": parity.divergence(reference, logits), "val_flips": parity.flips(reference, logits)})
+        bar.update()
+        return tried[-1], content
+
+    def best(attempts):
+        return min(attempts, key=lambda one: one[0]["val_divergence"])
+
+    with tqdm(desc="INT8 recipes", disable=None, delay=2, leave=False) as bar:
+        chosen = best([attempt(name, []) for name in quantization.RECIPES])
+        for _ in range(3):
+            if chosen[0]["val_flips"] <= most_flips:
+                break
+            name, keep = chosen[0]["ranges"], chosen[0]["float"]
+            chosen = best([chosen, *(attempt(name, [*keep, *group])
+                                     for group in quantization.groups(folded, GROUPS) if not set(group) <= set(keep))])
+    recipe = chosen[0]
+    if recipe["val_flips"] > most_flips:
+        raise UserError(f"INT8 changes the label of {recipe['val_flips']:.1%} of the validation images, more than --max-flips "
+                        f"{most_flips:g}, in each of {len(tried)} recipes", "Training must know of the rounding (quantisation-"
+                        "aware); networks without squeeze-and-excitation and with ReLU6 lose least. Or accept more.")
+    return chosen[1], {"recipe": recipe, "recipes": tried}

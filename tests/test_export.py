@@ -1,0 +1,98 @@
+"""An exported file computes what the checkpoint computes, says what it is, and is written whole or not at all."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import export
+from kd import checkpoint, image, quantization, runs
+from kd import export as kd_export
+from kd import onnx as kd_onnx
+from kd.errors import UserError
+
+
+@pytest.fixture
+def copy(exported, tmp_path):
+    """A run of one's own, with its exports."""
+    run, root = exported
+    return shutil.copytree(run, tmp_path / "study" / "model" / "seed_0")
+
+
+def pixels(run, root, split):
+    ids = runs.read_npz(run / "predictions" / f"{split}.npz")["ids"]
+    given = checkpoint.read(run / "best.pt")["input"]
+    return np.stack([image.centre_crop(image.square(root / i, given["resize"])[None], given["size"])[0] for i in ids])
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_the_float_file_gives_the_logits_of_the_predictions_at_any_batch(exported, split, batch):
+    run, root = exported
+    held = runs.read_npz(run / "predictions" / f"{split}.npz")
+    model, images = kd_onnx.Model(run / "exports" / "model.onnx"), pixels(run, root, split)
+    found = np.concatenate([model.logits(images[k:k + batch]) for k in range(0, len(images), batch)])
+    assert np.abs(found - held["logits"]).max() < 1e-4
+
+
+def test_the_int8_file_is_near_and_in_integers(exported):
+    onnx = pytest.importorskip("onnx")
+    run, root = exported
+    held = runs.read_npz(run / "predictions" / "test.npz")
+    found = kd_onnx.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
+    assert np.abs(found - held["logits"]).max() < 0.2 * np.abs(held["logits"]).max()
+    weights = [tensor for tensor in onnx.load(run / "exports" / "model.int8.onnx").graph.initializer if len(tensor.dims) == 4]
+    assert [tensor.data_type for tensor in weights if tensor.dims[0] > 1] == [onnx.TensorProto.INT8] * 5  # its convolutions
+    assert [list(tensor.dims) for tensor in weights if tensor.dims[0] == 1] == [[1, 3, 1, 1]] * 2  # normalisation
+
+
+def test_a_file_says_its_classes_input_temperature_thresholds_and_origin(exported):
+    run, _ = exported
+    content, evaluated = checkpoint.read(run / "best.pt"), runs.read_json(run / "metrics.json")
+    for name in ("model.onnx", "model.int8.onnx"):
+        model = kd_onnx.Model(run / "exports" / name)
+        assert model.class_names == content["class_names"]
+        assert model.metadata["input"] == content["input"]
+        assert model.temperature == evaluated["calibration"]["temperature"]
+        assert [(p["name"], p["threshold"]) for p in model.points] == [
+            (p["name"], p["threshold"]) for p in evaluated["operating_points"]]
+        assert model.metadata["provenance"]["arch"] == "tiny"
+        assert model.metadata["provenance"]["run"] == content["provenance"]["run"]
+        assert "seen" not in model.metadata["provenance"]  # ids of patients' images stay at home
+
+
+def test_a_file_holds_no_path_of_the_machine_that_made_it(exported):
+    run, _ = exported
+    for name in ("model.onnx", "model.int8.onnx"):
+        content = (run / "exports" / name).read_bytes()
+        assert not re.search(rb"site-packages|\w{4}\.py", content) and str(run.parents[3]).encode() not in content
+
+
+def test_parity_tells_what_was_lost(exported):
+    run, root = exported
+    told = runs.read_json(run / "exports" / "parity.json")
+    held = runs.read_npz(run / "predictions" / "test.npz")
+    found = kd_onnx.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
+    assert told["formats"]["int8"]["test"]["flips"] == pytest.approx((found.argmax(1) != held["logits"].argmax(1)).mean())
+    assert told["formats"]["onnx"]["test"]["flips"] == 0
+    assert max(told["predictions"].values()) < 1e-4
+    gap = told["formats"]["int8"]["test"]["macro_f1"]["difference"]
+    assert gap["lo"] <= gap["value"] <= gap["hi"]
+    tried = told["formats"]["int8"]["recipes"]
+    assert told["formats"]["int8"]["recipe"] == min(tried, key=lambda one: one["val_divergence"])
+    assert {one["ranges"] for one in tried} == set(quantization.RECIPES)
+
+
+def test_a_failed_check_writes_nothing_and_deletes_nothing(copy, monkeypatch):
+    before = {path.name: path.read_bytes() for path in (copy / "exports").iterdir() if path.name[0] != "."}
+
+    def wrong(network, size, metadata):
+        with_noise = kd_export.Deployed(network.model, [0.4] * 3, [0.3] * 3).eval()
+        return original(with_noise, size, metadata)
+
+    original = kd_export.to_onnx
+    monkeypatch.setattr(kd_export, "to_onnx", wrong)
+    with pytest.raises(UserError, match="gives other logits than it should"):
+        export.main([str(copy), "--formats", "onnx"])
+    assert before == {path.name: path.read_bytes() for path in (copy / "exports").iterdir() if path.name[0] != "."}

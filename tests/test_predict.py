@@ -1,0 +1,191 @@
+"""A file is answered as evaluation answered it, on a machine with three packages; what is broken is one line."""
+
+import csv
+import io
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import exported as parts
+import predict
+from kd import metrics, runs
+from kd import onnx as kd_onnx
+from kd.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+ALONE = ("predict.py", "kd/__init__.py", "kd/errors.py", "kd/image.py", "kd/metrics.py", "kd/onnx.py")
+
+
+@pytest.fixture
+def model(exported):
+    return exported[0] / "exports" / "model.onnx"
+
+
+def answered(capsys, *argv):
+    """(bad, rows of --format jsonl)."""
+    bad = predict.main([*map(str, argv), "--format", "jsonl"])
+    return bad, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_test_images_file_gives_the_logits_of_the_predictions_whatever_its_kind(exported, model):
+    run, root = exported
+    held, ready = runs.read_npz(run / "predictions" / "test.npz"), kd_onnx.Model(model)
+    kinds = {name.split("_", 1)[1] for name in held["ids"]}
+    assert kinds >= {kind for kind in parts.KINDS if kind != "plain.bmp"}, kinds
+    for name, logits in zip(held["ids"], held["logits"]):
+        assert np.abs(ready.logits(ready.pixels(root / name)[None])[0] - logits).max() < 1e-4, name
+
+
+def test_probabilities_are_those_of_the_predictions_after_temperature(exported, model, capsys):
+    run, root = exported
+    held = runs.read_npz(run / "predictions" / "test.npz")
+    temperature = runs.read_json(run / "metrics.json")["calibration"]["temperature"] or 1
+    bad, rows = answered(capsys, model, *(root / name for name in held["ids"]), "--batch", 4)
+    assert bad == 0 and [row["file"] for row in rows] == [str(root / name) for name in held["ids"]]
+    found = [[row["probabilities"][name] for name in held["class_names"]] for row in rows]
+    assert np.abs(np.array(found) - metrics.softmax(held["logits"].astype(np.float64) / temperature)).max() < 1e-4
+    assert [row["most_probable"] for row in rows] == held["class_names"][held["logits"].argmax(1)].tolist()
+
+
+def changed(model, path, **metadata):
+    """A copy of an exported file with other metadata; None removes a field."""
+    onnx = pytest.importorskip("onnx")
+    proto = onnx.load(model)
+    texts = {prop.key: prop.value for prop in proto.metadata_props}
+    texts.update({key: value if value is None or key == "format" else json.dumps(value) for key, value in metadata.items()})
+    del proto.metadata_props[:]
+    for key, value in texts.items():
+        if value is not None:
+            proto.metadata_props.add(key=key, value=value)
+    onnx.save(proto, path)
+    return path
+
+
+def test_thresholds_are_of_raw_probabilities_and_abstention_leaves_the_label_out(exported, model, tmp_path, capsys):
+    run, root = exported
+    held = runs.read_npz(run / "predictions" / "test.npz")
+    raw = metrics.softmax(held["logits"].astype(np.float64))
+    keep, bar = float(np.median(raw.max(1))), float(np.median(raw[:, 1]))
+    points = [{"name": "a", "kind": "abstention", "class": None, "threshold": keep, "promised": 0.1},
+              {"name": "s", "kind": "sensitivity", "class": "green", "threshold": bar, "promised": 0.95}]
+    file = changed(model, tmp_path / "m.onnx", operating_points=points, temperature=5.0)
+    _, rows = answered(capsys, file, *(root / name for name in held["ids"]))
+    clear = np.abs(raw.max(1) - keep) > 1e-4
+    assert [row["label"] is None for row, c in zip(rows, clear) if c] == (raw.max(1) < keep)[clear].tolist()
+    clear = np.abs(raw[:, 1] - bar) > 1e-4
+    assert [row["called"] == ["green"] for row, c in zip(rows, clear) if c] == (raw[:, 1] >= bar)[clear].tolist()
+
+
+def test_the_three_formats_say_the_same(exported, model, capsys):
+    _, root = exported
+    files = [str(path) for path in sorted((root / "red").iterdir())[:3]]
+    _, rows = answered(capsys, model, *files)
+    predict.main([str(model), *files, "--format", "csv"])
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [float(line["p_red"]) for line in table] == [row["probabilities"]["red"] for row in rows]
+    assert [line["label"] or None for line in table] == [row["label"] for row in rows]
+    predict.main([str(model), *files])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == [row["label"] or "abstains" for row in rows]
+
+
+def huge(side):
+    """A PNG whose header promises a square of `side` pixels."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(1000))))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+                                          for kind, body in chunks)
+
+
+def test_bad_files_are_marked_and_passed_over(exported, model, tmp_path, capsys):
+    _, root = exported
+    good = sorted((root / "red").iterdir())[0]
+    (tmp_path / "a_text.jpg").write_text("no image")
+    (tmp_path / "b_empty.png").touch()
+    (tmp_path / "c_cut.jpg").write_bytes((root / "red" / "06_plain.jpg").read_bytes()[:200])
+    shutil.copy(good, tmp_path / f"d_good{good.suffix}")
+    (tmp_path / "e_folder.jpg").mkdir()
+    (tmp_path / "f_huge.png").write_bytes(huge(50_000))
+    bad, rows = answered(capsys, model, tmp_path, tmp_path / "missing.jpg", tmp_path / "e_folder.jpg" / "x.png", "--batch", 2)
+    assert [("error" in row, Path(row["file"]).name[0]) for row in rows] == [
+        (True, "a"), (True, "b"), (True, "c"), (False, "d"), (True, "f"), (True, "m"), (True, "x")]
+    assert "pixels are too many" in rows[4]["error"]
+    assert bad == 6 and all("\n" not in row["error"] for row in rows if "error" in row)
+    with pytest.raises(UserError, match="not one image could be read"):
+        predict.main([str(model), str(tmp_path / "a_text.jpg")])
+
+
+def broken_models(model, folder):
+    content = model.read_bytes()
+    (folder / "cut.onnx").write_bytes(content[:len(content) // 2])
+    (folder / "empty.onnx").touch()
+    (folder / "text.onnx").write_text("hello")
+    changed(model, folder / "foreign.onnx", format=None)
+    changed(model, folder / "no_classes.onnx", class_names=None)
+    changed(model, folder / "few_classes.onnx", class_names=["a", "b"])
+    changed(model, folder / "no_size.onnx", input={"resize": 36})
+    changed(model, folder / "other_size.onnx", input={"resize": 64, "size": 64, "interpolation": "bilinear"})
+    changed(model, folder / "cold.onnx", temperature=0)
+    changed(model, folder / "points.onnx", operating_points=[{"kind": "abstention"}])
+    import onnx
+    proto = onnx.load(model)
+    proto.opset_import[0].version = 9999
+    onnx.save(proto, folder / "opset.onnx")
+    proto = onnx.load(model)
+    proto.ir_version = 99
+    onnx.save(proto, folder / "ir.onnx")
+    return {"cut.onnx": "cannot load", "empty.onnx": "cannot load", "text.onnx": "cannot load",
+            "foreign.onnx": "is no model that export.py wrote", "no_classes.onnx": "lacks metadata: class_names",
+            "few_classes.onnx": "its output", "no_size.onnx": "input", "other_size.onnx": "its input",
+            "cold.onnx": "temperature", "points.onnx": "operating_points", "opset.onnx": "cannot load",
+            "ir.onnx": "cannot load", ".": "is a folder", "missing.onnx": "no such file"}
+
+
+def test_a_broken_or_foreign_model_is_one_line(exported, model, tmp_path):
+    pytest.importorskip("onnx")
+    image = next((exported[1] / "red").iterdir())
+    for name, said in broken_models(model, tmp_path).items():
+        with pytest.raises(UserError, match=said) as error:
+            predict.main([str(tmp_path / name), str(image)])
+        assert "\n" not in error.value.message, name
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["MODEL"], "no image named"), (["MODEL", "EMPTY"], "no image at or below"), (["MODEL", "x.png", "--batch", "0"], "--batch"),
+    (["MODEL", "--check"], "no such file")])
+def test_wrong_use_is_one_line(model, tmp_path, argv, said):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=said):
+        predict.main([str(model) if word == "MODEL" else str(tmp_path / "empty") if word == "EMPTY" else word for word in argv])
+
+
+BLOCKED = """
+import runpy, sys
+class Refuse:
+    allowed = set(sys.stdlib_module_names) | {"numpy", "PIL", "onnxruntime", "kd", "defusedxml"}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in self.allowed:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Refuse())
+sys.argv = sys.argv[1:]
+sys.path.insert(0, ".")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_six_files_and_a_model_in_an_empty_folder_are_enough_without_torch(exported, model, tmp_path):
+    for name in ALONE:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copy(model, tmp_path / "model.onnx")
+    image = next((exported[1] / "red").iterdir())
+    done = subprocess.run([sys.executable, "-I", "-c", BLOCKED, "predict.py", "model.onnx", str(image)],
+                          cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": "", "PATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert str(image) in done.stdout
