@@ -126,6 +126,8 @@ def test_a_class_without_labels_keeps_its_multiplier_and_zero_probabilities_do_n
     probabilities = np.hstack([probabilities, np.zeros((100, 1))])
     found = operating.macro_f1_multipliers(labels, probabilities)
     assert found[3] == 1 and np.isfinite(found).all() and (found > 0).all()
+    probabilities[::9, 3] = .9  # it is even predicted
+    assert operating.macro_f1_multipliers(labels, probabilities)[3] == 1
 
 
 def test_prior_correction_is_bayes_rule_for_other_shares():
