@@ -55,7 +55,8 @@ def everything(paths):
                    if foreign.has_tables(place)]
         if not own and not tables_:
             raise UserError(f"nothing to audit in {path}",
-                            f"A run has {runs.TEST.as_posix()} or metrics.json; another system's tables are {', '.join(foreign.TABLES)}.")
+                            f"A run has {runs.TEST.as_posix()} or metrics.json; another system's tables are "
+                            f"{', '.join(foreign.TABLES)}.")
         found, others = found + sorted(own), others + tables_
     return study(found, others)
 

@@ -140,10 +140,12 @@ def over_runs(folders):
             cases += problem
     for study in dict.fromkeys(Path(folder).parent.parent for folder in folders):
         if (study / "comparison.csv").exists():
-            rows, problem = _tried(runs.read_csv, study / "comparison.csv", required=("model", "metric", "model_value"))
+            rows, problem = _tried(runs.read_csv, study / "comparison.csv",
+                                   required=("model", "metric", "model_value"))
             named = {}
             for row in rows or ():
-                for name, text in ((row["model"], row["model_value"]), (row.get("reference"), row.get("reference_value"))):
+                for side in ("model", "reference"):
+                    name, text = row.get(side), row.get(f"{side}_value")
                     if name and row["metric"] in METRICS and math.isfinite(number(text)):
                         case = named.setdefault(name, Case(name, stated=True, sources=["comparison.csv"],
                                                            traced=runs.is_run(study / name) or name.endswith(".npz")))

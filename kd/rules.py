@@ -79,11 +79,13 @@ def ece_is_error_rate(figures):
         if wrong <= 0.01:
             continue  # of a network that is nearly always right, confidences may well all be nearly 1
         for suffix in ("", "_calibrated"):
-            eces = {name + suffix: held[name + suffix] for name in ("ece", "ece_equal_mass") if name + suffix in held}
+            names = (name + suffix for name in ("ece", "ece_equal_mass"))
+            eces = {name: held[name] for name in names if name in held}
             brier = held.get("brier" + suffix)
             if brier and abs(brier.value - 2 * wrong) > 0.005 + brier.tolerance:
                 continue  # of confidences of 1 it is twice the error rate; so the others are equal by chance
-            if eces and all(abs(ece.value - wrong) <= min(5e-4, 0.01 * wrong) + ece.tolerance * (ece.tolerance < 1e-3)
+            near = min(5e-4, 0.01 * wrong)
+            if eces and all(abs(ece.value - wrong) <= near + ece.tolerance * (ece.tolerance < 1e-3)
                             for ece in eces.values()):
                 shown = ", ".join(f"{name} is {ece}" for name, ece in eces.items())
                 saw = f"on {split} 1 - accuracy is {wrong:.5f}, and {shown}"
@@ -115,7 +117,8 @@ def _tables(figures):
       "every calibrated figure with them. A perfect or tiny validation set does it.",
       "Report raw figures only, or fit on a larger validation set.")
 def temperature_at_bound(temperature):
-    value, lo, hi, before, after = (temperature.get(key, math.nan) for key in ("value", "lo", "hi", "before", "after"))
+    value, lo, hi, before, after = (temperature.get(key, math.nan)
+                                    for key in ("value", "lo", "hi", "before", "after"))
     shown = "" if math.isnan(value) else f" {value:.4g}"
     if value > 0 and lo > 0 and value <= lo * 1.01 or value <= 0:
         yield f"temperature{shown}, and the lower bound of its search is {lo:.4g}"
@@ -150,7 +153,7 @@ def idle_threshold(points, figures=(), test=None):
 
 
 def _idle_on(point, test):
-    """Where no answer changes. An honest search may end there, so it is no error."""
+    """Where no answer changes. On few images an honest search may end there, so it is a note."""
     p, names = test.probabilities, test.class_names
     if point.weights and set(point.weights) == set(names):
         weights = np.array([point.weights[name] for name in names])
@@ -158,7 +161,7 @@ def _idle_on(point, test):
             yield "note", f"{point.name}: these weights change none of {len(p):,} predictions on test"
     sensitivity, specificity = (point.figures.get(name) for name in ("sensitivity", "specificity"))
     if sensitivity and specificity and (sensitivity.value, specificity.value) in ((0, 1), (1, 0)):
-        yield "warning", (f"{point.name}: on test {'every' if sensitivity.value else 'no'} image is called positive "
+        yield "note", (f"{point.name}: on test {'every' if sensitivity.value else 'no'} image is called positive "
                           f"(sensitivity {sensitivity.value:g}, specificity {specificity.value:g})")
 
 
@@ -193,7 +196,8 @@ def idle_corruption(cases):
         equal = [(case, same) for case, same in held if same]
         if equal:
             # a sum of logarithms never agrees by chance; counts do, but not in every model on many images
-            accuracies = [scores["accuracy"] for case, _ in held for scores in case.corruptions.values() if "accuracy" in scores]
+            accuracies = [scores["accuracy"] for case, _ in held for scores in case.corruptions.values()
+                          if "accuracy" in scores]
             sure = any(CONTINUOUS & set(same) for _, same in equal) or (
                 len(equal) == len(held) > 1 and _images(accuracies) >= 500)
             shown = ", ".join(f"{name} {figure.value:.10g}" for name, figure in equal[0][1].items())
@@ -204,7 +208,8 @@ def idle_corruption(cases):
 
 def _images(accuracies):
     """How many images these accuracies are of, at least: they are shares k / n, given to many digits."""
-    return max((Fraction(f.value).limit_denominator(10 ** 4).denominator for f in accuracies if f.tolerance < 1e-9), default=0)
+    return max((Fraction(f.value).limit_denominator(10 ** 4).denominator for f in accuracies if f.tolerance < 1e-9),
+               default=0)
 
 
 def _equal_scores(scores, others):
@@ -283,17 +288,20 @@ def constant_predictions(confusions, class_names, val=None, test=None):
             continue
         top, share = int(called.argmax()), called.max() / total
         if held is not None and np.ptp(held.probabilities, axis=0).max() < 1e-6:
-            yield f"all {total:,} {split} images get the same probabilities, {held.probabilities[0].max():.3f} for {class_names[top]}"
+            yield (f"all {total:,} {split} images get the same probabilities, {held.probabilities[0].max():.3f} for "
+                   f"{class_names[top]}")
         elif share == 1 or share >= 0.99 and support.max() <= 0.97 * total:
             # a weak network on few images comes to this honestly
-            yield "warning", f"{'all' if share == 1 else f'{share:.1%} of'} {total:,} {split} images are called {class_names[top]}"
+            many = "all" if share == 1 else f"{share:.1%} of"
+            yield "warning", f"{many} {total:,} {split} images are called {class_names[top]}"
 
 
 @rule("warning", "A network that has learnt nothing but the most frequent class scores exactly this.",
       "Look at the confusion matrix, at macro-F1 and balanced accuracy, and whether the weights were loaded.")
 def accuracy_is_majority_share(figures, majority, confusions=None):
     name, share, counted = majority
-    if "test" in (confusions or {}) and measures.balanced_accuracy(confusions["test"]) > 1 / len(confusions["test"]) + 0.05:
+    counts = (confusions or {}).get("test")
+    if counts is not None and measures.balanced_accuracy(counts) > 1 / len(counts) + 0.05:
         return  # equal by chance: it knows other classes
     for figure in _one_each(f for f in figures if (f.metric, f.split) == ("accuracy", "test")):
         if abs(figure.value - share) <= (1e-9 if counted else figure.tolerance + 0.005):
@@ -434,7 +442,7 @@ def shared_by_splits(split=(), val=None, test=None):
         parts = sorted({part for counts in shared.values() for part in counts})
         held_out = sum(counts["test"] for counts in shared.values())
         tested = sum(row["split"] == "test" for row in split)
-        # official splits share a few identical images; fewer than one in a hundred move no figure beyond its interval
+        # official splits share a few identical images; less than one in a hundred moves no figure beyond its interval
         severe = key == "group" or held_out >= 0.01 * max(tested, 1)
         yield "error" if severe else "warning", (
             f"{len(shared):,} {what} are in more than one split ({', '.join(parts)}), among them {held_out:,} of "
@@ -459,7 +467,8 @@ def split_not_seen(cases):
 def absent_class(class_names, confusions=None, split=()):
     support = {part: dict(zip(class_names, counts.sum(1))) for part, counts in (confusions or {}).items()}
     if split:
-        support = {part: Counter(row["label"] for row in split if row["split"] == part) for part in ("train", "val", "test")}
+        support = {part: Counter(row["label"] for row in split if row["split"] == part)
+                   for part in ("train", "val", "test")}
         if not set(class_names) & set(support["train"]):
             return  # labels of another spelling
     for part, counts in support.items():
@@ -483,7 +492,7 @@ def test_above_val(val, test):
               if min(len(np.unique(part.clusters[part.labels == k])) for part in (val, test)) >= 5]
     if len(labels) < 2:
         return
-    v, t = (_macro_f1(part, labels, bootstrap.resample(bootstrap.clusters(part.clusters)[1], 0)) for part in (val, test))
+    v, t = (_macro_f1(part, labels, 0) for part in (val, test))
     if t[0] <= v[0]:
         return
     drawn_v, drawn_t = (np.sort(_macro_f1(part, labels)[1:]) for part in (val, test))
@@ -492,16 +501,16 @@ def test_above_val(val, test):
         return
     below = np.searchsorted(drawn_t, drawn_v, "right").mean() / len(drawn_t)  # of all pairs: test is no better
     if below < (1 - CONFIDENCE) / 2:
-        some = "" if len(labels) == len(val.class_names) else f" of the {len(labels)} classes with 5 lesions or more in both"
-        yield (f"macro-F1{some} is {t[0]:.3f} on test and {v[0]:.3f} on validation: in {below:.2%} of pairs of bootstrap "
-               f"replicates test is not above, less than a {CONFIDENCE:.1%} interval allows")
+        some = "" if len(labels) == len(val.class_names) else f" of the {len(labels)} classes with 5 lesions in both"
+        yield (f"macro-F1{some} is {t[0]:.3f} on test and {v[0]:.3f} on validation: in {below:.2%} of pairs of "
+               f"bootstrap replicates test is not above, less than a {CONFIDENCE:.1%} interval allows")
 
 
-def _macro_f1(part, labels, weights=None):
-    """[B] macro-F1 over the classes in `labels`; weights [B, G], or None for bootstrap.resample's."""
+def _macro_f1(part, labels, replicates=bootstrap.REPLICATES):
+    """[1 + B] macro-F1 over the classes in `labels`, of the sample and of replicates by clusters."""
     index, count = bootstrap.clusters(part.clusters)
     counts = bootstrap.confusions(part.labels, part.probabilities.argmax(1), len(part.class_names), index,
-                                  bootstrap.resample(count) if weights is None else weights)
+                                  bootstrap.resample(count, replicates))
     missing = (counts.sum(-1)[:, labels] == 0).any(1)
     return np.where(missing, np.nan, measures.f1(counts)[:, labels].mean(1))
 
@@ -512,22 +521,23 @@ def _macro_f1(part, labels, weights=None):
 def other_preprocessing(inputs, curves=None, val=None):
     told = {source: held for source, held in inputs.items() if isinstance(held, dict)}
     for (a, one), (b, other) in itertools.combinations(told.items(), 2):
-        differing = [key for key in one if key in other and None not in (one[key], other[key]) and one[key] != other[key]]
+        both = [key for key in one if None not in (one[key], other.get(key))]
+        differing = [f"{key} {other[key]}, not {one[key]}" for key in both if one[key] != other[key]]
         if differing:
-            yield f"{b} says another input than {a}: " + ", ".join(f"{key} {other[key]}, not {one[key]}" for key in differing)
+            yield f"{b} says another input than {a}: {', '.join(differing)}"
     curves = curves or {}
     if val is not None and {"val_accuracy", "val_macro_f1"} <= set(curves) and curves["val_macro_f1"]:
         best = int(np.argmax(curves["val_macro_f1"]))
         then, now = curves["val_accuracy"][best], float((val.probabilities.argmax(1) == val.labels).mean())
         if abs(then - now) > 0.02 + 1 / len(val.labels):
-            yield (f"validation accuracy was {then:.4f} when the weights were kept (the best epoch of history.csv) and is "
-                   f"{now:.4f} in predictions/val.npz")
+            yield (f"validation accuracy was {then:.4f} when the weights were kept (the best epoch of history.csv) "
+                   f"and is {now:.4f} in predictions/val.npz")
 
 
 @rule("error", "One of them is of another run, another split or another day, and no reader can tell which.",
       "Give every figure the run it is from, and print each from that run's files alone.", of="figures")
-def two_figures(several):
-    for model, members in _by_model(several).items():
+def two_figures(cases):
+    for model, members in _by_model(cases).items():
         if any(case.namesakes > 1 for case in members):
             continue
         seeds = {case.seed for case in members if case.seed}
@@ -555,8 +565,8 @@ def _by_model(several):
     short = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in models}
     tables_of = {name: {source for case in members for source in case.sources} for name, members in models.items()}
     for name in list(models):
-        longer = [other for other in models if other != name and len(short[name]) >= 5 and short[name] in short[other]]
-        if len(longer) == 1 and not models[name][0].folder and not tables_of[name] & tables_of[longer[0]]:
+        longer = [other for other in models if other != name and short[name] in short[other]]
+        if len(short[name]) >= 5 and len(longer) == 1 and not models[name][0].folder and not tables_of[name] & tables_of[longer[0]]:
             models[longer[0]] += models.pop(name)
     return models
 

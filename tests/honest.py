@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kd import bootstrap, calibration, metrics, runs
+from kd import evaluation, metrics, runs
 from kd.predictions import Predictions
 
 HAM = {"akiec": .033, "bcc": .051, "bkl": .110, "df": .011, "mel": .111, "nv": .669, "vasc": .015}
@@ -34,18 +34,8 @@ def pair(rng, n=2000, **options):
 
 
 def result(val, test, replicates=40):
-    """As much of metrics.json as the audit looks at, from what evaluation computes."""
-    fit = calibration.fit_temperature(val.logits, val.labels)
-    after = metrics.softmax(test.logits / fit.value) if fit.ok else None
-    return {"class_names": test.class_names,
-            "val": bootstrap.measure(val.labels, val.probabilities, val.groups, val.class_names, replicates),
-            "test": bootstrap.measure(test.labels, test.probabilities, test.groups, test.class_names, replicates,
-                                      calibrated=after),
-            "confusion": metrics.confusion(test.labels, test.probabilities.argmax(1), len(test.class_names)).tolist(),
-            "calibration": {"temperature": fit.value if fit.ok else None, "bounds": [fit.lo, fit.hi],
-                            "reason": fit.reason, "nll_val_before": fit.nll_before,
-                            "nll_val_after": fit.nll_after if fit.ok else None},
-            "operating_points": []}
+    """What evaluation would write to metrics.json, with few replicates."""
+    return evaluation.evaluate(val, test, evaluation.Settings(replicates=replicates)).result
 
 
 def write(folder, val, test, role="student", history=True, evaluated=None, seed=0, robustness=False, **environment):
@@ -59,8 +49,8 @@ def write(folder, val, test, role="student", history=True, evaluated=None, seed=
     if history:
         runs.write_csv(folder / "history.csv", [
             {"epoch": e, "lr": .001, "loss": 2 / e + rng.uniform(0, .1), "val_loss": 1.5 / e + rng.uniform(0, .1),
-             "val_accuracy": best[0] - (5 - e) * rng.uniform(.01, .02), "val_macro_f1": best[1] - (5 - e) * rng.uniform(.01, .02),
-             "seconds": 20.} for e in range(1, 6)])
+             "val_accuracy": best[0] - (5 - e) * rng.uniform(.01, .02),
+             "val_macro_f1": best[1] - (5 - e) * rng.uniform(.01, .02), "seconds": 20.} for e in range(1, 6)])
     runs.write_yaml(folder / "config.yaml", {"data": "toy", "size": 64, "seeds": [seed]})
     runs.write_json(folder / "environment.json", {"role": role, "arch": "tiny", **environment})
     rows = [{"id": i, "group": g, "label": held.class_names[y], "split": part, "sha256": f"{part}{i}"}
@@ -70,8 +60,9 @@ def write(folder, val, test, role="student", history=True, evaluated=None, seed=
     runs.write_csv(folder / "split.csv", rows)
     if robustness:
         noise = rng.normal(size=test.logits.shape)
-        runs.write_csv(folder / "robustness.csv", [scores(tag, test, test.logits + size * noise) for tag, size in
-                                                   (("clean", 0), ("jpeg_90", .02), ("jpeg_50", .2), ("contrast_0.6", 2))])
+        sizes = {"clean": 0, "jpeg_90": .02, "jpeg_50": .2, "contrast_0.6": 2}
+        runs.write_csv(folder / "robustness.csv", [scores(tag, test, test.logits + size * noise)
+                                                   for tag, size in sizes.items()])
     if evaluated is not None:
         runs.write_json(folder / "metrics.json", evaluated)
     return folder

@@ -1,6 +1,7 @@
 """Each rule of the audit names what it is about when it is there, and is silent when it nearly is."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,48 +193,59 @@ def table(folder, name, text):
     return audit.tables(folder)
 
 
-ROBUST = "model,tag,acc,macro_f1\n"
+def robust(folder, *lines):
+    return table(folder, "robustness.csv", "\n".join(("model,tag,acc,macro_f1", *lines, "")))
+
+
+def everywhere(accuracy):
+    """The same accuracy of three models, clean and blurred."""
+    return [f"{model},{tag},{accuracy},.656" for model in "abc" for tag in ("clean", "blur_1")]
 
 
 @example("idle-corruption", True)
 def a_level_scores_as_the_clean_images(tmp_path):
-    return table(tmp_path, "robustness.csv", ROBUST + "a,clean,0.810379241516966,.6561234\na,blur_1,0.810379241516966,.6561234\n")
+    return robust(tmp_path, "a,clean,0.810379241516966,.6561234", "a,blur_1,0.810379241516966,.6561234")
 
 
 @example("idle-corruption", True)
 def a_level_scores_as_another(tmp_path):
-    return table(tmp_path, "robustness.csv", ROBUST + "a,blur_2,0.810379241516966,.656\na,blur_1,0.810379241516966,.656\n")
+    return robust(tmp_path, "a,blur_2,0.810379241516966,.656", "a,blur_1,0.810379241516966,.656")
 
 
 @example("idle-corruption", False)
 def as_many_right_and_others(tmp_path):
-    return table(tmp_path, "robustness.csv", ROBUST + "a,jpeg_90,0.8158682634730539,.663\na,jpeg_50,0.8158682634730539,.659\n")
+    return robust(tmp_path, "a,jpeg_90,0.8158682634730539,.663", "a,jpeg_50,0.8158682634730539,.659")
 
 
 @example("idle-corruption", False)
 def equal_when_rounded(tmp_path):
-    return table(tmp_path, "robustness.csv", ROBUST + "a,clean,0.810,.656\na,blur_1,0.810,.656\n")
+    return robust(tmp_path, "a,clean,0.810,.656", "a,blur_1,0.810,.656")
 
 
-@pytest.mark.parametrize("text, severity", [
-    ("model,tag,acc,nll\na,clean,.5,.6561234567\na,blur_1,.5,.6561234567\n", "error"),            # a sum of logarithms
-    (ROBUST + "".join(f"{m},{t},0.810379241516966,.656\n" for m in "abc" for t in ("clean", "blur_1")), "error"),
-    (ROBUST + "".join(f"{m},{t},0.816666666666667,.656\n" for m in "abc" for t in ("clean", "blur_1")), "warning"),  # of 60
-    (ROBUST + "a,clean,0.810379241516966,.656\na,blur_1,0.810379241516966,.656\n", "warning"),    # one model
+@pytest.mark.parametrize("lines, severity", [
+    (everywhere("0.810379241516966"), "error"),        # of 2,004 images
+    (everywhere("0.816666666666667"), "warning"),      # of 60
+    (everywhere("0.810379241516966")[:2], "warning"),  # of one model
 ])
-def test_equal_scores_under_a_corruption_are_an_error_only_beyond_chance(tmp_path, text, severity):
-    found, = (f for f in table(tmp_path, "robustness.csv", text) if f["rule"] == "idle-corruption")
+def test_equal_counts_under_a_corruption_are_an_error_only_beyond_chance(tmp_path, lines, severity):
+    found, = (f for f in robust(tmp_path, *lines) if f["rule"] == "idle-corruption")
     assert found["severity"] == severity, found["saw"]
+
+
+def test_an_equal_sum_of_logarithms_is_beyond_chance(tmp_path):
+    found, = (f for f in table(tmp_path, "robustness.csv", "model,tag,nll\na,clean,.6561234567\na,blur,.6561234567\n")
+              if f["rule"] == "idle-corruption")
+    assert found["severity"] == "error"
 
 
 @example("unclear-corruption", True)
 def gaussian_what(tmp_path):
-    return table(tmp_path, "robustness.csv", ROBUST + "a,gaussian_0.1,.5,.5\n")
+    return robust(tmp_path, "a,gaussian_0.1,.5,.5")
 
 
 @example("unclear-corruption", False)
 def gaussian_noise(tmp_path):
-    return table(tmp_path, "robustness.csv", ROBUST + "a,gaussian_noise_0.1,.5,.5\n")
+    return robust(tmp_path, "a,gaussian_noise_0.1,.5,.5")
 
 
 # ---- runs that are one run
@@ -325,24 +337,24 @@ def worse_than_guessing(_):
 
 @example("far-below-majority", False)
 def priors_thrown_away(_):
-    return judged(test=answered(np.where(np.arange(len(TEST.labels)) % 3, np.arange(len(TEST.labels)) % 7, TEST.labels)))
+    places = np.arange(len(TEST.labels))
+    return judged(test=answered(np.where(places % 3, places % 7, TEST.labels)))
+
+
+def reordered(part, order):
+    return replace(part, logits=part.logits[:, order], probabilities=part.probabilities[:, order])
 
 
 @example("label-order", True)
 def another_class_list(_):
     order = [TEST.class_names.index(name) for name in "nv mel bkl bcc akiec vasc df".split()]
-    held = [Predictions(p.labels, p.logits[:, order], p.probabilities[:, order], p.ids, p.groups, p.class_names)
-            for p in (VAL, TEST)]
-    return judged(val=held[0], test=held[1])
+    return judged(val=reordered(VAL, order), test=reordered(TEST, order))
 
 
 @example("label-order", True)
 def two_rare_classes_exchanged(_):
     val, test = honest.pair(np.random.default_rng(5), 2000, skill=5.0)
-    order = [0, 1, 2, 6, 4, 5, 3]
-    test = Predictions(test.labels, test.logits[:, order], test.probabilities[:, order], test.ids, test.groups,
-                       test.class_names)
-    return audit.metrics({}, val, test)
+    return audit.metrics({}, val, reordered(test, [0, 1, 2, 6, 4, 5, 3]))
 
 
 @example("label-order", False)
@@ -413,13 +425,12 @@ def an_image_in_train_and_test(tmp_path):
 
 @example("shared-by-splits", True)
 def predictions_that_share_lesions(_):
-    val = Predictions(VAL.labels, VAL.logits, VAL.probabilities, VAL.ids, np.resize(TEST.groups, len(VAL.labels)), VAL.class_names)
-    return judged(val=val)
+    return judged(val=replace(VAL, groups=np.resize(TEST.groups, len(VAL.labels))))
 
 
 @example("shared-by-splits", False)
 def a_lesion_with_two_images_in_one_split(tmp_path):
-    return split(tmp_path, lambda part: part["test"][0].update(group=part["test"][1]["group"], sha256=part["test"][1]["sha256"]))
+    return split(tmp_path, lambda part: part["test"][0].update({k: part["test"][1][k] for k in ("group", "sha256")}))
 
 
 @example("shared-by-splits", False)
@@ -450,15 +461,13 @@ def split_is_there(tmp_path):
     return audit.run(honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST))
 
 
-def without(part, k):
-    keep = part.labels != k
-    return Predictions(part.labels[keep], part.logits[keep], part.probabilities[keep], part.ids[keep], part.groups[keep],
-                       part.class_names)
+def only(part, keep):
+    return replace(part, **{name: getattr(part, name)[keep] for name in ("labels", "logits", "probabilities", "ids", "groups")})
 
 
 @example("absent-class", True)
 def no_test_image_of_df(_):
-    return judged(test=without(TEST, 3))
+    return judged(test=only(TEST, TEST.labels != 3))
 
 
 @example("absent-class", True)
@@ -468,9 +477,7 @@ def no_training_image_of_df(tmp_path):
 
 @example("absent-class", False)
 def one_test_image_of_df(_):
-    keep = (TEST.labels != 3) | (np.cumsum(TEST.labels == 3) == 1)
-    return judged(test=Predictions(TEST.labels[keep], TEST.logits[keep], TEST.probabilities[keep], TEST.ids[keep],
-                                   TEST.groups[keep], TEST.class_names))
+    return judged(test=only(TEST, (TEST.labels != 3) | (np.cumsum(TEST.labels == 3) == 1)))
 
 
 # ---- scores that do not fit together
@@ -484,14 +491,14 @@ def the_test_images_were_in_training(_):
 @example("test-above-val", False)
 def a_little_above(_):
     rng = np.random.default_rng(4)
-    val, test = (answered(np.where(rng.random(len(p.labels)) < share, p.labels, NV), p) for p, share in ((VAL, .60), (TEST, .65)))
+    val, test = (answered(np.where(rng.random(len(p.labels)) < share, p.labels, NV), p)
+                 for p, share in ((VAL, .60), (TEST, .65)))
     return audit.metrics({}, val, test)
 
 
 @example("test-above-val", False)
 def a_handful_of_lesions(_):
-    val, test = (Predictions(p.labels[:8], p.logits[:8], p.probabilities[:8], p.ids[:8], p.groups[:8], p.class_names)
-                 for p in (answered(np.full(len(VAL.labels), NV), VAL), answered(TEST.labels)))
+    val, test = (only(p, slice(8)) for p in (answered(np.full(len(VAL.labels), NV), VAL), answered(TEST.labels)))
     return audit.metrics({}, val, test)
 
 
@@ -522,8 +529,7 @@ def the_same_size_and_nearly_the_same_validation(tmp_path):
 def metrics_of_another_day(tmp_path):
     result = copy.deepcopy(RESULT)
     result["test"]["accuracy"]["value"] -= .03
-    return audit.run(honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=result)) + \
-        study(tmp_path, ("a_kd", 0, "student", VAL, TEST), ("b_kd", 0, "student", *honest.pair(RNG, 300)), evaluated=result)
+    return audit.run(honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=result))
 
 
 @example("two-figures", True)
@@ -589,17 +595,16 @@ def a_seed_that_is_gone(tmp_path):
 @example("run-not-found", True)
 def a_compared_model_that_is_gone(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=RESULT)
-    runs.write_csv(tmp_path / "toy/comparison.csv", [
-        {"reference": "teacher_x", "model": "a_kd", "metric": "accuracy", "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
+    runs.write_csv(tmp_path / "toy/comparison.csv", [{"reference": "teacher_x", "model": "a_kd", "metric": "accuracy",
+                                                      "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
     return audit.study([folder])
 
 
 @example("run-not-found", False)
 def a_table_beside_its_runs(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=RESULT)
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables/calibration.csv").write_text(f"model,seed,accuracy\na_kd,seed_0,{1 - WRONG}\n", encoding="utf-8")
-    return audit.study([folder], [tmp_path / "tables"])
+    (tmp_path / "calibration.csv").write_text(f"model,seed,accuracy\na_kd,seed_0,{1 - WRONG}\n", encoding="utf-8")
+    return audit.study([folder], [tmp_path])
 
 
 @example("damaged-file", True)
@@ -620,11 +625,13 @@ def a_file_that_is_not_there(tmp_path):
 
 NAMES = ["config.yaml", "environment.json", "history.csv", "metrics.json", "split.csv", "robustness.csv",
          "predictions/val.npz", "predictions/test.npz", "../seeds.json", "../../comparison.csv"]
-GARBAGE = [b"", b"\x00\xff\xfe", b"[]", b"{}", b"3", b"a: [", b'"x"', b'{"test": 3, "data": 3, "input": 3}', b"epoch\n1\n",
+GARBAGE = [b"", b"\x00\xff\xfe", b"[]", b"{}", b"3", b"a: [", b'"x"', b"epoch\n1\n",
+           b'{"test": 3, "data": 3, "input": 3}',
            b"epoch,loss,val_macro_f1,val_accuracy\n,1,nan,1\n", b"epoch,loss,val_macro_f1,val_accuracy\nx,1,inf,1\n1\n",
            b'{"test": {"accuracy": {"value": "x", "lo": [], "hi": {}}, "nll": 3, "ece": {"value": 1e999}}}',
            b'{"test": {"accuracy": {"value": 1e400}}, "confusion": [[1], [1, 2]], "class_names": [1]}',
-           b'{"class_names": ["a", "b"], "confusion": [[0, 0], [0, 0]], "calibration": {"bounds": [1], "temperature": {}}}',
+           b'{"class_names": ["a", "b"], "confusion": [[0, 0], [0, 0]]}',
+           b'{"calibration": {"bounds": [1], "temperature": {}}}',
            b'{"class_names": {}, "confusion": [[1]], "calibration": 3, "operating_points": [3, {"threshold": []}]}',
            b'{"operating_points": [{"name": [], "kind": 3, "threshold": {"mel": null}, "test": [], "chosen_on": 3}]}',
            b'{"operating_points": 3, "conventions": [], "calibration": {"bounds": 3, "temperature": "x"}}',
