@@ -79,9 +79,9 @@ def examine(cases):
 
 
 def grouped(findings):
-    """Findings in their order, one for all that a rule saw in equal severity: "saw" is then a list of texts."""
+    """Findings, worst first, one for all that a rule saw in equal severity: "saw" is then a list of texts."""
     groups = {}
-    for finding in findings:
+    for finding in sorted(findings, key=lambda finding: SEVERITIES.index(finding["severity"])):
         group = groups.setdefault((finding["severity"], finding["rule"]), {**finding, "saw": []})
         group["saw"].append(finding["saw"])
     return list(groups.values())

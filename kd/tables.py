@@ -4,7 +4,7 @@ import textwrap
 
 import numpy as np
 
-from kd import runs
+from kd import audit, runs
 from kd.errors import listing
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
@@ -221,18 +221,16 @@ def p_value(p):
 
 
 def findings(found, brief=False):
-    """Findings of the audit, the gravest first; brief: notes are only counted."""
-    order = ("error", "warning", "note")
-    found = sorted(found, key=lambda f: order.index(f["severity"]))
-    shown = [f for f in found if not (brief and f["severity"] == "note")]
+    """Findings of the audit, the gravest first, those of one rule together; brief: notes are only counted."""
+    notes = [f for f in found if f["severity"] == "note"] if brief else []
     parts = []
-    for f in shown:
-        parts.append(f"{f['severity']}: {f['rule']}")
-        parts += [textwrap.fill(f"{key}: {f[key]}", WIDTH, initial_indent="  ", subsequent_indent="    ")
-                  for key in ("saw", "why", "do")]
-    if len(shown) < len(found):
-        rest = len(found) - len(shown)
-        parts.append(f"The audit has {rest} {'note' if rest == 1 else 'notes'} on this: python evaluate.py --audit FOLDER")
+    for group in audit.grouped([f for f in found if f not in notes]):
+        parts.append(f"{group['severity']}: {group['rule']}")
+        lines = [*(("saw", saw) for saw in group["saw"]), ("why", group["why"]), ("do", group["do"])]
+        parts += [textwrap.fill(f"{key}: {text}", WIDTH, initial_indent="  ", subsequent_indent="    ")
+                  for key, text in lines]
+    if notes:
+        parts.append(f"notes not shown: {len(notes)}; --audit prints them.")
     return "\n".join(parts)
 
 
