@@ -1,6 +1,7 @@
 """Each rule of the audit names what it is about when it is there, and is silent when it nearly is."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -222,6 +223,16 @@ def equal_when_rounded(tmp_path):
     return robust(tmp_path, "a,clean,0.810,.656", "a,blur_1,0.810,.656")
 
 
+@example("idle-corruption", False)
+def equal_where_one_is_rounded(tmp_path):
+    return robust(tmp_path, "a,clean,0.810379241516966,.656", "a,blur_1,0.810,.656")
+
+
+@example("idle-corruption", False)
+def two_different_corruptions(tmp_path):
+    return robust(tmp_path, "a,jpeg_1,0.810379241516966,.656", "a,blur_1,0.810379241516966,.656")
+
+
 @pytest.mark.parametrize("lines, severity", [
     (everywhere("0.810379241516966"), "error"),        # of 2,004 images
     (everywhere("0.816666666666667"), "note"),         # of 60
@@ -368,8 +379,18 @@ def guesses(_):
     return judged(test=answered(np.random.default_rng(3).integers(0, 7, len(TEST.labels))))
 
 
-def test_assignment_is_the_best_of_all(_=None):
-    import itertools
+@pytest.mark.parametrize("counts, found", [
+    ([[10, 50], [50, 10]], [[0, 1]]),
+    ([[5, 7], [7, 5]], []),                              # a dozen images each: chance
+    ([[9600, 10400], [10400, 9600]], []),                # no chance, and next to nothing
+    ([[3, 57, 0, 0], [0, 3, 57, 0], [0, 0, 3, 57], [3, 0, 0, 1]], [[0, 1, 2, 3]]),  # the last is too small to tell,
+    ([[10, 30, 0], [0, 10, 30], [3, 0, 1]], []),                                    # and here it could undo the rest
+])
+def test_another_order_is_found_beyond_chance_only(counts, found):
+    assert rules._better_order(np.array(counts)) == found
+
+
+def test_assignment_is_the_best_of_all():
     for size in (1, 2, 5, 6):
         for seed in range(20):
             cost = np.random.default_rng([size, seed]).integers(0, 5, (size, size)).astype(float)  # with ties
@@ -596,6 +617,14 @@ def a_seed_that_is_gone(tmp_path):
 def a_compared_model_that_is_gone(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=RESULT)
     runs.write_csv(tmp_path / "toy/comparison.csv", [{"reference": "teacher_x", "model": "a_kd", "metric": "accuracy",
+                                                      "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
+    return audit.study([folder])
+
+
+@example("run-not-found", False)
+def a_compared_model_beside_the_one_that_is_asked_about(tmp_path):
+    folder, other = (honest.write(tmp_path / f"toy/{model}/seed_0", VAL, TEST) for model in ("a_kd", "b_kd"))
+    runs.write_csv(tmp_path / "toy/comparison.csv", [{"reference": "b_kd", "model": "a_kd", "metric": "accuracy",
                                                       "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
     return audit.study([folder])
 
