@@ -225,7 +225,8 @@ def equal_when_rounded(tmp_path):
 
 @example("idle-corruption", False)
 def equal_where_one_is_rounded(tmp_path):
-    return robust(tmp_path, "a,clean,0.810379241516966,.656", "a,blur_1,0.810,.656")
+    return robust(tmp_path, "a,clean,0.810379241516966,.656", "a,blur_1,0.810,.656",
+                  "b,clean,0.810,.656", "b,blur_1,0.810379241516966,.656")
 
 
 @example("idle-corruption", False)
@@ -381,6 +382,7 @@ def guesses(_):
 
 @pytest.mark.parametrize("counts, found", [
     ([[10, 50], [50, 10]], [[0, 1]]),
+    ([[0, 9], [9, 0]], []),                              # too few: they may be of two lesions
     ([[5, 7], [7, 5]], []),                              # a dozen images each: chance
     ([[9600, 10400], [10400, 9600]], []),                # no chance, and next to nothing
     ([[3, 57, 0, 0], [0, 3, 57, 0], [0, 0, 3, 57], [3, 0, 0, 1]], [[0, 1, 2, 3]]),  # the last is too small to tell,
