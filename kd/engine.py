@@ -329,7 +329,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None,
         def save_best():
             checkpoint.save(folder / "best.pt", student.model, arch=student.arch, stem=student.stem,
                             class_names=data.class_names,
-                            input={**data.input(), "mean": list(student.mean), "std": list(student.std)},
+                            input=input_of(student, data),
                             provenance={**provenance, "run": "/".join(runs.describe(folder)),
                                         "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 
@@ -409,13 +409,18 @@ def _epochs(folder, step, data, options, seed, save_best):
         runs.write_csv(folder / "history.csv", rows)  # a kill between last.pt and history.csv leaves it a row short
 
 
+def input_of(network, data):
+    """How pixels become what `network` computes on, as checkpoint and environment.json record it."""
+    return {**data.input(), "mean": list(network.mean), "std": list(network.std)}
+
+
 def _describe(folder, student, step, data, options, role):
     """The files that a run begins with; config.yaml last, since it marks the folder as taken."""
     runs.write_csv(folder / "split.csv", data.table())
     runs.write_json(folder / "environment.json", {
         **environment.describe(), "device": str(step.device), "precision": step.precision, "role": role,
         "processes": distributed.world(),
-        "teacher": step.teacher_fingerprint,
+        "teacher": step.teacher_fingerprint, "input": input_of(student, data),
         "arch": student.arch, "parameters": models.parameters(student.model), "formula": step.objective.formula,
         "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),
                  "classes": data.class_names, "groups": len(set(data.groups)) if data.grouped else None,
