@@ -142,11 +142,12 @@ def int8(run, model, calibration, reduce_range, most_flips):
     """
     folded = quantization.fold(model)
     seen = quantization.observe(folded, run.source.pixels("train", calibration), lambda content: kd_onnx.session(content, 1))
+    corrected = quantization.correct(folded, seen, reduce_range)
     reference, always, tried = run.reference["val"], quantization.float_nodes(folded), []
 
     def attempt(name, keep):
         ranges = {tensor: quantization.RECIPES[name](one) for tensor, one in seen.items()}
-        made = quantization.quantize(folded, ranges, keep=[*always, *keep], reduce_range=reduce_range)
+        made = quantization.quantize(corrected, ranges, keep=[*always, *keep], reduce_range=reduce_range)
         export.label(made, {**run.source.metadata, "recipe": {"ranges": name, "float": keep, "reduce_range": reduce_range}})
         content = made.SerializeToString()
         logits = run.onnx(content)(run.images["val"])

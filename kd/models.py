@@ -267,3 +267,8 @@ def check_input(model, arch, size, classes):
 def parameters(model):
     """Number of parameters, buffers not counted."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_in_bytes(model):
+    """Bytes of all parameters and buffers, as they are in memory."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))

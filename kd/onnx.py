@@ -6,6 +6,7 @@ the way in which pixels come to it, temperature and frozen thresholds are metada
 
 import json
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,21 @@ class Model:
     def logits(self, images):
         """[N, C] float32 of uint8 [N, S, S, 3]."""
         return self.session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
+
+    def timer(self, images):
+        """A function that runs one query and returns its seconds."""
+        images = np.ascontiguousarray(images)
+
+        def once():
+            start = time.perf_counter()
+            self.session.run(["logits"], {"image": images})
+            return time.perf_counter() - start
+        return once
+
+    @property
+    def facts(self):
+        """What was counted when it was exported: parameters, params_bytes (fp32, buffers as well), macs."""
+        return {key: self.metadata.get(key) for key in ("parameters", "params_bytes", "macs")}
 
     def probabilities(self, logits):
         """(raw, calibrated) [N, C] of logits [N, C]; the same where there is no temperature."""

@@ -13,7 +13,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from kd.errors import UserError
 
@@ -115,11 +114,13 @@ def read_json(path):
 
 
 def write_yaml(path, data):
+    import yaml  # here: an edge box has none, and reads no YAML
     write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
 
 
 def read_yaml(path):
     """A YAML file that holds a mapping; an empty one is an empty mapping."""
+    import yaml
     with _reading(path):
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if data is None:

@@ -44,7 +44,7 @@ def test_the_int8_file_is_near_and_in_integers(exported):
     assert np.abs(found - held["logits"]).max() < 0.2 * np.abs(held["logits"]).max()
     weights = [tensor for tensor in onnx.load(run / "exports" / "model.int8.onnx").graph.initializer if len(tensor.dims) == 4]
     assert [tensor.data_type for tensor in weights if tensor.dims[0] > 1] == [onnx.TensorProto.INT8] * 5  # its convolutions
-    assert [list(tensor.dims) for tensor in weights if tensor.dims[0] == 1] == [[1, 3, 1, 1]] * 2  # normalisation
+    assert [list(tensor.dims) for tensor in weights if tensor.dims[0] == 1] == [[1, 1, 32, 3]] * 2  # normalisation
 
 
 def test_a_file_says_its_classes_input_temperature_thresholds_and_origin(exported):
@@ -88,7 +88,7 @@ def test_a_failed_check_writes_nothing_and_deletes_nothing(copy, monkeypatch):
     before = {path.name: path.read_bytes() for path in (copy / "exports").iterdir() if path.name[0] != "."}
 
     def wrong(network, size, metadata):
-        with_noise = kd_export.Deployed(network.model, [0.4] * 3, [0.3] * 3).eval()
+        with_noise = kd_export.Deployed(network.model, [0.4] * 3, [0.3] * 3, size).eval()
         return original(with_noise, size, metadata)
 
     original = kd_export.to_onnx

@@ -17,12 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.cache", "kd.calibration",
               "kd.comparison", "kd.config", "kd.dataset", "kd.environment", "kd.errors",
               "kd.evaluation", "kd.evidence", "kd.figures", "kd.foreign", "kd.image",
-              "kd.metrics", "kd.model_comparison", "kd.onnx", "kd.operating", "kd.parity",
-              "kd.predictions", "kd.quantization", "kd.rules", "kd.runs", "kd.splits",
-              "kd.tables", "registry", "evaluate", "predict", "report"]
-TORCH = ["kd.augment", "kd.checkpoint", "kd.data", "kd.deployment", "kd.distributed", "kd.engine",
-         "kd.export", "kd.external", "kd.losses", "kd.macs", "kd.models", "kd.objective",
-         "kd.targets", "kd.training", "distill", "export", "train_teacher"]
+              "kd.machine", "kd.metrics", "kd.model_comparison", "kd.onnx", "kd.operating",
+              "kd.parity", "kd.predictions", "kd.quantization", "kd.rules", "kd.runs",
+              "kd.splits", "kd.tables", "kd.timing", "registry", "benchmark", "evaluate",
+              "predict", "report"]
+TORCH = ["kd.augment", "kd.backends", "kd.checkpoint", "kd.data", "kd.deployment",
+         "kd.distributed", "kd.engine", "kd.export", "kd.external", "kd.losses", "kd.macs",
+         "kd.models", "kd.objective", "kd.targets", "kd.training", "distill", "export",
+         "train_teacher"]
 SMALL = {"numpy", "PIL", "yaml", "tqdm"}
 
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}

@@ -1,0 +1,94 @@
+"""The table of costs: reference columns first, one process a model, and figures that are counted, not guessed."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import benchmark
+import registry
+from kd import macs, models, runs
+from kd.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICK = ["--seconds", "0.05", "--queries", "16"]
+REPORT = ["ckpt", "model", "seed", "device", "batch", "imsz", "lat_ms_mean", "lat_ms_std", "lat_ms_p50", "lat_ms_p90",
+          "lat_ms_p99", "throughput_fps"]
+
+
+@pytest.mark.parametrize("arch, giga, parameters, size_in_bytes", [
+    ("resnet18", 1.8136, 11_180_103, 44_758_972), ("mobilenetv2", 0.2995, 2_232_839, 9_068_220),
+    ("efficientnetb0", 0.3845, 4_016_515, 16_234_516)])
+def test_macs_parameters_and_bytes_are_those_known(arch, giga, parameters, size_in_bytes):
+    model = registry.create("architecture", arch, num_classes=7, stem="imagenet", weights=None)
+    assert macs.count(model, 224) == pytest.approx(giga * 1e9, rel=1e-3)
+    assert models.parameters(model) == parameters and models.size_in_bytes(model) == size_in_bytes
+    assert model.training  # it is left as it was
+
+
+def test_macs_of_a_network_counted_by_hand():
+    from torch import nn
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=4),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    assert macs.count(model, 10) == 8 * 3 * 9 * 25 + 8 * 2 * 9 * 25 + 8 * 5
+
+
+def test_a_run_and_its_exports_stand_in_one_table_with_the_reference_columns_first(exported, tmp_path, capsys):
+    run = shutil.copytree(exported[0], tmp_path / "study" / "tiny_alone" / "seed_0")
+    rows = benchmark.main([str(run), *QUICK, "--no-memory", "--batch", "1", "3", "--out", str(tmp_path / "all.csv"),
+                           "--backends", "eager", "channels_last", "bf16", "onnxruntime"])
+    assert list(rows[0])[:len(REPORT)] == REPORT
+    assert [(row["backend"], Path(row["ckpt"]).name, row["batch"]) for row in rows] == [
+        (backend, name, batch) for batch in (1, 3) for backend, name in (
+            ("eager", "best.pt"), ("channels_last", "best.pt"), ("bf16", "best.pt"), ("onnxruntime", "model.int8.onnx"),
+            ("onnxruntime", "model.onnx"))]
+    assert {(row["model"], row["seed"], row["parameters"], row["macs"]) for row in rows} == {
+        ("tiny_alone", "seed_0", rows[0]["parameters"], rows[0]["macs"])}
+    assert all(row["queries"] >= 16 and row["lat_ms_p50"] > 0 for row in rows)
+    table = runs.read_csv(run / "benchmark.csv")
+    assert len(table) == 10 and table == runs.read_csv(tmp_path / "all.csv")
+    assert table[0]["lat_ms_p99_mlperf"] == ""  # 16 queries say nothing about a 99th percentile
+    printed = capsys.readouterr().out
+    assert "MACs in convolutions and linear layers (tools that count more" in printed and "next: " in printed
+
+
+def test_memory_and_cold_start_are_of_a_process_of_its_own_without_torch(exported):
+    row, = benchmark.main([str(exported[0] / "exports" / "model.int8.onnx"), *QUICK])
+    assert 10 < row["peak_rss_mib"] < 200  # with torch it would be 300 or more
+    assert row["cold_start_ms"] > row["load_ms"] > 0 and row["first_ms"] > 0
+
+
+def test_end_to_end_includes_the_file(exported):
+    file = next((exported[1] / "red").glob("*plain.jpg"))
+    plain, = benchmark.main([str(exported[0] / "exports" / "model.onnx"), *QUICK, "--no-memory"])
+    whole, = benchmark.main([str(exported[0] / "exports" / "model.onnx"), *QUICK, "--no-memory", "--end-to-end", str(file)])
+    assert whole["measured"] == "file to label" and whole["lat_ms_p50"] > plain["lat_ms_p50"]
+
+
+def test_torchscript_and_other_sizes_are_timed(exported, tmp_path):
+    from kd import checkpoint, export
+    run = shutil.copytree(exported[0], tmp_path / "seed_0")
+    model, content = checkpoint.load(run / "best.pt", registry.create)
+    told = export.describe(model, content)
+    (run / "exports" / "model.ts.pt").write_bytes(export.to_torchscript(export.deployed(model, content), 32, told))
+    row, = benchmark.main([str(run), *QUICK, "--no-memory", "--backends", "torchscript"])
+    assert row["backend"] == "torchscript" and row["macs"] == told["macs"]
+    row, = benchmark.main([str(run / "best.pt"), *QUICK, "--no-memory", "--size", "64"])
+    assert row["imsz"] == 64 and row["macs"] > 3.9 * told["macs"]
+    (run / "exports" / "model.ts.pt").write_bytes(b"PK nothing")
+    with pytest.raises(UserError, match="cannot load"):
+        benchmark.main([str(run), *QUICK, "--no-memory", "--backends", "torchscript"])
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["missing.onnx"], "no such file"), (["missing"], "no such file|no such folder"), (["model.onnx", "--size", "99"], "takes images of 32 px"),
+    (["model.onnx", "--backends", "eager"], "none of --backends"), (["model.onnx", "--batch", "0"], "--batch"),
+    (["model.onnx", "--end-to-end", "missing.jpg"], "cannot read|no such file")])
+def test_wrong_use_is_one_line(exported, argv, said, monkeypatch):
+    monkeypatch.chdir(exported[0] / "exports")
+    with pytest.raises(UserError, match=said) as error:
+        benchmark.main([*argv, *QUICK, "--no-memory"])
+    assert "\n" not in error.value.message
