@@ -94,12 +94,14 @@ def observe(model, images, session):
         one.lo, one.hi = min(one.lo, float(values.min())), max(one.hi, float(values.max()))
         if values.ndim == 4:
             one.means = (0 if one.means is None else one.means) + values.mean((2, 3), dtype=np.float64).sum(0) / len(images)
+    for one in seen.values():
+        one.hi = max(one.hi, one.lo + max(1e-3 * abs(one.lo), 1e-12))  # also of a tensor that never changes
     rng = np.random.default_rng(0)
     for name, values in batches():
         one, values = seen[name], values.reshape(-1)
         if values.size > SAMPLE:
             values = values[rng.integers(values.size, size=SAMPLE)]
-        one.counts += np.histogram(values, BINS, (one.lo, max(one.hi, one.lo + 1e-12)))[0]
+        one.counts += np.histogram(values, BINS, (one.lo, one.hi))[0]
     return seen
 
 
