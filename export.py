@@ -7,7 +7,7 @@
 from pathlib import Path
 
 import registry
-from kd import config, deployment, errors, runs, tables
+from kd import bundle, config, deployment, errors, runs, tables
 from kd.errors import UserError
 
 
@@ -16,6 +16,8 @@ def main(argv=None):
     options = parse(argv)
     for file in options.plugin:
         registry.load_plugin(file)
+    if options.bundle:
+        bundle.check_free(Path(options.bundle))
     run = the_run(options.run)
     source = deployment.open_run(run, registry, root=options.root, cache=options.cache)
     folder = run / "exports"
@@ -26,7 +28,7 @@ def main(argv=None):
     print(f"\nwritten: {folder}")
     best = folder / ("model.int8.onnx" if "int8" in parity["formats"] else "model.onnx")
     if options.bundle:
-        deployment.bundle(source, folder, Path(options.bundle))
+        bundle.write(run, best, source.pixels("val", bundle.CHECKED), options.bundle)
         print(f"written: {options.bundle}: copy this folder; RUN.md in it says how to go on")
     print(f"next: python predict.py {best.as_posix()} IMAGE")
     return folder

@@ -56,5 +56,5 @@ def exported(tmp_path_factory):
     import export
     import exported as parts
     run, root = parts.train(tmp_path_factory.mktemp("exported"))
-    export.main([str(run), "--max-flips", "0.5", "--calibration", "32"])
+    export.main([str(run), "--max-flips", "0.5", "--calibration", "32", "--bundle", str(run.parent / "bundle")])
     return run, root

@@ -1,6 +1,7 @@
 """A file is answered as evaluation answered it, on a machine with three packages; what is broken is one line."""
 
 import csv
+import hashlib
 import io
 import json
 import shutil
@@ -15,7 +16,7 @@ import pytest
 
 import exported as parts
 import predict
-from kd import metrics, runs
+from kd import bundle, metrics, runs
 from kd import onnx as kd_onnx
 from kd.errors import UserError
 
@@ -179,13 +180,59 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def blocked(folder, *words):
+    """A script of `folder` run with nothing but the standard library and three packages."""
+    return subprocess.run([sys.executable, "-I", "-c", BLOCKED, *map(str, words)], cwd=folder, capture_output=True, text=True)
+
+
 def test_six_files_and_a_model_in_an_empty_folder_are_enough_without_torch(exported, model, tmp_path):
     for name in ALONE:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copy(model, tmp_path / "model.onnx")
     image = next((exported[1] / "red").iterdir())
-    done = subprocess.run([sys.executable, "-I", "-c", BLOCKED, "predict.py", "model.onnx", str(image)],
-                          cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": "", "PATH": ""})
+    done = blocked(tmp_path, "predict.py", "model.onnx", image)
     assert done.returncode == 0, done.stderr
     assert str(image) in done.stdout
+
+
+def test_a_bundle_runs_alone_proves_itself_and_finds_what_is_wrong(exported, tmp_path):
+    box = shutil.copytree(exported[0].parent / "bundle", tmp_path / "box")
+    assert {path.relative_to(box).as_posix() for path in box.rglob("*") if path.is_file()} == {
+        *bundle.FILES, "model.int8.onnx", "check.npz", "RUN.md", "MODEL_CARD.md", "SHA256SUMS"}
+    done = blocked(box, "predict.py", "model.int8.onnx", "--check")
+    assert done.returncode == 0 and "8 images: logits agree" in done.stdout, done.stderr
+    done = blocked(box, "predict.py", "model.int8.onnx", next((exported[1] / "red").iterdir()), "--format", "jsonl")
+    assert done.returncode == 0 and json.loads(done.stdout)["most_probable"], done.stderr
+    done = blocked(box, "benchmark.py", "model.int8.onnx", "--seconds", "0.05", "--queries", "16", "--no-memory")
+    assert done.returncode == 0 and "onnxruntime" in done.stdout, done.stderr
+    held = dict(np.load(box / "check.npz"))
+    np.savez(box / "check.npz", images=held["images"], logits=held["logits"] + 0.5)
+    done = blocked(box, "predict.py", "model.int8.onnx", "--check")
+    assert done.returncode == 2 and "computes other logits" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_checksums_of_a_bundle_are_those_of_its_files(exported):
+    box = exported[0].parent / "bundle"
+    lines = (box / "SHA256SUMS").read_text().splitlines()
+    assert len(lines) == len(bundle.FILES) + 4
+    for line in lines:
+        digest, name = line.split("  ")
+        assert hashlib.sha256((box / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_card_says_data_metrics_with_intervals_and_limits(exported):
+    text = (exported[0].parent / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    accuracy = runs.read_json(exported[0] / "metrics.json")["test"]["accuracy"]
+    assert f"| accuracy | {accuracy['value']:.3f} | {accuracy['lo']:.3f} to {accuracy['hi']:.3f} |" in text
+    assert "not a medical device" in text and "## Limits" in text and "at sensitivity 0.95" in text
+    assert str(exported[1]) not in text
+
+
+def test_a_bundle_is_not_laid_over_other_files(exported, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(UserError, match="exists and is not empty"):
+        bundle.write(exported[0], exported[0] / "exports" / "model.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path)
+    with pytest.raises(UserError, match="no such file"):
+        bundle.write(exported[0], exported[0] / "exports" / "none.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
