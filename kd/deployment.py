@@ -97,7 +97,10 @@ def write(source, folder, formats, *, calibration, reduce_range, most_flips):
     for name, content in contents.items():
         with runs.atomic(folder / FILES[name]) as file:
             file.write(content)
-    runs.write_json(folder / "parity.json", told)
+    path = folder / "parity.json"
+    old = runs.read_json(path) if path.is_file() else {}
+    kept = old["formats"] if old.get("checkpoint") == told["checkpoint"] else {}  # of files that stay
+    runs.write_json(path, {**told, "formats": {**kept, **told["formats"]}})
     return told
 
 

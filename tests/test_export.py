@@ -1,5 +1,6 @@
 """An exported file computes what the checkpoint computes, says what it is, and is written whole or not at all."""
 
+import json
 import re
 import shutil
 
@@ -96,3 +97,44 @@ def test_a_failed_check_writes_nothing_and_deletes_nothing(copy, monkeypatch):
     with pytest.raises(UserError, match="gives other logits than it should"):
         export.main([str(copy), "--formats", "onnx"])
     assert before == {path.name: path.read_bytes() for path in (copy / "exports").iterdir() if path.name[0] != "."}
+
+
+def test_torchscript_is_exported_beside_what_was_there(copy):
+    import torch
+    told = runs.read_json(copy / "exports" / "parity.json")
+    export.main([str(copy), "--formats", "torchscript"])
+    now = runs.read_json(copy / "exports" / "parity.json")
+    assert now["formats"].pop("torchscript")["test"]["flips"] == 0 and now == told
+    extra = {"metadata.json": ""}
+    with kd_export.silent():
+        torch.jit.load(copy / "exports" / "model.ts.pt", _extra_files=extra)
+    assert json.loads(extra["metadata.json"])["class_names"] == checkpoint.read(copy / "best.pt")["class_names"]
+
+
+def test_other_images_than_the_runs_are_refused(exported, copy, tmp_path):
+    root = shutil.copytree(exported[1], tmp_path / "images")
+    file = next((root / "red").glob("*plain.jpg"))
+    shutil.copy(next((root / "green").glob("*plain.jpg")), file)
+    with pytest.raises(UserError, match="these are not the images of"):
+        export.main([str(copy), "--root", str(root), "--cache", str(tmp_path / "cache")])
+
+
+def test_images_that_are_gone_are_asked_for(exported, copy, tmp_path):
+    options = runs.read_yaml(copy / "config.yaml")
+    runs.write_yaml(copy / "config.yaml", {**options, "root": str(tmp_path / "gone")})
+    with pytest.raises(UserError, match="no such folder") as error:
+        export.main([str(copy)])
+    assert "--root" in error.value.hint
+
+
+def test_wrong_use_is_one_line(exported, copy, tmp_path):
+    shutil.copytree(copy, copy.parent / "seed_1")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for argv, said in (([copy.parent], "has 2 runs"), ([tmp_path / "none"], "no such folder"), ([copy, "--formats", "coreml"], "invalid choice"),
+                       ([copy, "--max-flips", "3"], "from 0 to 1"), ([copy, "--bundle", tmp_path / "full"], "is not empty")):
+        with pytest.raises(UserError, match=said):
+            export.main(list(map(str, argv)))
+    (copy / "best.pt").unlink()
+    with pytest.raises(UserError, match="has no best.pt"):
+        export.main([str(copy)])
