@@ -133,11 +133,13 @@ def measure(targets, options, batch, state):
     ready = {str(target): open_target(target, options) for target in targets}
     timers = {name: timer(one, options, batch) for name, one in ready.items()}
     taken = timing.measure(timers, seconds=options.seconds, least=options.queries)
+    worked = timing.measure({name: timing.stopwatch(one, time.process_time) for name, one in timers.items()}, seconds=0)
     rows = []
     for target in targets:
         one = ready[str(target)]
         row = identify(target, one, options, batch)
         row.update(timing.describe(taken[str(target)], batch))
+        row["cpu_ms_p50"] = 1e3 * float(np.median(worked[str(target)].seconds))  # of all threads; others' turns do not count
         row.update(counted(target, one))
         if not options.no_memory:
             row.update(alone(target, options, batch))
@@ -214,19 +216,19 @@ def probe(target, options):
 def warn(state, options):
     """What would make figures noisy, before time is spent on them."""
     if state["load"] is not None and state["load"] > BUSY * state["cores"]:
-        print(f"note: this machine is busy (load {state['load']:.1f} on {state['cores']} cores); latencies will be too high "
-              "and uneven, ratios within a table less so")
+        print(f"note: this machine is busy (load {state['load']:.1f} on {state['cores']} cores); others take turns "
+              "that long queries meet and short ones slip between, so latencies and their ratios mislead; CPU ms less so")
     if state["governor"] not in (None, "performance"):
         print(f"note: the frequency governor is {state['governor']}; clocks may change while it measures")
 
 
 def print_table(rows):
-    cells = [["model", "backend", "batch", "px", "p50 ms", "p90", "p99", "p90 MLPerf", "images/s", "times", "file MB", "RSS MiB",
+    cells = [["model", "backend", "batch", "px", "p50 ms", "p90", "p99", "p90 MLPerf", "CPU ms", "images/s", "times", "file MB", "RSS MiB",
               "cold ms", ""]]
     for row in rows:
         name = Path(row["ckpt"]).name if row["model"] == Path(row["ckpt"]).name else f"{row['model']} {Path(row['ckpt']).name}"
         cells.append([name, row["backend"], row["batch"], row["imsz"], *(number(row[f"lat_ms_{key}"]) for key in (
-            "p50", "p90", "p99", "p90_mlperf")), number(row["throughput_fps"]), f"{row['speedup']:.2f}",
+            "p50", "p90", "p99", "p90_mlperf")), number(row["cpu_ms_p50"]), number(row["throughput_fps"]), f"{row['speedup']:.2f}",
             number(row["file_bytes"] / 1e6), number(row.get("peak_rss_mib")), number(row.get("cold_start_ms")),
             "noisy" if row["noisy"] else ""])
     widths = [max(len(str(cell)) for cell in column) for column in zip(*cells)]
@@ -235,6 +237,7 @@ def print_table(rows):
                         for k, (cell, width) in enumerate(zip(line, widths))).rstrip())
     first = rows[0]
     print(f"{first['measured']}, {first['threads']} thread(s), {first['cpu']}; times: over the first line, turn by turn")
+    print("CPU ms: processor time of a query, median")
     print("noisy: quartiles further apart than a tenth of the median, or no steady warm-up. p90 MLPerf: its early-stopping estimate")
     for name, macs in dict.fromkeys((row["model"], row["macs"]) for row in rows if row["macs"]):
         print(f"{name}: {macs / 1e6:.1f} M MACs in convolutions and linear layers (tools that count more find up to 7% more)")
