@@ -1,6 +1,9 @@
 """Latencies are measured as they are, and percentiles say no more than the number of queries can carry."""
 
+import subprocess
+import sys
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,10 +121,14 @@ def test_a_quiet_series_is_not_called_noisy():
     assert not timing.describe(quiet)["noisy"] and timing.describe(loud)["noisy"]
 
 
-def test_the_machine_is_described_and_memory_is_this_process_own():
+def test_the_machine_is_described():
     told = machine.describe()
     assert told["cpu"] and told["cores"] >= 1 and told["numpy"]
-    before = machine.peak_memory()
-    block = np.ones(40_000_000, np.uint8)
-    assert before is None or machine.peak_memory() - before > 30_000_000
-    assert block[0] == 1
+
+
+def test_peak_memory_grows_with_what_a_process_holds():
+    # in a process of its own, since a peak never falls, and that of the tests may be high already
+    script = ("import numpy as np; from kd import machine; before = machine.peak_memory(); "
+              "block = np.ones(40_000_000, np.uint8); print(before and machine.peak_memory() - before)")
+    grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert grown.stdout.strip() == "None" or int(grown.stdout) > 30_000_000, grown.stderr
