@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import registry  # noqa: E402
-from kd import export, machine, quantization, timing  # noqa: E402
+from kd import errors, export, machine, quantization, timing  # noqa: E402
 from kd import onnx as kd_onnx  # noqa: E402
 from kd.image import INTERPOLATION, MEAN, STD  # noqa: E402
 
@@ -29,14 +29,17 @@ SIZES = (224, 64)
 SECONDS = 5
 
 
-def main():
+def main(argv=None):
+    parser = errors.Parser(prog="inference.py", description=__doc__.splitlines()[0])
+    parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES), metavar="SIZE", help="of the images, in px")
+    sizes = parser.parse_args(argv).sizes
     torch.set_num_threads(1)
     state = machine.describe()
     print(f"{state['cpu']} ({state['instructions']}), load {state['load']}, torch {state['torch']}, "
           f"onnxruntime {state['onnxruntime']}")
     print(f"{'':22}{'eager ms':>10}{'onnx ms':>10}{'int8 ms':>10}{'onnx':>8}{'int8':>8}   quartiles{'bytes':>10}")
     result = {}
-    for size in map(int, sys.argv[1:]) if sys.argv[1:] else SIZES:
+    for size in sizes:
         for arch in ARCHITECTURES:
             timers, share = prepare(arch, size)
             taken = timing.measure(timers, seconds=SECONDS, least=64)
@@ -75,4 +78,4 @@ def prepare(arch, size):
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)
