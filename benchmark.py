@@ -66,11 +66,11 @@ def parse(argv):
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=["eager", "torchscript", "onnxruntime"],
                         help="of these, what fits each file; a checkpoint: eager, channels_last, bf16, compiled")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch; ONNX runs on the CPU")
-    parser.add_argument("--threads", type=whole, default=1, metavar="N", help="of one query")
-    parser.add_argument("--batch", type=whole, nargs="+", default=[1], metavar="N", help="images a query")
-    parser.add_argument("--size", type=whole, metavar="PX", help="of checkpoints, in place of their own")
+    parser.add_argument("--threads", type=errors.positive, default=1, metavar="N", help="of one query")
+    parser.add_argument("--batch", type=errors.positive, nargs="+", default=[1], metavar="N", help="images a query")
+    parser.add_argument("--size", type=errors.positive, metavar="PX", help="of checkpoints, in place of their own")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="a model is measured, at least")
-    parser.add_argument("--queries", type=whole, default=664, metavar="N", help="a model is asked, at least; MLPerf's "
+    parser.add_argument("--queries", type=errors.positive, default=664, metavar="N", help="a model is asked, at least; MLPerf's "
                         "estimate of the 90th percentile needs 64, of the 99th 662")
     parser.add_argument("--end-to-end", metavar="IMAGE", help="time from this file to its label, not from pixels to logits")
     parser.add_argument("--no-memory", action="store_true", help="leave out memory and cold start, for which each model "
@@ -79,13 +79,6 @@ def parse(argv):
     parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
-
-
-def whole(text):
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def find(paths, backends):

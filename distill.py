@@ -23,17 +23,17 @@ def parser():
     group.add_argument("--student", nargs="+", metavar="NAME", help="architectures (see --list)")
     group.add_argument("--teacher", metavar="RUN|FILE", help="a teacher's run folder or best.pt; default: the "
                        "study's own, trained first if there is none")
-    group.add_argument("--alpha", type=config.share, default=0.5, metavar="X",
+    group.add_argument("--alpha", type=errors.share, default=0.5, metavar="X",
                        help="weight of the hard labels; 1 - alpha is that of the soft ones")
-    group.add_argument("--temperature", type=config.above_zero, default=4.0, metavar="T",
+    group.add_argument("--temperature", type=errors.above_zero, default=4.0, metavar="T",
                        help="of KD (Hinton et al. 2015, 1503.02531)")
-    group.add_argument("--beta", type=config.not_negative(float), default=0.0, metavar="X",
+    group.add_argument("--beta", type=errors.not_negative(float), default=0.0, metavar="X",
                        help="weight of attention transfer (1612.03928); the paper's is 1000")
-    group.add_argument("--stage-weights", type=config.not_negative(float), nargs=4, default=[1.0, 1.0, 1.0, 1.0],
+    group.add_argument("--stage-weights", type=errors.not_negative(float), nargs=4, default=[1.0, 1.0, 1.0, 1.0],
                        metavar="W", help="of the four stages in attention transfer")
     group.add_argument("--soft", default="kd", metavar="LOSS", help="loss on the teacher's logits: NAME,key=value")
     group.add_argument("--term", nargs="+", default=[], metavar="NAME=WEIGHT", help="further losses: NAME=WEIGHT,key=value")
-    group.add_argument("--teacher-cache", type=config.positive, metavar="K", help="show K views of each image in turn, "
+    group.add_argument("--teacher-cache", type=errors.positive, metavar="K", help="show K views of each image in turn, "
                        "and the teacher each of them once: its answers are kept on disk for all students and seeds")
     return result
 

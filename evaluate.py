@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 import registry
-from kd import audit, bootstrap, calibration, config, errors, evaluation, model_comparison, predictions, runs, tables
+from kd import audit, bootstrap, calibration, errors, evaluation, model_comparison, predictions, runs, tables
 from kd.errors import UserError
 
 
@@ -101,8 +101,8 @@ def parse(argv):
     points = parser.add_argument_group("operating points, chosen on validation and tested once")
     points.add_argument("--target", action="append", metavar="CLASS",
                         help="a class that gets a threshold, may be repeated; default: all classes, up to 25")
-    points.add_argument("--sensitivity", type=config.share, default=0.95, metavar="X", help="that a threshold promises")
-    points.add_argument("--risk", type=config.share, default=0.1, metavar="X",
+    points.add_argument("--sensitivity", type=errors.share, default=0.95, metavar="X", help="that a threshold promises")
+    points.add_argument("--risk", type=errors.share, default=0.1, metavar="X",
                         help="error rate that abstention from the least confident images promises")
     more = parser.add_argument_group("statistics")
     more.add_argument("--bins", type=int, default=calibration.BINS, metavar="N", help="of the calibration errors, closed on the right")

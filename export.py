@@ -7,7 +7,7 @@
 from pathlib import Path
 
 import registry
-from kd import bundle, config, deployment, errors, runs, tables
+from kd import bundle, deployment, errors, runs, tables
 from kd.errors import UserError
 
 
@@ -43,9 +43,9 @@ def parse(argv):
                         "deprecated by torch since 2.9")
     parser.add_argument("--root", metavar="PATH", help="where the run's images are now; default: where they were")
     parser.add_argument("--cache", metavar="DIR", help="folder for decoded images; default: as training had it")
-    parser.add_argument("--calibration", type=config.positive, default=256, metavar="N",
+    parser.add_argument("--calibration", type=errors.positive, default=256, metavar="N",
                         help="training images that the ranges of INT8 are taken from")
-    parser.add_argument("--max-flips", type=config.share, default=0.03, metavar="X",
+    parser.add_argument("--max-flips", type=errors.share, default=0.03, metavar="X",
                         help="share of validation images whose label INT8 may change; where more do, layers are "
                         "left in float, and if that does not help INT8 is not exported")
     parser.add_argument("--reduce-range", action="store_true",

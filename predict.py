@@ -46,7 +46,7 @@ def parse(argv):
     parser.add_argument("model", metavar="MODEL.onnx", help="an exported model")
     parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER", help="image files, and folders of them")
     parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table", help="of what is printed")
-    parser.add_argument("--batch", type=whole, default=8, metavar="N", help="images at a time")
+    parser.add_argument("--batch", type=errors.positive, default=8, metavar="N", help="images at a time")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: one a core")
     parser.add_argument("--check", nargs="?", const="", metavar="CHECK.npz", help="instead: hold the logits of the "
                         "images in this file against those computed here; default: check.npz beside the model")
@@ -56,13 +56,6 @@ def parse(argv):
     elif not options.images:
         raise UserError("no image named", "Give image files or folders after the model.")
     return options
-
-
-def whole(text):
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def find(paths):

@@ -1,17 +1,14 @@
 """The ways in which torch runs a network, as something that benchmark.py can time."""
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from kd import checkpoint, export, image, macs, models
+from kd import checkpoint, export, image, macs, models, timing
 from kd.errors import UserError
-
-NAMES = ("eager", "channels_last", "bf16", "compiled", "torchscript")
 
 
 @dataclass
@@ -30,14 +27,14 @@ class Ready:
         return self.network(torch.from_numpy(np.ascontiguousarray(images)).to(self.device)).float().cpu().numpy()
 
     def pixels(self, source):
-        return image.centre_crop(image.square(source, self.resize)[None], self.size)[0]
+        return image.evaluation_pixels(source, self.resize, self.size)
 
     def timer(self, images):
         """A function that runs one query, its images already on the device, and returns its seconds."""
         images = torch.from_numpy(images).to(self.device)
         if self.device.type == "cuda":
             return lambda: _by_events(self.network, images)
-        return lambda: _by_clock(self.network, images)
+        return torch.inference_mode()(timing.stopwatch(lambda: self.network(images)))
 
     def peak_memory(self, images):
         """The largest memory that tensors held on a CUDA device during a query, bytes; None on others."""
@@ -48,13 +45,6 @@ class Ready:
         torch.cuda.reset_peak_memory_stats(self.device)
         timer()
         return torch.cuda.max_memory_allocated(self.device)
-
-
-@torch.inference_mode()
-def _by_clock(network, images):
-    start = time.perf_counter()
-    network(images)
-    return time.perf_counter() - start
 
 
 @torch.inference_mode()
@@ -79,7 +69,7 @@ def open_file(path, backend, registry, *, device="cpu", threads=1, size=None):
     models.check_input(model, content["arch"], size, len(content["class_names"]))
     facts = {"parameters": models.parameters(model), "params_bytes": models.size_in_bytes(model), "macs": macs.count(model, size)}
     network = prepare(export.deployed(model, content, size), backend, torch.device(device))
-    resize = given["resize"] if size == given["size"] else size + 2 * round(size / 16)
+    resize = given["resize"] if size == given["size"] else image.resize_for(size)
     return Ready(network, torch.device(device), size, resize, facts)
 
 

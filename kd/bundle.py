@@ -10,6 +10,7 @@ import numpy as np
 
 from kd import onnx, runs
 from kd.errors import UserError
+from kd.tables import number
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("predict.py", "benchmark.py", "LICENSE", *(f"kd/{name}.py" for name in (
@@ -109,7 +110,7 @@ def card(run, model, ready):
         "## How good it is", "",
         *metrics_table(scored), "",
         f"Of the test images {parity['test']['flips']:.2%} have another label from this file than from the checkpoint; macro F1 "
-        f"differs by {gap['value']:+.3f} [{show(gap['lo'])}, {show(gap['hi'])}] (95% interval, paired).", "",
+        f"differs by {gap['value']:+.3f} [{number(gap['lo'])}, {number(gap['hi'])}] (95% interval, paired).", "",
         "## Operating points, chosen on validation", "",
         *points_table(scored), "",
         "## Limits", "",
@@ -127,7 +128,7 @@ def metrics_table(scored):
     names = [name for name in ("accuracy", "macro_f1", "balanced_accuracy", "macro_auroc", "ece", "ece_calibrated")
              if name in scored["test"]]
     names += [name for name in scored["test"] if name.startswith("recall/")]
-    rows = [f"| {name} | {show(one['value'])} | {show(one['lo'])} to {show(one['hi'])} |"
+    rows = [f"| {name} | {number(one['value'])} | {number(one['lo'])} to {number(one['hi'])} |"
             for name, one in ((name, scored["test"][name]) for name in names)]
     return ["The checkpoint, on test images:", "", "| metric | value | 95% interval |", "| --- | --- | --- |", *rows]
 
@@ -135,11 +136,7 @@ def metrics_table(scored):
 def points_table(scored):
     rows = []
     for point in (scored or {}).get("operating_points", ()):
-        tested = ", ".join(f"{name} {show(one['value'])} [{show(one['lo'])}, {show(one['hi'])}]"
+        tested = ", ".join(f"{name} {number(one['value'])} [{number(one['lo'])}, {number(one['hi'])}]"
                            for name, one in (point.get("test") or {}).items() if isinstance(one, dict) and "value" in one)
         rows.append(f"| {point['name']} | {tested} |")
     return ["| point | on test images |", "| --- | --- |", *rows] if rows else ["None."]
-
-
-def show(value):
-    return "n/a" if value is None or value != value else f"{value:.3f}"

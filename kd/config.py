@@ -1,40 +1,15 @@
 """Options: what every training script accepts, read from a YAML file and the command line."""
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
-from kd.errors import Parser, UserError, nearest
+from kd.errors import Parser, UserError, nearest, not_negative, positive, seed, share
 from kd.runs import read_json, read_yaml
 
 # Options that say where and how fast a run is made, not what comes out of it. The files of
 # groups and split may move: what is in them is compared by the fingerprints in environment.json.
 NO_EFFECT = ("root", "groups", "split", "out", "cache", "workers", "device", "download", "plugin")
-
-
-def _number(kind, least, most, meaning):
-    """An argparse type: a number from `least` to `most`, which `meaning` describes."""
-    def convert(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
-        return value
-    return convert
-
-
-LARGEST = sys.float_info.max
-positive = _number(int, 1, LARGEST, "a whole number from 1 on")
-above_zero = _number(float, sys.float_info.min, LARGEST, "a number above 0")
-share = _number(float, 0, 1, "a number from 0 to 1")
-seed = _number(int, 0, 2 ** 32 - 1, "a whole number from 0 to 4294967295")
-
-
-def not_negative(kind):
-    return _number(kind, 0, LARGEST, f"a {'whole ' if kind is int else ''}number from 0 on")
 
 
 def training_parser(prog, description):

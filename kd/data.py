@@ -66,11 +66,11 @@ class Data:
 def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, root=None, skip_bad=False):
     """Cache, split and check a kd.dataset.Dataset: returns Data.
 
-    Files are cached an eighth larger than `size`, so that a random crop has pixels to
-    choose from and evaluation sees the centre; arrays (already small) at `size` itself.
+    Files are cached at image.resize_for(size), and evaluation sees the centre; arrays (already
+    small) at `size` itself.
     """
     files = any(isinstance(source, (str, Path)) for source in dataset.images)
-    resize = size + 2 * round(size / 16) if files else size
+    resize = image.resize_for(size) if files else size
     images, sha256, keep, skipped = _open(dataset, resize, cache_folder, root, skip_bad)
     ids, labels = np.array(dataset.ids)[keep], dataset.labels[keep]
     sha256 = [sha256[i] for i in keep]

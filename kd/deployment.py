@@ -15,7 +15,6 @@ from kd.errors import UserError
 
 FORMATS = ("onnx", "int8", "torchscript")
 FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torchscript": "model.ts.pt"}
-CLOSE = 1e-4  # largest difference of logits that a float export may have, of 1 or of the largest logit
 GROUPS = 8    # parts into which the layers are cut to find those that INT8 costs most
 
 
@@ -129,7 +128,7 @@ class _Run:
         largest = {"batch_1": np.concatenate([predict(one[None]) for one in five]), "batch_5": predict(five)}
         largest = {key: float(np.abs(value - own["val"][:5]).max()) for key, value in largest.items()}
         worst = max(*largest.values(), *(np.abs(logits[split] - own[split]).max() for split in logits))
-        if not worst <= CLOSE * max(1, np.abs(self.reference["val"]).max()):
+        if not worst <= kd_onnx.CLOSE * max(1, np.abs(self.reference["val"]).max()):
             raise UserError(f"the exported {FILES[name]} gives other logits than it should: they differ by up to {worst:.2g}",
                             "It is not written. Another version of torch, onnxscript or onnxruntime may do better.")
         temperature = self.source.metadata["temperature"]

@@ -4,6 +4,7 @@ import argparse
 import difflib
 import errno
 import importlib
+import math
 import os
 import sys
 
@@ -41,6 +42,30 @@ class Parser(argparse.ArgumentParser):
             flag = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
             hint = nearest(flag, self._option_string_actions) or hint
         raise UserError(message, hint)
+
+
+def _number(kind, least, most, meaning):
+    """An argparse type: a number from `least` to `most`, which `meaning` describes."""
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
+        return value
+    return convert
+
+
+LARGEST = sys.float_info.max
+positive = _number(int, 1, LARGEST, "a whole number from 1 on")
+above_zero = _number(float, sys.float_info.min, LARGEST, "a number above 0")
+share = _number(float, 0, 1, "a number from 0 to 1")
+seed = _number(int, 0, 2 ** 32 - 1, "a whole number from 0 to 4294967295")
+
+
+def not_negative(kind):
+    return _number(kind, 0, LARGEST, f"a {'whole ' if kind is int else ''}number from 0 on")
 
 
 def nearest(name, known):

@@ -100,6 +100,16 @@ def square(source, side):
     return centre_crop(np.asarray(image)[None], side)[0]
 
 
+def resize_for(size):
+    """The side that files are resized to for crops of `size` px: an eighth larger, so that a random crop has pixels to choose from."""
+    return size + 2 * round(size / 16)
+
+
+def evaluation_pixels(source, resize, size):
+    """A path, bytes, or a uint8 array, as the uint8 [size, size, 3] that evaluation sees of it."""
+    return centre_crop(square(source, resize)[None], size)[0]
+
+
 def centre_crop(images, side):
     """The centre of a batch [N, H, W, 3] as [N, side, side, 3]."""
     top, left = (images.shape[1] - side) // 2, (images.shape[2] - side) // 2

@@ -5,7 +5,7 @@ import yaml
 
 import distill
 import train_teacher
-from kd import config, runs
+from kd import config, errors, runs
 from kd.errors import UserError
 
 SCRIPTS = {"train_teacher": train_teacher, "distill": distill}
@@ -126,12 +126,12 @@ def test_a_config_file_is_named_once_and_exists(file):
 
 def test_a_number_is_finite_and_in_its_range():
     for convert, good, bad in (
-            (config.positive, ["1", "30"], ["0", "-1", "1.5", "x", "", "nan", "9" * 5000]),
-            (config.not_negative(float), ["0", "1e-3", "1e300"], ["-1e-9", "nan", "inf", "1e999", "x"]),
-            (config.not_negative(int), ["0", "7"], ["-1", "0.5", "1e3"]),
-            (config.share, ["0", "1", "0.5"], ["-0.1", "1.0001", "nan", "half"]),
-            (config.above_zero, ["1e-9", "4"], ["0", "-4", "nan", "inf"]),
-            (config.seed, ["0", "4294967295"], ["-1", "4294967296", "1.0"])):
+            (errors.positive, ["1", "30"], ["0", "-1", "1.5", "x", "", "nan", "9" * 5000]),
+            (errors.not_negative(float), ["0", "1e-3", "1e300"], ["-1e-9", "nan", "inf", "1e999", "x"]),
+            (errors.not_negative(int), ["0", "7"], ["-1", "0.5", "1e3"]),
+            (errors.share, ["0", "1", "0.5"], ["-0.1", "1.0001", "nan", "half"]),
+            (errors.above_zero, ["1e-9", "4"], ["0", "-4", "nan", "inf"]),
+            (errors.seed, ["0", "4294967295"], ["-1", "4294967296", "1.0"])):
         assert [convert(text) for text in good] == [float(text) for text in good]
         for text in bad:
             with pytest.raises(config.argparse.ArgumentTypeError, match="is not a"):
