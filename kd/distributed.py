@@ -43,6 +43,11 @@ def world():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def share():
+    """(rank, world): which share of each batch, and of each split, is this process's."""
+    return rank(), world()
+
+
 def first():
     """Whether this process is the one that writes."""
     return rank() == 0
@@ -77,6 +82,8 @@ def add_up(tensors):
 
 def average_buffers(model):
     """Give all processes the mean of their running statistics."""
+    if not dist.is_initialized():
+        return
     buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
     add_up(buffers)
     for buffer in buffers:

@@ -49,11 +49,6 @@ def memory_format(device):
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
-def share():
-    """(rank, world) of this process."""
-    return distributed.rank(), distributed.world()
-
-
 def normalised(images, network):
     """Images [N, 3, H, W] in [0, 1] as `network` expects them."""
     images = augment.normalise(images, network.mean, network.std)
@@ -69,7 +64,7 @@ def predict(network, data, split, device, batch=256):
     model, training = network.model, network.model.training
     model.eval()
     parts = [model(normalised(images, network)).float().cpu().numpy()
-             for images in kd_data.evaluation_batches(data, split, batch=batch, device=device, share=share())]
+             for images in kd_data.evaluation_batches(data, split, batch=batch, device=device, share=distributed.share())]
     model.train(training)
     shares = distributed.gather(np.concatenate(parts) if parts else None)
     logits = np.empty((len(data.where(split)), next(x for x in shares if x is not None).shape[1]), np.float32)
@@ -238,7 +233,7 @@ def train_epoch(step, data, options, *, seed, epoch, steps_before, steps, bar):
     watch = Watch(epoch, steps_before)
     batches = kd_data.training_batches(
         data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
-        view=step.targets and targets.view(epoch, step.targets.views), share=share())
+        view=step.targets and targets.view(epoch, step.targets.views), share=distributed.share())
     for done, ((_, size), (images, labels, index)) in enumerate(zip(sizes, batches), steps_before):
         rate = schedule(done, steps, options["warmup"])
         loss, values = step(images, labels, index, epoch, rate, len(images) / size)
@@ -328,8 +323,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None,
 
         def save_best():
             checkpoint.save(folder / "best.pt", student.model, arch=student.arch, stem=student.stem,
-                            class_names=data.class_names,
-                            input=input_of(student, data),
+                            class_names=data.class_names, input=input_of(student, data),
                             provenance={**provenance, "run": "/".join(runs.describe(folder)),
                                         "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 

@@ -70,9 +70,10 @@ class Targets:
         """
         if not self.missing():
             return
-        how = {"batch": batch, "device": device, "workers": workers}
         with runs.lock(self.folder / ".lock", wait=True, what=f"the teacher's targets in {self.folder}"):
             missing, count = self.missing(), len(self.data.where("train"))
+            if not missing:  # another run has made them meanwhile
+                return
             first = next(kd_data.views(self.data, SEED, 1, batch=2, device=device, workers=0))
             shapes = {kind: (count, *rows.shape[1:]) for kind, rows in self._rows(ask(first)).items()}
             need, free = 2 * len(missing) * sum(map(math.prod, shapes.values())), shutil.disk_usage(self.folder).free
@@ -82,15 +83,19 @@ class Targets:
             print(f"teacher targets: {len(missing)} views of {count} images, {need / 1e6:,.1f} MB in {self.folder}")
             with tqdm(total=len(missing) * count, desc="teacher targets", unit="image", delay=2, disable=None) as bar:
                 for number in missing:
-                    with contextlib.ExitStack() as stack:
-                        files = {kind: stack.enter_context(runs.atomic(self.path(number, kind))) for kind in shapes}
-                        for kind, shape in shapes.items():
-                            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
-                            np.lib.format.write_array_header_1_0(files[kind], header)
-                        for images in kd_data.views(self.data, SEED, number, **how):
-                            for kind, rows in self._rows(ask(images)).items():
-                                files[kind].write(rows.float().cpu().numpy().astype("<f2").tobytes())
-                            bar.update(len(images))
+                    batches = kd_data.views(self.data, SEED, number, batch=batch, device=device, workers=workers)
+                    self._write(number, shapes, batches, ask, bar)
+
+    def _write(self, number, shapes, batches, ask, bar):
+        """The files of one view, a batch of images at a time."""
+        with contextlib.ExitStack() as stack:
+            files = {kind: stack.enter_context(runs.atomic(self.path(number, kind))) for kind in shapes}
+            for kind, shape in shapes.items():
+                np.lib.format.write_array_header_1_0(files[kind], {"descr": "<f2", "fortran_order": False, "shape": shape})
+            for images in batches:
+                for kind, rows in self._rows(ask(images)).items():
+                    files[kind].write(rows.float().cpu().numpy().astype("<f2").tobytes())
+                bar.update(len(images))
 
     def _rows(self, given):
         maps = given.get("teacher_attention") or ()

@@ -130,3 +130,12 @@ def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, capsys):
     histories = [runs.read_csv(folder / "history.csv") for folder in folders]
     assert all(len(rows) == 2 and float(rows[0]["kd"]) > 0 and float(rows[0]["at"]) > 0 for rows in histories)
     assert histories[0] != histories[1]
+
+
+def test_what_another_run_has_made_while_this_one_waited_is_not_made_again(setting, tmp_path, capsys, monkeypatch):
+    result, step = kept(tmp_path / "targets", setting)
+    capsys.readouterr()
+    looks = iter([[1, 2], []])  # before the lock, and behind it
+    monkeypatch.setattr(result, "missing", lambda: next(looks))
+    result.build(None, batch=16, device=CPU, workers=0)  # whoever asks the teacher fails
+    assert capsys.readouterr().out == ""
