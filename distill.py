@@ -13,7 +13,7 @@ import evaluate
 import registry
 import report
 import train_teacher
-from kd import config, distributed, engine, errors, objective, runs, targets, training
+from kd import config, distributed, engine, errors, objective, runs, step, targets, training
 from kd.errors import UserError
 
 
@@ -54,7 +54,7 @@ def main(argv=None):
     study = Path(options["out"]) / options["study"]
     for student in options["student"]:  # what is wrong with one is found before a teacher is trained
         network = training.new_network(student, data, options, options["seeds"][0], registry)
-        engine.rehearse(network, terms, data, options)
+        step.rehearse(network, terms, data, options)
 
     teacher, teacher_run, kept = None, None, None
     if any(need.startswith("teacher_") for need in objective.needed(terms)):

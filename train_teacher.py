@@ -8,7 +8,7 @@ from pathlib import Path
 
 import evaluate
 import registry
-from kd import config, distributed, engine, errors, objective, training
+from kd import config, distributed, engine, errors, objective, step, training
 
 
 def parser():
@@ -31,7 +31,7 @@ def main(argv=None):
     for seed in options["seeds"]:
         folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"
         network = training.new_network(options["teacher"], data, options, seed, registry)
-        engine.rehearse(network, terms, data, options)
+        step.rehearse(network, terms, data, options)
         engine.run(folder, network, terms, data, {**options, "stem": network.stem, "seeds": [seed]}, seed=seed, role="teacher",
                    provenance={"method": "teacher", "seed": seed})
         folders.append(folder)
