@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import honest
-from kd import audit, evidence, metrics, rules, runs
+from kd import audit, class_order, evidence, metrics, rules, runs
 from kd.errors import UserError
 from kd.predictions import Predictions
 
@@ -389,7 +389,7 @@ def guesses(_):
     ([[10, 30, 0], [0, 10, 30], [3, 0, 1]], []),                                    # and here it could undo the rest
 ])
 def test_another_order_is_found_beyond_chance_only(counts, found):
-    assert rules._better_order(np.array(counts)) == found
+    assert class_order.better_order(np.array(counts)) == found
 
 
 def test_assignment_is_the_best_of_all():
@@ -397,7 +397,7 @@ def test_assignment_is_the_best_of_all():
         for seed in range(20):
             cost = np.random.default_rng([size, seed]).integers(0, 5, (size, size)).astype(float)  # with ties
             best = min(sum(cost[i, j] for i, j in enumerate(p)) for p in itertools.permutations(range(size)))
-            found = rules.assignment(cost)
+            found = class_order.assignment(cost)
             assert sorted(found) == list(range(size)) and cost[np.arange(size), found].sum() == best
 
 

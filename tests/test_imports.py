@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # The border: the first list imports with numpy, Pillow, PyYAML and tqdm alone; the second needs torch.
 NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.bundle", "kd.cache",
-              "kd.calibration", "kd.comparison", "kd.config", "kd.dataset", "kd.environment",
+              "kd.calibration", "kd.class_order", "kd.comparison", "kd.config", "kd.dataset", "kd.environment",
               "kd.errors", "kd.evaluation", "kd.evidence", "kd.figures", "kd.foreign",
               "kd.image", "kd.machine", "kd.metrics", "kd.model_comparison", "kd.onnx",
               "kd.operating", "kd.parity", "kd.predictions", "kd.quantization", "kd.rules",
