@@ -20,12 +20,13 @@ from kd.errors import UserError
 from kd.rules import RULES, SEVERITIES
 
 
-def run(folder, result=None):
+def run(folder, result=None, held=None):
     """Findings about one run folder. UserError only where there is no such folder.
 
-    result: the content that its metrics.json is about to have.
+    result: the content that its metrics.json is about to have. held: its (val, test) Predictions, where
+    they have been read.
     """
-    return examine([evidence.of_run(folder, result)])[0]
+    return examine([evidence.of_run(folder, result, held)])[0]
 
 
 def study(folders, tables=()):

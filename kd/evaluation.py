@@ -97,7 +97,8 @@ class Evaluated:
 def evaluate(val, test, settings=Settings(), folder=None):
     """Evaluated: Predictions `test` measured, with what was chosen on `val` (None: nothing is).
 
-    folder: of the run that they are of, for the audit to look at. A temperature that cannot be fitted leaves the calibrated figures out; the rest stands.
+    folder: of the run that they are of, for the audit to look at. A temperature that cannot be fitted leaves
+    the calibrated figures out; the rest stands.
     """
     choices = choose(val, settings) if val else None
     answer = choices.majority if choices else int(np.bincount(test.labels).argmax())
@@ -125,7 +126,7 @@ def evaluate(val, test, settings=Settings(), folder=None):
             undefined = dict.fromkeys(("value", "lo", "hi"), float("nan"))
             result["test"].update({f"{name}_calibrated": {**undefined, "replicates": settings.replicates,
                                                           "undefined": settings.replicates} for name in CALIBRATED})
-    result["audit"] = audit.run(folder, result) if folder else audit.metrics(result, val, test)
+    result["audit"] = audit.run(folder, result, (val, test)) if folder else audit.metrics(result, val, test)
     return Evaluated(test, result, values)
 
 

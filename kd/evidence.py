@@ -82,10 +82,11 @@ class Case:
         return min(found, key=lambda f: f.tolerance, default=None)
 
 
-def of_run(folder, result=None):
+def of_run(folder, result=None, held=None):
     """The Case of a run folder. UserError only where there is no such folder.
 
-    result: what is about to be written to its metrics.json, in place of what stands there.
+    result: what is about to be written to its metrics.json, in place of what stands there. held: its
+    (val, test) Predictions, in place of reading them again.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -110,7 +111,7 @@ def of_run(folder, result=None):
     case.role = str(environment.get("role") or ("teacher" if model.startswith("teacher") else ""))
     case.split = read("split.csv", runs.read_csv, list, required=("id", "group", "label", "split"))
     case.curves = columns(read("history.csv", runs.read_csv, list))
-    add_predictions(case, *(read(f"predictions/{split}.npz", predictions.read, object) for split in ("val", "test")))
+    add_predictions(case, *(held or (read(f"predictions/{split}.npz", predictions.read, object) for split in ("val", "test"))))
     add_metrics(case, read("metrics.json", runs.read_json, dict) if result is None else result)
     for row in read("robustness.csv", runs.read_csv, list):
         add_corruption(case, row, "robustness.csv")

@@ -4,6 +4,7 @@ Replicates are the same for all models, so differences are paired. A model may h
 figures are means over them, and intervals and p-values carry the spread of seeds as well.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,22 +139,19 @@ def measure(model, first, index, weights, settings):
 
 def pair(reference, model, first, images):
     """How `model` differs from `reference`; see compare()."""
+    matched = list(reference.seeds) == list(model.seeds)
     names = [name for name in reference.values[next(iter(reference.seeds))]
              if all(name in values for side in (reference, model) for values in side.values.values())]
     theirs, ours = ({name: np.array([values[name] for values in side.values.values()]) for name in names}
                     for side in (reference, model))
     rows = comparison.compare({name: theirs[name].mean(0) for name in names},
-                              {name: ours[name].mean(0) + seed_noise(theirs[name], ours[name],
-                                                                     list(reference.seeds) == list(model.seeds))
-                               for name in names})
+                              {name: ours[name].mean(0) + seed_noise(theirs[name], ours[name], matched) for name in names})
     for row in rows:
         for side, values in (("reference", theirs), ("model", ours)):
             bounds = own_interval(row["metric"], values[row["metric"]])
             row.update({f"{side}_{bound}": bounds[bound] for bound in ("lo", "hi")})
         row["relative_gap"] = 1 - row["retention"]
-    couples = list(zip(reference.answers.values(), model.answers.values())) \
-        if list(reference.seeds) == list(model.seeds) else [(a, b) for a in reference.answers.values()
-                                                           for b in model.answers.values()]
+    couples = list((zip if matched else itertools.product)(reference.answers.values(), model.answers.values()))
     shares = [comparison.agreement(first.labels, a, b, images) for a, b in couples]
     tests = [comparison.mcnemar(a == first.labels, b == first.labels) for a, b in couples]
     return {"reference": reference.name, "model": model.name,

@@ -26,12 +26,13 @@ def compare(held, reference, logits, temperature=None, replicates=bootstrap.REPL
     index, count = bootstrap.clusters(held.clusters)
     weights = bootstrap.resample(count, replicates)
     classes = len(held.class_names)
-    counts = [bootstrap.confusions(held.labels, np.argmax(z, 1), classes, index, weights) for z in (reference, logits)]
+    scores = [bootstrap.overall(bootstrap.confusions(held.labels, np.argmax(z, 1), classes, index, weights))
+              for z in (reference, logits)]
     result = {"images": len(held.labels), "flips": flips(reference, logits),
               "agreement": comparison.agreement(held.labels, np.argmax(reference, 1), np.argmax(logits, 1)),
               "divergence": divergence(reference, logits), "largest": float(np.abs(reference - logits).max())}
     for name in ("macro_f1", "accuracy"):
-        before, after = (np.where(_lacking(one), np.nan, getattr(metrics, name)(one)) for one in counts)
+        before, after = (one[name] for one in scores)
         result[name] = {"reference": float(before[0]), "model": float(after[0]),
                         "difference": comparison.paired(before, after)}
     for name, divisor in (("ece", 1.0), ("ece_calibrated", temperature)):
@@ -39,12 +40,6 @@ def compare(held, reference, logits, temperature=None, replicates=bootstrap.REPL
             before, after = (calibration.ece(held.labels, metrics.softmax(z / divisor)) for z in (reference, logits))
             result[name] = {"reference": before, "model": after, "shift": after - before}
     return result
-
-
-def _lacking(counts):
-    """[1 + B] whether a replicate lacks a class that the sample has: its macro-F1 is undefined."""
-    support = counts.sum(-1)
-    return ((support == 0) & (support[0] > 0)).any(1)
 
 
 def _log_softmax(logits):
