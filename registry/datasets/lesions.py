@@ -38,7 +38,7 @@ SKINS = np.float32([[0.88, 0.70, 0.67], [0.92, 0.82, 0.79], [0.72, 0.60, 0.68], 
 
 @register("dataset", "lesions", defaults={"size": 48, "teacher": "resnet18", "epochs": 5, "batch": 32,
                                          "hard": "logit_adjusted,tau=0.5"})
-def lesions(*, size=48, images=820, seed=0):
+def lesions(*, size=48, images=740, seed=0):
     """Synthetic dermoscopy with the seven classes of HAM10000 (drawn, nothing to download).
 
     size: side in pixels; images: how many; seed: another seed is another set of lesions.
