@@ -45,7 +45,7 @@ def fatal(student_logits, labels, epoch):
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(tmp_path, no_report):
     """The arguments of a study with a teacher, and the student's folder."""
     (tmp_path / "plain.py").write_text(PLUGIN, encoding="utf-8")
     common = ["--data", "lesions,images=300", "--size", "32", "--epochs", "3", "--batch", "30", "--device", "cpu", "--precision", "fp32",

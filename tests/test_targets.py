@@ -116,7 +116,7 @@ def test_truncated_targets_are_one_clear_line(setting, tmp_path):
         result(torch.arange(4), 1, CPU)
 
 
-def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, capsys):
+def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, no_report):
     common = [*COMMON, "--out", str(tmp_path)]
     teacher, = train_teacher.main([*common, "--teacher", "tiny"])
     asked = []
