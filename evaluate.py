@@ -105,7 +105,7 @@ def parse(argv):
     points.add_argument("--risk", type=errors.share, default=0.1, metavar="X",
                         help="error rate that abstention from the least confident images promises")
     more = parser.add_argument_group("statistics")
-    more.add_argument("--bins", type=int, default=calibration.BINS, metavar="N", help="of the calibration errors, closed on the right")
+    more.add_argument("--bins", type=errors.positive, default=calibration.BINS, metavar="N", help="of the calibration errors, closed on the right")
     more.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES,
                       help="bootstrap replicates behind each interval")
     other = parser.add_argument_group("something else instead")
@@ -119,8 +119,6 @@ def parse(argv):
     if options.replicates < 100:
         raise UserError(f"--replicates {options.replicates} is too few for the tails of a 95% interval",
                         "Use 100 or more; 2000 is usual.")
-    if options.bins < 1:
-        raise UserError(f"--bins {options.bins}: at least one bin is needed", "15 are usual.")
     if sum(map(bool, (options.compare, options.audit, options.data))) > 1:
         raise UserError("--compare, --audit and --data each do something else", "Give one of them.")
     if options.data is None and (options.root or options.plugin):
