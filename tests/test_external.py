@@ -140,7 +140,7 @@ def test_images_that_the_network_was_trained_or_selected_on_are_refused(run, tmp
     (["--compare", "--audit"], "each do something else"),
     (["--val", "v.npz"], "--val belongs to one predictions file"),
     (["--out", "x"], "--out takes the metrics of a predictions file"),
-    (["--bins", "0"], "--bins 0: at least one"),
+    (["--bins", "0"], "--bins: .0. is not a whole number"),
     (["--sensitivity", "95"], "'95' is not a number from 0 to 1"),
 ])
 def test_options_that_do_not_fit_together_are_refused(run, options, words):
