@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-KINDS = {"architecture": "architectures", "dataset": "datasets", "loss": "losses"}
+KINDS = {"architecture": "architectures", "dataset": "datasets", "loss": "losses", "corruption": "corruptions"}
 
 
 class RegistryError(LookupError):

@@ -1,0 +1,80 @@
+"""Noise on uint8 images, drawn by table.
+
+What is added to a grey level is a level again, so that noise has few values: a table turns 16 random bits into the
+noise of one sample. That is a quarter of the bits that a float32 normal takes, and no arithmetic; each
+probability is right to 2^-16. A grey image has one draw a pixel and stays grey, a colour image one a channel.
+"""
+
+import functools
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+WORDS = 1 << 16   # values of a 16-bit word
+COARSE = 1 << 14  # quantiles of the photon counts of one grey level: 256 tables fit into 4 MB
+
+
+def words(image, rng):
+    """Uniform 16-bit integers [H, W, 3], or [H, W, 1] for a grey image."""
+    shape = (*image.shape[:2], 1 if is_grey(image) else 3)
+    count = math.prod(shape)
+    return rng.bit_generator.random_raw((count + 3) // 4).view(np.uint16)[:count].reshape(shape)
+
+
+def is_grey(image):
+    """Whether the channels of [H, W, 3] are equal; one row tells most colour images apart."""
+    def equal(part):
+        return (part == part[..., :1]).all()
+    return bool(equal(image[len(image) // 2]) and equal(image))
+
+
+@functools.lru_cache(1)
+def normal_quantiles():
+    """float32 [WORDS]: a standard normal, by equally probable values; unit variance."""
+    upper = [NormalDist().inv_cdf((k + .5) / WORDS) for k in range(WORDS // 2, WORDS)]
+    values = np.array([-value for value in reversed(upper)] + upper)
+    return (values / values.std()).astype(np.float32)
+
+
+def add_normal(image, rng, table):
+    """The image plus table[16 random bits], int16 [WORDS], clipped."""
+    noise = table.take(words(image, rng), mode="clip")  # mode: without it every index is checked first
+    return np.clip(noise + image, 0, 255)
+
+
+def multiply_normal(image, rng, sigma):
+    """image * (1 + sigma z), rounded and clipped."""
+    factor = normal_quantiles().take(words(image, rng), mode="clip")
+    factor *= sigma
+    factor += 1
+    return np.clip(np.rint(factor * image), 0, 255)
+
+
+def salt_and_pepper(image, rng, amount):
+    """A share `amount` of the samples becomes 0 or 255, each as often."""
+    drawn, count = words(image, rng), round(amount * WORDS / 2)
+    return np.where(drawn < count, 0, np.where(drawn >= WORDS - count, 255, image))
+
+
+@functools.lru_cache(5)
+def photon_levels(photons):
+    """uint8 [256 * COARSE]: for each grey level v the quantiles of Poisson(photons * v / 255), as grey levels."""
+    share = (np.arange(COARSE) + .5) / COARSE
+    most = photons + 12 * math.sqrt(photons) + 30
+    counts = np.arange(math.ceil(most))
+    log_factorial = np.cumsum(np.log(np.maximum(counts, 1)))
+    table = np.zeros((256, COARSE), np.uint8)
+    for level in range(1, 256):
+        rate = photons * level / 255
+        cumulated = np.cumsum(np.exp(counts * math.log(rate) - rate - log_factorial))
+        seen = np.searchsorted(cumulated, share).clip(max=len(counts) - 1)
+        table[level] = np.minimum(np.rint(seen * (255 / photons)), 255)
+    return table.reshape(-1)
+
+
+def photon_noise(image, rng, table):
+    """Each sample through the `photon_levels`."""
+    index = words(image, rng).astype(np.int32) >> 2
+    index = index + image.astype(np.int32) * COARSE
+    return table.take(index, mode="clip")
