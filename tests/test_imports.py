@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.bundle", "kd.cache",
               "kd.calibration", "kd.class_order", "kd.comparison", "kd.config", "kd.corruptions", "kd.dataset", "kd.environment",
               "kd.errors", "kd.evaluation", "kd.evidence", "kd.figures", "kd.foreign",
-              "kd.image", "kd.machine", "kd.metrics", "kd.model_comparison", "kd.noise", "kd.onnx",
-              "kd.operating", "kd.parity", "kd.predictions", "kd.quantization", "kd.rules",
-              "kd.runs", "kd.splits", "kd.suites", "kd.tables", "kd.timing", "registry", "benchmark",
+              "kd.image", "kd.latex", "kd.machine", "kd.metrics", "kd.model_comparison", "kd.noise", "kd.onnx",
+              "kd.operating", "kd.parity", "kd.pdf", "kd.predictions", "kd.quantization", "kd.rules",
+              "kd.runs", "kd.splits", "kd.suites", "kd.svg", "kd.tables", "kd.timing", "registry", "benchmark",
               "evaluate", "predict", "report"]
 TORCH = ["kd.augment", "kd.backends", "kd.checkpoint", "kd.data", "kd.deployment",
          "kd.distributed", "kd.engine", "kd.export", "kd.external", "kd.losses", "kd.macs",
