@@ -30,7 +30,7 @@ def main(argv=None):
     if options.bundle:
         bundle.write(run, best, source.pixels("val", bundle.CHECKED), options.bundle)
         print(f"written: {options.bundle}: copy this folder; RUN.md in it says how to go on")
-    print(f"next: python predict.py {best.as_posix()} IMAGE")
+    print(f"next: python predict.py {best.as_posix()} IMAGE" if best.is_file() else f"next: python benchmark.py {run.as_posix()}")
     return folder
 
 
@@ -40,7 +40,7 @@ def parse(argv):
     parser.add_argument("run", metavar="RUN", help="a seed's folder, or a folder above one run")
     parser.add_argument("--formats", nargs="+", default=["onnx", "int8"], choices=deployment.FORMATS,
                         help="onnx: float; int8: ONNX with 8-bit weights and activations; torchscript: legacy, "
-                        "deprecated by torch since 2.9")
+                        "deprecated by torch since 2.9; fx: INT8 as TorchScript, for x86, legacy as well")
     parser.add_argument("--root", metavar="PATH", help="where the run's images are now; default: where they were")
     parser.add_argument("--cache", metavar="DIR", help="folder for decoded images; default: as training had it")
     parser.add_argument("--calibration", type=errors.positive, default=256, metavar="N",

@@ -13,8 +13,9 @@ from kd import data as kd_data
 from kd import onnx as kd_onnx
 from kd.errors import UserError
 
-FORMATS = ("onnx", "int8", "torchscript")
-FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torchscript": "model.ts.pt"}
+FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torchscript": "model.ts.pt", "fx": "model.fx.int8.ts.pt"}
+FORMATS = tuple(FILES)
+ROUNDED = ("int8", "fx")  # their logits are not the checkpoint's; how near they are is measured
 GROUPS = 8    # parts into which the layers are cut to find those that INT8 costs most
 
 
@@ -83,13 +84,19 @@ def write(source, folder, formats, *, calibration, reduce_range, most_flips):
         if name == "torchscript":
             content = export.to_torchscript(source.network, source.size, source.metadata)
             predict = run.torchscript(content)
+        elif name == "fx":
+            content = export.to_fx(source.network, source.pixels("train", calibration), source.size, source.metadata)
+            predict = run.torchscript(content)
         else:
             model = model or export.to_onnx(source.network, source.size, source.metadata)
             content = model.SerializeToString()
             if name == "int8":
                 content, more = int8(run, model, calibration, reduce_range, most_flips)
             predict = run.onnx(content)
-        told["formats"][name] = {"file": FILES[name], "bytes": len(content), **more, **run.check(name, predict)}
+        told["formats"][name] = checked = {"file": FILES[name], "bytes": len(content), **more, **run.check(name, predict)}
+        if checked["val"]["flips"] > most_flips:
+            raise UserError(f"{FILES[name]} changes the label of {checked['val']['flips']:.1%} of the validation images, more than "
+                            f"--max-flips {most_flips:g}", "Use --formats int8, which chooses among recipes, or accept more.")
         contents[name] = content
     if "int8" in told["formats"]:
         told["formats"]["int8"]["share_of_float"] = told["formats"]["int8"]["bytes"] / len(model.SerializeToString())
@@ -117,14 +124,15 @@ class _Run:
                                               for k in range(0, len(images), 32)])
 
     def torchscript(self, content):
-        ready = torch.jit.load(io.BytesIO(content))
+        with export.silent():
+            ready = torch.jit.load(io.BytesIO(content))
         return lambda images: export.logits(ready, images)
 
     def check(self, name, predict):
         """{"batch_1", "batch_5", "val", "test"}: the largest differences of logits in batches of one and five,
-        from the checkpoint's (of INT8 from its own in large batches), and what parity.compare says."""
+        from the checkpoint's (of rounded ones from their own in large batches), and what parity.compare says."""
         logits = {split: predict(images) for split, images in self.images.items()}
-        five, own = self.images["val"][:5], logits if name == "int8" else self.reference
+        five, own = self.images["val"][:5], logits if name in ROUNDED else self.reference
         largest = {"batch_1": np.concatenate([predict(one[None]) for one in five]), "batch_5": predict(five)}
         largest = {key: float(np.abs(value - own["val"][:5]).max()) for key, value in largest.items()}
         worst = max(*largest.values(), *(np.abs(logits[split] - own[split]).max() for split in logits))

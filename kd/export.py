@@ -1,6 +1,7 @@
 """From a checkpoint to files that run elsewhere: ONNX, and TorchScript as a legacy."""
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -135,6 +136,27 @@ def to_torchscript(network, size, metadata):
         traced = torch.jit.freeze(torch.jit.trace(network, example))
         torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()
+
+
+def to_fx(network, images, size, metadata):
+    """Deployed as the bytes of a TorchScript file with integer kernels of x86.
+
+    images: uint8 [n, S, S, 3] that the ranges are taken from. Normalisation and linear layers stay in float, as in
+    the ONNX file. torch has deprecated FX quantisation; a torch that cannot do it is a UserError.
+    """
+    try:
+        from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
+    except ImportError:
+        raise UserError(f"torch {torch.__version__} has no FX quantisation any more", "Use --formats int8.") from None
+    if "x86" not in torch.backends.quantized.supported_engines:
+        raise UserError("this torch has no integer kernels of x86, which FX quantisation needs", "Use --formats int8.")
+    prepared = copy.deepcopy(network)
+    recipe = get_default_qconfig_mapping("x86").set_object_type(torch.nn.Linear, None)
+    with silent():
+        prepared.model = quantize_fx.prepare_fx(prepared.model, recipe, (torch.zeros(2, 3, size, size),))
+        logits(prepared, images)
+        prepared.model = quantize_fx.convert_fx(prepared.model)
+        return to_torchscript(prepared.eval(), size, metadata)
 
 
 @torch.no_grad()

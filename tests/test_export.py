@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import export
+import registry
 from kd import checkpoint, image, quantization, runs
 from kd import export as kd_export
 from kd import onnx as kd_onnx
@@ -109,6 +110,30 @@ def test_torchscript_is_exported_beside_what_was_there(copy):
     with kd_export.silent():
         torch.jit.load(copy / "exports" / "model.ts.pt", _extra_files=extra)
     assert json.loads(extra["metadata.json"])["class_names"] == checkpoint.read(copy / "best.pt")["class_names"]
+
+
+def test_fx_int8_is_smaller_near_the_checkpoint_and_refused_where_it_is_not(copy, monkeypatch):
+    import torch
+    if "x86" not in torch.backends.quantized.supported_engines:
+        pytest.skip("no integer kernels of x86")
+    export.main([str(copy), "--formats", "torchscript", "fx", "--max-flips", "0.3"])  # of nine images
+    told = runs.read_json(copy / "exports" / "parity.json")["formats"]["fx"]
+    assert 0 < told["test"]["largest"] < 1 and told["test"]["flips"] <= 0.2
+    file = copy / "exports" / "model.fx.int8.ts.pt"
+    with kd_export.silent():
+        assert "quantized" in str(torch.jit.load(file).inlined_graph)
+    before = file.read_bytes()
+
+    class Backwards(torch.nn.Module):
+        def forward(self, logits):
+            return -logits
+
+    network = kd_export.deployed(*checkpoint.load(copy / "best.pt", registry.create))
+    wrong = kd_export.to_torchscript(torch.nn.Sequential(network, Backwards()).eval(), 32, {})
+    monkeypatch.setattr(kd_export, "to_fx", lambda *_: wrong)
+    with pytest.raises(UserError, match="changes the label of .* more than --max-flips"):
+        export.main([str(copy), "--formats", "fx", "--max-flips", "0.3"])
+    assert file.read_bytes() == before
 
 
 def test_other_images_than_the_runs_are_refused(exported, copy, tmp_path):
