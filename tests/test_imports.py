@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # The border: the first list imports with numpy, Pillow, PyYAML and tqdm alone; the second needs torch.
 NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.bundle", "kd.cache",
               "kd.calibration", "kd.class_order", "kd.comparison", "kd.config", "kd.corruptions", "kd.dataset", "kd.environment",
-              "kd.errors", "kd.evaluation", "kd.events", "kd.evidence", "kd.figures", "kd.foreign",
+              "kd.errors", "kd.evaluation", "kd.events", "kd.evidence", "kd.figures", "kd.filters", "kd.foreign",
               "kd.image", "kd.latex", "kd.machine", "kd.metrics", "kd.model_comparison", "kd.noise", "kd.onnx",
               "kd.operating", "kd.parity", "kd.pdf", "kd.predictions", "kd.quantization", "kd.rules",
               "kd.runs", "kd.splits", "kd.suites", "kd.svg", "kd.tables", "kd.timing", "registry", "benchmark",

@@ -1,0 +1,134 @@
+"""Blurs of uint8 images [H, W, 3]. What lies outside the image is its mirror picture (reflection about the outermost
+pixel), except where a function says otherwise."""
+
+import functools
+import math
+
+import numpy as np
+from PIL import Image
+
+TAILS = 4     # standard deviations at which a Gaussian is cut off
+ROWS = 16     # of a banded matrix that are multiplied at a time
+
+
+def gaussian(image, sigma):
+    """The image under a Gaussian of `sigma` px (sampled, cut off at 4 sigma), right to one grey level; uint8.
+
+    A wide Gaussian is two narrower ones, and between the two every d-th pixel is enough: reduce, enlarge. What aliasing
+    adds is exp(-(pi sigma / d)^2 / 2) of the contrast at most: .001 at the d that is chosen.
+    """
+    height, width, _ = image.shape
+    reduce, enlarge = gaussian_bands(height, sigma)
+    rows = multiply(reduce, image.reshape(height, -1).astype(np.float32))
+    columns = np.ascontiguousarray(rows.reshape(-1, width, 3).transpose(1, 0, 2)).reshape(width, -1)
+    reduce_columns, enlarge_columns = gaussian_bands(width, sigma)
+    columns = multiply(enlarge_columns, multiply(reduce_columns, columns))
+    columns += .5  # the last product's rows sum to 1: this rounds
+    rows = np.ascontiguousarray(columns.reshape(width, -1, 3).transpose(1, 0, 2)).reshape(-1, width * 3)
+    return multiply(enlarge, rows).astype(np.uint8).reshape(image.shape)
+
+
+@functools.lru_cache(32)
+def gaussian_bands(length, sigma):
+    """(reduce, enlarge): banded matrices whose product blurs `length` mirrored samples by `sigma` px."""
+    step = max(1, int(.85 * sigma))
+    half = sigma / math.sqrt(2) if step > 1 else sigma
+    reach = math.ceil(TAILS * half)
+    margin = math.ceil(reach / step) if step > 1 else 0
+    centres = np.arange(-margin, math.ceil(length / step) + margin) * step
+    taps = np.arange(-reach, reach + 1)
+    weights = np.exp(-taps ** 2 / (2 * half ** 2)) if half > 0 else (taps == 0) * 1.
+    reduce = np.zeros((len(centres), length))
+    mirrored = np.abs(centres[:, None] + taps) % max(1, 2 * length - 2)
+    mirrored = np.minimum(mirrored, 2 * length - 2 - mirrored).clip(0)
+    np.add.at(reduce, (np.arange(len(centres))[:, None], mirrored), weights / weights.sum())
+    if step == 1:
+        return bands(reduce), None
+    distance = np.arange(length)[:, None] - centres
+    enlarge = np.where(np.abs(distance) <= reach, np.exp(-distance ** 2 / (2 * half ** 2)), 0)
+    return bands(reduce), bands(enlarge / enlarge.sum(1, keepdims=True))
+
+
+def bands(matrix):
+    """A banded matrix as [(rows, columns, float32 block)], ROWS rows at a time: what is not in a block is zero."""
+    blocks = []
+    for top in range(0, len(matrix), ROWS):
+        block = matrix[top:top + ROWS]
+        used = np.flatnonzero(block.any(0))
+        columns = slice(used[0], used[-1] + 1)
+        blocks.append((slice(top, top + len(block)), columns, np.ascontiguousarray(block[:, columns], np.float32)))
+    return blocks
+
+
+def multiply(blocks, matrix):
+    """Banded times dense, float32; None is the identity."""
+    if blocks is None:
+        return matrix
+    result = np.empty((blocks[-1][0].stop, matrix.shape[1]), np.float32)
+    for rows, columns, block in blocks:
+        np.matmul(block, matrix[columns], out=result[rows])
+    return result
+
+
+def scatter(points, weights, scale):
+    """A kernel [K, K] of weighted points (dy, dx) given in pixels of a reference image, for one `scale` times as large.
+
+    Points are placed as a picture is resized, linearly: at scale 1 whole numbers keep their place.
+    """
+    points, spread = np.asarray(points) * scale, max(1., scale)
+    reach = math.ceil(np.abs(points).max() + spread)
+    grid = np.arange(-reach, reach + 1)
+    down, across = (np.maximum(0, 1 - np.abs(grid - points[:, k, None]) / spread) for k in (0, 1))
+    kernel = np.einsum("p,py,px->yx", weights, down, across)
+    return kernel * (np.sum(weights) / kernel.sum())
+
+
+def correlate(image, kernel, outside="reflect"):
+    """sum over (dy, dx) of kernel[dy, dx] * image[y + dy, x + dx] by FFT, rounded; `outside` is a mode of np.pad."""
+    reach = len(kernel) // 2
+    padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode=outside).astype(np.float32)
+    shape = padded.shape[:2]
+    transfer = np.fft.rfft2(kernel[::-1, ::-1].astype(np.float32), shape)
+    result = np.empty_like(image)
+    for channel in range(3):
+        blurred = np.fft.irfft2(np.fft.rfft2(padded[..., channel]) * transfer, shape)[2 * reach:, 2 * reach:]
+        result[..., channel] = np.clip(np.rint(blurred), 0, 255)
+    return result
+
+
+def disk(radius, soft, scale):
+    """The kernel of a lens out of focus: a disk of `radius` with its rim softened by 3 taps of deviation `soft`.
+
+    As in MedMNIST-C, the grid ends at 8 px and is mirrored there: a disk of 8 px softened by .5 sums to 1.013.
+    """
+    side = max(8, math.ceil(radius))
+    grid = np.arange(-side, side + 1)
+    kernel = (grid[:, None] ** 2 + grid ** 2 <= radius ** 2).astype(float)
+    kernel /= kernel.sum()
+    tap = math.exp(-1 / (2 * soft ** 2)) if soft else 0
+    for _ in range(2):
+        padded = np.pad(kernel, ((1, 1), (0, 0)), mode="reflect")
+        kernel = ((padded[:-2] + padded[2:]) * tap + kernel).T / (1 + 2 * tap)
+    return scatter(np.argwhere(kernel) - side, kernel[kernel > 0], scale)
+
+
+def trail(radius, sigma, degrees, scale):
+    """The kernel of a hand that moved: half a Gaussian of `sigma` on 2 radius + 1 px along a line, as ImageMagick has it."""
+    along = np.arange(2 * math.ceil(radius) + 1)
+    angle = math.radians(degrees)
+    points = np.ceil(np.outer(along, (math.sin(angle), math.cos(angle))) - .5)
+    weights = np.exp(-along ** 2 / (2 * sigma ** 2))
+    return scatter(points, weights / weights.sum(), scale)
+
+
+def zoom(image, factors):
+    """The mean of the image and of its middle enlarged by each factor; linear, as scipy.ndimage.zoom places pixels."""
+    picture, side = Image.fromarray(image), np.array(image.shape[1::-1])
+    total = image.astype(np.float32)
+    for factor in factors:
+        crop = np.ceil(side / factor)
+        large = np.round(crop * factor)
+        pace = (crop - 1) / np.maximum(1, large - 1)  # the corner pixels keep their centres
+        start = (side - crop) // 2 + .5 - .5 * pace + (large - side) // 2 * pace
+        total += np.asarray(picture.resize(tuple(side), Image.Resampling.BILINEAR, (*start, *(start + side * pace))))
+    return np.rint(total / (len(factors) + 1)).astype(np.uint8)
