@@ -13,7 +13,7 @@ import evaluate
 import registry
 import report
 import train_teacher
-from kd import config, distributed, engine, errors, objective, runs, step, targets, training
+from kd import config, distributed, engine, errors, objective, runs, similarity, step, targets, training
 from kd.errors import UserError
 
 
@@ -81,6 +81,9 @@ def main(argv=None):
                        seed=seed, teacher=teacher, kept=kept,
                        role="student", provenance={"method": objective.method(options), "seed": seed,
                                                    "teacher": options["teacher"]})
+            if teacher and distributed.first() and not (folder / "attention.npz").exists():
+                trained, _ = training.load_network(folder / "best.pt", registry)  # a run that was finished trained nothing now
+                similarity.write(folder, trained, teacher, data, options["device"])
             folders.append(folder)
 
     if not distributed.first():

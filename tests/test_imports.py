@@ -23,7 +23,7 @@ NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.bundle", "kd.cache",
               "evaluate", "predict", "report"]
 TORCH = ["kd.augment", "kd.backends", "kd.checkpoint", "kd.data", "kd.deployment",
          "kd.distributed", "kd.engine", "kd.export", "kd.external", "kd.losses", "kd.macs",
-         "kd.models", "kd.objective", "kd.step", "kd.targets", "kd.training", "distill", "export",
+         "kd.models", "kd.objective", "kd.similarity", "kd.step", "kd.targets", "kd.training", "distill", "export",
          "train_teacher"]
 SMALL = {"numpy", "PIL", "yaml", "tqdm"}
 

@@ -1,0 +1,182 @@
+"""Linear CKA, and what a student's run says of its teacher."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import distill
+import registry
+import small
+import train_teacher
+from kd import image, losses, models, runs, similarity
+
+pytestmark = pytest.mark.usefixtures("no_report")
+COMMON = ["--data", "lesions,images=200", "--size", "32", "--epochs", "1", "--batch", "32", "--workers", "0", "--device", "cpu",
+          "--precision", "fp32"]
+
+
+def gram(x):
+    x = x - x.mean(0)
+    return x @ x.T
+
+
+def linear_cka(x, y):
+    return similarity.cka(gram(x), gram(y))
+
+
+@pytest.fixture
+def two():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 12))
+    return x, x[:, :5] @ rng.normal(size=(5, 9)) + rng.normal(size=(40, 9))
+
+
+def test_it_is_one_with_itself_and_the_same_under_rotation_shift_and_scale_of_either(two):
+    x, y = two
+    rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0]
+    assert linear_cka(x, x) == pytest.approx(1) and linear_cka(x, 3 * x @ rotation - 7) == pytest.approx(1)
+    assert .2 < linear_cka(x, y) < .9
+    assert linear_cka(-.01 * x @ rotation + 5, y) == pytest.approx(linear_cka(x, y)) == pytest.approx(linear_cka(y, x))
+    assert linear_cka(x * np.arange(1, 13), y) != pytest.approx(linear_cka(x, y), abs=1e-3)  # not under any linear map
+
+
+def u_statistic(k, l):
+    """Unbiased HSIC as the mean over all ordered quadruples of different images."""
+    terms = [k[i][j] * (l[i][j] + l[q][r] - 2 * l[i][q]) for i, j, q, r in itertools.permutations(range(len(k)), 4)]
+    return sum(terms) / len(terms)
+
+
+def test_it_is_the_mean_over_all_quadruples_of_different_images():
+    rng = np.random.default_rng(2)
+    x, y = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
+    k, l = gram(x), gram(y)
+    expected = u_statistic(k, l) / np.sqrt(u_statistic(k, k) * u_statistic(l, l))
+    assert linear_cka(x, y) == pytest.approx(expected) and linear_cka(x, y) == pytest.approx(
+        u_statistic(x @ x.T, y @ y.T) / np.sqrt(u_statistic(x @ x.T, x @ x.T) * u_statistic(y @ y.T, y @ y.T)))
+
+
+def test_a_case_by_hand():
+    # x = 0 0 2 2: the one entry off the diagonal is K34 = 4, row sums 0 0 4 4; y = 0 2 0 2: L24 = 4, row sums 0 4 0 4.
+    # HSIC(K, L) = (0 + 8 * 8 / 6 - 2 * 16 / 2) / 4 = -4/3, and HSIC(K, K) = (32 + 64 / 6 - 32) / 4 = 8/3 = HSIC(L, L).
+    x, y = (np.outer(v, v) for v in ([0, 0, 2, 2], [0, 2, 0, 2]))
+    assert similarity.cka(x, y) == pytest.approx(-1 / 2)
+
+
+def test_many_images_and_few_features_give_what_the_plain_formula_gives():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(1500, 4))
+    y = x @ rng.normal(size=(4, 3)) + rng.normal(size=(1500, 3))
+    a, b = x - x.mean(0), y - y.mean(0)
+    plain = np.linalg.norm(b.T @ a) ** 2 / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))  # by features, not by images
+    assert linear_cka(x, y) == pytest.approx(plain, abs=.005)
+
+
+def test_unrelated_representations_are_near_nought_however_many_features_they_have():
+    rng = np.random.default_rng(4)
+    values = [linear_cka(rng.normal(size=(50, 2000)), rng.normal(size=(50, 3000))) for _ in range(20)]
+    assert abs(np.mean(values)) < .02 and min(values) < 0
+
+
+def test_what_does_not_vary_or_is_too_small_has_no_similarity(two):
+    x, _ = two
+    assert np.isnan(linear_cka(x, np.ones((40, 3)))) and np.isnan(linear_cka(x[:3], x[:3]))
+    assert np.isnan(similarity.cka_interval(gram(x[:3]), gram(x[:3]), range(3))).all()
+
+
+def test_the_interval_covers_what_many_images_give_and_groups_widen_it():
+    rng = np.random.default_rng(5)
+    mix = rng.normal(size=(6, 6))
+
+    def drawn(count):
+        x = rng.normal(size=(count, 6))
+        return x, x @ mix + 2 * rng.normal(size=(count, 6))
+
+    truth, inside = linear_cka(*drawn(1000)), 0
+    for _ in range(30):
+        x, y = drawn(50)
+        value, lo, hi = similarity.cka_interval(gram(x), gram(y), np.arange(50))
+        assert lo <= value <= hi <= 1
+        inside += lo <= truth <= hi
+    assert 25 <= inside <= 30
+    doubled = [np.repeat(z, 2, axis=0) + .01 * rng.normal(size=(100, 6)) for z in (x, y)]
+    widths = [np.diff(similarity.cka_interval(gram(doubled[0]), gram(doubled[1]), groups)[1:])[0]
+              for groups in (np.arange(100), np.arange(100) // 2)]
+    assert widths[1] > 1.2 * widths[0]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """(folder, student, teacher, data) with samples of a run."""
+    data, options = small.data(folder=tmp_path / "cache"), small.options("--alpha", "0.5")
+    student, teacher = small.network(options, data), small.network(options, data, seed=1)
+    test = data.where("test")[:3]
+    runs.write_npz(tmp_path / "samples.npz", images=image.centre_crop(data.pixels(test), 32), ids=data.ids[test])
+    return tmp_path, student, teacher, data
+
+
+def test_a_network_is_wholly_similar_to_itself_and_looks_where_it_looks(run):
+    folder, student, _, data = run
+    similarity.write(folder, student, student, data, "cpu")
+    held = runs.read_npz(folder / "attention.npz")
+    assert held["cka"] == pytest.approx(np.ones(4)) and held["cka_lo"] == pytest.approx(np.ones(4), abs=1e-6)
+    assert np.array_equal(held["student"], held["teacher"]) and held["student"].shape == (3, 4, 32, 32)
+    assert held["student"].dtype == np.float16 and held["cka_images"] == len(data.where("val"))
+    assert np.square(held["student"].astype(float)).sum((2, 3)) == pytest.approx(np.ones((3, 4)), abs=.01)
+
+
+def test_maps_and_similarity_are_those_of_the_stages(run):
+    folder, student, teacher, data = run
+    similarity.write(folder, student, teacher, data, "cpu")
+    held, samples = runs.read_npz(folder / "attention.npz"), runs.read_npz(folder / "samples.npz")
+    assert held["ids"].tolist() == samples["ids"].tolist()
+    assert (held["cka"] < .999).all() and (held["cka_lo"] < held["cka"]).all() and (held["cka"] < held["cka_hi"]).all()
+
+    def stage(network, pixels):
+        model, kept = network.model.eval(), []
+        hook = model.stage1.register_forward_hook(lambda module, given, output: kept.append(output))
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (network.mean, network.std))
+        with torch.no_grad():
+            model((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
+        hook.remove()
+        return kept[0]
+
+    expected = losses.attention(stage(teacher, samples["images"])).numpy()  # 32 x 32 already
+    assert held["teacher"][:, 0].astype(float) == pytest.approx(expected, abs=1e-3)
+    pixels = image.centre_crop(data.pixels(data.where("val")), 32)
+    blocks = [stage(network, pixels).view(len(pixels), 16, 4, 8, 4, 8).mean((3, 5)).flatten(1).numpy().astype(float)
+              for network in (student, teacher)]
+    assert held["cka"][0] == pytest.approx(linear_cka(*blocks), abs=1e-4)
+
+
+def test_a_large_validation_split_is_sampled_evenly_and_the_same_each_time(run, monkeypatch):
+    folder, student, teacher, data = run
+    monkeypatch.setattr(similarity, "IMAGES", 5)
+    found = []
+    for _ in range(2):
+        similarity.write(folder, student, teacher, data, "cpu")
+        found.append(runs.read_npz(folder / "attention.npz"))
+    assert 4 <= found[0]["cka_images"] <= 5 and np.array_equal(found[0]["cka"], found[1]["cka"])
+
+
+def test_where_the_stages_are_not_known_a_line_says_so(run, capsys):
+    folder, student, teacher, data = run
+    teacher = models.Network(teacher.model, "torchvision:alexnet", "imagenet")
+    similarity.write(folder, student, teacher, data, "cpu")
+    assert not (folder / "attention.npz").exists()
+    assert "the stages of torchvision:alexnet are not known: no attention maps" in capsys.readouterr().out
+
+
+def test_a_taught_run_has_them_a_finished_one_gets_them_and_one_without_a_teacher_has_none(tmp_path, capsys):
+    common = [*COMMON, "--out", str(tmp_path), "--student", "tiny"]
+    teacher, = train_teacher.main([*COMMON, "--out", str(tmp_path), "--teacher", "tiny"])
+    taught, = distill.main([*common, "--alpha", "0.5"])
+    assert "similarity to the teacher by stage (linear CKA, " in capsys.readouterr().out
+    first = runs.read_npz(taught / "attention.npz")
+    (taught / "attention.npz").unlink()
+    distill.main([*common, "--alpha", "0.5"])
+    again = runs.read_npz(taught / "attention.npz")
+    assert all(np.array_equal(first[key], again[key]) for key in first)
+    alone, = distill.main([*common, "--alpha", "1"])
+    assert not (alone / "attention.npz").exists() and not (teacher / "attention.npz").exists()
