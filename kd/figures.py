@@ -1,4 +1,4 @@
-"""Figures of the report, as text to be put into a page.
+"""What all figures of a report share, and the simplest of them, as text to be put into a page.
 
 Drawings are inline SVG whose text stays text and whose colours are CSS variables with the
 light colour to fall back on, so that one drawing serves light, dark and print. They are
@@ -28,8 +28,9 @@ DARK = {"paper": "#14181c", "ink": "#e5e9ec", "muted": "#9ba7b0", "rule": "#3942
         "teacher": "#f28a45", "alone": "#a7b1b9", "student": "#5ab4ea",
         "shade": "#1f80c2", "note": "#3b3013", "error": "#ff8a8f"}
 MARKERS = {"teacher": "s", "alone": "o", "student": "o"}
+DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2))]  # tell lines of one role apart
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False,
     "font.size": 12, "axes.labelsize": 12, "xtick.labelsize": 12, "ytick.labelsize": 12,
     "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["muted"], "axes.edgecolor": LIGHT["rule"],
@@ -47,22 +48,26 @@ def label(name, most=32):
     return name if len(name) <= most else name[:most - 1].rstrip() + "…"
 
 
-def _svg(draw):
+def drawing(draw):
     """Make `draw(figure, ...)` a function that returns inline SVG; `alt` is its text for those
     who cannot see it. Raises UserError without matplotlib."""
     @functools.wraps(draw)
-    def drawing(*args, alt, **options):
-        matplotlib = need("matplotlib", "report")
-        canvas = need("matplotlib.figure", "report").Figure
-        with matplotlib.rc_context(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for them
-            matplotlib.rcdefaults()  # a matplotlibrc of the user's could ask for LaTeX
-            matplotlib.rcParams.update(_STYLE)
-            figure, text = canvas(layout="constrained", dpi=72), io.StringIO()
-            draw(figure, *args, **options)
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        return _inline(text.getvalue(), alt)
-    return drawing
+    def drawn(*args, alt, **options):
+        return to_svg(draw, args, options, alt)
+    return drawn
+
+
+def to_svg(draw, args, options, alt):
+    matplotlib = need("matplotlib", "report")
+    canvas = need("matplotlib.figure", "report").Figure
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for them
+        matplotlib.rcdefaults()  # a matplotlibrc of the user's could ask for LaTeX
+        matplotlib.rcParams.update(STYLE)
+        figure, text = canvas(layout="constrained", dpi=72), io.StringIO()
+        draw(figure, *args, **options)
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(text.getvalue(), alt)
 
 
 def _inline(svg, alt):
@@ -81,7 +86,7 @@ def _inline(svg, alt):
             if key == "id" and value not in used:
                 continue
             if key == "style":
-                value = re.sub(r"font: ([^;]*?px) [^;]+", r"font: \1 var(--sans, sans-serif)", value)
+                value = re.sub(r"(font: [^;]*?px|font-family:) [^;]+", r"\1 var(--sans, sans-serif)", value)
                 value = re.sub("#[0-9a-f]{6}", lambda hit: variables.get(hit[0], hit[0]), value)
             elif key == "id":
                 value = prefix + value
@@ -89,12 +94,12 @@ def _inline(svg, alt):
                 value = value.replace("#", "#" + prefix)
             element.set(key, value)
     width, height = root.get("viewBox").split()[2:]
-    root.attrib.update({"width": width, "height": height, "role": "img", "aria-label": alt,
+    root.attrib.update({"width": width, "height": height, "role": "img", "aria-label": label(alt, 10 ** 6),
                         "style": "stroke-linejoin: round"})
     return ElementTree.tostring(root, encoding="unicode")
 
 
-@_svg
+@drawing
 def forest(figure, rows, reference=None, narrow=False):
     """Dots with intervals, one row each, top to bottom.
 
@@ -136,7 +141,7 @@ def forest(figure, rows, reference=None, narrow=False):
     axes.set_xlabel("macro-F1 on the test split")
 
 
-@_svg
+@drawing
 def confusion(figure, matrix, class_names):
     """Counts [C, C], rows true and columns predicted; shaded by the share of the row.
 
@@ -171,7 +176,7 @@ def confusion(figure, matrix, class_names):
     axes.set_ylabel("true class")
 
 
-@_svg
+@drawing
 def curves(figure, seeds, kind, top=1, last=None):
     """Validation macro-F1 above training loss, by epoch; one line a seed.
 
@@ -183,10 +188,9 @@ def curves(figure, seeds, kind, top=1, last=None):
     figure.set_size_inches(420 / 72, 330 / 72)
     score_axes, loss_axes = figure.subplots(2, sharex=True, gridspec_kw={
         "left": .125, "right": .82, "top": .97, "bottom": .13, "hspace": .22})
-    styles = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2))]
     ends = []  # (height, seed's place, style, name): what stands beside the end of a line
     for i, (name, epochs, losses, scores, best) in enumerate(seeds):
-        style = styles[i % len(styles)]
+        style = DASHES[i % len(DASHES)]
         look = {"color": LIGHT[kind], "linestyle": style, "marker": "." if len(epochs) < 3 else None}
         score_axes.plot(epochs, scores, **look)
         loss_axes.plot(epochs, losses, **look)
@@ -195,7 +199,7 @@ def curves(figure, seeds, kind, top=1, last=None):
                             markersize=8, markeredgewidth=2, markerfacecolor=LIGHT["paper"])
             ends.append(([score for score in scores if np.isfinite(score)][-1], i, style, name))
     ends = sorted(ends) if len(seeds) > 1 else []
-    for height, (_, _, style, name) in zip(_apart([end[0] for end in ends], .13 * top), ends):
+    for height, (_, _, style, name) in zip(apart([end[0] for end in ends], .13 * top), ends):
         beside = score_axes.get_yaxis_transform()  # x in widths of the axes, y in macro-F1
         score_axes.plot([1.02, 1.075], [height] * 2, color=LIGHT[kind], linestyle=style,
                         transform=beside, clip_on=False)
@@ -216,7 +220,7 @@ def curves(figure, seeds, kind, top=1, last=None):
     figure.align_ylabels()
 
 
-def _apart(heights, gap):
+def apart(heights, gap):
     """Sorted heights, moved as little as lets neighbours stand `gap` apart."""
     blocks = []  # [sum of wanted bottoms, number]: labels that touch move as one
     for height in heights:
