@@ -106,28 +106,15 @@ def replicate(labels, probabilities, index, weights, class_names, calibrated=Non
     missing = _missing(counts)
     values = overall(counts)
     values["macro_auroc"] = np.where(missing.any(1), np.nan, metrics.mean_defined(areas))
-    values.update(_probabilistic(labels, probabilities, index, weights, images, bins))
+    values.update(probabilistic(labels, probabilities, index, weights, images, bins))
     if calibrated is not None:
-        values.update({f"{name}_calibrated": figures for name, figures in _probabilistic(
+        values.update({f"{name}_calibrated": figures for name, figures in probabilistic(
             labels, np.asarray(calibrated, dtype=np.float64), index, weights, images, bins).items()})
-    values.update(_by_class({**_rates(counts), "auroc": areas}, missing, class_names))
+    for name, figures in {"f1": metrics.f1(counts), "recall": metrics.recall(counts),
+                          "precision": metrics.precision(counts), "auroc": areas}.items():
+        figures = np.where(missing, np.nan, figures)
+        values.update({f"{name}/{c}": figures[:, k] for k, c in enumerate(class_names)})
     return spread(values, weights)
-
-
-def replicate_answers(labels, answers, index, weights, class_names):
-    """What replicate() gives, of the metrics that need no more than the answers [n]: much faster."""
-    counts = confusions(np.asarray(labels), np.asarray(answers), len(class_names), index, weights)
-    return spread({**overall(counts), **_by_class(_rates(counts), _missing(counts), class_names)}, weights)
-
-
-def _rates(counts):
-    return {"f1": metrics.f1(counts), "recall": metrics.recall(counts), "precision": metrics.precision(counts)}
-
-
-def _by_class(rates, missing, class_names):
-    """{"<rate>/<class>": [1 + B]} of rates [1 + B, C], undefined where a replicate lacks the class."""
-    return {f"{name}/{c}": np.where(missing[:, k], np.nan, figures[:, k])
-            for name, figures in rates.items() for k, c in enumerate(class_names)}
 
 
 def spread(values, weights):
@@ -214,8 +201,8 @@ def student_t(freedom, count, stream=0):
     return rng.permutation((quantiles - quantiles[::-1]) / 2)
 
 
-def _probabilistic(labels, probabilities, index, weights, images, bins):
-    """Metrics of the probabilities themselves, each [1 + B]."""
+def probabilistic(labels, probabilities, index, weights, images, bins):
+    """{NAME: [1 + B]} of the metrics of the probabilities themselves; images [1 + B, n] is weights[:, index]."""
     count = weights.shape[1]
     per_cluster = calibration.sums(labels, probabilities, bins, index, count)
     losses = [np.bincount(index, each, count) for each in (

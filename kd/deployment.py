@@ -45,19 +45,7 @@ def open_run(run, registry, root=None, cache=None):
     """Source of a run's folder. The images are held against the run's fingerprint, its predictions against its split."""
     run = Path(run)
     model, content = checkpoint.load(run / "best.pt", registry.create)
-    options = runs.read_yaml(run / "config.yaml")
-    known = runs.read_json(run / "environment.json").get("data", {})
-    asked = {"download": False, **options, "study": None, "name": None, "out": str(run), "split": str(run / "split.csv")}
-    asked.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None})
-    try:
-        data = training.load_data(asked, registry)
-    except KeyError as error:
-        raise UserError(f"{run / 'config.yaml'} lacks the option {error}") from None
-    except UserError as error:
-        raise UserError(error.message, error.hint if root else "Say with --root where the images of this run are now.") from None
-    if known.get("fingerprint") not in (None, data.fingerprint):
-        raise UserError(f"these are not the images of {run}: their fingerprint is {data.fingerprint}, the run's "
-                        f"{known['fingerprint']}", "Give the folder it was trained on with --root.")
+    data = training.data_of_run(run, registry, root, cache)
     held = dict(zip(("val", "test"), predictions.of_run(run)))
     for split, one in held.items():
         if one.ids.tolist() != data.ids[data.where(split)].tolist():

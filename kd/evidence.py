@@ -113,19 +113,40 @@ def of_run(folder, result=None, held=None):
     case.curves = columns(read("history.csv", runs.read_csv, list))
     add_predictions(case, *(held or (read(f"predictions/{split}.npz", predictions.read, object) for split in ("val", "test"))))
     add_metrics(case, read("metrics.json", runs.read_json, dict) if result is None else result)
-    for row in read("robustness.csv", runs.read_csv, list):
-        add_corruption(case, row, "robustness.csv")
+    for key, rows in by_file(read("robustness.csv", runs.read_csv, list)).items():
+        for row in rows if key == OWN else ():
+            add_corruption(case, row, "robustness.csv")
     case.inputs = {"config.yaml": {"size": config.get("size")}, "environment.json": environment.get("input"),
                    **case.inputs}
     return case
 
 
+OWN = "best.pt", "default"
+
+
+def by_file(rows):
+    """{(file, suite): rows} of a run's robustness.csv; what names neither is the checkpoint under the default suite."""
+    found = {}
+    for row in rows:
+        found.setdefault((row.get("file") or OWN[0], row.get("suite") or OWN[1]), []).append(row)
+    return found
+
+
 def over_runs(folders):
-    """Cases of what the files over run folders state: each model's seeds.json, each study's comparison.csv.
+    """Cases of what the files over run folders state: each model's seeds.json, each study's comparison.csv; and of
+    exported files and further suites in a run's robustness.csv.
 
     Their figures are Cases of their own, so that they can be held against the runs'.
     """
     cases = []
+    for folder in map(Path, folders):
+        if (folder / "robustness.csv").exists():
+            _, model, seed = runs.describe(folder)
+            for key, rows in by_file(_tried(runs.read_csv, folder / "robustness.csv")[0] or ()).items():
+                if key != OWN:  # those are the run's; and what cannot be read is told of it
+                    cases.append(Case(model, " ".join([seed, *(part for part, own in zip(key, OWN) if part != own)])))
+                    for row in rows:
+                        add_corruption(cases[-1], row, "robustness.csv")
     for model in dict.fromkeys(Path(folder).parent for folder in folders):
         if (model / "seeds.json").exists():
             told, problem = _tried(runs.read_json, model / "seeds.json")

@@ -65,6 +65,25 @@ def load_data(options, registry):
     return data
 
 
+def data_of_run(run, registry, root=None, cache=None):
+    """The Data that a run was made on, with its split, held against its fingerprint. root, cache: where they are now."""
+    run = Path(run)
+    options = runs.read_yaml(run / "config.yaml")
+    known = runs.read_json(run / "environment.json").get("data", {})
+    asked = {"download": False, **options, "study": None, "name": None, "out": str(run), "split": str(run / "split.csv")}
+    asked.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None})
+    try:
+        data = load_data(asked, registry)
+    except KeyError as error:
+        raise UserError(f"{run / 'config.yaml'} lacks the option {error}") from None
+    except UserError as error:
+        raise UserError(error.message, error.hint if root else "Say with --root where the images of this run are now.") from None
+    if known.get("fingerprint") not in (None, data.fingerprint):
+        raise UserError(f"these are not the images of {run}: their fingerprint is {data.fingerprint}, the run's "
+                        f"{known['fingerprint']}", "Give the folder it was trained on with --root.")
+    return data
+
+
 def load_dataset(options, registry):
     """The kd.dataset.Dataset that --data, with --root, --groups, --size and --download, names."""
     name, given = objective.parse_spec(options["data"])

@@ -16,18 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent
 # The border: the first list imports with numpy, Pillow, PyYAML and tqdm alone; the second needs torch.
 NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.bundle", "kd.cache",
               "kd.calibration", "kd.class_order", "kd.comparison", "kd.config", "kd.corruptions", "kd.dataset", "kd.environment",
-              "kd.errors", "kd.evaluation", "kd.events", "kd.evidence", "kd.figures", "kd.filters", "kd.foreign",
+              "kd.errors", "kd.evaluation", "kd.events", "kd.evidence", "kd.figures", "kd.figures_robustness", "kd.filters", "kd.foreign",
               "kd.image", "kd.latex", "kd.machine", "kd.metrics", "kd.model_comparison", "kd.noise", "kd.onnx",
-              "kd.operating", "kd.parity", "kd.pdf", "kd.predictions", "kd.quantization", "kd.rules",
-              "kd.runs", "kd.splits", "kd.suites", "kd.svg", "kd.tables", "kd.timing", "registry", "benchmark",
-              "evaluate", "predict", "report",
-              "kd.document", "kd.figures_quality", "kd.report_calibration", "kd.report_efficiency",
-              "kd.report_findings", "kd.report_performance", "kd.report_robustness", "kd.report_students",
-              "kd.report_study", "kd.sections", "kd.study_folder"]
-TORCH = ["kd.augment", "kd.backends", "kd.checkpoint", "kd.data", "kd.deployment",
+              "kd.operating", "kd.parity", "kd.pdf", "kd.predictions", "kd.quantization", "kd.robustness",
+              "kd.robustness_tables", "kd.rules", "kd.runs", "kd.splits", "kd.suites", "kd.svg", "kd.tables", "kd.timing", "registry", "benchmark",
+              "evaluate", "predict", "report"]
+TORCH = ["kd.augment", "kd.backends", "kd.checkpoint", "kd.corrupted", "kd.data", "kd.deployment",
          "kd.distributed", "kd.engine", "kd.export", "kd.external", "kd.losses", "kd.macs",
          "kd.models", "kd.objective", "kd.similarity", "kd.step", "kd.targets", "kd.training", "distill", "export",
-         "train_teacher"]
+         "robustness", "train_teacher"]
 SMALL = {"numpy", "PIL", "yaml", "tqdm"}
 
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")}

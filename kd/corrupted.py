@@ -1,0 +1,249 @@
+"""What models answer on corrupted images: an image is decoded once, and corrupted once for all models of one input.
+
+Each model's logits are kept in its run, a file a cell: robustness/SUITE/FILE/TAG.npz. They carry a key of all that
+they follow from, so that a run that was killed goes on with the cell it was at, a further model costs its own
+answers alone, and nothing old is taken for new.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from kd import backends, checkpoint, corruptions, evaluation, image, model_comparison, models, onnx, predictions, robustness
+from kd import runs, training
+from kd.errors import UserError, listing
+
+BATCH = 256          # images, where they are small
+PIXELS = 2 ** 22     # of a batch, at most: intermediate results are several times as large
+SAME = 0.99          # share of clean images that get the class they got when the run was trained, perhaps elsewhere
+
+
+@dataclass
+class Subject:
+    """A file of a run that is measured: best.pt, or an ONNX file in its exports/."""
+
+    run: Path
+    path: Path
+    ready: object = None   # .logits(uint8 [N, S, S, 3]) -> [N, C], .size
+    resize: int = None
+    digest: str = ""       # of the file
+
+    def kept(self, suite, cell):
+        return self.run / "robustness" / suite / self.path.name / f"{training.safe(cell.tag)}.npz"
+
+
+def find(paths):
+    """Subjects that `paths` name: of a run, and of any folder above, best.pt and exports/model.int8.onnx."""
+    found = {}
+    for path in map(Path, paths):
+        if path.suffix == ".onnx":
+            run = path.resolve().parent.parent
+            if not path.is_file() or not runs.finished(run):
+                raise UserError(f"{path} lies in the exports/ of no run" if path.is_file() else f"no such file: {path}",
+                                "Name RUN/exports/MODEL.onnx: test images, temperature and thresholds are the run's.")
+            files = [(run, path)]
+        else:
+            files = [(run, file) for run in runs.find(path) for file in (run / "best.pt", run / "exports" / "model.int8.onnx")
+                     if file.is_file() or file.name == "best.pt"]
+        found.update({file.resolve(): Subject(run, file) for run, file in files if file.resolve() not in found})
+    return list(found.values())
+
+
+def place(path, subjects):
+    """Where in `subjects` the first file stands that `path` names."""
+    return [subject.path.resolve() for subject in subjects].index(find([path])[0].path.resolve())
+
+
+def models_of(subjects, targets=None):
+    """(a robustness.Model for each Subject, the Predictions of the test images that all have in common)."""
+    known, result, first = {}, [], None
+    for subject in subjects:
+        if subject.run not in known:
+            held = model_comparison.one_model(subject.run.resolve().parent, [subject.run])
+            (seed, (_, test)), = held.seeds.items()
+            metrics = subject.run / "metrics.json"
+            known[subject.run] = held, seed, test, robustness.frozen(
+                runs.read_json(metrics) if metrics.is_file() else None, metrics, targets)
+        held, seed, test, (temperature, points) = known[subject.run]
+        first = first or test
+        reason = evaluation.differing(first, test)
+        if reason:
+            raise UserError(f"{subject.run} cannot be measured with {subjects[0].run}: {reason}",
+                            "Models are compared on the images of one test set; give those of one study.")
+        result.append(robustness.Model(held.name, seed, subject.path.name, held.kind, temperature, points))
+    return result, first
+
+
+def open_all(subjects, registry, device):
+    """Load the networks: checkpoints on `device`, ONNX on the CPU. UserError for an export of other weights than the run's."""
+    for subject in subjects:
+        file = training.checkpoint_in(subject.run)
+        if subject.path.suffix == ".onnx":
+            subject.ready = onnx.Model(subject.path)
+            subject.resize = subject.ready.metadata["input"]["resize"]
+            weights = models.fingerprint(checkpoint.read(file)["state_dict"])
+            if subject.ready.metadata["provenance"].get("weights") != weights:
+                raise UserError(f"{subject.path} was exported from other weights than those in {file}",
+                                f"Export it anew: python export.py {subject.run.as_posix()}")
+        else:
+            subject.ready = backends.open_file(file, "eager" if device.type == "mps" else "channels_last", registry,
+                                               device=device, threads=torch.get_num_threads())
+            models.fold_batch_norm(subject.ready.network.model)
+            subject.resize = subject.ready.resize
+        subject.digest = hashlib.sha256(subject.path.read_bytes()).hexdigest()
+
+
+def group(subjects, registry, root=None, cache=None):
+    """[(kd.data.Data, places in `subjects`)] of those whose networks see the same pixels. root, cache: where the images are."""
+    found = {}
+    for place, subject in enumerate(subjects):
+        told = runs.read_json(subject.run / "environment.json").get("data", {})
+        found.setdefault((told.get("fingerprint"), subject.resize, subject.ready.size), []).append(place)
+    groups = []
+    for (_, resize, size), places in found.items():
+        subject = subjects[places[0]]
+        data = training.data_of_run(subject.run, registry, root, cache)
+        if (data.images.shape[1], data.size) != (resize, size):
+            raise UserError(f"{subject.path} takes images of {size} px cut from {resize}, and the images of its run are "
+                            f"{data.size} px cut from {data.images.shape[1]}")
+        groups.append((data, places))
+    return groups
+
+
+def answer(subjects, groups, cells, ids, suite, registry):
+    """([{tag: robustness.Answer}] of each Subject, seconds) on the test images `ids`, in their order.
+
+    Subjects of one group share each corrupted batch. seconds: {"corrupting", "answering"} of what was computed
+    now. A Cell without a corruption is the clean images.
+    """
+    answers, spent = [{} for _ in subjects], {"corrupting": 0.0, "answering": 0.0}
+    with contextlib.ExitStack() as held:
+        for run in dict.fromkeys(subject.run.resolve() for subject in subjects):
+            held.enter_context(runs.lock(run / "robustness" / ".lock", what=f"{run / 'robustness'}"))
+        bar = held.enter_context(tqdm(total=len(groups) * len(cells) * len(ids), desc="corrupting", unit="image", delay=2,
+                                      disable=None, leave=False))
+        for data, places in groups:
+            rows = _rows(data, ids)
+            for cell in cells:
+                bar.set_postfix_str(cell.tag)
+                made = _cell([subjects[place] for place in places], cell, data, rows, suite, registry, spent, bar)
+                for place, one in zip(places, made):
+                    answers[place][cell.tag] = one
+    return answers, spent
+
+
+def look(data, name, cells, registry):
+    """[(corruption, [(caption, pixels)])] of the test image `name`: clean, then each cell; what a sheet shows."""
+    pixels = _pixels(data, _rows(data, np.array([name])))
+    rows = {}
+    for cell in cells:
+        entry = registry.get("corruption", cell.corruption)
+        told = ", ".join(f"{value:g}" for value in corruptions.settings(entry, *_level(cell)).values())
+        row = rows.setdefault(cell.corruption, [("clean", pixels[0])])
+        row.append((f"{cell.severity}: {told}", corruptions.apply(entry, pixels, [name], *_level(cell))[0]))
+    return list(rows.items())
+
+
+def check_clean(subject, answer, test):
+    """An error where a checkpoint does not answer on the clean images of `test` as its own test.npz says that it did."""
+    told = predictions.read(subject.run / "predictions" / "test.npz")
+    same = float((answer.logits.argmax(1) == told.probabilities.argmax(1)[evaluation.aligned(test, told)]).mean())
+    if subject.path.name == "best.pt" and same < SAME:
+        raise UserError(f"{subject.path} answers otherwise than {subject.run / 'predictions' / 'test.npz'} on "
+                        f"{1 - same:.1%} of the clean images", "The two are not of one run: train or copy it anew.")
+
+
+def _rows(data, ids):
+    """The positions in `data` of test images."""
+    where = {name: row for row, name in enumerate(data.ids.tolist()) if data.split[row] == "test"}
+    missing = [name for name in ids.tolist() if name not in where]
+    if missing:
+        raise UserError(f"{len(missing)} images of predictions/test.npz are not in the test split of {data.name}: {listing(missing)}")
+    return np.array([where[name] for name in ids.tolist()])
+
+
+def _pixels(data, rows):
+    return np.ascontiguousarray(image.centre_crop(data.pixels(rows), data.size))
+
+
+def _level(cell):
+    """(severity, parameters) as kd.corruptions takes them, one of them None."""
+    return (None, cell.parameters) if cell.parameters else (cell.severity, None)
+
+
+def _cell(subjects, cell, data, rows, suite, registry, spent, bar):
+    """The Answers of Subjects to one cell: those that are kept, and the others' over one pass of the images."""
+    entry = registry.get("corruption", cell.corruption) if cell.corruption else None
+    ids, keys = data.ids[rows], [_key(subject, cell, entry, data) for subject in subjects]
+    answers = [_read(subject.kept(suite, cell), key, ids) for subject, key in zip(subjects, keys)]
+    lacking = [k for k, held in enumerate(answers) if held is None]
+    if not lacking:
+        bar.update(len(rows))
+        return answers
+    logits, seconds = {k: [] for k in lacking}, dict.fromkeys(lacking, 0.0)
+    change, corrupting = [], 0.0
+    step = max(1, min(BATCH, PIXELS // data.size ** 2))
+    for start in range(0, len(rows), step):
+        chunk = slice(start, start + step)
+        pixels = _pixels(data, rows[chunk])
+        begin = time.perf_counter()
+        changed = corruptions.apply(entry, pixels, ids[chunk], *_level(cell)) if entry else pixels
+        corrupting += time.perf_counter() - begin
+        change.append(np.abs(changed.astype(np.int16) - pixels).mean((1, 2, 3)))
+        for k in lacking:
+            begin = time.perf_counter()
+            logits[k].append(subjects[k].ready.logits(changed))
+            seconds[k] += time.perf_counter() - begin
+        bar.update(len(pixels))
+    spent["corrupting"] += corrupting
+    spent["answering"] += sum(seconds.values())
+    for k in lacking:
+        answers[k] = robustness.Answer(np.concatenate(logits[k]), np.concatenate(change), seconds[k], corrupting)
+        if not np.isfinite(answers[k].logits).all():
+            raise UserError(f"{subjects[k].path} gives logits that are no numbers on {cell.tag}")
+        runs.write_npz(subjects[k].kept(suite, cell), key=np.array(keys[k]), ids=ids, logits=answers[k].logits,
+                       change=answers[k].change, seconds=np.array([seconds[k], corrupting]))
+    return answers
+
+
+def _key(subject, cell, entry, data):
+    """A digest of all that a model's answers to a cell follow from, the corruption's code included."""
+    told = {"model": subject.digest, "data": data.fingerprint, "input": data.input(), "corruption": cell.corruption}
+    if entry is not None:
+        told["parameters"] = corruptions.settings(entry, *_level(cell))
+        told["code"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _sources(entry)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sources(entry):
+    """The files of a corruption's code: its plugin, and what of kd that takes its operations from."""
+    used = {value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+            for value in entry.make.__globals__.values()}
+    return [entry.path, corruptions.__file__, *(sys.modules[name].__file__ for name in sorted(filter(None, used))
+                                                if name.startswith("kd."))]
+
+
+def _read(path, key, ids):
+    """The Answer that is kept, for `ids` or for these and more images; None where there is none of this key."""
+    try:
+        held = runs.read_npz(path, ("key", "ids", "logits", "change", "seconds")) if path.is_file() else {"key": None}
+    except UserError:
+        return None  # a damaged file is written anew
+    if held["key"] != key:
+        return None
+    order = np.argsort(held["ids"])
+    place = np.searchsorted(held["ids"], ids, sorter=order).clip(max=len(order) - 1)
+    rows = order[place]
+    if not np.array_equal(held["ids"][rows], ids):
+        return None
+    share = len(ids) / len(order)
+    return robustness.Answer(held["logits"][rows], held["change"][rows], *(float(part * share) for part in held["seconds"]))

@@ -1,0 +1,174 @@
+"""What is left of a model's quality on corrupted images, and whether it knows when it fails.
+
+    python robustness.py runs/lesions_48px                          all its models, and their INT8 files, in one pass
+    python robustness.py runs/lesions_48px --quick                  a first look: fewer images and severities
+    python robustness.py RUN RUN/exports/model.onnx --suite phase1
+    python robustness.py RUN --corruption jpeg,quality=12 --corruption gaussian_noise
+
+A run that was killed goes on with the cell that it was at; a further model costs its own answers alone.
+"""
+
+import itertools
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+import registry
+from kd import audit, bootstrap, corrupted, corruptions, engine, errors, figures_robustness, objective
+from kd import robustness as measures
+from kd import robustness_tables, runs, suites, tables
+from kd.errors import UserError
+
+CLEAN = suites.Cell(measures.CLEAN, "", 0)
+SUMMARY = "robustness_summary.csv"
+
+
+def main(argv=None):
+    """Returns the rows of robustness_summary.csv."""
+    options = parse(argv)
+    for file in options.plugin:
+        registry.load_plugin(file)
+    suite, cells = asked(options)
+    subjects = corrupted.find([*options.paths, *filter(None, [options.baseline])])
+    where = Path(options.out) if options.out else home(subjects)
+    models, test = corrupted.models_of(subjects, options.target)
+    images = len(test.labels)
+    test = measures.part(test, measures.QUICK) if options.quick else test
+    device, _ = engine.device_and_precision({"device": options.device, "precision": "fp32"})
+    corrupted.open_all(subjects, registry, device)
+    groups = corrupted.group(subjects, registry, options.root, options.cache)
+    answers, spent = corrupted.answer(subjects, groups, [CLEAN, *cells], test.ids, suite, registry)
+    for subject, model, own in zip(subjects, models, answers):
+        corrupted.check_clean(subject, own[CLEAN.tag], test)
+        model.answers = own
+
+    begin = time.perf_counter()
+    teacher = next((model for model in models if model.kind == "teacher" and model.file == "best.pt"), None)
+    baseline = models[corrupted.place(options.baseline, subjects)] if options.baseline else teacher
+    rows = measures.measure(models, cells, test, replicates=options.replicates, suite=suite, teacher=teacher, progress=bar)
+    summary = measures.summarise(models, cells, suite, baseline)
+    spent["measuring"] = time.perf_counter() - begin
+
+    quick = f" of {images:,} (--quick)" if len(test.labels) < images else ""
+    print(robustness_tables.printed(summary, test, suites.NOTES.get(suite), quick))
+    print(robustness_tables.times(spent, len(models)))
+    written = write(where, subjects, rows, summary)
+    if where / SUMMARY in written:
+        written += draw(where, list(itertools.chain(*rows)), {model.model: model.kind for model in models},
+                        lambda: corrupted.look(groups[0][0], measures.example(test), cells, registry))
+    found = audit.study(list(dict.fromkeys(subject.run for subject in subjects)))
+    print("\n" + (tables.findings(found, brief=True) or "The audit found nothing."))
+    if written:
+        print("\nwritten: " + "\n         ".join(path.as_posix() for path in written))
+    if argv is None:
+        print(f"next: python report.py {study(subjects[0].run).as_posix()}")
+    return summary
+
+
+def parse(argv):
+    parser = errors.Parser(prog="robustness.py", description="Quality under image corruptions, with 95% intervals by "
+                           "resampling whole groups; all models see the same corrupted images.")
+    parser.add_argument("paths", nargs="+", metavar="RUN|MODEL.onnx", help="a run's folder (its best.pt and exports/model.int8.onnx), "
+                        "a folder above several, or a file in a run's exports/")
+    parser.add_argument("--suite", choices=list(suites.NOTES), default="default", help="which corruptions: fifteen of a dermatoscope "
+                        "and a cheap camera; those of MedMNIST-C for DermaMNIST (2406.17536); the levels of the first report")
+    parser.add_argument("--corruption", action="append", default=[], metavar="NAME,key=value", help="this one in place of a "
+                        "suite, at its five severities or with these parameters; may be repeated")
+    parser.add_argument("--quick", action="store_true", help=f"about {measures.QUICK} test images, severities "
+                        f"{errors.listing(measures.SEVERITIES)}")
+    parser.add_argument("--baseline", metavar="RUN", help="model that BE and rBE are relative to; default: the teacher")
+    parser.add_argument("--target", action="append", metavar="CLASS", help="a class whose frozen threshold is tested, may be "
+                        f"repeated; default: {measures.TARGET}, else all that metrics.json has")
+    parser.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES, help="bootstrap replicates behind "
+                        "each interval")
+    parser.add_argument("--out", metavar="DIR", help="where summary and figures go; default: the study, of one run its folder")
+    parser.add_argument("--root", metavar="PATH", help="where the images are now; default: where they were in training")
+    parser.add_argument("--cache", metavar="DIR", help="folder of decoded images, as in training")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of checkpoints; ONNX runs on the CPU")
+    parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
+    options = parser.parse_args(argv)
+    if options.replicates < 100:
+        raise UserError(f"--replicates {options.replicates} is too few for the tails of a 95% interval",
+                        "Use 100 or more; 2000 is usual.")
+    return options
+
+
+def asked(options):
+    """(name of the suite, its Cells)."""
+    def get(name):
+        return registry.get("corruption", name)
+
+    suite, cells = ("custom", []) if options.corruption else (options.suite, suites.cells(options.suite, get))
+    for spec in options.corruption:
+        name, given = objective.parse_spec(spec)
+        name = get(name).name
+        levels = range(1, 1 + len(get(name).info["severities"]))
+        if given:
+            corruptions.settings(get(name), None, given)  # what is wrong with them is said now
+            levels = [1 + sum(cell.corruption == name for cell in cells)]
+        tag = ",".join([name, *(f"{key}={value}" for key, value in given.items())])
+        cells += [suites.Cell(tag if given else f"{name}_{level}", name, level, given or None) for level in levels]
+    if len({cell.tag for cell in cells}) < len(cells):
+        raise UserError("a corruption is asked for twice", "Name each once, or with other parameters.")
+    if options.quick:
+        cells = [cell for cell in cells if cell.severity in measures.SEVERITIES or suite == "custom" and cell.parameters]
+    return suite, cells
+
+
+def home(subjects):
+    """Where summary and figures go: the study of these runs, of a single run its own folder."""
+    folders = {subject.run.resolve() for subject in subjects}
+    studies = {folder.parents[1] for folder in folders}
+    if len(studies) > 1:
+        raise UserError(f"these are runs of {len(studies)} studies: {errors.listing(sorted(map(str, studies)))}",
+                        "Say with --out where their common summary and figures go.")
+    return study(subjects[0].run) if len(folders) > 1 else subjects[0].run
+
+
+def study(run):
+    return run.parents[1] if len(run.parts) > 2 else run.resolve().parents[1]
+
+
+def bar(items):
+    return tqdm(items, "measuring", unit="cell", delay=2, disable=None, leave=False)
+
+
+def write(where, subjects, rows, summary):
+    """robustness.csv of each run and the summary of all; the paths written."""
+    tables_ = {}
+    for subject, own in zip(subjects, rows):
+        tables_.setdefault(subject.run / "robustness.csv", []).extend(own)
+    tables_[where / SUMMARY] = summary
+    written = []
+    for path, table in tables_.items():
+        if measures.write(path, table, by=("suite",) if table is summary else ("file", "suite")):
+            written.append(path)
+        else:
+            print(f"note: {path} holds this suite on more images, and is left as it is")
+    return written
+
+
+def draw(where, rows, kinds, look):
+    """The three figures, the sheet of what look() gives; the paths written."""
+    suite = rows[0]["suite"]
+    stem, count = "robustness" if suite == "default" else f"robustness_{suite}", len({row["corruption"] for row in rows}) - 1
+    alt = f"of {len(kinds)} models under {count} corruptions"
+    try:
+        drawings = {"curves": figures_robustness.curves(rows, kinds, alt=f"Macro-F1 over severity {alt}"),
+                    "heatmap": figures_robustness.heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}")}
+        sheet = figures_robustness.sheet(look())
+    except UserError as error:
+        print(f"no figures: {error.message}. {error.hint}")
+        return []
+    paths = [where / f"{stem}_sheet.png"]
+    with runs.atomic(paths[0]) as file:
+        file.write(sheet)
+    for name, svg in drawings.items():
+        paths.append(where / f"{stem}_{name}.svg")
+        runs.write_text(paths[-1], figures_robustness.standalone(svg))
+    return paths
+
+
+if __name__ == "__main__":
+    errors.run(main, registry.RegistryError)

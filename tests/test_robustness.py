@@ -1,0 +1,402 @@
+"""Quality under corruptions: paired with clean, frozen on validation, each corrupted batch shared, resumable by cell."""
+
+import dataclasses
+import itertools
+import json
+import re
+import shutil
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import honest
+import numpy as np
+import pytest
+
+import registry
+import robustness as script
+from kd import audit, corrupted, corruptions, evaluation, figures_robustness, metrics, robustness, runs, suites
+from kd.errors import UserError
+
+CELLS = [suites.Cell("noise_1", "noise", 1), suites.Cell("noise_2", "noise", 2), suites.Cell("blur_1", "blur", 1)]
+REFERENCE = ["acc", "macro_f1", "tag", "model", "seed"]
+
+
+def answer(logits):
+    return robustness.Answer(np.asarray(logits, float), np.ones(len(logits)), 1.0, 0.5)
+
+
+def model(name, cells, kind="student", temperature=None, points=()):
+    """A Model of logits a tag, clean first."""
+    return robustness.Model(name, "seed_0", "best.pt", kind, temperature, list(points), {tag: answer(z) for tag, z in cells.items()})
+
+
+@pytest.fixture(scope="module")
+def honestly():
+    """(val, test, result of evaluation, {tag: logits}) of one network whose answers get noisier."""
+    rng = np.random.default_rng(0)
+    val, test = honest.pair(rng, 400, skill=2)
+    noise = rng.normal(size=test.logits.shape)
+    cells = {"clean": test.logits, "noise_1": test.logits + noise, "noise_2": test.logits + 3 * noise, "blur_1": test.logits / 3 + noise}
+    return val, test, honest.result(val, test, 200), cells
+
+
+def measured(models, test, cells=CELLS, baseline=0, replicates=200):
+    rows = robustness.measure(models, cells, test, replicates=replicates, teacher=models[0])
+    return rows, robustness.summarise(models, cells, baseline=models[baseline])
+
+
+# ---- measures
+
+
+def test_the_clean_row_is_what_evaluation_said(honestly, tmp_path):
+    val, test, result, cells = honestly
+    result = json.loads(json.dumps(result))
+    temperature, points = robustness.frozen(result, tmp_path)
+    rows, _ = measured([model("a", cells, temperature=temperature, points=points)], test)
+    clean, told = rows[0][0], result["test"]
+    names = {name: f"{name}_calibrated" if name in ("nll", "ece", "aurc") else name for name in robustness.METRICS}
+    for name, theirs in names.items():
+        assert [clean[name], clean[f"{name}_lo"], clean[f"{name}_hi"]] == pytest.approx([told[theirs][k] for k in ("value", "lo", "hi")])
+    point = next(point for point in result["operating_points"] if point["class"] == "mel" and point["kind"] == "sensitivity")
+    for name in ("sensitivity", "specificity"):
+        assert [clean[f"{name}/mel{end}"] for end in robustness.ENDS] == pytest.approx([point["test"][name][k] for k in ("value", "lo", "hi")])
+    assert list(clean)[:5] == REFERENCE and clean["acc"] == clean["accuracy"] and clean["tag"] == "clean"
+    assert np.isnan(clean["accuracy_difference"]) and np.isnan(clean["agreement_clean"])
+
+
+def test_figures_of_a_cell_by_hand():
+    """Eight images of eight lesions, two classes; the cell turns one of each class."""
+    labels = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    clean = np.where(np.arange(8) == 3, -1, 1)[:, None] * np.where(labels == 0, 1, -1)[:, None] * np.array([1., -1.])
+    turned = clean * np.where(np.isin(np.arange(8), (0, 4)), -1, 1)[:, None]
+    test = SimpleNamespace(labels=labels, clusters=np.arange(8), class_names=["a", "b"], groups=None)
+    high = 1 / (1 + np.exp(-2.0))  # probability of the answer: logits 1 and -1
+    point = {"class": "b", "threshold": high, "promised": .95}
+    one = model("m", {"clean": clean, "noise_1": turned}, temperature=2.0, points=[point])
+    (rows,), _ = measured([one], test, CELLS[:1])
+    cell = rows[1]
+    assert cell["acc"] == 5 / 8 and cell["accuracy_difference"] == pytest.approx(-2 / 8) and cell["agreement_clean"] == 6 / 8
+    assert cell["balanced_accuracy"] == (2 / 4 + 3 / 4) / 2
+    p = 1 / (1 + np.exp(-1.0))  # after temperature 2
+    assert cell["nll"] == pytest.approx(-(5 * np.log(p) + 3 * np.log(1 - p)) / 8) and cell["ece"] == pytest.approx(p - 5 / 8)
+    assert cell["sensitivity/b"] == 3 / 4 and cell["specificity/b"] == 2 / 4  # of raw probabilities
+    assert (cell["pixel_change"], cell["seconds"], cell["corruption"], cell["severity"]) == (1, 1, "noise", 1)
+
+
+def test_be_and_rbe_by_hand_and_a_baseline_fed_back_gives_exactly_one(honestly):
+    _, test, _, cells = honestly
+    other = {tag: logits + (tag != "clean") * np.random.default_rng(1).normal(size=logits.shape) for tag, logits in cells.items()}
+    models = [model("teacher", cells, "teacher"), model("student", other), model("again", cells)]
+    _, summary = measured(models, test)
+
+    def error(logits):
+        answers = logits.argmax(1)
+        return 1 - np.mean([(answers[test.labels == k] == k).mean() for k in range(len(test.class_names))])
+
+    e, base = ([error(held[tag]) for tag in ("clean", "noise_1", "noise_2", "blur_1")] for held in (other, cells))
+    assert summary[1]["be"] == pytest.approx(sum(e[1:]) / sum(base[1:]))
+    assert summary[1]["rbe"] == pytest.approx((sum(e[1:]) - 3 * e[0]) / (sum(base[1:]) - 3 * base[0]))
+    assert summary[1]["be/noise"] == pytest.approx((e[1] + e[2]) / (base[1] + base[2]))
+    for row in (summary[0], summary[2]):
+        assert [row[f"{name}{end}"] for name in ("be", "rbe") for end in robustness.ENDS] == [1.0] * 6
+    assert summary[1]["be_lo"] < summary[1]["be"] < summary[1]["be_hi"]
+    assert [row["rank"] for row in summary] == [1, 3, 1]  # equals share a rank
+
+
+def test_means_and_the_worst_cell_are_of_the_cells(honestly):
+    _, test, _, cells = honestly
+    rows, (summary,) = measured([model("a", cells)], test)
+    scores = {row["tag"]: row["macro_f1"] for row in rows[0]}
+    assert summary["mean_macro_f1"] == pytest.approx(np.mean([scores[cell.tag] for cell in CELLS]))
+    assert summary["macro_f1/noise"] == pytest.approx((scores["noise_1"] + scores["noise_2"]) / 2)
+    assert summary["worst_tag"] == min(scores, key=scores.get) and summary["worst_macro_f1"] == min(scores.values())
+    assert summary["mean_macro_f1_lo"] < summary["mean_macro_f1"] < summary["mean_macro_f1_hi"]
+    narrow = summary["macro_f1/noise_hi"] - summary["macro_f1/noise_lo"]
+    assert narrow < sum(row["macro_f1_hi"] - row["macro_f1_lo"] for row in rows[0] if row["corruption"] == "noise") / 2 + 1e-12
+
+
+def test_differences_are_paired_with_clean_on_the_same_replicates(honestly):
+    _, test, _, cells = honestly
+    shifted = {**cells, "blur_1": cells["clean"] + 5.0}  # the same probabilities
+    rows, _ = measured([model("a", shifted, temperature=1.3)], test)
+    same = rows[0][-1]
+    for name in robustness.METRICS:
+        assert [same[f"{name}_difference{end}"] for end in robustness.ENDS] == pytest.approx([0, 0, 0], abs=1e-12)
+    assert [same[f"agreement_clean{end}"] for end in robustness.ENDS] == [1, 1, 1]
+    paired = rows[0][1]
+    assert paired["accuracy_difference_hi"] - paired["accuracy_difference_lo"] < paired["accuracy_hi"] - paired["accuracy_lo"]
+
+
+def test_agreement_with_the_teacher_is_of_the_same_cell(honestly):
+    _, test, _, cells = honestly
+    swapped = {**cells, "noise_1": cells["noise_2"], "noise_2": cells["noise_1"]}
+    rows, _ = measured([model("t", cells, "teacher"), model("s", swapped)], test)
+    share = (cells["noise_1"].argmax(1) == cells["noise_2"].argmax(1)).mean()
+    assert [row["agreement_teacher"] for row in rows[1]] == pytest.approx([1, share, share, 1])
+    assert all(np.isnan(row["agreement_teacher"]) for row in rows[0])
+
+
+def test_a_part_of_the_images_is_whole_groups_and_has_every_class():
+    test = honest.predictions(np.random.default_rng(0), 900)
+    few = robustness.part(test, 200)
+    assert 195 <= len(few.labels) < 215 and set(few.labels) == set(test.labels)
+    assert set(few.groups).isdisjoint(set(test.groups[~np.isin(test.ids, few.ids)]))
+    assert np.array_equal(few.logits, test.logits[np.isin(test.ids, few.ids)])
+    assert np.array_equal(robustness.part(test, 5000).ids, test.ids)
+
+
+def test_what_is_frozen_is_melanomas_threshold_or_the_classes_asked_for(honestly, tmp_path):
+    result = honestly[2]
+    assert [point["class"] for point in robustness.frozen(result, tmp_path)[1]] == ["mel"]
+    assert [point["class"] for point in robustness.frozen(result, tmp_path, ["nv", "bcc"])[1]] == ["nv", "bcc"]
+    with pytest.raises(UserError, match="--target mell: .* no operating point") as caught:
+        robustness.frozen(result, tmp_path / "metrics.json", ["mell"])
+    assert "mel" in caught.value.hint
+    for nothing in (None, {}, {"calibration": None}):
+        with pytest.raises(UserError, match="no temperature and operating points") as caught:
+            robustness.frozen(nothing, tmp_path / "metrics.json")
+        assert "python evaluate.py" in caught.value.hint
+
+
+# ---- the file
+
+
+def test_a_table_keeps_rows_of_other_suites_and_files_and_never_gives_more_images_for_fewer(tmp_path):
+    def row(tag, score, images=10, **more):
+        return {"acc": score, "macro_f1": score, "tag": tag, "model": "m", "seed": "s", "file": "best.pt", "suite": "default",
+                "images": images, **more}
+
+    path = tmp_path / "robustness.csv"
+    assert robustness.write(path, [row("clean", .5), row("a_1", .25)])
+    assert robustness.write(path, [row("clean", .1, file="model.onnx"), row("clean", .2, suite="phase1")])
+    assert robustness.write(path, [row("clean", .75), row("a_2", float("nan"))])
+    held = robustness.read(path)
+    assert [(r["file"], r["suite"], r["tag"], r["macro_f1"]) for r in held[:3]] == [
+        ("best.pt", "default", "clean", .75), ("best.pt", "default", "a_2", pytest.approx(np.nan, nan_ok=True)), ("model.onnx", "default", "clean", .1)]
+    assert not robustness.write(path, [row("clean", .9, images=5)]) and robustness.read(path)[0]["macro_f1"] == .75
+    assert robustness.write(path, [row("clean", .9, images=5, suite="medmnist-c")])
+    (tmp_path / "odd.csv").write_text("model,acc\nm,1\n", encoding="utf-8")
+    with pytest.raises(UserError, match="no column tag"):
+        robustness.read(tmp_path / "odd.csv")
+
+
+# ---- running
+
+
+@pytest.fixture
+def study(exported, tmp_path):
+    """A copy of a run with its exports, model.onnx and model.int8.onnx."""
+    return shutil.copytree(exported[0], tmp_path / "runs" / "images" / "tiny_alone" / "seed_0")
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The (corruption, severity or parameters, number of images) of all batches that were corrupted."""
+    calls, real = [], corruptions.apply
+
+    def apply(entry, images, ids, severity=None, parameters=None, **more):
+        calls.append((entry.name, severity or parameters, len(images)))
+        return real(entry, images, ids, severity, parameters, **more)
+
+    monkeypatch.setattr(corruptions, "apply", apply)
+    return calls
+
+
+def run(*words):
+    return script.main([*map(str, words), "--replicates", "100"])
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(script, "draw", lambda *more: [])
+
+
+TWO = ["--corruption", "gaussian_noise,sigma=0.3", "--corruption", "contrast_down,factor=0.2"]
+
+
+def test_three_models_share_each_corrupted_batch_and_what_was_killed_goes_on(study, counted, capsys, monkeypatch, no_figures):
+    words = [study, study / "exports" / "model.onnx", *TWO]
+    monkeypatch.setattr(corrupted, "BATCH", 10)
+    real, made = runs.write_npz, []
+
+    def killed(path, **arrays):
+        if len(made) == 5:  # three clean cells, two of the first corruption
+            raise KeyboardInterrupt
+        made.append(path)
+        real(path, **arrays)
+
+    monkeypatch.setattr(runs, "write_npz", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(*words)
+    monkeypatch.setattr(runs, "write_npz", real)
+    assert not (study / "robustness.csv").exists()
+    counted.clear()
+    summary = run(*words)
+    cells = [("gaussian_noise", {"sigma": .3}), ("contrast_down", {"factor": .2})]
+    assert counted == [(*cell, n) for cell in cells for n in (10, 8)]
+    told = capsys.readouterr().out
+    assert re.search(r"of which corrupting \d+% \(each batch once for 3 models\)", told)
+    assert [row["file"] for row in summary] == ["best.pt", "model.int8.onnx", "model.onnx"]
+    assert "The audit" in told or "error:" in told
+    counted.clear()
+    whole = (study / "robustness.csv").read_bytes()
+    table = (study / "robustness_summary.csv").read_bytes()
+    run(*words)
+    assert not counted and (study / "robustness.csv").read_bytes() == whole and (study / "robustness_summary.csv").read_bytes() == table
+    assert "nothing was corrupted" in capsys.readouterr().out
+
+
+def test_the_answers_are_those_of_the_files_and_clean_ones_those_of_training(study, no_figures):
+    run(study, study / "exports" / "model.onnx", *TWO, "--baseline", study)
+    rows = runs.read_csv(study / "robustness.csv")
+    assert list(rows[0])[:5] == REFERENCE and [row["tag"] for row in rows[:3]] == ["clean", "gaussian_noise,sigma=0.3", "contrast_down,factor=0.2"]
+    told = runs.read_json(study / "metrics.json")["test"]
+    assert float(rows[0]["acc"]) == told["accuracy"]["value"] and float(rows[0]["macro_f1"]) == told["macro_f1"]["value"]
+    by_file = {row["file"]: row for row in rows if row["tag"] == rows[1]["tag"]}
+    assert by_file["model.onnx"]["acc"] == by_file["best.pt"]["acc"] != rows[0]["acc"]
+    assert float(by_file["model.onnx"]["nll"]) == pytest.approx(float(by_file["best.pt"]["nll"]), abs=1e-4)
+    assert float(by_file["best.pt"]["pixel_change"]) > 20 and rows[0]["pixel_change"] == "0"
+    kept = runs.read_npz(study / "robustness" / "custom" / "best.pt" / "clean.npz")
+    assert np.abs(kept["logits"] - runs.read_npz(study / "predictions" / "test.npz")["logits"]).max() < 1e-4
+    summary = runs.read_csv(study / "robustness_summary.csv")
+    assert [(row["be"], row["rbe"]) for row in summary][0] == ("1.0", "1.0") and summary[1]["baseline"] == "tiny_alone/seed_0"
+
+
+def test_kept_answers_are_used_only_for_what_they_are_of(study, counted, monkeypatch, no_figures):
+    words = [study, "--corruption", "gaussian_noise,sigma=0.3"]
+    path = study / "robustness" / "custom" / "best.pt" / "gaussian_noise_sigma_0.3.npz"
+    run(*words)
+    monkeypatch.setattr(robustness, "QUICK", 6)
+    counted.clear()
+    run(*words, "--quick")  # a part of what is kept
+    assert not counted and len(runs.read_csv(study / "robustness.csv")) == 4
+    good = path.read_bytes()
+    for spoil in (lambda: path.write_bytes(good[:100]),
+                  lambda: runs.write_npz(path, **{**runs.read_npz(path), "key": np.array("another")}),
+                  lambda: runs.write_npz(path, **{key: value[1:] if key in ("ids", "logits", "change") else value
+                                                  for key, value in runs.read_npz(path).items()})):
+        spoil()
+        counted.clear()
+        run(*words)
+        assert counted == [("gaussian_noise", {"sigma": .3}, 18)]
+
+
+def test_a_suite_writes_its_figures_and_the_audit_reads_its_table(study, capsys):
+    run(study, "--suite", "phase1", "--quick")
+    told = capsys.readouterr().out
+    assert "not a blur" in told and "next: " not in told  # that is for the command line
+    rows = robustness.read(study / "robustness.csv")
+    assert [row["tag"] for row in rows[:4]] == ["clean", "gaussian_0.1", "gaussian_0.3", "jpeg_90"]
+    for name in ("sheet.png", "curves.svg", "heatmap.svg"):
+        assert (study / f"robustness_phase1_{name}").stat().st_size > 1000
+    assert ElementTree.parse(study / "robustness_phase1_curves.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    notes = [finding for finding in audit.study([study]) if finding["rule"] == "unclear-corruption"]
+    assert [note["saw"].split(":")[0] for note in notes] == [f"tiny_alone/seed_0 {which}" for which in ("phase1", "model.int8.onnx phase1")]
+
+
+def test_a_corruption_that_changes_no_pixel_is_found_in_each_file(study, tmp_path, capsys, no_figures):
+    plugin = tmp_path / "idle.py"
+    plugin.write_text('''from registry import register
+
+
+@register("corruption", "idle_test", family="test", severities=[{"radius": r} for r in (.1, .2, .3, .4, .5)])
+def idle_test(images, *, radius):
+    """Does nothing."""
+    return images.copy()
+''', encoding="utf-8")
+    run(study, "--corruption", "idle_test", "--plugin", plugin)
+    told = capsys.readouterr().out
+    found = [finding for finding in audit.study([study]) if finding["rule"] == "idle-corruption"]
+    assert {finding["severity"] for finding in found} == {"error"} and "idle-corruption" in told
+    assert any("idle_test_1 scores as the clean images to all digits in 2 of 2 models" in finding["saw"] for finding in found)
+    assert "seed_0 model.int8.onnx" in found[0]["saw"]
+
+
+def test_what_cannot_be_is_one_line_and_nothing_is_written(study, tmp_path, exported, no_figures):
+    plugin = tmp_path / "faulty.py"
+    plugin.write_text('''import numpy as np
+from registry import register
+
+for name, result in {"nan_test": lambda x: x * np.nan, "short_test": lambda x: x[:, 1:], "float_test": lambda x: x / 2.}.items():
+    def make(images, *, strength, result=result):
+        """Faulty."""
+        return result(images)
+    register("corruption", name, family="test", severities=[{"strength": k} for k in range(1, 6)])(make)
+''', encoding="utf-8")
+    for words, said in [
+            (["--corruption", "nan_test", "--plugin", plugin], "nan_test returned NaN"),
+            (["--corruption", "short_test", "--plugin", plugin], "short_test returned uint8"),
+            (["--corruption", "jpeg,quality=0"], "quality .* cannot be 0"), (["--corruption", "jpeg,qualty=5"], "no parameter 'qualty'"),
+            (["--corruption", "jpeg", "--corruption", "jpeg"], "asked for twice"), (["--replicates", "10"], "too few"),
+            (["--target", "purple"], "no operating point"), (["--root", tmp_path / "none"], "none"),
+            (["--baseline", tmp_path / "none"], "no such folder")]:
+        with pytest.raises(UserError, match=said):
+            script.main([str(study), *map(str, words)])
+    with pytest.raises(registry.UnknownName, match="did you mean jpeg"):
+        script.main([str(study), "--corruption", "jpg"])
+    lone = shutil.copy(study / "exports" / "model.onnx", tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="exports/ of no run"):
+        script.main([str(lone)])
+    for folder in (study, study.parents[1]):
+        assert not list(folder.glob("robustness*.*"))
+    other = shutil.copytree(exported[0], tmp_path / "runs" / "images" / "other" / "seed_0")
+    shutil.copy(study / "predictions" / "val.npz", other / "predictions" / "test.npz")
+    with pytest.raises(UserError):
+        script.main([str(study), str(other)])
+    (study / "metrics.json").unlink()
+    with pytest.raises(UserError, match="no temperature"):
+        script.main([str(study)])
+
+
+def test_an_export_of_other_weights_is_refused_and_a_checkpoint_that_answers_otherwise(study, no_figures):
+    import torch
+    content = torch.load(study / "best.pt", weights_only=True)
+    for name, value in content["state_dict"].items():
+        if value.ndim == 2:
+            content["state_dict"][name] = -value
+    torch.save(content, study / "best.pt")
+    with pytest.raises(UserError, match="exported from other weights"):
+        run(study / "exports" / "model.onnx", *TWO)
+    shutil.rmtree(study / "exports")
+    with pytest.raises(UserError, match="answers otherwise than"):
+        run(study, *TWO)
+
+
+# ---- figures
+
+
+def table(models=("teacher_a", "b_alone", "b_kd"), severities=range(1, 6)):
+    """Rows as of a csv."""
+    rows = []
+    for k, name in enumerate(models):
+        for tag, severity in [("clean", 0)] + [(corruption, s) for corruption in ("gaussian_noise", "jpeg") for s in severities]:
+            score = .8 - .1 * k - .05 * severity
+            rows.append({"model": name, "seed": "seed_0", "file": "best.pt", "corruption": tag, "severity": str(severity),
+                         "macro_f1": f"{score}", "macro_f1_lo": f"{score - .1}", "macro_f1_hi": f"{score + .1}"})
+    return rows
+
+
+KINDS = {"teacher_a": "teacher", "b_alone": "alone", "b_kd": "student"}
+
+
+def test_curves_and_heat_map_show_every_model_and_corruption():
+    pytest.importorskip("matplotlib")
+    rows = table() + [{**row, "file": "model.int8.onnx"} for row in table() if row["model"] == "b_kd"]
+    for draw in (figures_robustness.curves, figures_robustness.heatmap):
+        texts = " ".join(ElementTree.fromstring(draw(rows, KINDS, alt="x")).itertext())
+        assert all(word in texts for word in (*KINDS, "b_kd INT8", "gaussian noise", "jpeg", "clean"))
+    shown = re.findall(r"\.\d\d", " ".join(ElementTree.fromstring(figures_robustness.heatmap(rows, KINDS, alt="x")).itertext()))
+    assert shown[:3] == [".80", ".65", ".65"]  # clean, then means over severities
+    other_seed = [{**row, "seed": "seed_1", "macro_f1": "0"} for row in table()]
+    assert figures_robustness.curves(table() + other_seed, KINDS, alt="x") == figures_robustness.curves(table(), KINDS, alt="x")
+
+
+def test_a_sheet_is_a_picture_of_every_cell():
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+    import io
+    red = np.full((8, 8, 3), (250, 20, 20), np.uint8)
+    rows = [("jpeg", [("clean", red), ("1: 30", red // 2)]), ("ink", [("clean", red), ("1: 1", 255 - red)])]
+    picture = np.asarray(Image.open(io.BytesIO(figures_robustness.sheet(rows))).convert("RGB")).reshape(-1, 3)
+    for colour in (red[0, 0], red[0, 0] // 2, 255 - red[0, 0]):
+        assert (picture == colour).all(1).sum() > 5000
