@@ -44,4 +44,4 @@ def table(columns, rows, caption, label):
 
 
 def _is_number(cell):
-    return cell in ("", "n/a") or cell.lstrip("$+-")[:1].isdigit()
+    return cell in ("", "n/a") or cell.lstrip("$+-.")[:1].isdigit()

@@ -271,23 +271,25 @@ def _table(block):
     widths = {size: list(zip(*(_widths(name, [row[k] for row in rows], size) for k, name in enumerate(columns))))
               for size in SIZES}
     size = next((size for kind in (1, 0) for size in SIZES if sum(widths[size][kind]) <= WIDTH), SIZES[-1])
-    least, best = widths[size]
+    least, best, whole = widths[size]
     parts = _parts(least, min(block.get("keys", 1), len(columns) - 1))
     story = []
     for number, part in enumerate(parts, 1):
         caption = block.get("caption", "") + (f" (part {number} of {len(parts)})" if len(parts) > 1 else "")
-        widths = _shared([least[k] for k in part], [best[k] for k in part])
+        widths = [least[k] for k in part]
+        for wanted in (best, whole):
+            widths = _towards([wanted[k] for k in part], widths)
         story += [_text(caption, "caption")] if caption else []
         story.append(_grid([columns[k] for k in part], [[row[k] for k in part] for row in rows], widths, size))
     return story
 
 
 def _widths(name, cells, size):
-    """The least and the best width of a column: unbroken words, and unbroken cells up to CELL."""
+    """Widths of a column: for unbroken words; for unbroken cells, up to CELL; for unbroken cells."""
     words = {word for text in (name, *cells) for word in text.split(" ")}
     least = max((min(_measure(word, BOLD if word in name else REGULAR, size), CELL / 2) for word in words), default=0)
-    best = max((min(_measure(cell, REGULAR, size), CELL) for cell in set(cells)), default=0)
-    return least + 2 * PADDING + .5, max(least, best) + 2 * PADDING + .5
+    whole = max([least, *(_measure(cell, REGULAR, size) for cell in set(cells))])
+    return [width + 2 * PADDING + .5 for width in (least, max(least, min(whole, CELL)), whole)]
 
 
 @functools.lru_cache(100_000)
@@ -309,11 +311,11 @@ def _parts(least, keys):
     return parts
 
 
-def _shared(least, best):
-    """Widths between least and best that fit the page: what is left over goes where a column wants more."""
-    wanted = sum(best) - sum(least)
-    part = min(1, max(0, WIDTH - sum(least)) / wanted) if wanted else 0
-    widths = [a + part * (b - a) for a, b in zip(least, best)]
+def _towards(wanted, widths):
+    """Widths as near to the wanted ones as the page allows."""
+    lacking = sum(wanted) - sum(widths)
+    part = min(1, max(0, WIDTH - sum(widths)) / lacking) if lacking else 0
+    widths = [a + part * (b - a) for a, b in zip(widths, wanted)]
     return [width * min(1, WIDTH / sum(widths)) for width in widths]
 
 
@@ -344,4 +346,4 @@ def _grid(columns, rows, widths, size):
 
 
 def _numeric(cells):
-    return all(cell in ("", "n/a") or cell.lstrip("+-−<≤≥")[:1].isdigit() for cell in cells)
+    return all(cell in ("", "n/a") or cell.lstrip("+-−<≤≥.")[:1].isdigit() for cell in cells)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.bundle", "kd.cache",
               "kd.calibration", "kd.class_order", "kd.comparison", "kd.config", "kd.corruptions", "kd.dataset", "kd.environment",
               "kd.errors", "kd.evaluation", "kd.events", "kd.evidence", "kd.figures", "kd.figures_robustness", "kd.filters", "kd.foreign",
-              "kd.image", "kd.latex", "kd.machine", "kd.metrics", "kd.model_comparison", "kd.noise", "kd.onnx",
+              "kd.image", "kd.latex", "kd.machine", "kd.metrics", "kd.model_comparison", "kd.noise", "kd.notes", "kd.onnx",
               "kd.operating", "kd.parity", "kd.pdf", "kd.predictions", "kd.quantization", "kd.robustness",
               "kd.robustness_tables", "kd.rules", "kd.runs", "kd.splits", "kd.suites", "kd.svg", "kd.tables", "kd.timing", "registry", "benchmark",
               "evaluate", "predict", "report"]
