@@ -110,11 +110,24 @@ def replicate(labels, probabilities, index, weights, class_names, calibrated=Non
     if calibrated is not None:
         values.update({f"{name}_calibrated": figures for name, figures in probabilistic(
             labels, np.asarray(calibrated, dtype=np.float64), index, weights, images, bins).items()})
-    for name, figures in {"f1": metrics.f1(counts), "recall": metrics.recall(counts),
-                          "precision": metrics.precision(counts), "auroc": areas}.items():
-        figures = np.where(missing, np.nan, figures)
-        values.update({f"{name}/{c}": figures[:, k] for k, c in enumerate(class_names)})
+    values.update(_by_class({**_rates(counts), "auroc": areas}, missing, class_names))
     return spread(values, weights)
+
+
+def replicate_answers(labels, answers, index, weights, class_names):
+    """What replicate() gives, of the metrics that need no more than the answers [n]: much faster."""
+    counts = confusions(np.asarray(labels), np.asarray(answers), len(class_names), index, weights)
+    return spread({**overall(counts), **_by_class(_rates(counts), _missing(counts), class_names)}, weights)
+
+
+def _rates(counts):
+    return {"f1": metrics.f1(counts), "recall": metrics.recall(counts), "precision": metrics.precision(counts)}
+
+
+def _by_class(rates, missing, class_names):
+    """{"<rate>/<class>": [1 + B]} of rates [1 + B, C], undefined where a replicate lacks the class."""
+    return {f"{name}/{c}": np.where(missing[:, k], np.nan, figures[:, k])
+            for name, figures in rates.items() for k, c in enumerate(class_names)}
 
 
 def spread(values, weights):

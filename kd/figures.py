@@ -53,17 +53,21 @@ def drawing(draw):
     who cannot see it. Raises UserError without matplotlib."""
     @functools.wraps(draw)
     def drawn(*args, alt, **options):
-        matplotlib = need("matplotlib", "report")
-        canvas = need("matplotlib.figure", "report").Figure
-        with matplotlib.rc_context(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for them
-            matplotlib.rcdefaults()  # a matplotlibrc of the user's could ask for LaTeX
-            matplotlib.rcParams.update(STYLE)
-            figure, text = canvas(layout="constrained", dpi=72), io.StringIO()
-            draw(figure, *args, **options)
-            figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        return _inline(text.getvalue(), alt)
+        return to_svg(draw, args, options, alt)
     return drawn
+
+
+def to_svg(draw, args, options, alt):
+    matplotlib = need("matplotlib", "report")
+    canvas = need("matplotlib.figure", "report").Figure
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for them
+        matplotlib.rcdefaults()  # a matplotlibrc of the user's could ask for LaTeX
+        matplotlib.rcParams.update(STYLE)
+        figure, text = canvas(layout="constrained", dpi=72), io.StringIO()
+        draw(figure, *args, **options)
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(text.getvalue(), alt)
 
 
 def _inline(svg, alt):
@@ -90,7 +94,7 @@ def _inline(svg, alt):
                 value = value.replace("#", "#" + prefix)
             element.set(key, value)
     width, height = root.get("viewBox").split()[2:]
-    root.attrib.update({"width": width, "height": height, "role": "img", "aria-label": alt,
+    root.attrib.update({"width": width, "height": height, "role": "img", "aria-label": label(alt, 10 ** 6),
                         "style": "stroke-linejoin: round"})
     return ElementTree.tostring(root, encoding="unicode")
 

@@ -71,8 +71,11 @@ def _with_seeds(cases):
 
 
 def has_tables(folder):
-    """Whether a folder that is no run folder holds a table that an audit knows."""
-    return any((Path(folder) / name).is_file() for name in TABLES) and not runs.finished(folder)
+    """Whether a folder that is no run folder holds a table that an audit knows; those of a report repeat what its runs say."""
+    folder = Path(folder)
+    if folder.name == "tables" and (folder.parent / "report.html").is_file():
+        return False
+    return any((folder / name).is_file() for name in TABLES) and not runs.finished(folder)
 
 
 def _add_table(path, cases, notes):

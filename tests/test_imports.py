@@ -19,8 +19,11 @@ NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.bundle", "kd.cache",
               "kd.errors", "kd.evaluation", "kd.events", "kd.evidence", "kd.figures", "kd.figures_robustness", "kd.filters", "kd.foreign",
               "kd.image", "kd.latex", "kd.machine", "kd.metrics", "kd.model_comparison", "kd.noise", "kd.notes", "kd.onnx",
               "kd.operating", "kd.parity", "kd.pdf", "kd.predictions", "kd.quantization", "kd.robustness",
-              "kd.robustness_tables", "kd.rules", "kd.runs", "kd.splits", "kd.suites", "kd.svg", "kd.tables", "kd.timing", "registry", "benchmark",
-              "evaluate", "predict", "report"]
+              "kd.robustness_tables", "kd.rules", "kd.runs", "kd.splits", "kd.suites", "kd.svg", "kd.tables", "kd.timing",
+              "registry", "benchmark", "evaluate", "predict", "report",
+              "kd.document", "kd.figures_quality", "kd.report_calibration", "kd.report_efficiency",
+              "kd.report_findings", "kd.report_performance", "kd.report_robustness", "kd.report_students",
+              "kd.report_study", "kd.sections", "kd.study_folder"]
 TORCH = ["kd.augment", "kd.backends", "kd.checkpoint", "kd.corrupted", "kd.data", "kd.deployment",
          "kd.distributed", "kd.engine", "kd.export", "kd.external", "kd.losses", "kd.macs",
          "kd.models", "kd.objective", "kd.similarity", "kd.step", "kd.targets", "kd.training", "distill", "export",

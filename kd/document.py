@@ -1,0 +1,238 @@
+"""A report as plain data: sections of blocks, of which the page, the PDF and the tables are made.
+
+    heading    text
+    paragraph  text, tone: "", "aside", "note" (framed), "missing" (what is not shown, and why)
+    bullets    items: texts
+    code       text
+    facts      pairs of texts
+    finding    severity, rule, saw: texts, why, do
+    table      name, caption, columns, records, export: records of its CSV; columns [] where it is a CSV alone
+    figure     svg (inline, as kd/figures.py gives it), alt, caption, narrow: the same for a telephone, or None; role
+               of the model that it is of, or ""
+    picture    src (a PNG as data URI), alt, caption, lines: (right, answer, whose) below it
+    grid       items: figures or pictures that stand side by side, wide: a figure needs much room
+
+Texts are plain: whoever renders them escapes them.
+"""
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+
+from kd import runs
+
+
+@dataclass
+class Section:
+    """key: its anchor; title; blocks."""
+
+    key: str
+    title: str
+    blocks: list
+
+
+@dataclass
+class Column:
+    """A column as readers see it: `key` of the records, and of their bounds where there is an interval.
+
+    form: how a number is printed: a format specification, "duration" or "p". kind: "", "model" (a name, with the mark of the
+    record's role), "seed" (0 of seed_0), "text" (may be long).
+    """
+
+    title: str
+    key: str
+    form: str = ".3f"
+    lo: str = None
+    hi: str = None
+    kind: str = ""
+
+
+def interval(title, key, stem=None, form=".3f"):
+    """The Column of `key` with its bounds in `<stem>_lo` and `<stem>_hi`."""
+    stem = stem or key
+    return Column(title, key, form, f"{stem}_lo", f"{stem}_hi")
+
+
+def spread(name, metric, value=""):
+    """A METRIC as cells of a record: {"<name><value>", "<name>_lo", "<name>_hi"}."""
+    return {f"{name}{value}": metric["value"], f"{name}_lo": metric["lo"], f"{name}_hi": metric["hi"]}
+
+
+# ---- blocks
+
+
+def heading(text):
+    return {"kind": "heading", "text": text}
+
+
+def paragraph(text, tone=""):
+    return {"kind": "paragraph", "text": text, "tone": tone}
+
+
+def aside(text):
+    return paragraph(text, "aside")
+
+
+def missing(what, why, remedy=""):
+    """That `what` is not shown, why, and the command that mends it."""
+    return [paragraph(f"Not shown: {what}. {why}", "missing"), *([code(remedy)] if remedy else [])]
+
+
+def bullets(items):
+    return {"kind": "bullets", "items": list(items)}
+
+
+def code(text):
+    return {"kind": "code", "text": text}
+
+
+def facts(pairs):
+    return {"kind": "facts", "pairs": [(str(key), str(value)) for key, value in pairs]}
+
+
+def table(name, caption, columns, records, export=None):
+    """export: the records that the CSV holds, where those are others than are shown. A column without a value is left out."""
+    columns = [column for column in columns if any(record.get(column.key) not in (None, "") for record in records)]
+    for column in columns:
+        if not column.kind and all(isinstance(record.get(column.key), (str, type(None))) for record in records):
+            column.kind = "text"
+    return {"kind": "table", "name": name, "caption": caption, "columns": columns, "records": records,
+            "export": records if export is None else export}
+
+
+def only_csv(name, records):
+    """A table for those who compute on: it is shown nowhere."""
+    return table(name, "", [], [], records)
+
+
+def figure(svg, alt, caption="", narrow=None, role=""):
+    return {"kind": "figure", "svg": svg, "alt": alt, "caption": caption, "narrow": narrow, "role": role}
+
+
+def grid(items, wide=False):
+    return {"kind": "grid", "items": items, "wide": wide}
+
+
+def blocks_of(sections, kind):
+    """All blocks of a kind, those in grids too."""
+    for section in sections:
+        for block in section.blocks:
+            for one in [block, *block.get("items", ())] if block["kind"] == "grid" else [block]:
+                if one["kind"] == kind:
+                    yield one
+
+
+# ---- numbers in words
+
+
+def number(value, form=".3f"):
+    return format(value, form) if defined(value) else "undefined"
+
+
+def bounds(lo, hi, form=".3f"):
+    return f"[{number(lo, form)}, {number(hi, form)}]"
+
+
+def said(metric, form=".3f"):
+    """`0.455 [0.401, 0.504]`, as sentences have it."""
+    return f"{number(metric['value'], form)} {bounds(metric['lo'], metric['hi'], form)}"
+
+
+def defined(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def counted(n, noun, plural=None):
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def duration(seconds):
+    """Seconds as a person says them: 48 s, 3 min 20 s, 2 h 05 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def printable(text):
+    """`text` without control characters, lone surrogates and marks that turn the direction of what follows."""
+    return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
+
+
+# ---- cells
+
+
+def cell(record, column):
+    """{"text", "value" (a number or None), "bounds": (lo, hi) or None, "lo", "hi": their texts}."""
+    value = record.get(column.key)
+    lo, hi = (record.get(key) if key else None for key in (column.lo, column.hi))
+    shown = {"value": None, "bounds": None, "text": text(value, column.form)}
+    if column.kind == "seed":
+        shown["text"] = shown["text"].removeprefix("seed_")
+    if defined(value):
+        shown["value"] = value
+        if defined(lo) and defined(hi):
+            shown.update(bounds=(lo, hi), lo=text(lo, column.form), hi=text(hi, column.form))
+    return shown
+
+
+def text(value, form=".3f"):
+    if value is None or value == "" or isinstance(value, float) and math.isnan(value):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if form == "duration":
+        return duration(value)
+    if form == "p":
+        return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return format(value, form) if isinstance(value, (int, float)) and form else str(value)
+
+
+def texts(block):
+    """(titles, rows) of a table, each cell one text: `0.457 [0.414, 0.496]`."""
+    def one(shown):
+        return f"{shown['text']} [{shown['lo']}, {shown['hi']}]" if shown["bounds"] else shown["text"]
+    return ([column.title for column in block["columns"]],
+            [[one(cell(record, column)) for column in block["columns"]] for record in block["records"]])
+
+
+def to_csv(records):
+    """Records as CSV: numbers in full, an undefined one as an empty cell, and no text that a spreadsheet would run."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([harmless(column) for column in columns])
+    writer.writerows([[_plain(record.get(column)) for column in columns] for record in records])
+    return out.getvalue()
+
+
+def _plain(value):
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        return ""
+    return harmless(value) if isinstance(value, str) else value
+
+
+def harmless(value):
+    """A text that can be written, and that a spreadsheet does not take for a formula."""
+    value = value.encode("utf-8", "replace").decode().replace("\0", "").replace("\r", "\n")
+    return f"'{value}" if value.lstrip()[:1] in ("=", "+", "-", "@") and not _is_number(value) else value
+
+
+def _is_number(value):
+    try:
+        return math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
+def write_tables(folder, sections):
+    """Write each table as NAME.csv, and as NAME.tex for a paper. Returns the names."""
+    names = []
+    for block in blocks_of(sections, "table"):
+        runs.write_text(folder / f"{block['name']}.csv", to_csv(block["export"]))
+        names.append(block["name"])
+    return names

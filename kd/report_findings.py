@@ -1,0 +1,68 @@
+"""What a reader must know before any figure: the audit's findings, what is missing, and what the figures bear."""
+
+from collections import Counter
+
+from kd import audit, runs
+from kd import report_calibration, report_efficiency, report_performance, report_robustness, report_students
+from kd.document import aside, bullets, code, missing, paragraph
+from kd.errors import UserError
+from kd.foreign import TABLES
+from kd.report_study import synthetic
+
+
+def audited(study):
+    """(title, blocks) of what the audit says of the runs, and of another system's tables beside them."""
+    found, held = audit.examine(audit.gather([run.path for run in study.runs], study.tables))
+    counts = Counter(finding["severity"] for finding in found)
+    told = [f"{counts[severity]} {severity}{'s' if counts[severity] > 1 else ''}" for severity in audit.SEVERITIES if counts[severity]]
+    blocks = [{"kind": "finding", **group} for group in audit.grouped(found)]
+    blocks.append(aside(f"{len(held)} of {len(audit.RULES)} rules could be held against these "
+                        f"{'runs' if study.runs else 'tables'}: {', '.join(held)}."))
+    return f"Audit: {', '.join(told) if told else 'nothing found'}", blocks
+
+
+def not_shown(study):
+    """Blocks about what keeps whole runs, or whole tables, out of the report."""
+    blocks = []
+    if synthetic(study):
+        blocks.append(paragraph("Synthetic data. The images are drawn by a program, not photographed. The figures below show that the "
+                                "pipeline works; they say nothing about real patients.", "note"))
+    if len({frozenset(run.test["ids"].tolist()) for run in study.runs}) > 1:
+        blocks.append(paragraph("The runs were tested on different images. Their figures must not be compared.", "note"))
+    if study.problems:
+        blocks += [paragraph("Not everything could be shown.", "note"),
+                   bullets(f"{folder}: {what}" + (f". {remedy}" if remedy else "") for folder, what, remedy in study.problems)]
+    for folder in study.tables:
+        blocks += stated(folder)
+    return blocks
+
+
+def stated(folder):
+    """Of another system's tables: what they state, and why it is not drawn."""
+    blocks = [paragraph(f"Figures of another system, in {folder.name}. They were audited above; they are not rendered, because nothing "
+                        "says which predictions, split and machine they are of.", "note")]
+    told = []
+    for path in sorted(folder.glob("*.csv")):
+        try:
+            rows = runs.read_csv(path, separators=",\t;")
+        except UserError as error:
+            told.append(error.message)
+            continue
+        names = [name for name in (rows[0] if rows else {}) if name]
+        bounds = [name for name in names if name.endswith(("_lo", "_hi"))]
+        lacking = ["a run (predictions/test.npz)", *([] if bounds else ["an interval"]), "a split (split.csv)",
+                   "an environment (environment.json)"]
+        told.append(f"{path.name}: {len(rows)} rows, {', '.join(names)}. Missing: {', '.join(lacking)}.")
+    return [*blocks, bullets(told or [f"none of {', '.join(TABLES)} can be read"]),
+            aside("A run folder with predictions/test.npz (ids, labels, logits, class_names, groups) is all that is needed:"),
+            code("python evaluate.py theirs_test.npz --val theirs_val.npz --groups lesions.csv --out results")]
+
+
+def in_words(study, compared):
+    """Sentences, each with the interval that bears it."""
+    said = [*report_performance.best_student(study, compared), *report_students.sentences(compared),
+            *report_calibration.threshold_sentences(study), *report_robustness.sentences(study),
+            *report_efficiency.export_sentences(study)]
+    if not said:
+        return missing("findings in words", "They are made of comparisons with intervals, and there are none.")
+    return [bullets(said)]

@@ -1,0 +1,25 @@
+"""The sections of a report, in their order."""
+
+from kd import (report_calibration, report_efficiency, report_findings, report_performance, report_robustness, report_students,
+                report_study)
+from kd.document import Section
+
+
+def build(study):
+    """[Section] of a Study; each is there, if only to say what is missing."""
+    compared = report_students.compare(study)
+    title, findings = report_findings.audited(study)
+    return [
+        Section("findings", title, findings),
+        Section("problems", "What is not shown", report_findings.not_shown(study)),
+        Section("words", "Findings in words", report_findings.in_words(study, compared)),
+        Section("roles", "Roles and data", report_study.roles(study)),
+        Section("performance", "Performance on the test split", report_performance.performance(study, compared)),
+        Section("students", "Teacher against students", report_students.students(study, compared)),
+        Section("calibration", "Calibration and operating points", report_calibration.calibration(study)),
+        Section("robustness", "Robustness under corruptions", report_robustness.robustness(study)),
+        Section("efficiency", "Latency and memory", report_efficiency.efficiency(study)),
+        Section("pareto", "Pareto: quality against latency", report_efficiency.pareto(study)),
+        Section("training", "Training", report_study.training(study)),
+        Section("methods", "Methods", report_study.methods(study)),
+    ]

@@ -1,0 +1,130 @@
+"""Drawings of a report: of odd data too, with labels that stand apart and colours that everybody tells apart."""
+
+import base64
+import io
+import itertools
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd import figures, figures_quality
+from reported import words
+
+NAN = float("nan")
+
+
+def drawn(svg):
+    return words(ElementTree.fromstring(svg))
+
+
+def test_curves_are_drawn_of_one_epoch_of_nan_and_of_many_seeds():
+    one = figures.curves([("seed 0", [1], [2.], [.3], 0)], "teacher", alt="one")
+    lost = figures.curves([("seed 0", [1, 2], [NAN, float("inf")], [NAN, NAN], None)], "student", alt="lost")
+    many = figures.curves([(f"seed {i}", [1, 2], [2, 1], [.1, .2], 1) for i in range(9)], "alone", 1, 2, alt="many")
+    assert "epoch" in drawn(one) and "epoch" in drawn(lost)
+    assert {f"seed {i}" for i in range(9)} <= set(drawn(many))
+
+
+def test_a_drawing_drawn_again_is_the_same_to_the_letter():
+    one, two = (figures.forest([("a", "student", .5, .4, .6)], alt="a \x1b") for _ in range(2))
+    assert one == two and ElementTree.fromstring(one).get("aria-label") == "a"
+
+
+def test_a_forest_of_undefined_values_is_drawn():
+    assert "undefined" in drawn(figures.forest([("a", "student", NAN, NAN, NAN)], alt="nothing"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_confusion_matrices_of_any_number_of_classes_are_drawn(count):
+    names = drawn(figures.confusion(np.diag(np.arange(1, count + 1)), [f"c{i}" for i in range(count)], alt="m"))
+    assert f"c{count - 1}" in names and ("1" in names) == (count <= 15)
+
+
+def test_bars_name_the_classes_and_their_values_and_the_reference():
+    nothing = {"value": NAN, "lo": NAN, "hi": NAN}
+    model = [{"value": .25, "lo": .1, "hi": .4}, nothing]
+    shown = drawn(figures_quality.per_class(["mel", "$x$"], model, [nothing, nothing], "student", "teacher_big", alt="bars"))
+    assert {"mel", "$x$", "0.250", "n/a", "■ teacher_big"} <= set(shown)
+
+
+def test_reliability_is_drawn_with_empty_bins_and_without_a_temperature():
+    bins = [{"count": 0, "confidence": None, "accuracy": None}, {"count": 3, "confidence": .7, "accuracy": .5}]
+    assert "○ raw, ECE 0.200" in drawn(figures_quality.reliability(bins, None, "student", (.2, NAN), alt="r"))
+    assert "● calibrated, ECE 0.100" in drawn(figures_quality.reliability(bins, bins, "student", (.2, .1), alt="r"))
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_quality_over_latency_labels_every_point(narrow):
+    points = [(f"m{k}", "student", "int8" if k else "fp32", latency, .5, .4, .6, size, bool(k), 0 if k else None)
+              for k, (latency, size) in enumerate([(1., 100), (1., None), (50., 10)])]
+    shown = drawn(figures_quality.pareto(points, "median latency, ms an image", narrow, alt="p"))
+    assert {"m0", "m1", "m2", "median latency, ms an image, logarithmic", "macro-F1 on the test split"} <= set(shown)
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_risk_over_coverage_labels_every_line(narrow):
+    curves = [(f"m{k}", "student", [.1, 1.], [0., risk]) for k, risk in enumerate((.2, .2, 0.))]
+    assert {"m0", "m1", "m2"} <= set(drawn(figures_quality.risk_coverage(curves, narrow, alt="r")))
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_attention_is_drawn_beside_its_image(narrow):
+    maps = np.linspace(0, 1, 64).reshape(4, 4, 4).astype(np.float16)
+    svg = figures_quality.attention([(np.zeros((8, 8, 3), np.uint8), maps, np.zeros_like(maps))], narrow, alt="a")
+    assert svg.count("<image ") == (3 if narrow else 9)
+    assert {"image", "teacher", "student"} <= set(drawn(svg)) and ("stage 4" in drawn(svg)) == (not narrow)
+
+
+def test_labels_stand_apart_in_order_and_move_no_more_than_they_must():
+    assert figures.apart([.1, .5], .1) == [.1, .5]
+    assert figures.apart([.5, .5], .1) == pytest.approx([.45, .55])
+    heights = figures.apart([.1, .12, .13, .9], .1)
+    assert np.diff(heights).min() >= .1 - 1e-9 and heights[-1] == .9
+    assert np.mean(heights[:3]) == pytest.approx(np.mean([.1, .12, .13]))
+
+
+def test_thumbnails_hold_the_pixels_and_shrink_what_is_large():
+    def opened(uri):
+        return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+    small = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(opened(figures.thumbnail(small))), small)
+    assert opened(figures.thumbnail(np.zeros((400, 200, 3), np.uint8), 192)).size == (96, 192)
+
+
+# ---- colours
+
+# Machado, Oliveira & Fernandes 2009, severity 1, on linear RGB.
+SIGHT = {"all cones": np.eye(3),
+         "no long cones": [[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]],
+         "no middle cones": [[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]],
+         "no short cones": [[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]]}
+
+
+def linear(colour):
+    channels = np.array([int(colour[k:k + 2], 16) for k in (1, 3, 5)]) / 255
+    return np.where(channels <= .04045, channels / 12.92, ((channels + .055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    xyz = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722], [.0193, .1192, .9505]]) @ np.clip(rgb, 0, 1) / [.9505, 1, 1.089]
+    x, y, z = np.where(xyz > .008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def contrast(one, other):
+    """Of WCAG 2: from 1 to 21."""
+    low, high = sorted(float(np.dot([.2126, .7152, .0722], linear(colour))) for colour in (one, other))
+    return (high + .05) / (low + .05)
+
+
+@pytest.mark.parametrize("palette", [figures.LIGHT, figures.DARK], ids=["light", "dark"])
+def test_roles_are_told_apart_by_every_kind_of_colour_vision_and_seen_on_the_paper(palette):
+    for matrix in SIGHT.values():
+        seen = {role: lab(np.array(matrix) @ linear(palette[role])) for role in ("teacher", "alone", "student")}
+        assert min(np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(seen, 2)) > 18  # 2.3 is just seen
+    for role in ("teacher", "alone", "student"):
+        assert contrast(palette[role], palette["paper"]) >= 3
+    for words_ in ("ink", "muted", "error"):
+        assert contrast(palette[words_], palette["paper"]) >= 4.5

@@ -1,0 +1,133 @@
+"""Run folders are read as they are found: what is damaged or missing is named, the rest is shown."""
+
+import os
+
+import jinja2
+import pytest
+
+import reported
+from kd import audit, figures, runs, study_folder
+from kd.errors import UserError
+from reported import Page, write_run, write_study
+
+import report
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No drawings, no audit, which has tests of its own, and the template is compiled once."""
+    monkeypatch.setattr(audit, "examine", lambda cases: ([], []))
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    monkeypatch.setattr(figures, "to_svg", lambda draw, args, options, alt: "<svg></svg>")
+    monkeypatch.setattr(jinja2.Environment, "compile", reported.compile_once)
+
+
+def paged(root):
+    return Page(report.main([str(root)]).read_text(encoding="utf-8"))
+
+
+def test_what_a_run_is_stands_in_its_files_and_else_in_its_name(tmp_path):
+    write_run(tmp_path / "s/mine/seed_0", teacher=None)
+    write_run(tmp_path / "s/yours/seed_0", teacher="runs/s/teacher_big")
+    write_run(tmp_path / "s/big/seed_0", role="teacher", teacher="big")
+    write_run(tmp_path / "s/teacher_other/seed_0", role=None)
+    write_run(tmp_path / "s/other_alone/seed_0", role=None)
+    assert {run.model: run.kind for run in study_folder.read_study(tmp_path / "s").runs} == {
+        "mine": "alone", "yours": "student", "big": "teacher", "teacher_other": "teacher", "other_alone": "alone"}
+
+
+def test_missing_stale_broken_and_unfinished_runs_are_named_and_the_rest_is_shown(tmp_path, capsys):
+    root = write_study(tmp_path / "toy")
+    (root / "small_kd/seed_0/metrics.json").unlink()
+    (root / "small_kd/seed_1/history.csv").write_bytes(b"epoch,loss\n\xff\xfe")
+    held = runs.read_json(root / "small_alone/seed_1/metrics.json")
+    held["test"]["accuracy"]["value"] -= .05
+    runs.write_json(root / "small_alone/seed_1/metrics.json", held)
+    runs.write_yaml(root / "small_kd_at/seed_0/config.yaml", {"role": "student"})
+    page = paged(root)
+    said = page.text.split("Findings in words")[0]
+    for told in ("small_kd/seed_0: not evaluated", "python evaluate.py", "small_kd/seed_1: broken: cannot read",
+                 "small_alone/seed_1: metrics.json does not belong", "small_kd_at/seed_0: not finished"):
+        assert told in said, told
+    assert {model for model, in page.rows("teacher_summary")} == {"teacher_big"} and "students_summary" not in page.tables
+    assert set(page.rows("seeds")) == {("teacher_big", "0"), ("small_alone", "0")}
+    assert len(capsys.readouterr().out.splitlines()) == 5  # four problems and the page
+
+
+def test_seeds_json_of_other_runs_is_left_out_and_the_means_are_named_as_missing(tmp_path):
+    root = write_study(tmp_path / "toy")
+    held = runs.read_json(root / "small_kd/seeds.json")
+    held["test"]["accuracy"]["values"][0] += .1
+    runs.write_json(root / "small_kd/seeds.json", held)
+    (root / "small_alone/seeds.json").unlink()
+    page = paged(root)
+    assert "seeds.json does not belong to the runs beside it" in page.text
+    assert "Not shown: the mean over seeds of small_alone, small_kd" in page.text
+    assert "students_summary" not in page.tables and len(page.rows("seeds")) == 5
+
+
+METRICS = (b'{"test": 3}', b'{"test": {"accuracy": {"value": "x"}}}', b'{"test": {}, "confusion": [[1], [1, 2]]}',
+           b'{"test": {}, "conventions": {"level": "x"}}', b'{"test": {}, "conventions": {"a": [1], "b": {"c": 2}}}',
+           b'{"test": {}, "operating_points": [3]}', b'{"test": {}, "calibration": {"reliability": {"raw": [1]}}}',
+           b'{"test": {}, "risk_coverage": {"coverage": ["x"]}}')
+GARBAGE = {  # beside what is no such file at all
+    "config.yaml": (b"a: [",), "environment.json": (b'{"data": 3}',), "metrics.json": METRICS, "split.csv": (b"group,label,split\n1\n",),
+    "history.csv": (b"epoch\n1\n", b"epoch,loss,val_macro_f1,seconds\n,1,1,1\n", b"epoch,loss,val_macro_f1,seconds\n1,x,1,1\n"),
+    "samples.npz": (), "predictions/test.npz": (), "attention.npz": (), "exports/parity.json": (b'{"formats": {"int8": {"test": {}}}}',),
+    "benchmark.csv": (b"model,lat_ms_p50,batch\na,x,1\n", b"model,lat_ms_p50,batch,cpu\na,,1,\n"),
+    "robustness.csv": (b"tag,macro_f1\nclean,x\n", b"tag,macro_f1\nclean,0.5\n")}
+EXTRA = ("benchmark.csv", "exports/parity.json", "robustness.csv", "attention.npz")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A study of two runs with all parts; tests put back what they change."""
+    root = tmp_path_factory.mktemp("two") / "toy"
+    for name in "ab":
+        write_run(root / name / "seed_0")
+    reported.evaluate(root)
+    return reported.write_parts(root)
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_no_damaged_file_stops_the_report(two, name):
+    path = two / "a/seed_0" / name
+    kept = path.read_bytes()
+    try:
+        for garbage in (b"", b"\x00\xff\xfe", *GARBAGE[name]):
+            path.write_bytes(garbage)
+            page = paged(two)
+            assert len(page.rows("calibration")["b", "0"]["accuracy"]) == 3
+            if name in ("samples.npz", "predictions/test.npz"):
+                assert "a/seed_0: broken" in page.text and ("a", "0") not in page.rows("calibration")
+            elif name in EXTRA:
+                assert len(page.rows("calibration")["a", "0"]["accuracy"]) == 3
+                assert "a/seed_0: left out" in page.text or "Not shown" in page.text
+    finally:
+        path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("name", [*sorted(GARBAGE.keys() - {"predictions/test.npz"}), "predictions/val.npz"])
+def test_a_file_that_is_not_there_is_done_without(two, name):
+    path = two / "a/seed_0" / name
+    kept = path.read_bytes()
+    try:
+        path.unlink()
+        page = paged(two)
+        assert (("a", "0") in page.rows("calibration")) == (name != "metrics.json")
+    finally:
+        path.write_bytes(kept)
+
+
+def test_a_folder_without_a_study_is_refused_in_one_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "one/a/seed_0")
+    write_run(tmp_path / "two/a/seed_0")
+    for folder, why in (("nowhere", "no such folder"), ("empty", "no finished run"), ("", "holds 2 studies: one, two")):
+        with pytest.raises(UserError, match=why) as caught:
+            report.main([str(tmp_path / folder)])
+        assert "\n" not in caught.value.message
+    (tmp_path / "one/a/seed_0/predictions/test.npz").write_bytes(b"")
+    with pytest.raises(UserError, match="no readable run"):
+        report.main([str(tmp_path / "one")])
+    assert not list(tmp_path.rglob("report.html"))
