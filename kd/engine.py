@@ -298,3 +298,4 @@ def _write_samples(folder, data, each=2):
     chosen = np.concatenate([test[data.labels[test] == k][:each] for k in range(len(data.class_names))])
     images = kd_data.image.centre_crop(data.pixels(chosen), data.size)
     runs.write_npz(folder / "samples.npz", images=images, ids=data.ids[chosen])
+    board.image(folder / "tb", "samples", 0, images)

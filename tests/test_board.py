@@ -1,11 +1,14 @@
 """What TensorBoard shows of a run, and what a full disk does to it."""
 
+import io
 import sys
 import threading
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from kd import board
+from kd import board, events
 
 ROW = {"epoch": 1, "lr": 0.5, "loss": 2.25, "val_macro_f1": 0.125}
 
@@ -24,11 +27,20 @@ def test_rows_are_read_back_by_tensorboard_and_a_restart_replaces_what_came_afte
     assert [event.value for event in events.Scalars("val/macro_f1")] == [0.125, 0.125]
 
 
+def test_images_stand_side_by_side_as_one_that_is_read_back(tmp_path):
+    pytest.importorskip("tensorboard")
+    images = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)
+    board.image(tmp_path, "samples", 7, images)
+    [(step, data)] = events.images(tmp_path)["samples"]
+    assert step == 7 and np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.hstack(images))
+
+
 def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     with board.opened(tmp_path / "tb", 0) as log:
         log(ROW)
+    board.image(tmp_path / "tb", "samples", 0, np.zeros((2, 4, 4, 3), np.uint8))
     assert not list(tmp_path.iterdir())
 
 
