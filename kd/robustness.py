@@ -115,10 +115,9 @@ def replicate(model, logits, test, index, weights, images):
     return bootstrap.spread(values, weights)
 
 
-def agreement(test, model, other, tag, other_tag, images):
-    """[1 + B] shares of the images for which two models, or one in two cells, answer the same class."""
-    ours, theirs = model.answers[tag].logits.argmax(1), other.answers[other_tag].logits.argmax(1)
-    return comparison.agreement(test.labels, theirs, ours, images)["agreement"]
+def agreement(test, one, other, images):
+    """[1 + B] shares of the images to which two Answers give the same class."""
+    return comparison.agreement(test.labels, other.logits.argmax(1), one.logits.argmax(1), images)["agreement"]
 
 
 def measure(models, cells, test, *, replicates=bootstrap.REPLICATES, suite="default", teacher=None, progress=iter):
@@ -129,16 +128,17 @@ def measure(models, cells, test, *, replicates=bootstrap.REPLICATES, suite="defa
     images = weights[:, index]
     rows = {id(model): [] for model in models}
     for model, tag in progress([(model, tag) for model in models for tag in model.answers]):
-        model.values[tag] = replicate(model, model.answers[tag].logits, test, index, weights, images)
-        same = {"clean": agreement(test, model, model, tag, CLEAN, images) if tag != CLEAN else None,
-                "teacher": agreement(test, model, teacher, tag, tag, images) if teacher and teacher is not model else None}
-        same = {name: bootstrap.spread({"": values}, weights)[""] for name, values in same.items() if values is not None}
-        cell = next((cell for cell in cells if cell.tag == tag), None)
-        rows[id(model)].append(_row(model, tag, cell, suite, same, len(test.labels)))
+        values = replicate(model, model.answers[tag].logits, test, index, weights, images)
+        others = {"agreement_clean": (model, CLEAN) if tag != CLEAN else None,
+                  "agreement_teacher": (teacher, tag) if teacher not in (None, model) else None}
+        values.update(bootstrap.spread({name: agreement(test, model.answers[tag], other[0].answers[other[1]], images)
+                                        for name, other in others.items() if other}, weights))
+        model.values[tag] = values
+        rows[id(model)].append(_row(model, tag, next((cell for cell in cells if cell.tag == tag), None), suite, len(test.labels)))
     return [rows[id(model)] for model in models]
 
 
-def _row(model, tag, cell, suite, same, count):
+def _row(model, tag, cell, suite, count):
     values, clean, answer = model.values[tag], model.values[CLEAN], model.answers[tag]
     row = {"acc": float(values["accuracy"][0]), "macro_f1": float(values["macro_f1"][0]), "tag": tag, "model": model.model,
            "seed": model.seed, "file": model.file, "suite": suite, "corruption": cell.corruption if cell else CLEAN,
@@ -149,18 +149,15 @@ def _row(model, tag, cell, suite, same, count):
         if tag != CLEAN:
             row.update(bounds(f"{name}_difference", comparison.paired(clean[name], values[name], corrected=corrected)))
         else:
-            row.update(dict.fromkeys((f"{name}_difference{end}" for end in ENDS), np.nan))
-    for name in ("clean", "teacher"):
-        metric = bootstrap.interval(same[name]) if name in same else dict.fromkeys(("value", "lo", "hi"), np.nan)
-        row.update(bounds(f"agreement_{name}", metric))
-    for name in values:
-        if "/" in name:
-            row.update(bounds(name, bootstrap.interval(values[name])))
+            row.update(bounds(f"{name}_difference", UNDEFINED))
+    for name in ("agreement_clean", "agreement_teacher", *(name for name in values if "/" in name)):
+        row.update(bounds(name, bootstrap.interval(values[name]) if name in values else UNDEFINED))
     return {**row, "pixel_change": float(answer.change.mean()), "seconds": answer.seconds,
             "seconds_corrupting": answer.corrupting, "images": count}
 
 
 ENDS = ("", "_lo", "_hi")
+UNDEFINED = dict.fromkeys(("value", "lo", "hi"), np.nan)
 
 
 def bounds(name, metric):
@@ -195,12 +192,15 @@ def summarise(models, cells, suite="default", baseline=None):
         for name in METRICS:
             if name != "macro_f1":
                 row.update({**bounds(f"clean_{name}", mean(model, name, [CLEAN])), **bounds(f"mean_{name}", mean(model, name, tags))})
+        for name in ("agreement_clean", "agreement_teacher"):
+            row.update(bounds(f"mean_{name}", mean(model, name, tags)))
         for point in model.points:
             name = f"sensitivity/{point['class']}"
             least = min(tags, key=lambda tag: np.nan_to_num(model.values[tag][name][0], nan=2.0))
-            row.update({f"promised_{name}": point["promised"], **bounds(f"clean_{name}", mean(model, name, [CLEAN])),
-                        **bounds(f"mean_{name}", mean(model, name, tags)), f"worst_tag_{name}": least,
+            row.update({f"promised_{name}": point["promised"], f"worst_tag_{name}": least,
                         **bounds(f"worst_{name}", mean(model, name, [least]))})
+            for name in (name, f"specificity/{point['class']}"):
+                row.update({**bounds(f"clean_{name}", mean(model, name, [CLEAN])), **bounds(f"mean_{name}", mean(model, name, tags))})
         for name, own in families.items():
             row.update({**bounds(f"macro_f1/{name}", mean(model, "macro_f1", own)), f"be/{name}": relative(model, baseline, own)["value"]})
         rows.append(row)
@@ -208,7 +208,9 @@ def summarise(models, cells, suite="default", baseline=None):
 
 
 def mean(model, name, tags):
-    """METRIC of the mean of a metric over cells."""
+    """METRIC of the mean of a metric over cells; undefined where a cell lacks it."""
+    if any(name not in model.values[tag] for tag in tags):
+        return UNDEFINED
     return bootstrap.interval(np.mean([model.values[tag][name] for tag in tags], 0), corrected=bootstrap.biased(name))
 
 
@@ -221,7 +223,7 @@ def errors(model, tags, clean=False):
 def relative(model, baseline, tags, clean=False):
     """METRIC of errors() over those of the baseline; undefined without one."""
     if baseline is None:
-        return dict.fromkeys(("value", "lo", "hi"), np.nan)
+        return UNDEFINED
     return comparison.retention(errors(baseline, tags, clean), errors(model, tags, clean))
 
 

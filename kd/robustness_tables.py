@@ -1,48 +1,68 @@
-"""What robustness.py found, as text for a terminal."""
+"""What robustness.py found, as text for a terminal of 110 columns."""
+
+import textwrap
 
 from kd import tables
 
-WIDE = 12  # models that a table of corruptions has columns for
+MOST = 10  # models that the table of corruptions has columns for
 
 
 def printed(summary, test, note=None, quick=""):
-    """Two tables: a line a model, and a line a corruption with a column a model."""
+    """Quality, whether models know when they fail, and a line a corruption with a column a model."""
     first = summary[0]
-    points = [name.removeprefix("promised_sensitivity/") for name in first if name.startswith("promised_sensitivity/")][:1]
-    head = ["", "", "clean", "mean", "BE", "rBE", "rank", "worst cell"]
-    lines = [[*head, *(title for name in points for title in (f"{name}: clean", "mean", "worst"))]]
-    for k, row in enumerate(summary, 1):
-        lines.append([k, name(row), tables.number(row["clean_macro_f1"]), show(row, "mean_macro_f1"), show(row, "be"),
-                      tables.number(row["rbe"], 2), row["rank"], f"{tables.number(row['worst_macro_f1'])} {row['worst_tag']}",
-                      *(tables.number(row[f"{which}_sensitivity/{point}"], 2) for point in points
-                        for which in ("clean", "mean", "worst"))])
     groups = "groups (lesions, patients)" if test.groups is not None else "images, taken as independent"
-    parts = [f"{first['images']:,} test images{quick}, {first['cells']} cells of suite {first['suite']}; macro F1 with 95% intervals over "
-             f"{test.size()['groups']:,} {groups}", tables.aligned(lines)]
-    if first["baseline"]:
-        parts.append(f"BE: sum of 1 - balanced accuracy over all cells, over that of {first['baseline']}; rBE: the same of what is "
-                     "lost to clean\nimages. Below 1 is better than the baseline. rank: by that sum.")
-    else:
-        parts.append("No BE and rBE: there is no teacher among these; --baseline RUN names another model. rank: by balanced accuracy.")
-    if points:
-        parts.append(f"{points[0]}: sensitivity; {first[f'promised_sensitivity/{points[0]}']:g} was promised by a threshold chosen on clean "
-                     "validation images.")
-    corruptions = [column.removeprefix("macro_f1/") for column in first if column.startswith("macro_f1/")
-                   and not column.endswith(("_lo", "_hi"))]
-    shown = summary[:WIDE]
-    parts.append(tables.aligned([["macro F1, mean over severities", *range(1, len(shown) + 1)],
-                                 ["clean", *(tables.number(row["clean_macro_f1"]) for row in shown)]] + [
-        [corruption, *(tables.number(row[f"macro_f1/{corruption}"]) for row in shown)] for corruption in corruptions]))
-    return "\n\n".join(filter(None, [*parts, note and f"Note: {note}"]))
+    parts = [f"{first['images']:,} test images{quick}, {first['cells']} cells of suite {first['suite']}; 95% intervals over "
+             f"{test.size()['groups']:,} {groups}", quality(summary), certainty(summary), by_corruption(summary)]
+    return "\n\n".join(parts + [textwrap.fill(f"Note: {note}", tables.WIDTH)] * bool(note))
+
+
+def quality(summary):
+    rows = [["", "macro F1", "clean", "mean of cells", "BE", "rBE", "rank", "worst cell"]]
+    rows += [[k, name(row), tables.number(row["clean_macro_f1"]), show(row, "mean_macro_f1"), show(row, "be", 2),
+              tables.number(row["rbe"], 2), row["rank"], f"{tables.number(row['worst_macro_f1'])} {row['worst_tag']}"]
+             for k, row in enumerate(summary, 1)]
+    told = (f"BE: sum of 1 - balanced accuracy over all cells, over that of {summary[0]['baseline']}; rBE: the same of what the "
+            "cells lose to clean images. Below 1 is better than that model. rank: by that sum." if summary[0]["baseline"] else
+            "No BE and rBE: there is no teacher among these; --baseline RUN names another model. rank: by balanced accuracy.")
+    return tables.aligned(rows) + "\n" + textwrap.fill(told, tables.WIDTH)
+
+
+def certainty(summary):
+    """Calibration, ranking by confidence, and the first class's frozen operating point."""
+    point = next((column.split("/", 1)[1] for column in summary[0] if column.startswith("promised_sensitivity/")), None)
+    rows = [["", "ECE: clean", "mean", "AURC: clean", "mean", "as clean"]]
+    if point:
+        rows[0] += [f"sensitivity {point}: clean", "mean", "worst", "specificity: clean", "mean"]
+    for k, row in enumerate(summary, 1):
+        rows.append([k, *(tables.number(row[f"{which}_{metric}"]) for metric in ("ece", "aurc") for which in ("clean", "mean")),
+                     tables.number(row["mean_agreement_clean"], 2)])
+        if point:
+            rows[-1] += [tables.number(row[f"{which}_sensitivity/{point}"], 2) for which in ("clean", "mean", "worst")]
+            rows[-1] += [tables.number(row[f"{which}_specificity/{point}"], 2) for which in ("clean", "mean")]
+    told = "ECE, AURC: of confidences after the temperature of clean validation. as clean: share of answers that stay."
+    if point:
+        told += (f" The threshold for {point} was chosen on clean validation images for a sensitivity of "
+                 f"{summary[0][f'promised_sensitivity/{point}']:g}.")
+    return tables.aligned(rows) + "\n" + textwrap.fill(told, tables.WIDTH)
+
+
+def by_corruption(summary):
+    shown = summary[:MOST]
+    corruptions = [column.removeprefix("macro_f1/") for column in summary[0]
+                   if column.startswith("macro_f1/") and not column.endswith(("_lo", "_hi"))]
+    rows = [["macro F1, mean over severities", *range(1, len(shown) + 1)],
+            ["clean", *(tables.number(row["clean_macro_f1"]) for row in shown)]]
+    rows += [[corruption, *(tables.number(row[f"macro_f1/{corruption}"]) for row in shown)] for corruption in corruptions]
+    more = f"\nThe other {len(summary) - MOST} models are in robustness_summary.csv." if len(summary) > MOST else ""
+    return tables.aligned(rows) + more
 
 
 def name(row):
     return f"{row['model']}/{row['seed']}" + ("" if row["file"] == "best.pt" else f" {row['file']}")
 
 
-def show(row, column):
-    return tables.show({"value": row[column], "lo": row[f"{column}_lo"], "hi": row[f"{column}_hi"]},
-                       2 if column.endswith("be") else 3)
+def show(row, column, digits=3):
+    return tables.show({"value": row[column], "lo": row[f"{column}_lo"], "hi": row[f"{column}_hi"]}, digits)
 
 
 def times(spent, models):
