@@ -266,7 +266,7 @@ def _table(block):
     """A caption and a table; one that is too wide even in small letters comes in parts."""
     columns = [_line(column, MOST) for column in block["columns"]]
     rows = [[_line(cell, MOST) for cell in row] for row in block["rows"]]
-    if not columns:
+    if not columns or not any(columns) and not rows:
         return []
     widths = {size: list(zip(*(_widths(name, [row[k] for row in rows], size) for k, name in enumerate(columns))))
               for size in SIZES}
@@ -319,30 +319,41 @@ def _towards(wanted, widths):
     return [width * min(1, WIDTH / sum(widths)) for width in widths]
 
 
+def _wrapped(text, width, font, size):
+    """`text` in lines of at most `width` points, broken at blanks, and inside words that are wider."""
+    if _measure(text, font, size) <= width:
+        return text
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}".strip(" ")
+        if _measure(joined, font, size) <= width:
+            lines[-1] = joined
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if lines[-1] and _measure(lines[-1] + letter, font, size) > width:
+                lines.append("")
+            lines[-1] += letter
+    return "\n".join(lines)
+
+
 def _grid(columns, rows, widths, size):
     from reportlab.lib.colors import HexColor
     from reportlab.platypus import LongTable
     leading = 1.35 * size
     right = [bool(rows) and _numeric(row[k] for row in rows) for k in range(len(columns))]
-
-    @functools.cache
-    def style(font, flush):
-        return _style(f"{font}{size}{flush}", fontName=font, fontSize=size, leading=leading, spaceAfter=0, alignment=2 * flush)
-
-    def cell(text, k, font):
-        """Plain text where it fits on a line, which is quick; else a paragraph."""
-        fits = _measure(text, font, size) <= widths[k] - 2 * PADDING
-        return text if fits else _text(text, style(font, right[k]))
-
     rule, ink = HexColor(LIGHT["rule"]), HexColor(LIGHT["ink"])
-    grid = [[cell(text, k, BOLD if row is columns else REGULAR) for k, text in enumerate(row)] for row in [columns, *rows]]
+    head = int(any(columns))  # headings that are all empty are none
+    grid = [[_wrapped(text, width - 2 * PADDING, BOLD if row is columns else REGULAR, size) for text, width in zip(row, widths)]
+            for row in [columns, *rows][1 - head:]]
     flush = [("ALIGN", (k, 0), (k, -1), "RIGHT") for k in range(len(columns)) if right[k]]
-    return LongTable(grid, colWidths=widths, repeatRows=1, hAlign="LEFT", spaceAfter=12, style=[
-        ("FONT", (0, 0), (-1, 0), BOLD, size, leading), ("FONT", (0, 1), (-1, -1), REGULAR, size, leading),
-        ("TEXTCOLOR", (0, 0), (-1, -1), ink), ("VALIGN", (0, 0), (-1, -1), "TOP"), ("VALIGN", (0, 0), (-1, 0), "BOTTOM"),
+    heading = [("FONT", (0, 0), (-1, 0), BOLD, size, leading), ("VALIGN", (0, 0), (-1, 0), "BOTTOM"),
+               ("LINEBELOW", (0, 0), (-1, 0), .9, ink)] if head else []
+    return LongTable(grid, colWidths=widths, repeatRows=head, hAlign="LEFT", spaceAfter=12, style=[
+        ("FONT", (0, 0), (-1, -1), REGULAR, size, leading), ("TEXTCOLOR", (0, 0), (-1, -1), ink), ("VALIGN", (0, 0), (-1, -1), "TOP"),
         ("LEFTPADDING", (0, 0), (-1, -1), PADDING), ("RIGHTPADDING", (0, 0), (-1, -1), PADDING),
         ("TOPPADDING", (0, 0), (-1, -1), 2), ("BOTTOMPADDING", (0, 0), (-1, -1), 2.6),
-        ("LINEBELOW", (0, 0), (-1, 0), .9, ink), ("LINEBELOW", (0, 1), (-1, -1), .4, rule), *flush])
+        ("LINEBELOW", (0, head), (-1, -1), .4, rule), *heading, *flush])
 
 
 def _numeric(cells):

@@ -18,7 +18,7 @@ class Drawing:
     """width, height: in the SVG's units."""
 
     def __init__(self, svg):
-        self.root = ElementTree.fromstring(svg)
+        self.root = ElementTree.fromstring(re.sub(r"var\(--[\w-]+,\s*([^()]*)\)", r"\1", svg))
         self.width, self.height = (float(number) for number in self.root.get("viewBox").split()[2:])
         self.named = {f"#{element.get('id')}": element for element in self.root.iter() if element.get("id")}
 
@@ -35,9 +35,13 @@ class Drawing:
         kind = element.tag.split("}")[-1]
         if kind in ("defs", "clipPath", "metadata", "style"):
             return
+        if kind == "g" and not element.keys():
+            for child in element:
+                self._draw(child, style, opacity)
+            return
         own = {key.split("}")[-1]: value for key, value in element.items()}
         own.update(declaration.split(":", 1) for declaration in own.pop("style", "").split(";") if ":" in declaration)
-        own = {key.strip(): re.sub(r"var\(--[\w-]+,\s*([^()]*)\)", r"\1", value.strip()) for key, value in own.items()}
+        own = {key.strip(): value.strip() for key, value in own.items()}
         if "font" in own:  # weight and size stand in one declaration
             own["font-size"] = re.search(r"[\d.]+px", own["font"])[0]
             own["font-weight"] = own["font"].split("px")[0]
@@ -49,7 +53,7 @@ class Drawing:
         if clip is not None and len(clip):
             self.canvas.clipPath(self._path(clip[0]), stroke=0, fill=0)
         if kind in ("path", "rect"):
-            self._paint(self._path(element), style, opacity)
+            self._paint(element, style, opacity)
         elif kind == "text":
             self._text(element, own, style, opacity)
         elif kind == "image":
@@ -70,7 +74,7 @@ class Drawing:
                 self.canvas.translate(n[0], n[1] if len(n) > 1 else 0)
             elif name == "scale":
                 self.canvas.scale(n[0], n[-1])
-            elif name == "rotate":
+            elif name == "rotate" and n[0]:
                 x, y = n[1:] or (0, 0)
                 self.canvas.translate(x, y)
                 self.canvas.rotate(n[0])
@@ -100,7 +104,7 @@ class Drawing:
                 x, y = part[-2:] or (x, y)
         return path
 
-    def _paint(self, path, style, opacity):
+    def _paint(self, element, style, opacity):
         from reportlab.lib.colors import HexColor
         canvas = self.canvas
         hatch = self.named.get(style["fill"][4:-1])  # its lines are left out, and its ground is drawn
@@ -120,7 +124,7 @@ class Drawing:
             if dashes:
                 canvas.setDash(dashes, _numbers(style.get("stroke-dashoffset", "0"))[0])
         if fill or stroke:
-            canvas.drawPath(path, stroke=stroke, fill=fill, fillMode=1)
+            canvas.drawPath(self._path(element), stroke=stroke, fill=fill, fillMode=1)
 
     def _text(self, element, own, style, opacity):
         from reportlab.lib.colors import HexColor
@@ -129,8 +133,7 @@ class Drawing:
         canvas.setFillColor(HexColor(style["fill"]))
         canvas.setFillAlpha(opacity * float(style.get("fill-opacity", 1)))
         canvas.setFont(self.fonts[bold], size)
-        canvas.translate(float(own.get("x", 0)), float(own.get("y", 0)))
-        canvas.scale(1, -1)  # letters stand upright where y grows downwards
+        canvas.transform(1, 0, 0, -1, float(own.get("x", 0)), float(own.get("y", 0)))  # letters stand upright where y grows downwards
         write = {"middle": canvas.drawCentredString, "end": canvas.drawRightString}.get(style.get("text-anchor"), canvas.drawString)
         write(0, 0, "".join(element.itertext()).strip())
 
@@ -138,8 +141,7 @@ class Drawing:
         from reportlab.lib.utils import ImageReader
         x, y, width, height = (float(own.get(key, 0)) for key in ("x", "y", "width", "height"))
         picture = ImageReader(io.BytesIO(base64.b64decode(own["href"].split(",", 1)[1])))
-        self.canvas.translate(x, y + height)
-        self.canvas.scale(1, -1)
+        self.canvas.transform(1, 0, 0, -1, x, y + height)
         self.canvas.drawImage(picture, 0, 0, width, height, mask="auto")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -95,9 +96,10 @@ def test_a_long_table_repeats_its_head_on_every_page(tmp_path):
 def test_an_empty_document_and_empty_parts_are_pages_too(tmp_path):
     assert len(written(tmp_path)) == 1
     document = written(tmp_path, {"kind": "heading", "text": "Nothing"}, {"kind": "table", "columns": ["a"], "rows": []},
-                       {"kind": "table", "columns": [], "rows": []}, {"kind": "code", "text": ""},
+                       {"kind": "table", "columns": [], "rows": []}, {"kind": "table", "columns": [""], "rows": []},
+                       {"kind": "table", "columns": ["", ""], "rows": [["without", "a head"]]}, {"kind": "code", "text": ""},
                        {"kind": "figures", "figures": []}, {"kind": "heading", "text": "The end"})
-    assert "Nothing" in texts(document)[0] and "The end" in texts(document)[0]
+    assert "Nothing" in texts(document)[0] and "without a head" in texts(document)[0] and "The end" in texts(document)[0]
 
 
 def test_a_picture_larger_than_the_page_is_made_to_fit(tmp_path):
@@ -118,7 +120,7 @@ def test_the_same_blocks_give_the_same_bytes_and_a_failure_leaves_the_old_file(t
 
 
 def test_without_reportlab_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "reportlab", None)
+    monkeypatch.setitem(sys.modules, "reportlab", None)
     with pytest.raises(UserError, match="reportlab") as error:
         pdf.write(tmp_path / "x.pdf", [])
     assert ".[report]" in error.value.hint
