@@ -1,4 +1,4 @@
-"""Draw one self-contained HTML page, and the tables of a paper, from the run folders of a study.
+"""A study as one self-contained HTML page, a PDF, and tables for a paper, from its run folders alone.
 
 Reads what is in the folders and nothing else: no torch, no images, no network. kd/study_folder.py
 reads, kd/sections.py lists what is said, kd/templates/report.html shows it.
@@ -8,29 +8,35 @@ import base64
 import hashlib
 from pathlib import Path
 
-from kd import document, errors, figures, report_study, runs, sections, study_folder
+from kd import document, errors, figures, pdf, report_print, report_study, runs, sections, study_folder
 
 
 def main(argv=None):
     parser = errors.Parser(prog="report.py", description=__doc__.splitlines()[0])
     parser.add_argument("runs", metavar="RUNS", help="a study's folder, e.g. runs/lesions_48px, or one with another system's tables")
-    parser.add_argument("--out", metavar="DIR", help="where report.html and tables/ go (default: RUNS)")
+    parser.add_argument("--out", metavar="DIR", help="where report.html, report.pdf and tables/ go (default: RUNS)")
+    parser.add_argument("--notes", nargs="+", default=[], metavar="FILE", help="Markdown, text or Word files, added as they are")
     args = parser.parse_args(argv)
-    study = study_folder.read_study(args.runs)
-    parts = sections.build(study)
-    page = render(study, parts)
+    for package in ("jinja2", "matplotlib", "reportlab"):
+        errors.need(package, "report")
     out = Path(args.out or args.runs)
+    study = study_folder.read_study(args.runs)
+    runs.check_writable(out)
+    parts = sections.build(study, args.notes)
+    lead = report_study.lead(study)
+    page = render(study, lead, parts)
+    pdf.write(out / "report.pdf", report_print.printed(study.name, lead, parts))
     runs.write_text(out / "report.html", page)
     document.write_tables(out / "tables", parts)
     for folder, what, remedy in study.problems:
         print(f"{folder}: {what}" + (f" ({remedy})" if remedy else ""))
-    print(f"report: {out / 'report.html'}")
+    print(f"report: {out / 'report.html'}, {out / 'report.pdf'}, {out / 'tables'}")
     return out / "report.html"
 
 
-def render(study, parts):
-    """The page as text. Raises UserError without jinja2."""
-    jinja2 = errors.need("jinja2", "report")
+def render(study, lead, parts):
+    """The page as text."""
+    import jinja2
     folder = Path(document.__file__).parent / "templates"
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
                                      trim_blocks=True, lstrip_blocks=True,
@@ -38,7 +44,7 @@ def render(study, parts):
     script = (folder / "sort.js").read_text(encoding="utf-8")
     environment.globals.update(cell=document.cell, light=figures.LIGHT, dark=figures.DARK)
     return environment.get_template("report.html").render(
-        study=study, lead=report_study.lead(study), sections=[section for section in parts if section.blocks], script=script,
+        study=study, lead=lead, sections=[section for section in parts if section.blocks], script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
 
 

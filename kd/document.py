@@ -1,6 +1,6 @@
 """A report as plain data: sections of blocks, of which the page, the PDF and the tables are made.
 
-    heading    text
+    heading    text, level: 2 or 3 (a section's title is 1)
     paragraph  text, tone: "", "aside", "note" (framed), "missing" (what is not shown, and why)
     bullets    items: texts
     code       text
@@ -20,7 +20,7 @@ import io
 import math
 from dataclasses import dataclass
 
-from kd import runs
+from kd import latex, runs
 
 
 @dataclass
@@ -62,8 +62,8 @@ def spread(name, metric, value=""):
 # ---- blocks
 
 
-def heading(text):
-    return {"kind": "heading", "text": text}
+def heading(text, level=2):
+    return {"kind": "heading", "text": text, "level": level}
 
 
 def paragraph(text, tone=""):
@@ -230,9 +230,9 @@ def _is_number(value):
 
 
 def write_tables(folder, sections):
-    """Write each table as NAME.csv, and as NAME.tex for a paper. Returns the names."""
-    names = []
-    for block in blocks_of(sections, "table"):
+    """Write each table that has a name as NAME.csv, and what readers see of it as NAME.tex for a paper."""
+    for block in filter(lambda block: block["name"], blocks_of(sections, "table")):
         runs.write_text(folder / f"{block['name']}.csv", to_csv(block["export"]))
-        names.append(block["name"])
-    return names
+        if block["columns"]:
+            titles, rows = texts(block)
+            runs.write_text(folder / f"{block['name']}.tex", latex.table(titles, rows, block["caption"], block["name"]))

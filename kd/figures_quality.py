@@ -160,15 +160,17 @@ def pareto(figure, points, unit, narrow=False):
 
 @drawing
 def stages(figure, models, narrow=False):
-    """Linear CKA with the teacher by stage; models: (label, kind, values [stages])."""
+    """Linear CKA with the teacher by stage; models: (label, kind, values [stages], lo, hi)."""
     figure.set_size_inches((400 if narrow else 560) / 72, 270 / 72)
     axes = figure.add_subplot()
-    count = max(len(values) for *_, values in models)
+    count = max(len(values) for _, _, values, *_ in models)
     ends, seen = [], {}
-    for name, kind, values in models:
+    for name, kind, values, lo, hi in models:
         style = DASHES[seen.setdefault(kind, 0) % len(DASHES)]
         seen[kind] += 1
-        axes.plot(range(1, 1 + len(values)), values, color=LIGHT[kind], linestyle=style, marker="o", markersize=5)
+        steps = range(1, 1 + len(values))
+        axes.fill_between(steps, lo, hi, color=LIGHT[kind], alpha=.13, linewidth=0)
+        axes.plot(steps, values, color=LIGHT[kind], linestyle=style, marker="o", markersize=5)
         ends.append((float(values[-1]), len(ends), name))
     ends.sort()
     for y, (_, _, name) in zip(apart([end[0] for end in ends], .085), ends):

@@ -71,12 +71,14 @@ def latency(name, title, rows):
     more = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in first and key not in MEMORY]
     machines = "; ".join(dict.fromkeys(f"{row['cpu']}, {counted(row.get('threads') or 1, 'thread')}" for row in rows))
     measured = "; ".join(dict.fromkeys(filter(None, (row.get("measured") for row in rows))))
-    return table(name, f"{title}, ms a query{f' ({measured})' if measured else ''}; {machines}", [
+    queries = sorted({(row["batch"], row.get("imsz")) for row in rows}, key=str)
+    said = f"; batch {queries[0][0]}, {queries[0][1]} px" if len(queries) == 1 else ""
+    return table(name, f"{title}, ms a query{f' ({measured})' if measured else ''}{said}; {machines}", [
         Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"), Column("Runs on", "backend"),
-        Column("Batch", "batch", "d"), Column("px", "imsz", "d"), Column("Mean", "lat_ms_mean", ".2f"), Column("SD", "lat_ms_std", ".2f"),
+        *([] if said else [Column("Batch", "batch", "d"), Column("px", "imsz", "d")]), Column("Mean", "lat_ms_mean", ".2f"), Column("SD", "lat_ms_std", ".2f"),
         Column("p50", "lat_ms_p50", ".2f"), Column("p90", "lat_ms_p90", ".2f"), Column("p99", "lat_ms_p99", ".2f"),
         Column("p90, MLPerf", "lat_ms_p90_mlperf", ".2f"), Column("Images/s", "throughput_fps", ".1f"),
-        Column("CPU ms", "cpu_ms_p50", ".2f"), Column("", "noise")],
+        Column("CPU ms", "cpu_ms_p50", ".2f"), Column("Noise", "noise")],
         [{**row, "format": FILES.get(row["file"], row["file"]),
           "noise": "noisy" if row["noisy"] else ""} for row in rows],
         [{key: row.get(key) for key in (*first, *more)} for row in rows])
@@ -174,7 +176,7 @@ def pareto(study):
         Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("Precision", "precision"), interval("Macro-F1", "score"),
         Column("Latency p50, ms", "latency_ms", ".2f"), Column("Parameters, MiB", "params_mib", ".2f"),
         Column("Peak GPU, MiB", "peak_cuda_mib", ".1f"), Column("File, MB", "file_mb", ".2f"), Column("Dominated", "dominated_by"),
-        Column("", "noise")], points, export)]
+        Column("Noise", "noise")], points, export)]
 
 
 def candidates(study):

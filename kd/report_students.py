@@ -244,14 +244,28 @@ def attention(study):
             alt = f"Attention of {run.model} and its teacher, {seed_name(run)}: {counted(len(rows), 'test image')}, a map a stage."
             wide, narrow = (figures_quality.attention(rows, shape, alt=alt) for shape in (False, True))
             items.append(figure(wide, alt, f"{run.model}, {seed_name(run)}", narrow, run.kind))
-    records = [{"model": run.model, "role": run.kind, "seed": run.seed, **{f"stage_{k + 1}": float(value)
-                                                                            for k, value in enumerate(run.attention["cka"])}}
-               for group in study.models.values() for run in group if run.attention]
-    count = max(len(record) - 3 for record in records)
     return [heading("Attention, teacher beside student"),
             aside("Spatial attention of each stage (mean of the squared activations, each map on its own scale): light is much."),
-            *items, *more,
-            table("cka", "Linear CKA of each stage with the same stage of the teacher, over validation images: 1 is alike up to rotation "
-                  "and scale; no interval, it describes these two networks", [
-                      Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"),
-                      *(Column(f"Stage {k + 1}", f"stage_{k + 1}") for k in range(count))], records)]
+            *items, *more, *similarity([run for group in study.models.values() for run in group if run.attention])]
+
+
+def similarity(held):
+    """Linear CKA by stage, of the runs whose intervals are known."""
+    known = [run for run in held if {"cka_lo", "cka_hi"} <= run.attention.keys()]
+    if not known:
+        return missing("similarity of representations", "attention.npz has no interval of CKA.")
+    records = [{"model": run.model, "role": run.kind, "seed": run.seed, **{
+        f"stage_{k + 1}{end}": float(value) for end in ("", "_lo", "_hi") for k, value in enumerate(run.attention[f"cka{end}"])}}
+        for run in known]
+    stages = range(1, 1 + max(len(run.attention["cka"]) for run in known))
+    shown, more = drawn([run for run in known if run.seed == known[0].seed])
+    lines = [(run.model, run.kind, *(run.attention[f"cka{end}"] for end in ("", "_lo", "_hi"))) for run in shown]
+    alt = "Linear CKA with the teacher by stage. " + "; ".join(
+        f"{name}: {', '.join(number(float(value), '.2f') for value in values)}" for name, _, values, *_ in lines)
+    wide, narrow = (figures_quality.stages(lines, shape, alt=alt) for shape in (False, True))
+    return [heading("Similarity of representations"), aside(
+        "Linear CKA (debiased) of each stage with the same stage of the teacher, over validation images: 1 is alike up to rotation and "
+        "scale, 0 unrelated."), figure(wide, alt, "", narrow), *more,
+        table("cka", "Linear CKA with the teacher", [
+            Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"),
+            *(interval(f"Stage {k}", f"stage_{k}") for k in stages)], records)]

@@ -1,12 +1,12 @@
 """The sections of a report, in their order."""
 
-from kd import (report_calibration, report_efficiency, report_findings, report_performance, report_robustness, report_students,
+from kd import (report_boards, report_calibration, report_efficiency, report_findings, report_performance, report_robustness, report_students,
                 report_study)
 from kd.document import Section
 
 
-def build(study):
-    """[Section] of a Study; each is there, if only to say what is missing."""
+def build(study, notes=()):
+    """[Section] of a Study, with notes from files; each is there, if only to say what is missing."""
     compared = report_students.compare(study)
     title, findings = report_findings.audited(study)
     return [
@@ -20,6 +20,8 @@ def build(study):
         Section("robustness", "Robustness under corruptions", report_robustness.robustness(study)),
         Section("efficiency", "Latency and memory", report_efficiency.efficiency(study)),
         Section("pareto", "Pareto: quality against latency", report_efficiency.pareto(study)),
+        Section("boards", "TensorBoard", report_boards.boards(study)),
+        Section("notes", "Supplementary notes", report_boards.noted(notes)),
         Section("training", "Training", report_study.training(study)),
         Section("methods", "Methods", report_study.methods(study)),
     ]

@@ -325,7 +325,9 @@ def _parity(path, held, run):
 
 def _attention(path, held, run):
     student, teacher, cka = (held.get(key, np.zeros(0)) for key in ("student", "teacher", "cka"))
-    if student.ndim != 4 or student.shape != teacher.shape or len(held["ids"]) != len(student) or cka.shape != student.shape[1:2]:
+    ends = [held.get(f"cka_{end}", cka) for end in ("lo", "hi")]
+    if student.ndim != 4 or student.shape != teacher.shape or len(held["ids"]) != len(student) or any(
+            values.shape != student.shape[1:2] for values in (cka, *ends)):
         raise UserError(f"{path} holds no maps [K, stages, h, w] of student and teacher")
     return held
 

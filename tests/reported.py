@@ -96,7 +96,7 @@ def write_parts(root):
             name: {"file": file, "bytes": size, "test": lost(shift)} for name, file, size, shift in (
                 ("onnx", "model.onnx", 10_000, 0.0), ("int8", "model.int8.onnx", 5_000, -.02))}})
         rows = []
-        for tag, corruption, severity, shift in (("clean", "", 0, 0), ("jpeg_3", "jpeg", 3, .05), ("contrast_5", "contrast", 5, .2)):
+        for tag, corruption, severity, shift in (("clean", "clean", 0, 0), ("jpeg_3", "jpeg", 3, .05), ("contrast_5", "contrast", 5, .2)):
             row = {"acc": result["accuracy"]["value"] - shift, "macro_f1": result["macro_f1"]["value"] - shift, "tag": tag, "model": model,
                    "seed": "seed_0", "file": "best.pt", "suite": "default", "corruption": corruption, "severity": severity}
             for name in ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "aurc"):
@@ -106,7 +106,8 @@ def write_parts(root):
             rows.append(row)
         runs.write_csv(folder / "robustness.csv", rows)
         if not model.startswith("teacher") and not model.endswith("alone"):
-            runs.write_npz(folder / "attention.npz", ids=runs.read_npz(folder / "samples.npz")["ids"], cka=np.array([.9, .8, .7, .6]),
+            runs.write_npz(folder / "attention.npz", ids=runs.read_npz(folder / "samples.npz")["ids"], **{f"cka{end}": np.array([.9, .8, .7, .6]) + gap
+                               for end, gap in (("", 0), ("_lo", -.05), ("_hi", .05))},
                            **{name: rng.random((4, 4, 4, 4)).astype(np.float16) for name in ("student", "teacher")})
     return root
 
