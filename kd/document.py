@@ -10,7 +10,7 @@
     figure     svg (inline, as kd/figures.py gives it), alt, caption, narrow: the same for a telephone, or None; role
                of the model that it is of, or ""
     picture    src (a PNG as data URI), alt, caption, lines: (right, answer, whose) below it
-    grid       items: figures or pictures that stand side by side, wide: a figure needs much room
+    grid       items: figures or pictures that stand side by side
 
 Texts are plain: whoever renders them escapes them.
 """
@@ -110,8 +110,12 @@ def figure(svg, alt, caption="", narrow=None, role=""):
     return {"kind": "figure", "svg": svg, "alt": alt, "caption": caption, "narrow": narrow, "role": role}
 
 
-def grid(items, wide=False):
-    return {"kind": "grid", "items": items, "wide": wide}
+def picture(src, alt, caption="", lines=()):
+    return {"kind": "picture", "src": src, "alt": alt, "caption": caption, "lines": list(lines)}
+
+
+def grid(items):
+    return {"kind": "grid", "items": items}
 
 
 def blocks_of(sections, kind):

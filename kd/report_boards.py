@@ -4,8 +4,8 @@ import base64
 import io
 from pathlib import Path
 
-from kd import events
-from kd.document import Column, aside, bullets, grid, heading, missing, only_csv, paragraph, table
+from kd import events, notes
+from kd.document import Column, aside, bullets, heading, missing, only_csv, paragraph, picture, table
 from kd.errors import UserError
 
 MOST = 300      # rows that a page shows
@@ -34,11 +34,12 @@ def boards(study):
         blocks.append(table("scalars", "Last and best value of each scalar; best is the highest or lowest, as the tag says, at its first step",
                             [Column("Run", "run", kind="text"), Column("Tag", "tag", kind="text"), Column("Last", "last", ".4g"),
                              Column("Best", "best", ".4g"), Column("Best step", "best_step", "d")], rows))
-    shown = [item for item in map(picture, pictures[:PICTURES]) if item]
+    different = list({held[-1]: held for held in reversed(pictures)}.values())[::-1]  # runs of one study log the same samples
+    shown = [item for item in map(logged, different[:PICTURES]) if item]
     if shown:
-        blocks += [heading("Images"), grid(shown)]
-    if len(pictures) > PICTURES:
-        blocks.append(aside(f"{len(pictures) - PICTURES} more images are in the event files."))
+        blocks += [heading("Images"), *shown]
+    if len(different) > PICTURES:
+        blocks.append(aside(f"{len(different) - PICTURES} more images are in the event files."))
     return blocks
 
 
@@ -52,20 +53,19 @@ def event_folders(study):
     return found
 
 
-def picture(held):
+def logged(held):
     """The block of (run, tag, step, bytes of a PNG or JPEG); None of what is no image."""
     name, tag, step, data = held
-    src = small(data)
-    caption = f"{name}: {tag}, step {step}"
-    return src and {"kind": "picture", "src": src, "alt": f"Image logged by {caption}", "caption": caption, "lines": []}
+    src, caption = small(data), f"{name}: {tag}, step {step}"
+    return picture(src, f"Image logged by {caption}", caption) if src else None
 
 
-def small(data):
-    """The bytes of an image as a PNG data URI of at most 640 px, or None."""
+def small(data, most=640):
+    """The bytes of an image as a PNG data URI of at most `most` px, or None."""
     from PIL import Image
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            image.thumbnail((640, 640))
+            image.thumbnail((most, most))
             file = io.BytesIO()
             image.convert("RGB").save(file, "PNG")
     except Exception:  # bytes of strangers; a decoder raises anything
@@ -80,7 +80,6 @@ def noted(paths):
     """Blocks of notes: each file's name, then what stands in it."""
     if not paths:
         return missing("supplementary notes", "None were given (--notes FILE ...; Markdown, text or Word).")
-    from kd import notes
     blocks = []
     for path in map(Path, paths):
         blocks += [heading(path.name), *map(block_of_note, notes.read(path))]
@@ -101,6 +100,5 @@ def block_of_note(block):
         return {"kind": "table", "name": "", "caption": block.get("caption", ""), "columns": columns, "records": records, "export": []}
     if kind == "figure":
         src, caption = small(block["png"]), block.get("caption", "")
-        return {"kind": "picture", "src": src, "alt": caption or "A picture of the notes", "caption": caption, "lines": []} if src else aside(
-            "A picture of the notes cannot be shown.")
+        return picture(src, caption or "A picture of the notes", caption) if src else aside("A picture of the notes cannot be shown.")
     return block

@@ -1,30 +1,34 @@
 """What corruptions of the images do to the models."""
 
-from kd.document import Column, aside, counted, defined, interval, missing, only_csv, table
+import math
 
-METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "aurc")
+from kd import figures_robustness, suites
+from kd.document import (Column, aside, bounds, counted, defined, figure, heading, interval, missing, only_csv, paragraph, picture,
+                         table)
+from kd.evidence import number
+from kd.report_boards import small
+
 FIRST = ("acc", "macro_f1", "tag", "model", "seed")
+TEXT = ("tag", "model", "seed", "file", "suite", "corruption", "baseline", "worst_tag")
 MOST = 40  # rows that a page shows
+FILES = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8"}
 
 
 def rows_of(study):
-    """Rows of all robustness.csv, numbers for texts; and the runs whose rows have no interval."""
+    """Rows of all robustness.csv, numbers for texts; and those without an interval."""
     rows, bare = [], []
     for run in study.runs:
         for row in run.robustness:
-            held = {key: number(value) for key, value in row.items() if key}
-            held.update(model=run.model, seed=run.seed, role=run.kind, tag=row["tag"])
-            if "acc" not in held:
-                held["acc"] = held.get("accuracy")
+            held = numbers(row)
+            held.update(model=run.model, seed=run.seed, role=run.kind, tag=row["tag"], file=row.get("file") or "best.pt",
+                        suite=row.get("suite") or "", corruption=row.get("corruption") or row["tag"])
+            held["acc"] = held["acc"] if defined(held.get("acc")) else held.get("accuracy")
             (rows if defined(held.get("macro_f1_lo")) else bare).append(held)
     return rows, bare
 
 
-def number(text):
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return text
+def numbers(row):
+    return {key: value if key in TEXT or key.startswith("worst_tag") else number(value) for key, value in row.items() if key}
 
 
 def robustness(study):
@@ -39,44 +43,107 @@ def robustness(study):
     lacking = [f"{run.model}/{run.seed}" for run in study.firsts if not run.robustness]
     if lacking:
         blocks += missing(f"robustness of {', '.join(lacking)}", "There is no robustness.csv.")
-    worst = worst_of(rows)
-    blocks.append(table("robustness_worst", "Clean images, and the corruption that costs most macro-F1, with its paired difference", [
-        Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "file"),
-        interval("Macro-F1, clean", "clean"), Column("Worst", "tag", kind="text"), interval("Macro-F1 there", "macro_f1"),
-        interval("Δ", "macro_f1_difference", form="+.3f")], worst))
+    blocks += few(study, rows)
+    blocks += over_all(study)
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        blocks += drawings([row for row in rows if row["suite"] == suite], suite)
+    blocks.append(worst(rows))
     export = [{key: row.get(key) for key in (*FIRST, *(key for key in row if key not in (*FIRST, "role")))} for row in rows]
     if len(rows) > MOST:
-        return [*blocks, aside(f"All {len(rows)} rows are in tables/robustness.csv."), only_csv("robustness", export)]
-    return [*blocks, table("robustness", "Every corruption", [
-        Column("Tag", "tag", kind="text"), Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"),
-        interval("Accuracy", "acc", "accuracy"), interval("Macro-F1", "macro_f1"),
-        interval("Δ macro-F1", "macro_f1_difference", form="+.3f")], rows, export)]
+        blocks += [aside(f"All {len(rows):,} rows, a model and a severity each, are in tables/robustness.csv."),
+                   only_csv("robustness", export)]
+    else:
+        blocks.append(table("robustness", "Every corruption", [
+            Column("Tag", "tag", kind="text"), Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"),
+            Column("File", "format"), interval("Accuracy", "acc", "accuracy"), interval("Macro-F1", "macro_f1"),
+            interval("Δ macro-F1", "macro_f1_difference", form="+.3f")],
+            [{**row, "format": FILES.get(row["file"], row["file"])} for row in rows], export))
+    src = small(study.sheet, 1400) if study.sheet else None
+    return [*blocks, heading("What the corruptions look like"),
+            picture(src, "A test image under each corruption, a column a severity.")] if src else blocks
+
+
+def few(study, rows):
+    """A word where fewer images were corrupted than the test split has."""
+    tested = {len(run.test["ids"]) for run in study.runs if run.robustness}
+    used = {row["images"] for row in rows if defined(row.get("images"))}
+    return [paragraph(f"On {' and '.join(f'{n:,.0f}' for n in sorted(used))} of {max(tested):,} test images, so clean figures differ from those "
+                      "above.", "note")] if used and min(used) < max(tested) else []
+
+
+def over_all(study):
+    """The table of robustness_summary.csv."""
+    known = {(run.model, run.seed): run for run in study.runs}
+    rows = [numbers(row) for row in study.summary if (row["model"], row["seed"]) in known]
+    rows = [{**row, "role": known[row["model"], row["seed"]].kind, "format": FILES.get(row["file"], row["file"])} for row in rows]
+    told = [row for row in rows if defined(row.get("mean_macro_f1_lo"))]
+    if not told:
+        return missing("the mean over all corruptions", "There is no robustness_summary.csv with intervals.",
+                       f"python robustness.py {study.command}")
+    notes = [aside(suites.NOTES[suite]) for suite in dict.fromkeys(row["suite"] for row in told) if suites.NOTES.get(suite)]
+    baseline = ", ".join(dict.fromkeys(row["baseline"] for row in told if row.get("baseline"))) or "none"
+    return [*notes, table(
+        "robustness_summary", f"Over all corruptions and severities; BE: sum of 1 - balanced accuracy over that of the baseline ({baseline}), "
+        "rBE: the same of what is lost from clean, less is better; rank by error", [
+            Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"), Column("Suite", "suite"),
+            Column("Rank", "rank", ".0f"), interval("Clean macro-F1", "clean_macro_f1"), interval("Mean macro-F1", "mean_macro_f1"),
+            interval("BE", "be"), interval("rBE", "rbe"), Column("Worst", "worst_tag"), interval("Macro-F1 there", "worst_macro_f1")],
+        told, [{key: value for key, value in row.items() if key not in ("role", "format")} for row in told])]
+
+
+def drawings(rows, suite):
+    """Curves and a heat map of the rows of one suite, where they have what these show."""
+    kinds = {row["model"]: row["role"] for row in rows}
+    clean = {(row["model"], row["file"]) for row in rows if row["corruption"] == "clean"}
+    rows = [row for row in rows if (row["model"], row["file"]) in clean and defined(row["severity"] if "severity" in row else None)]
+    names = figures_robustness.corruptions(rows)
+    if not names:
+        return []
+    means = {f"{model} {FILES.get(file, file)}": [row["macro_f1"] for row in own if row["corruption"] != "clean"]
+             for (model, file), own in figures_robustness.lines(rows).items()}
+    alt = f"Macro-F1 under {len(names)} corruptions ({suite}). Mean over them: " + "; ".join(
+        f"{name} {sum(values) / len(values):.3f}" for name, values in means.items() if values)
+    blocks = [heading(f"Macro-F1 by corruption{f', suite {suite}' if suite else ''}")]
+    if max(row["severity"] for row in rows) > 0:
+        blocks.append(figure(figures_robustness.curves(rows, kinds, alt=alt), alt, "Against severity; the bands are 95% intervals"))
+    if all(math.isfinite(row["macro_f1"]) for row in rows):
+        blocks.append(figure(figures_robustness.heatmap(rows, kinds, alt=alt), alt, "Mean over severities; the darker, the more of the "
+                             "clean figure is lost"))
+    return blocks
+
+
+def worst(rows):
+    records = [{**row, "format": FILES.get(row["file"], row["file"])} for row in worst_of(rows)]
+    return table("robustness_worst", "Clean images, and the corruption that costs most macro-F1, with its paired difference", [
+        Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"), Column("Suite", "suite"),
+        interval("Macro-F1, clean", "clean"), Column("Worst", "tag"), interval("Macro-F1 there", "macro_f1"),
+        interval("Δ", "macro_f1_difference", form="+.3f")], records)
 
 
 def worst_of(rows):
-    """A record for each model, seed and file: the corrupted row of least macro-F1 beside the clean one."""
+    """A record for each model, seed, file and suite: the corrupted row of least macro-F1 beside the clean one."""
     groups = {}
     for row in rows:
-        groups.setdefault((row["model"], row["seed"], row.get("file")), []).append(row)
+        groups.setdefault((row["model"], row["seed"], row["file"], row["suite"]), []).append(row)
     found = []
     for held in groups.values():
-        clean = next((row for row in held if row["tag"] == "clean"), {})
-        corrupted = [row for row in held if row["tag"] != "clean" and defined(row["macro_f1"])]
+        clean = next((row for row in held if row["corruption"] == "clean"), {})
+        corrupted = [row for row in held if row["corruption"] != "clean" and defined(row["macro_f1"])]
         if corrupted:
             least = min(corrupted, key=lambda row: row["macro_f1"])
             found.append({**{key: least.get(key) for key in (
-                "model", "seed", "role", "file", "tag", "macro_f1", "macro_f1_lo", "macro_f1_hi", "macro_f1_difference",
+                "model", "seed", "role", "file", "suite", "tag", "macro_f1", "macro_f1_lo", "macro_f1_hi", "macro_f1_difference",
                 "macro_f1_difference_lo", "macro_f1_difference_hi")}, "clean": clean.get("macro_f1"),
                 "clean_lo": clean.get("macro_f1_lo"), "clean_hi": clean.get("macro_f1_hi")})
     return found
 
 
 def sentences(study):
-    """Of each model, what the worst corruption costs, where its interval bears a loss."""
+    """Of each model's checkpoint, what the worst corruption costs, where its interval bears a loss."""
     found = []
     for row in worst_of(rows_of(study)[0]):
         difference, lo, hi = (row[f"macro_f1_difference{end}"] for end in ("", "_lo", "_hi"))
-        if defined(hi) and hi < 0:
-            found.append(f"{row['model']}{'' if row['file'] in (None, '', 'best.pt') else ' ' + row['file']} loses most to {row['tag']}: "
-                         f"{difference:+.3f} [{lo:+.3f}, {hi:+.3f}] macro-F1.")
+        if defined(hi) and hi < 0 and row["file"] == "best.pt":
+            found.append(f"Of the corruptions{' of ' + row['suite'] if row['suite'] else ''}, {row['tag']} costs {row['model']} "
+                         f"({row['seed'].replace('_', ' ')}) most: {difference:+.3f} {bounds(lo, hi, '+.3f')} macro-F1.")
     return found

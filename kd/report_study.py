@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kd import figures
 from kd.document import (Column, aside, bullets, code, counted, facts, figure, grid, heading, missing, paragraph,
-                         table)
+                         picture, table)
 from kd.study_folder import command_path
 
 ROLE = {"teacher": "teacher", "alone": "student without a teacher", "student": "student with a teacher"}
@@ -116,7 +116,7 @@ def samples(study):
         if said:
             alt = f"Test image {name}, true class {true}. " + "; ".join(
                 f"{model}: {answer} ({'right' if right else 'wrong'})" for right, answer, model in said) + "."
-            shown.append({"kind": "picture", "src": figures.thumbnail(image), "alt": alt, "caption": true, "lines": said})
+            shown.append(picture(figures.thumbnail(image), alt, true, said))
     if not shown:
         return []
     return [heading("Test images"), aside("Under each image its true class, then what each model (its first seed) answers: "

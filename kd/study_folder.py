@@ -76,6 +76,8 @@ class Study:
     problems: list = field(default_factory=list)  # (folder, what is wrong, how to mend it)
     seeds: dict = field(default_factory=dict)     # model -> content of its seeds.json
     tables: list = field(default_factory=list)    # folders of other systems' tables
+    summary: list = field(default_factory=list)   # rows of robustness_summary.csv, texts
+    sheet: bytes = b""                            # robustness_sheet.png: what the corruptions look like
 
     @property
     def models(self):
@@ -148,7 +150,22 @@ def read_study(path):
     for model, group in study.evaluated.items():
         if len(group) > 1:
             _add_seeds(study, model, group)
+    _add_summary(study)
     return study
+
+
+def _add_summary(study):
+    """What robustness.py says of all models together, in the study's folder."""
+    folder = study.runs[0].path.parent.parent
+    path, sheet = folder / "robustness_summary.csv", folder / "robustness_sheet.png"
+    try:
+        if path.exists():
+            numbers = ("clean_macro_f1", "mean_macro_f1", "mean_macro_f1_lo", "mean_macro_f1_hi", "worst_macro_f1")
+            study.summary = _table(("model", "seed", "file", "suite", "mean_macro_f1"), numbers)(path, runs.read_csv(path), None)
+        if sheet.exists():
+            study.sheet = sheet.read_bytes()
+    except (UserError, OSError) as error:
+        study.problems.append((folder, f"left out: {error}", ""))
 
 
 def _add_run(study, folder):

@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 
 import jinja2
 import numpy as np
+from PIL import Image
 
 import honest
-from kd import evaluation, runs
+from kd import board, evaluation, runs
 
 CLASSES = {"mel": .4, "nv": .4, "df": .2}
 MODELS = {"teacher_big": (3.0, (0,)), "small_alone": (1.0, (0, 1)), "small_kd": (2.2, (0, 1))}
@@ -66,7 +67,9 @@ def evaluate(root):
 
 
 def write_parts(root):
-    """What further scripts add to each first seed: benchmark.csv, parity.json, robustness.csv, attention.npz."""
+    """What further scripts add: to each first seed benchmark.csv, parity.json, robustness.csv and attention.npz, event files; to
+    the study robustness_summary.csv and its sheet."""
+    summary = []
     for k, folder in enumerate(sorted(path for path in root.glob("*/seed_0"))):
         result = runs.read_json(folder / "metrics.json")["test"]
         model, rng = folder.parent.name, np.random.default_rng(k)
@@ -105,10 +108,22 @@ def write_parts(root):
                             f"{name}_difference_lo": -shift - .02, f"{name}_difference_hi": -shift + .02})
             rows.append(row)
         runs.write_csv(folder / "robustness.csv", rows)
+        row = {"model": model, "seed": "seed_0", "file": "best.pt", "suite": "default", "baseline": "teacher_big/seed_0", "cells": 2,
+               "images": 120, "rank": 1 + k, "worst_tag": "contrast_5"}
+        for name, value in (("clean_macro_f1", rows[0]["macro_f1"]), ("mean_macro_f1", rows[1]["macro_f1"]), ("be", 1 + k / 8),
+                            ("rbe", 1 + k / 4), ("worst_macro_f1", rows[2]["macro_f1"])):
+            row.update({name: value, f"{name}_lo": value - .05, f"{name}_hi": value + .05})
+        summary.append(row)
         if not model.startswith("teacher") and not model.endswith("alone"):
             runs.write_npz(folder / "attention.npz", ids=runs.read_npz(folder / "samples.npz")["ids"], **{f"cka{end}": np.array([.9, .8, .7, .6]) + gap
                                for end, gap in (("", 0), ("_lo", -.05), ("_hi", .05))},
                            **{name: rng.random((4, 4, 4, 4)).astype(np.float16) for name in ("student", "teacher")})
+        with board.opened(folder / "tb", 0) as log:
+            log({"epoch": 1, "loss": 2.5 - k, "val_macro_f1": .25})
+            log({"epoch": 2, "loss": 1.5, "val_macro_f1": .125 * k})
+        board.image(folder / "tb", "samples", 0, runs.read_npz(folder / "samples.npz")["images"])
+    runs.write_csv(root / "robustness_summary.csv", summary)
+    Image.new("RGB", (40, 30), "red").save(root / "robustness_sheet.png")
     return root
 
 

@@ -6,7 +6,7 @@ import jinja2
 import pytest
 
 import reported
-from kd import audit, figures, runs, study_folder
+from kd import audit, figures, pdf, runs, study_folder
 from kd.errors import UserError
 from reported import Page, write_run, write_study
 
@@ -18,6 +18,7 @@ def quick(monkeypatch):
     """No drawings, no audit, which has tests of its own, and the template is compiled once."""
     monkeypatch.setattr(audit, "examine", lambda cases: ([], []))
     monkeypatch.setattr(os, "fsync", lambda file: None)
+    monkeypatch.setattr(pdf, "write", lambda path, blocks: None)
     monkeypatch.setattr(figures, "to_svg", lambda draw, args, options, alt: "<svg></svg>")
     monkeypatch.setattr(jinja2.Environment, "compile", reported.compile_once)
 
