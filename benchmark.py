@@ -40,7 +40,7 @@ class Target:
 
 def main(argv=None):
     """Returns the rows of the table."""
-    options = parse(argv)
+    options = parser().parse_args(argv)
     targets = find(options.targets, options.backends)
     if options.probe:
         probe(targets[0], options)
@@ -55,30 +55,31 @@ def main(argv=None):
     for path in written:
         print(f"written: {path}")
     files = [target.path.as_posix() for target in targets if target.backend == "onnxruntime"]
-    print(f"next: python predict.py {files[0]} IMAGE" if files else f"next: python export.py {targets[0].path.parent.as_posix()}")
+    if argv is None:
+        print(f"next: python predict.py {files[0]} IMAGE" if files else f"next: python export.py {targets[0].path.parent.as_posix()}")
     return rows
 
 
-def parse(argv):
-    parser = errors.Parser(prog="benchmark.py", description="Latency and memory of models on this machine.")
-    parser.add_argument("targets", nargs="+", metavar="RUN|FILE", help="a seed's folder (its best.pt and its exports), "
+def parser():
+    result = errors.Parser(prog="benchmark.py", description="Latency and memory of models on this machine.")
+    result.add_argument("targets", nargs="+", metavar="RUN|FILE", help="a seed's folder (its best.pt and its exports), "
                         "a folder above, best.pt, .onnx, .ts.pt")
-    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=["eager", "torchscript", "onnxruntime"],
+    result.add_argument("--backends", nargs="+", choices=BACKENDS, default=["eager", "torchscript", "onnxruntime"],
                         help="of these, what fits each file; a checkpoint: eager, channels_last, bf16, compiled")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch; ONNX runs on the CPU")
-    parser.add_argument("--threads", type=errors.positive, default=1, metavar="N", help="of one query")
-    parser.add_argument("--batch", type=errors.positive, nargs="+", default=[1], metavar="N", help="images a query")
-    parser.add_argument("--size", type=errors.positive, metavar="PX", help="of checkpoints, in place of their own")
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="a model is measured, at least")
-    parser.add_argument("--queries", type=errors.positive, default=664, metavar="N", help="a model is asked, at least; MLPerf's "
+    result.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of torch; ONNX runs on the CPU")
+    result.add_argument("--threads", type=errors.positive, default=1, metavar="N", help="of one query")
+    result.add_argument("--batch", type=errors.positive, nargs="+", default=[1], metavar="N", help="images a query")
+    result.add_argument("--size", type=errors.positive, metavar="PX", help="of checkpoints, in place of their own")
+    result.add_argument("--seconds", type=float, default=5.0, metavar="S", help="a model is measured, at least")
+    result.add_argument("--queries", type=errors.positive, default=664, metavar="N", help="a model is asked, at least; MLPerf's "
                         "estimate of the 90th percentile needs 64, of the 99th 662")
-    parser.add_argument("--end-to-end", metavar="IMAGE", help="time from this file to its label, not from pixels to logits")
-    parser.add_argument("--no-memory", action="store_true", help="leave out memory and cold start, for which each model "
+    result.add_argument("--end-to-end", metavar="IMAGE", help="time from this file to its label, not from pixels to logits")
+    result.add_argument("--no-memory", action="store_true", help="leave out memory and cold start, for which each model "
                         "is run in a process of its own")
-    parser.add_argument("--out", metavar="FILE.csv", help="the table; a run's rows also go to its benchmark.csv")
-    parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
-    parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args(argv)
+    result.add_argument("--out", metavar="FILE.csv", help="the table; a run's rows also go to its benchmark.csv")
+    result.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
+    result.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
+    return result
 
 
 def find(paths, backends):

@@ -43,6 +43,7 @@ def main(argv=None):
     options = training.start(parser(), argv, registry)
     if options is None:
         return []
+    train_only = options.pop("train_only")
     if not options["student"]:
         raise UserError("no student named", "Give one with --student mobilenetv2; --list shows all.")
     options["student"] = list(dict.fromkeys(training.canonical(name, registry) for name in options["student"]))
@@ -74,7 +75,7 @@ def main(argv=None):
     for student in options["student"]:
         for seed in options["seeds"]:
             network = training.new_network(student, data, options, seed, registry)
-            name = options["name"] or f"{training.safe(network.arch)}_{objective.method(options)}"
+            name = options["name"] or f"{runs.safe(network.arch)}_{objective.method(options)}"
             folder = study / name / f"seed_{seed}"
             engine.run(folder, network, terms, data,
                        {**options, "student": [network.arch], "stem": network.stem, "name": name, "seeds": [seed]},
@@ -86,7 +87,7 @@ def main(argv=None):
                 similarity.write(folder, trained, teacher, data, options["device"])
             folders.append(folder)
 
-    if not distributed.first():
+    if train_only or not distributed.first():
         return folders
     shown = [teacher_run] if teacher_run and runs.is_run(teacher_run) else []
     print()
@@ -116,7 +117,7 @@ def own_teacher(study, options):
     teacher = training.default_teacher({**options, "teacher": None}, registry)
     if unfinished:
         run = unfinished[0]
-        if run.parent.name != f"teacher_{training.safe(teacher)}":
+        if run.parent.name != f"teacher_{runs.safe(teacher)}":
             raise UserError(f"the training of the teacher {run} has not ended",
                             f"Finish it: python train_teacher.py --config {(run / 'config.yaml').as_posix()}; "
                             "or name another with --teacher, or delete that folder.")
@@ -134,7 +135,7 @@ def own_teacher(study, options):
 def next_command(study, folders):
     """The baseline, if the study lacks it; else the evaluation of a student in full."""
     arch = runs.read_json(folders[0] / "environment.json")["arch"]
-    alone = f"{training.safe(arch)}_alone"
+    alone = f"{runs.safe(arch)}_alone"
     options = runs.read_yaml(folders[0] / "config.yaml")
     if objective.method(options) != "alone" and not options["term"] and not (study / alone).exists():
         return (f"python distill.py --config {(folders[0] / 'config.yaml').as_posix()} --alpha 1 --beta 0 --name {alone}"

@@ -86,36 +86,40 @@ def score(folders, options):
     return [external.score(folder, asked, registry) for folder in folders]
 
 
-def parse(argv):
-    parser = errors.Parser(prog="evaluate.py", description="Metrics of finished runs, or of another "
+def parser():
+    result = errors.Parser(prog="evaluate.py", description="Metrics of finished runs, or of another "
                            "system's predictions, with 95% intervals by resampling whole groups.")
-    parser.add_argument("paths", nargs="+", metavar="RUN|TEST.npz",
+    result.add_argument("paths", nargs="+", metavar="RUN|TEST.npz",
                         help="a run's folder or any folder above; or a file with labels (or y_true), "
                              "logits (or y_prob), and optionally ids, groups, class_names")
-    parser.add_argument("--val", metavar="VAL.npz", help="for a predictions file: the same of the validation "
+    result.add_argument("--val", metavar="VAL.npz", help="for a predictions file: the same of the validation "
                         "split, on which temperature and operating points are chosen")
-    parser.add_argument("--groups", metavar="FILE.csv",
+    result.add_argument("--groups", metavar="FILE.csv",
                         help="columns id,group: which images of a predictions file (or of --data folder) belong together")
-    parser.add_argument("--out", metavar="DIR", help="where metrics.json of a predictions file or an external set, "
+    result.add_argument("--out", metavar="DIR", help="where metrics.json of a predictions file or an external set, "
                         "or comparison.csv, goes")
-    points = parser.add_argument_group("operating points, chosen on validation and tested once")
+    points = result.add_argument_group("operating points, chosen on validation and tested once")
     points.add_argument("--target", action="append", metavar="CLASS",
                         help="a class that gets a threshold, may be repeated; default: all classes, up to 25")
     points.add_argument("--sensitivity", type=errors.share, default=0.95, metavar="X", help="that a threshold promises")
     points.add_argument("--risk", type=errors.share, default=0.1, metavar="X",
                         help="error rate that abstention from the least confident images promises")
-    more = parser.add_argument_group("statistics")
+    more = result.add_argument_group("statistics")
     more.add_argument("--bins", type=errors.positive, default=calibration.BINS, metavar="N", help="of the calibration errors, closed on the right")
     more.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES,
                       help="bootstrap replicates behind each interval")
-    other = parser.add_argument_group("something else instead")
+    other = result.add_argument_group("something else instead")
     other.add_argument("--compare", action="store_true",
                        help="paired differences of models on one test set; the first is the reference, in a study its teacher")
     other.add_argument("--audit", action="store_true", help="print what is too odd to be true, of runs or of result tables")
     other.add_argument("--data", metavar="NAME", help="score an external data set with each run's best.pt (needs torch)")
     other.add_argument("--root", metavar="PATH", help="folder (or .npz) of the external data set")
     other.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="a file that registers further parts, for --data")
-    options = parser.parse_args(argv)
+    return result
+
+
+def parse(argv):
+    options = parser().parse_args(argv)
     if options.replicates < 100:
         raise UserError(f"--replicates {options.replicates} is too few for the tails of a 95% interval",
                         "Use 100 or more; 2000 is usual.")

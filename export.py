@@ -13,7 +13,7 @@ from kd.errors import UserError
 
 def main(argv=None):
     """Returns the folder of the exported files."""
-    options = parse(argv)
+    options = parser().parse_args(argv)
     for file in options.plugin:
         registry.load_plugin(file)
     if options.bundle:
@@ -30,29 +30,30 @@ def main(argv=None):
     if options.bundle:
         bundle.write(run, best, source.pixels("val", bundle.CHECKED), options.bundle)
         print(f"written: {options.bundle}: copy this folder; RUN.md in it says how to go on")
-    print(f"next: python predict.py {best.as_posix()} IMAGE" if best.is_file() else f"next: python benchmark.py {run.as_posix()}")
+    if argv is None:
+        print(f"next: python predict.py {best.as_posix()} IMAGE" if best.is_file() else f"next: python benchmark.py {run.as_posix()}")
     return folder
 
 
-def parse(argv):
-    parser = errors.Parser(prog="export.py", description="Files that classify images without this project or torch, "
+def parser():
+    result = errors.Parser(prog="export.py", description="Files that classify images without this project or torch, "
                            "each checked against the checkpoint they come from.")
-    parser.add_argument("run", metavar="RUN", help="a seed's folder, or a folder above one run")
-    parser.add_argument("--formats", nargs="+", default=["onnx", "int8"], choices=deployment.FORMATS,
+    result.add_argument("run", metavar="RUN", help="a seed's folder, or a folder above one run")
+    result.add_argument("--formats", nargs="+", default=["onnx", "int8"], choices=deployment.FORMATS,
                         help="onnx: float; int8: ONNX with 8-bit weights and activations; torchscript: legacy, "
                         "deprecated by torch since 2.9; fx: INT8 as TorchScript, for x86, legacy as well")
-    parser.add_argument("--root", metavar="PATH", help="where the run's images are now; default: where they were")
-    parser.add_argument("--cache", metavar="DIR", help="folder for decoded images; default: as training had it")
-    parser.add_argument("--calibration", type=errors.positive, default=256, metavar="N",
+    result.add_argument("--root", metavar="PATH", help="where the run's images are now; default: where they were")
+    result.add_argument("--cache", metavar="DIR", help="folder for decoded images; default: as training had it")
+    result.add_argument("--calibration", type=errors.positive, default=256, metavar="N",
                         help="training images that the ranges of INT8 are taken from")
-    parser.add_argument("--max-flips", type=errors.share, default=0.03, metavar="X",
+    result.add_argument("--max-flips", type=errors.share, default=0.03, metavar="X",
                         help="share of validation images whose label INT8 may change; where more do, layers are "
                         "left in float, and if that does not help INT8 is not exported")
-    parser.add_argument("--reduce-range", action="store_true",
+    result.add_argument("--reduce-range", action="store_true",
                         help="7-bit weights: for x86 processors without VNNI, where products of 8 bits saturate")
-    parser.add_argument("--bundle", metavar="DIR", help="lay out in this new folder what to copy to another machine")
-    parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
-    return parser.parse_args(argv)
+    result.add_argument("--bundle", metavar="DIR", help="lay out in this new folder what to copy to another machine")
+    result.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
+    return result
 
 
 def table(parity):

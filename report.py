@@ -11,12 +11,16 @@ from pathlib import Path
 from kd import document, errors, figures, pdf, report_print, report_study, runs, sections, study_folder
 
 
+def parser():
+    result = errors.Parser(prog="report.py", description=__doc__.splitlines()[0])
+    result.add_argument("runs", metavar="RUNS", help="a study's folder, e.g. runs/lesions_48px, or one with another system's tables")
+    result.add_argument("--out", metavar="DIR", help="where report.html, report.pdf and tables/ go (default: RUNS)")
+    result.add_argument("--notes", nargs="+", default=[], metavar="FILE", help="Markdown, text or Word files, added as they are")
+    return result
+
+
 def main(argv=None):
-    parser = errors.Parser(prog="report.py", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", metavar="RUNS", help="a study's folder, e.g. runs/lesions_48px, or one with another system's tables")
-    parser.add_argument("--out", metavar="DIR", help="where report.html, report.pdf and tables/ go (default: RUNS)")
-    parser.add_argument("--notes", nargs="+", default=[], metavar="FILE", help="Markdown, text or Word files, added as they are")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
     for package in ("jinja2", "matplotlib", "reportlab"):
         errors.need(package, "report")
     out = Path(args.out or args.runs)

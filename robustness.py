@@ -66,28 +66,32 @@ def main(argv=None):
     return summary
 
 
-def parse(argv):
-    parser = errors.Parser(prog="robustness.py", description="Quality under image corruptions, with 95% intervals by "
+def parser():
+    result = errors.Parser(prog="robustness.py", description="Quality under image corruptions, with 95% intervals by "
                            "resampling whole groups; all models see the same corrupted images.")
-    parser.add_argument("paths", nargs="+", metavar="RUN|MODEL.onnx", help="a run's folder (its best.pt and exports/model.int8.onnx), "
+    result.add_argument("paths", nargs="+", metavar="RUN|MODEL.onnx", help="a run's folder (its best.pt and exports/model.int8.onnx), "
                         "a folder above several, or a file in a run's exports/")
-    parser.add_argument("--suite", choices=list(suites.NOTES), default="default", help="which corruptions: fifteen of a dermatoscope "
+    result.add_argument("--suite", choices=list(suites.NOTES), default="default", help="which corruptions: fifteen of a dermatoscope "
                         "and a cheap camera; those of MedMNIST-C for DermaMNIST (2406.17536); the levels of the first report")
-    parser.add_argument("--corruption", action="append", default=[], metavar="NAME,key=value", help="this one in place of a "
+    result.add_argument("--corruption", action="append", default=[], metavar="NAME,key=value", help="this one in place of a "
                         "suite, at its five severities or with these parameters; may be repeated")
-    parser.add_argument("--quick", action="store_true", help=f"about {measures.QUICK} test images, severities "
+    result.add_argument("--quick", action="store_true", help=f"about {measures.QUICK} test images, severities "
                         f"{errors.listing(measures.SEVERITIES)}")
-    parser.add_argument("--baseline", metavar="RUN", help="model that BE and rBE are relative to; default: the teacher")
-    parser.add_argument("--target", action="append", metavar="CLASS", help="a class whose frozen threshold is tested, may be "
+    result.add_argument("--baseline", metavar="RUN", help="model that BE and rBE are relative to; default: the teacher")
+    result.add_argument("--target", action="append", metavar="CLASS", help="a class whose frozen threshold is tested, may be "
                         f"repeated; default: {measures.TARGET}, else all that metrics.json has")
-    parser.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES, help="bootstrap replicates behind "
+    result.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES, help="bootstrap replicates behind "
                         "each interval")
-    parser.add_argument("--out", metavar="DIR", help="where summary and figures go; default: the study, of one run its folder")
-    parser.add_argument("--root", metavar="PATH", help="where the images are now; default: where they were in training")
-    parser.add_argument("--cache", metavar="DIR", help="folder of decoded images, as in training")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of checkpoints; ONNX runs on the CPU")
-    parser.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
-    options = parser.parse_args(argv)
+    result.add_argument("--out", metavar="DIR", help="where summary and figures go; default: the study, of one run its folder")
+    result.add_argument("--root", metavar="PATH", help="where the images are now; default: where they were in training")
+    result.add_argument("--cache", metavar="DIR", help="folder of decoded images, as in training")
+    result.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of checkpoints; ONNX runs on the CPU")
+    result.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
+    return result
+
+
+def parse(argv):
+    options = parser().parse_args(argv)
     if options.replicates < 100:
         raise UserError(f"--replicates {options.replicates} is too few for the tails of a 95% interval",
                         "Use 100 or more; 2000 is usual.")

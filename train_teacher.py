@@ -8,7 +8,7 @@ from pathlib import Path
 
 import evaluate
 import registry
-from kd import config, distributed, engine, errors, objective, step, training
+from kd import config, distributed, engine, errors, objective, runs, step, training
 
 
 def parser():
@@ -22,11 +22,12 @@ def main(argv=None):
     options = training.start(parser(), argv, registry)
     if options is None:
         return []
+    train_only = options.pop("train_only")
     options["teacher"] = training.default_teacher(options, registry)
     training.check_architecture(options["teacher"], registry)
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     data = training.load_data(options, registry)
-    options["name"] = options["name"] or f"teacher_{training.safe(options['teacher'])}"
+    options["name"] = options["name"] or f"teacher_{runs.safe(options['teacher'])}"
     folders = []
     for seed in options["seeds"]:
         folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"
@@ -35,7 +36,7 @@ def main(argv=None):
         engine.run(folder, network, terms, data, {**options, "stem": network.stem, "seeds": [seed]}, seed=seed, role="teacher",
                    provenance={"method": "teacher", "seed": seed})
         folders.append(folder)
-    if not distributed.first():
+    if train_only or not distributed.first():
         return folders
     evaluate.main([str(folder) for folder in folders])
     if argv is None:

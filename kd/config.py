@@ -66,6 +66,8 @@ def training_parser(prog, description):
     machine.add_argument("--config", metavar="YAML", help="a file of options, such as a run's config.yaml; "
                          "the command line wins")
     machine.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
+    machine.add_argument("--train-only", action="store_true", help="leave evaluation and report to commands of their own, "
+                         "as study.py does")
     machine.add_argument("--list", action="store_true", help="print all registered parts and stop")
     return parser
 
@@ -95,13 +97,19 @@ def _check_script(path, parser):
         raise UserError(f"{path} has the options of another script", f"Run: python {script} --config {path}")
 
 
-def arguments(parser, options, source=None):
+def known(parser):
+    """{name: action} of the options that a file may set."""
+    return {action.dest: action for action in parser._actions
+            if action.option_strings and action.dest not in ("help", "config", "list")}
+
+
+def arguments(parser, options, source=None, positional=()):
     """A dict of options as command-line arguments, so that a file's are checked like typed ones.
 
     None stands for the default. source: the file they come from; without one, options that
-    the parser lacks are left out.
+    the parser lacks are left out. positional: what the parser wants beside its options.
     """
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config", "list")}
+    actions = known(parser)
     result = []
     for key, value in options.items():
         action = actions.get(str(key).replace("-", "_"))
@@ -121,6 +129,8 @@ def arguments(parser, options, source=None):
         elif any(item is None or isinstance(item, (bool, list, tuple, dict)) for item in values):
             raise UserError(f"{source}: {key} cannot be {value!r}",
                             "Text that YAML takes for something else stands in quotes.")
+        elif isinstance(action, argparse._AppendAction):
+            result += [f"{flag}={item}" for item in values]
         elif isinstance(value, (list, tuple)) and action.nargs is None:
             raise UserError(f"{source}: {key} takes one value, not {value!r}")
         elif len(values) == 1:
@@ -129,7 +139,7 @@ def arguments(parser, options, source=None):
             result += [flag, *map(str, values)]
     if source is not None:
         try:
-            parser.parse_args(result)
+            parser.parse_args([*positional, *result])
         except UserError as error:
             raise UserError(f"{source}: {error.message}", error.hint) from None
     return result

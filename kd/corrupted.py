@@ -38,7 +38,7 @@ class Subject:
     digest: str = ""       # of the file
 
     def kept(self, suite, cell):
-        return self.run / "robustness" / suite / self.path.name / f"{training.safe(cell.tag)}.npz"
+        return self.run / "robustness" / suite / self.path.name / f"{runs.safe(cell.tag)}.npz"
 
 
 def find(paths):

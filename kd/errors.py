@@ -96,28 +96,32 @@ def run(main, *users):
         main()
         if sys.stdout:
             sys.stdout.flush()  # here, where a closed pipe can still be met
-    except UserError as error:
-        _stop(error)
-    except users as error:
-        _stop(UserError(str(error)))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if error.errno not in FULL | NO_PLACE:
+    except Exception as error:
+        told = of_user(error, *users)
+        if told is None:
             raise
-        hint = ("Free some space and give the same command again: epochs that are written are not lost."
-                if error.errno in FULL else "Check that place, or choose another with --out or --cache.")
-        where = f": {error.filename}" if error.filename else ""
-        _stop(UserError(f"{error.strerror.lower()}{where}", hint))
+        print(told, file=sys.stderr)
+        sys.exit(2)
 
 
-def _stop(error):
-    print(error, file=sys.stderr)
-    sys.exit(2)
+def of_user(error, *users):
+    """The UserError that an exception amounts to, or None where it is a fault of the program."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, users):
+        return UserError(str(error))
+    if not isinstance(error, OSError) or error.errno not in FULL | NO_PLACE:
+        return None
+    hint = ("Free some space and give the same command again: epochs that are written are not lost."
+            if error.errno in FULL else "Check that place, or choose another with --out or --cache.")
+    where = f": {error.filename}" if error.filename else ""
+    return UserError(f"{error.strerror.lower()}{where}", hint)
 
 
 def need(module, extra):

@@ -20,7 +20,7 @@ def score(folder, options, registry):
     network, content = training.load_network(file, registry)
     asked = content["input"]
     dataset = training.load_dataset({"size": asked["size"], "download": False, **options}, registry)
-    name = training.safe(dataset.name)
+    name = runs.safe(dataset.name)
     if name in splits.NAMES:
         raise UserError(f"the external data set is called {name}, as a split of the run is", "Rename its folder or file.")
     data = kd_data.external(dataset, size=asked["size"], resize=asked["resize"], class_names=content["class_names"],

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import socket
 import tempfile
 import time
@@ -248,3 +249,12 @@ def find(path):
 def describe(run):
     """(study, model, seed) of a run folder, read from its place in the tree."""
     return ("", "", *Path(run).resolve().parts)[-3:]
+
+
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}
+
+
+def safe(name):
+    """`name` as a folder's name on every system: Windows has no CON, and an option begins with a dash."""
+    name = re.sub(r"[^\w.+-]+", "_", name).strip("._-")[:80].rstrip("._-") or "unnamed"
+    return f"my_{name}" if name.split(".")[0].lower() in RESERVED else name

@@ -4,7 +4,6 @@
 """
 
 import inspect
-import re
 from pathlib import Path
 
 import torch
@@ -47,11 +46,11 @@ def load_data(options, registry):
     if options["size"] is None:
         options["size"] = len(dataset.images[0])
     if options["study"] is None:
-        options["study"] = f"{safe(dataset.name)}_{options['size']}px"
+        options["study"] = f"{runs.safe(dataset.name)}_{options['size']}px"
     for key in ("study", "name"):
-        if options[key] is not None and options[key] != safe(options[key]):
+        if options[key] is not None and options[key] != runs.safe(options[key]):
             raise UserError(f"--{key} becomes a folder's name, and {options[key]!r} does not do for one",
-                            f"--{key} {safe(options[key])} would.")
+                            f"--{key} {runs.safe(options[key])} would.")
     runs.check_writable(Path(options["out"]) / options["study"])
     data = kd_data.prepare(dataset, size=options["size"], split_seed=options["split_seed"],
                            split_file=options["split"], cache_folder=options["cache"],
@@ -102,15 +101,6 @@ def load_dataset(options, registry):
     if not isinstance(dataset, Dataset):
         raise UserError(f"the dataset {name} gave {type(dataset).__name__}, not a kd.dataset.Dataset", f"See {entry.path}.")
     return dataset
-
-
-RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}
-
-
-def safe(name):
-    """`name` as a folder's name on every system: Windows has no CON, and an option begins with a dash."""
-    name = re.sub(r"[^\w.+-]+", "_", name).strip("._-")[:80].rstrip("._-") or "unnamed"
-    return f"my_{name}" if name.split(".")[0].lower() in RESERVED else name
 
 
 def canonical(arch, registry):

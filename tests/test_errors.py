@@ -12,7 +12,7 @@ import distill
 import registry
 import train_teacher
 from kd import data as kd_data
-from kd import engine, errors, training
+from kd import engine, errors, runs, training
 from kd.errors import Parser, UserError, listing, nearest
 
 ROOT = Path(__file__).parent.parent
@@ -95,8 +95,8 @@ def test_a_mistake_is_named_before_anything_is_written(script, argv, words, tmp_
 
 def test_the_name_that_is_suggested_would_do():
     for name in ("", "-x", "..", "CON", "con.txt", "a/b", "lpt1", "é ü", "_-._", "x" * 79 + "-.y", "my_aux"):
-        safe = training.safe(name)
-        assert training.safe(safe) == safe and safe[0] not in "-." and 0 < len(safe) <= 90
+        safe = runs.safe(name)
+        assert runs.safe(safe) == safe and safe[0] not in "-." and 0 < len(safe) <= 90
 
 
 def test_a_dataset_function_that_gives_something_else_is_named(tmp_path, monkeypatch):
