@@ -19,13 +19,11 @@ def gaussian(image, sigma):
     """
     height, width, _ = image.shape
     reduce, enlarge = gaussian_bands(height, sigma)
-    rows = multiply(reduce, image.reshape(height, -1).astype(np.float32))
-    columns = np.ascontiguousarray(rows.reshape(-1, width, 3).transpose(1, 0, 2)).reshape(width, -1)
     reduce_columns, enlarge_columns = gaussian_bands(width, sigma)
-    columns = multiply(enlarge_columns, multiply(reduce_columns, columns))
-    columns += .5  # the last product's rows sum to 1: this rounds
-    rows = np.ascontiguousarray(columns.reshape(width, -1, 3).transpose(1, 0, 2)).reshape(-1, width * 3)
-    return multiply(enlarge, rows).astype(np.uint8).reshape(image.shape)
+    lines = multiply(reduce, image.reshape(height, -1).astype(np.float32), transposed=True)  # [width * 3, fewer rows]
+    lines = multiply(enlarge_columns, multiply(reduce_columns, lines.reshape(width, -1)))
+    lines += .5  # the last product's rows sum to 1: this rounds
+    return multiply(enlarge, lines.reshape(width * 3, -1).T).astype(np.uint8).reshape(image.shape)
 
 
 @functools.lru_cache(32)
@@ -37,16 +35,17 @@ def gaussian_bands(length, sigma):
     margin = math.ceil(reach / step) if step > 1 else 0
     centres = np.arange(-margin, math.ceil(length / step) + margin) * step
     taps = np.arange(-reach, reach + 1)
-    weights = np.exp(-taps ** 2 / (2 * half ** 2)) if half > 0 else (taps == 0) * 1.
+    period = max(1, 2 * length - 2)
+    mirrored = (centres[:, None] + taps) % period
     reduce = np.zeros((len(centres), length))
-    mirrored = np.abs(centres[:, None] + taps) % max(1, 2 * length - 2)
-    mirrored = np.minimum(mirrored, 2 * length - 2 - mirrored).clip(0)
-    np.add.at(reduce, (np.arange(len(centres))[:, None], mirrored), weights / weights.sum())
-    if step == 1:
-        return bands(reduce), None
-    distance = np.arange(length)[:, None] - centres
-    enlarge = np.where(np.abs(distance) <= reach, np.exp(-distance ** 2 / (2 * half ** 2)), 0)
-    return bands(reduce), bands(enlarge / enlarge.sum(1, keepdims=True))
+    np.add.at(reduce, (np.arange(len(centres))[:, None], np.minimum(mirrored, period - mirrored)), bell(taps, half))
+    enlarge = bell(np.arange(length)[:, None] - centres, half if step > 1 else 0)
+    return tuple(bands(matrix / matrix.sum(1, keepdims=True)) for matrix in (reduce, enlarge))
+
+
+def bell(distance, sigma):
+    """A Gaussian of height 1, cut off at TAILS; at sigma 0 it is 1 at 0 and 0 elsewhere."""
+    return np.where(np.abs(distance) <= TAILS * sigma, np.exp(-(distance / max(sigma, 1e-9)) ** 2 / 2), 0)
 
 
 def bands(matrix):
@@ -60,14 +59,13 @@ def bands(matrix):
     return blocks
 
 
-def multiply(blocks, matrix):
-    """Banded times dense, float32; None is the identity."""
-    if blocks is None:
-        return matrix
-    result = np.empty((blocks[-1][0].stop, matrix.shape[1]), np.float32)
+def multiply(blocks, matrix, transposed=False):
+    """Banded times dense, float32, laid out by columns where `transposed`."""
+    shape = blocks[-1][0].stop, matrix.shape[1]
+    result = np.empty(shape[::-1], np.float32).T if transposed else np.empty(shape, np.float32)
     for rows, columns, block in blocks:
         np.matmul(block, matrix[columns], out=result[rows])
-    return result
+    return result.T if transposed else result
 
 
 def scatter(points, weights, scale):
@@ -79,7 +77,7 @@ def scatter(points, weights, scale):
     reach = math.ceil(np.abs(points).max() + spread)
     grid = np.arange(-reach, reach + 1)
     down, across = (np.maximum(0, 1 - np.abs(grid - points[:, k, None]) / spread) for k in (0, 1))
-    kernel = np.einsum("p,py,px->yx", weights, down, across)
+    kernel = (weights[:, None] * down).T @ across
     return kernel * (np.sum(weights) / kernel.sum())
 
 
@@ -87,11 +85,12 @@ def correlate(image, kernel, outside="reflect"):
     """sum over (dy, dx) of kernel[dy, dx] * image[y + dy, x + dx] by FFT, rounded; `outside` is a mode of np.pad."""
     reach = len(kernel) // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode=outside).astype(np.float32)
-    shape = padded.shape[:2]
+    shape = [32 * math.ceil(side / 32) for side in padded.shape[:2]]  # lengths of small factors are fast
     transfer = np.fft.rfft2(kernel[::-1, ::-1].astype(np.float32), shape)
     result = np.empty_like(image)
     for channel in range(3):
-        blurred = np.fft.irfft2(np.fft.rfft2(padded[..., channel]) * transfer, shape)[2 * reach:, 2 * reach:]
+        blurred = np.fft.irfft2(np.fft.rfft2(padded[..., channel], shape) * transfer, shape)
+        blurred = blurred[2 * reach:, 2 * reach:][:image.shape[0], :image.shape[1]]
         result[..., channel] = np.clip(np.rint(blurred), 0, 255)
     return result
 

@@ -1,7 +1,7 @@
 """What lies on the skin or on the glass, drawn.
 
 Everything is drawn on a canvas of CANVAS px and averaged down, so that an image shows the same drawing at any size;
-a further severity adds to what the last one drew.
+a further severity adds to what the last one drew. On a grey image the drawing is grey.
 """
 
 import math
@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from kd.corruptions import each
+from kd.noise import is_grey
 from registry import register
 
 CANVAS = 896           # px of the canvas: 4 a pixel at 224 px
 PX = CANVAS / 224      # of the canvas in a pixel at 224 px
+MOST = 100             # letters of a word
 INK = (74, 48, 140)    # gentian violet of a surgical marker
 
 
@@ -29,10 +31,15 @@ def opacity(canvas, image):
     return np.asarray(canvas.resize(image.shape[1::-1], Image.Resampling.BOX), np.float32)[..., None] / 255
 
 
+def tone(colour, image):
+    """The colour, or its grey for a grey image: float32 [3]."""
+    colour = np.array(colour, np.float32)
+    return np.full(3, colour @ (.299, .587, .114), np.float32) if is_grey(image) else colour
+
+
 def cover(image, canvas, colour):
     """The image under a layer of one colour."""
-    share = opacity(canvas, image)
-    return np.rint(image + share * (np.array(colour, np.float32) - image))
+    return np.rint(image + opacity(canvas, image) * (tone(colour, image) - image))
 
 
 def curve(start, bend, end):
@@ -109,30 +116,27 @@ def ink(images, *, rngs, strokes):
             pen.line(points, fill, round(wide), joint="curve")
             for x, y in (points[0], points[-1]):
                 pen.ellipse((x - wide / 2, y - wide / 2, x + wide / 2, y + wide / 2), fill)
-        absorbed = 1 - np.array(INK, np.float32) / 255
+        absorbed = 1 - tone(INK, image) / 255
         return np.rint(image * (1 - opacity(canvas, image) * absorbed))  # ink takes light away, and skin shows through
     return each(draw, images, rngs)
 
 
-@register("corruption", "characters", family="artefacts", ranges={"words": (1, 100), "letters": (3, 100), "scale": (.05, 5)},
+@register("corruption", "characters", family="artefacts", ranges={"words": (1, 100), "letters": (3, MOST), "scale": (.05, 5)},
           severities=[{"words": words, "letters": letters, "scale": scale} for words, letters, scale in
                       ((1, 6, .14), (2, 7, .15), (3, 8, .16), (4, 9, .17), (6, 10, .18))])
 def characters(images, *, rngs, words, letters, scale):
-    """1 to `words` words of 3 to `letters` letters in any colour, `scale` times 30 px (of 224) high.
+    """1 to `words` words of 3 to `letters` letters in any colour, `scale` times 26 px (of 224) high.
 
     Severities: MedMNIST-C's for DermaMNIST; the font is Pillow's, theirs is OpenCV's.
     """
-    font = ImageFont.load_default(30 * scale * PX)
+    font = ImageFont.load_default(26 * scale * PX)
 
     def write(image, rng):
-        result = image
-        share, *rest = rng.random(1 + words * (letters + 6))
-        rest = np.reshape(rest, (words, -1))
-        for x, y, length, red, green, blue, *text in rest[:1 + int(share * words)]:
-            text = text[:3 + int(length * (letters - 2))]
+        result, share = image, rng.random()
+        for x, y, length, red, green, blue, *text in rng.random((1 + int(share * words), 6 + MOST)):
             canvas, pen = layer()
-            word = "".join(string.ascii_lowercase[int(26 * letter)] for letter in text)
-            pen.text((x * .7 * CANVAS, y * .95 * CANVAS), word, 255, font)
+            word = "".join(string.ascii_lowercase[int(26 * letter)] for letter in text[:3 + int(length * (letters - 2))])
+            pen.text((x * .7 * CANVAS, y * .95 * CANVAS), word, 255, font, stroke_width=1)
             result = cover(result, canvas, (255 * red, 255 * green, 255 * blue))
         return result
     return each(write, images, rngs)

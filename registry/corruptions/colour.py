@@ -16,7 +16,7 @@ def saturation(image, factor):
 
 
 @register("corruption", "saturation_up", family="colour", ranges={"factor": (1, 10)},
-          severities=[{"factor": factor} for factor in (1.2, 1.4, 1.7, 2., 2.5)])
+          severities=[{"factor": factor} for factor in (1.15, 1.3, 1.5, 1.75, 2.1)])
 def saturation_up(images, *, factor):
     """Gaudy: distances to grey times `factor`, clipped. A grey image stays as it is."""
     return each(lambda image: saturation(image, factor), images)
@@ -30,7 +30,7 @@ def saturation_down(images, *, factor):
 
 
 @register("corruption", "colour_cast", family="colour", ranges={"strength": (0, 2)},
-          severities=[{"strength": strength} for strength in (.06, .12, .18, .25, .35)])
+          severities=[{"strength": strength} for strength in (.05, .1, .15, .21, .28)])
 def colour_cast(images, *, rngs, strength):
     """A wrong white balance: channels times exp(strength * a direction between yellow-blue and green-magenta)."""
     def tint(image, rng):

@@ -21,8 +21,11 @@ def rotation(images, *, rngs, degrees):
     """Turned about the middle, to the left or to the right."""
     def turn(image, rng):
         wide, margin = mirrored(image, .25)  # a turned square reaches .207 of its side beyond the upright one
-        picture = Image.fromarray(wide).rotate(math.copysign(degrees, rng.random() - .5), Image.Resampling.BICUBIC)
-        return np.asarray(picture)[margin:-margin, margin:-margin]
+        angle = math.radians(math.copysign(degrees, rng.random() - .5))
+        cos, sin, x, y = math.cos(angle), math.sin(angle), image.shape[1] / 2, image.shape[0] / 2
+        affine = (cos, sin, margin + x - cos * x - sin * y, -sin, cos, margin + y + sin * x - cos * y)
+        picture = Image.fromarray(wide).transform(image.shape[1::-1], Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+        return np.asarray(picture)
     return each(turn, images, rngs)
 
 
