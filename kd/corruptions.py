@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import inspect
 import math
+from numbers import Real
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def settings(entry, severity=None, parameters=None):
         if severity not in range(1, len(levels) + 1):
             raise UserError(f"the corruption {entry.name} has no severity {severity!r}",
                             f"Give a whole number from 1 to {len(levels)}.")
-        return dict(levels[severity - 1])
+        return dict(levels[int(severity) - 1])
     middle = levels[len(levels) // 2]
     for name, value in parameters.items():
         if name not in middle:
@@ -67,7 +68,7 @@ def settings(entry, severity=None, parameters=None):
                             + (f"; did you mean {near[0]}?" if near else ""), f"It has: {', '.join(middle)}.")
         least, most = entry.info.get("ranges", {}).get(name, (-math.inf, math.inf))
         whole = isinstance(middle[name], int)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300  # NaN is not
         if not number or not least <= value <= most or whole and value != int(value):
             raise UserError(f"{name} of the corruption {entry.name} cannot be {value!r}",
                             f"Give a {'whole ' if whole else ''}number from {least} to {most}.")

@@ -60,17 +60,14 @@ def salt_and_pepper(image, rng, amount):
 @functools.lru_cache(5)
 def photon_levels(photons):
     """uint8 [256 * COARSE]: for each grey level v the quantiles of Poisson(photons * v / 255), as grey levels."""
-    share = (np.arange(COARSE) + .5) / COARSE
-    most = photons + 12 * math.sqrt(photons) + 30
-    counts = np.arange(math.ceil(most))
+    counts = np.arange(math.ceil(photons + 12 * math.sqrt(photons) + 30))
     log_factorial = np.cumsum(np.log(np.maximum(counts, 1)))
-    table = np.zeros((256, COARSE), np.uint8)
-    for level in range(1, 256):
-        rate = photons * level / 255
-        cumulated = np.cumsum(np.exp(counts * math.log(rate) - rate - log_factorial))
-        seen = np.searchsorted(cumulated, share).clip(max=len(counts) - 1)
-        table[level] = np.minimum(np.rint(seen * (255 / photons)), 255)
-    return table.reshape(-1)
+    rates = np.maximum(photons * np.arange(256)[:, None] / 255, 1e-300)  # black: no photon
+    cumulated = np.cumsum(np.exp(counts * np.log(rates) - rates - log_factorial), 1)
+    below = np.floor(cumulated * COARSE + .5).astype(int).clip(max=COARSE)
+    below[:, -1] = COARSE
+    seen = np.minimum(np.rint(counts * (255 / photons)), 255).astype(np.uint8)
+    return np.repeat(np.tile(seen, 256), np.diff(below, prepend=0).reshape(-1))
 
 
 def photon_noise(image, rng, table):

@@ -13,7 +13,8 @@ DEFAULT = ("gaussian_noise", "shot_noise", "defocus_blur", "motion_blur", "jpeg"
 MEDMNIST_C = ("pixelate", "jpeg", "gaussian_noise", "speckle_noise", "impulse_noise", "shot_noise", "defocus_blur",
               "motion_blur", "zoom_blur", "brightness_up", "brightness_down", "contrast_up", "contrast_down",
               "black_corner", "characters")
-THEIRS = {("motion_blur", 1): {"radius": 10, "sigma": 5}, ("defocus_blur", 5): {"radius": 8, "soft": .5}}
+THEIRS = {("pixelate", 5): {"factor": .25}, ("motion_blur", 1): {"radius": 10, "sigma": 5},
+          ("defocus_blur", 5): {"radius": 8, "soft": .5}}
 
 PHASE1 = [("gaussian", "gaussian_noise", "sigma", (.1, .2, .3)), ("jpeg", "jpeg", "quality", (90, 70, 50)),
           ("contrast", "contrast_down", "factor", (.8, .6))]

@@ -24,6 +24,9 @@ def vignette(images, *, loss):
 @register("corruption", "black_corner", family="optics", ranges={"radius": (0, 2)},
           severities=[{"radius": radius} for radius in (1.1, 1.05, 1., .95, .9)])
 def black_corner(images, *, radius):
-    """Black outside a circle of `radius` half sides: the tube in view. Severities: MedMNIST-C's for DermaMNIST, sorted."""
+    """Black outside a circle of `radius` half sides: the tube in view.
+
+    Severities: MedMNIST-C's for DermaMNIST, of which the last two are swapped.
+    """
     outside = distance(images) > pixels(images, int(112 * radius))
     return np.where(outside[..., None], np.uint8(0), images)
