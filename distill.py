@@ -66,7 +66,8 @@ def main(argv=None):
         print(f"teacher: {teacher_run}, a {teacher.arch}")
         if options["teacher_cache"]:
             kept = targets.Targets(study / "targets" / teacher.fingerprint, teacher, data, options["teacher_cache"],
-                                   needs=objective.needed(terms), precision=options["precision"])
+                                   needs=objective.needed(terms), precision=options["precision"],
+                                   kind=options["augment"], device=options["device"])
     elif options["teacher"]:
         print("note: no loss of this run reads a teacher, and none is used")
     options["teacher"] = teacher_run and teacher_run.as_posix()

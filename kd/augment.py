@@ -1,12 +1,18 @@
 """Augmentation whose every draw follows from (seed, epoch, image): any view can be drawn again.
 
-Crops are cut and resized in uint8, one image at a time, by Pillow; colour and erasing are
-done on the whole batch. On a CPU that is several times faster than resampling a batch.
+Heavy: crops are cut and resized in uint8, one image at a time, by Pillow, in threads ahead of use; colour and erasing
+are done on batches of floats. A GPU resamples a whole batch instead, from the same draws (benchmarks/input.py measures
+both). Light: a window and flips.
 """
+
+import functools
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+
+KINDS = ("heavy", "light")
 
 SCALE = (0.5, 1.0)      # share of the area that a crop keeps: lesions fill much of the frame
 RATIO = (3 / 4, 4 / 3)  # width over height of a crop
@@ -48,14 +54,18 @@ def draw(seed, epoch, index):
     return {name: numbers[:, k] for k, name in enumerate(DRAWS)}
 
 
-def crop(images, draws, size):
-    """Random resized crop, flip and quarter turn: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3]."""
-    side = images.shape[1]
+def _boxes(side, draws):
+    """(left, top, width, height) of each crop, in px of images of `side` px."""
     area = SCALE[0] + (SCALE[1] - SCALE[0]) * draws["scale"]
     ratio = np.exp(np.log(RATIO[0]) + np.log(RATIO[1] / RATIO[0]) * draws["ratio"])
     width = np.minimum(1, np.sqrt(area * ratio)) * side
     height = np.minimum(1, np.sqrt(area / ratio)) * side
-    left, top = draws["left"] * (side - width), draws["top"] * (side - height)
+    return draws["left"] * (side - width), draws["top"] * (side - height), width, height
+
+
+def crop(images, draws, size):
+    """Random resized crop, flip and quarter turn: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3]."""
+    left, top, width, height = _boxes(images.shape[1], draws)
     boxes = np.stack([left, top, left + width, top + height], 1).tolist()
     turns = (draws["turn"] * 4).astype(int) + 4 * (draws["flip"] < 0.5)
     result = np.empty((len(images), size, size, 3), np.uint8)
@@ -67,20 +77,83 @@ def crop(images, draws, size):
     return result
 
 
-def settings():
+def resample(images, draws, size):
+    """What crop() does, on the device of `images`: a uint8 tensor [N, R, R, 3] -> float [N, 3, size, size] in [0, 1].
+
+    Pixels differ from those of crop() by its rounding; and where a crop is larger than `size` (by an eighth at
+    most), crop() averages neighbours and this interpolates between them.
+    """
+    side = images.shape[1]
+    left, top, width, height = _boxes(side, draws)
+    turn = (draws["turn"] * 4).astype(int)
+    cosine, sine = np.array([1, 0, -1, 0])[turn], np.array([0, 1, 0, -1])[turn]
+    mirror = np.where(draws["flip"] < 0.5, -1, 1)
+    # from a place in the view, in [-1, 1]: turned, mirrored, then into the box
+    across = np.stack([mirror * cosine * width, -mirror * sine * width, 2 * left + width - side], 1)
+    down = np.stack([sine * height, cosine * height, 2 * top + height - side], 1)
+    theta = to_device((np.stack([across, down], 1) / side).astype(np.float32), images.device)
+    grid = F.affine_grid(theta, (len(images), 3, size, size), align_corners=False)
+    floats = images.permute(0, 3, 1, 2).float()
+    views = F.grid_sample(floats, grid, padding_mode="border", align_corners=False).div_(255)
+    return views.contiguous(memory_format=torch.channels_last)
+
+
+def window(images, draws, size):
+    """A window of the size asked for, and flips: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3]."""
+    room = images.shape[1] - size + 1
+    top, left = (draws["top"] * room).astype(int), (draws["left"] * room).astype(int)
+    result = np.empty((len(images), size, size, 3), np.uint8)
+    whole, views = images.view("V3")[..., 0], result.view("V3")[..., 0]  # a pixel is copied as one
+    for n, (i, j, across, down) in enumerate(zip(top, left, draws["flip"] < 0.5, draws["turn"] < 0.5)):
+        views[n] = whole[n, i:i + size, j:j + size][::-1 if down else 1, ::-1 if across else 1]
+    return result
+
+
+def settings(kind, device):
     """All that a view depends on beside its draws and the pixels, for whoever keeps results of views."""
-    return [list(SCALE), list(RATIO), BRIGHTNESS, CONTRAST, SATURATION, ERASE, list(ERASE_SCALE)]
+    if kind == "light":
+        return ["light"]
+    numbers = [list(SCALE), list(RATIO), BRIGHTNESS, CONTRAST, SATURATION, ERASE, list(ERASE_SCALE)]
+    return numbers + ["resampled"] if device.type == "cuda" else numbers
+
+
+def begin(images, draws, size, kind, device):
+    """The part of an augmentation that threads do ahead of use: uint8 [N, R, R, 3] -> uint8 [N, S, S, 3], in memory."""
+    if kind == "light":
+        return window(images, draws, size)
+    return images if device.type == "cuda" else crop(images, draws, size)
+
+
+def finish(pixels, draws, size, kind, device):
+    """What remains, on the device: uint8 [N, S, S, 3], as begin() gives it -> float [N, 3, size, size] in [0, 1]."""
+    if kind == "light":
+        return to_float(pixels, device)
+    if device.type == "cuda":
+        return colour(resample(to_device(pixels, device), draws, size), draws)
+    views = to_float(pixels, device)
+    for part in _parts(len(pixels), device):
+        colour(views[part], {name: values[part] for name, values in draws.items()})
+    return views
+
+
+def _parts(count, device):
+    """Slices of a batch; on a CPU of so few images that their floats stay in a core's cache, but never of one: a sum over
+    a single image is shared by threads, and rounded otherwise.
+    """
+    parts = max(1, count // 4) if device.type == "cpu" else 1
+    edges = np.linspace(0, count, parts + 1).astype(int).tolist()
+    return [slice(*ends) for ends in zip(edges, edges[1:])]
 
 
 def colour(images, draws):
-    """Brightness, contrast, saturation and erasing on a float batch [N, 3, H, W] in [0, 1]."""
+    """Brightness, contrast, saturation and erasing on a float batch [N, 3, H, W] in [0, 1], in place."""
     count, _, height, width = images.shape
 
     def factor(name, strength):
         values = 1 + strength * (2 * draws[name] - 1)
-        return torch.as_tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1, 1)
+        return to_device(values.astype(np.float32), images.device).to(images.dtype).view(-1, 1, 1, 1)
 
-    images = images * factor("brightness", BRIGHTNESS)  # a copy; the rest is done in place
+    images.mul_(factor("brightness", BRIGHTNESS))
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images.sub_(mean).mul_(factor("contrast", CONTRAST)).add_(mean)
     red, green, blue = images.split(1, 1)
@@ -98,16 +171,32 @@ def colour(images, draws):
     return images
 
 
+def to_device(array, device):
+    """A NumPy array as a tensor on `device`; to a GPU from pinned memory, so that nobody waits until it has arrived."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def to_float(images, device):
     """uint8 [N, H, W, 3] in memory -> float [N, 3, H, W] in [0, 1], channels last, on `device`."""
-    batch = torch.from_numpy(images).to(device)
-    return batch.permute(0, 3, 1, 2).to(dtype=torch.float32).div_(255)
+    batch = to_device(images, torch.device(device))
+    floats = torch.empty(batch.shape, dtype=torch.float32, device=batch.device)
+    for part in _parts(len(batch), batch.device):
+        floats[part].copy_(batch[part]).div_(255)
+    return floats.permute(0, 3, 1, 2)
 
 
 def normalise(images, mean, std):
     """(x - mean) / std by channel, for a float batch [N, 3, H, W] in [0, 1]; channels last."""
     count, channels, height, width = images.shape
     rows = images.permute(0, 2, 3, 1).reshape(count * height, width * channels)  # long rows are fast
-    mean = torch.tensor(mean, dtype=images.dtype, device=images.device).repeat(width)
-    std = torch.tensor(std, dtype=images.dtype, device=images.device).repeat(width)
-    return rows.sub(mean).div_(std).view(count, height, width, channels).permute(0, 3, 1, 2)
+    mean, std = (_repeated(tuple(numbers), width, images.dtype, images.device) for numbers in (mean, std))
+    result, some = torch.empty_like(rows), 256 if images.device.type == "cpu" else len(rows)  # what a core's cache holds
+    for part, out in zip(rows.split(some), result.split(some)):
+        torch.sub(part, mean, out=out).div_(std)
+    return result.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(16)  # a copy to a GPU in every step would make it wait
+def _repeated(numbers, width, dtype, device):
+    return torch.tensor(numbers, dtype=dtype, device=device).repeat(width)

@@ -10,6 +10,7 @@ from kd.runs import read_json, read_yaml
 # Options that say where and how fast a run is made, not what comes out of it. The files of
 # groups and split may move: what is in them is compared by the fingerprints in environment.json.
 NO_EFFECT = ("root", "groups", "split", "out", "cache", "workers", "device", "download", "plugin")
+ADDED = {"augment": "heavy"}  # options that came after the first runs, and what those did
 
 
 def training_parser(prog, description):
@@ -54,6 +55,8 @@ def training_parser(prog, description):
                           help="stop after so many epochs without a better validation macro-F1")
     training.add_argument("--hard", metavar="LOSS", help="loss on labels: ce,smoothing=0.1 | focal,gamma=2 | "
                           "class_balanced | logit_adjusted; default: the data set's own, else ce")
+    training.add_argument("--augment", choices=("heavy", "light"), default="heavy",
+                          help="heavy: crops of half the area and more, flips and turns, colour, erasing; light: a window and flips")
     training.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="N", help="one run a seed")
     machine = parser.add_argument_group("machine and files")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
@@ -160,6 +163,7 @@ def claim(folder, options, role=None):
     if not path.exists():
         raise UserError(f"{folder} has {results[0]} but no config.yaml", "Restore it, or delete that folder.")
     old = read_yaml(path)
+    old = {**{key: value for key, value in ADDED.items() if key in options}, **old}
     free = (*NO_EFFECT, "teacher") if role == "student" else NO_EFFECT
     differing = [key for key in {**old, **options} if key not in free and old.get(key) != options.get(key)]
     if differing:

@@ -139,37 +139,38 @@ def order(count, seed, epoch):
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def training_batches(data, *, batch, seed, epoch, device, workers=1, view=None, share=(0, 1)):
+def training_batches(data, *, batch, seed, epoch, device, workers=1, kind="heavy", view=None, share=(0, 1)):
     """Yield (images, labels, index) for one epoch: augmented, in a drawn order.
 
-    images: float [N, 3, size, size] in [0, 1], channels last; each network normalises them by its own mean and std. index: [N] positions in the training
-    split, for losses that remember images. view: (seed, epoch) of the draws, where they are not this
-    epoch's own. share: (rank, world), of several processes that take every world-th image of each batch.
+    images: float [N, 3, size, size] in [0, 1], channels last; each network normalises them by its own mean and std.
+    index: [N] positions in the training split, in memory, for targets and losses that remember images. kind: of
+    augment.KINDS. view: (seed, epoch) of the draws, where they are not this epoch's own. share: (rank, world), of several processes that take every world-th image of each batch.
     A last batch that leaves a process fewer than two images is left out: batch normalisation cannot use it.
     """
     rows = data.where("train")
     visit = order(len(rows), seed, epoch)
     rank, world = share
     chunks = [visit[start:start + size][rank::world] for start, size in batch_sizes(len(rows), batch, world)]
-    for chunk, images in zip(chunks, _augmented(data, rows, chunks, view or (seed, epoch), device, workers)):
-        labels = torch.from_numpy(data.labels[rows[chunk]]).to(device)
-        yield images, labels, torch.from_numpy(chunk).to(device)
+    for chunk, images in zip(chunks, _augmented(data, rows, chunks, view or (seed, epoch), device, workers, kind)):
+        yield images, augment.to_device(data.labels[rows[chunk]], torch.device(device)), torch.from_numpy(chunk)
 
 
-def views(data, seed, epoch, *, batch, device, workers=1):
+def views(data, seed, epoch, *, batch, device, workers=1, kind="heavy"):
     """Yield the training images of an epoch's views, in the order of the training split."""
     rows = data.where("train")
     chunks = [np.arange(start, min(start + batch, len(rows))) for start in range(0, len(rows), batch)]
-    yield from _augmented(data, rows, chunks, (seed, epoch), device, workers)
+    yield from _augmented(data, rows, chunks, (seed, epoch), device, workers, kind)
 
 
-def _augmented(data, rows, chunks, view, device, workers):
+def _augmented(data, rows, chunks, view, device, workers, kind):
+    device = torch.device(device)
+
     def load(chunk):
         draws = augment.draw(*view, rows[chunk])
-        return augment.crop(data.pixels(rows[chunk]), draws, data.size), draws
+        return augment.begin(data.pixels(rows[chunk]), draws, data.size, kind, device), draws
 
-    for crops, draws in _ahead(load, chunks, workers):
-        yield augment.colour(augment.to_float(crops, device), draws)
+    for pixels, draws in _ahead(load, chunks, workers):
+        yield augment.finish(pixels, draws, data.size, kind, device)
 
 
 def batch_sizes(count, batch, world=1):

@@ -85,7 +85,7 @@ def train_epoch(step, data, options, *, seed, epoch, steps_before, steps, bar):
     watch = Watch(epoch, steps_before)
     batches = kd_data.training_batches(
         data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
-        view=step.targets and targets.view(epoch, step.targets.views), share=distributed.share())
+        kind=options["augment"], view=step.targets and targets.view(epoch, step.targets.views), share=distributed.share())
     for done, ((_, size), (images, labels, index)) in enumerate(zip(sizes, batches), steps_before):
         rate = schedule(done, steps, options["warmup"])
         loss, values = step(images, labels, index, epoch, rate, len(images) / size)

@@ -33,9 +33,9 @@ def focal(student_logits, labels, *, gamma=2.0):
 
 def effective_number_weights(class_counts, beta):
     """[C] weights (1 - beta) / (1 - beta^n_c), scaled to sum to C. Cui et al. 2019 (1901.05555), eq. 2."""
-    counts = class_counts.cpu().double()  # not every device has float64
+    counts = (class_counts.cpu() if class_counts.device.type == "mps" else class_counts).double()  # MPS has no float64
     beta = _share("beta", beta)
-    weights = (1 - beta) / (1 - torch.pow(torch.tensor(beta, dtype=torch.float64), counts))
+    weights = (1 - beta) / (1 - torch.pow(beta, counts))
     weights = torch.where(counts > 0, weights, torch.zeros_like(weights))
     return (weights * len(counts) / weights.sum()).float().to(class_counts.device)
 

@@ -63,6 +63,18 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def keep_memory():
+    """Let the C library keep what is freed, where it is glibc: training takes and frees the same memory in each step.
+
+    Large blocks otherwise go back to the system each time, and the pages of the next ones come from it anew: a tenth of
+    the time of a step at 224 px.
+    """
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)   # M_MMAP_MAX: large blocks, too, come from the heap
+        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: its end is never given back
+
+
 def _text(path):
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")

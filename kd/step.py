@@ -141,7 +141,7 @@ class Step:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["peak"]
         given = self._forward(images, index, epoch)
-        given.update(labels=labels, index=index, epoch=epoch, class_counts=self.class_counts)
+        given.update(labels=labels, index=augment.to_device(index.numpy(), self.device), epoch=epoch, class_counts=self.class_counts)
         loss, values = self.objective(given)
         self.optimizer.zero_grad(set_to_none=True)
         (part * loss).backward()

@@ -33,18 +33,18 @@ class Targets:
 
     They lie in `folder` in float16, a file a view and kind, and are read through memory maps. key.json
     says what they were made from. needs: what the losses read of the teacher; an error where
-    that is not kept.
+    that is not kept. kind: of augment.KINDS.
     """
 
-    def __init__(self, folder, teacher, data, views, *, needs, precision):
+    def __init__(self, folder, teacher, data, views, *, needs, precision, kind="heavy", device="cpu"):
         beyond = sorted(need for need in needs - KEPT if need.startswith("teacher_"))
         if beyond:
             raise UserError(f"a loss reads {', '.join(beyond)}, which --teacher-cache does not keep", "Leave it out.")
-        self.folder, self.data, self.views = Path(folder), data, views
+        self.folder, self.data, self.views, self.kind = Path(folder), data, views, kind
         self.kinds = ["logits"] + [f"attention_{k}" for k in range(len(teacher.stages)) if "teacher_attention" in needs]
         key = {"format": FORMAT, "teacher": teacher.fingerprint, "normalisation": [list(teacher.mean), list(teacher.std)],
                "data": data.fingerprint, "split": data.split_fingerprint, "input": data.input(),
-               "augmentation": augment.settings(), "precision": precision}
+               "augmentation": augment.settings(kind, torch.device(device)), "precision": precision}
         if not (self.folder / "key.json").exists():
             runs.write_json(self.folder / "key.json", key)
         old = runs.read_json(self.folder / "key.json")
@@ -74,7 +74,7 @@ class Targets:
             missing, count = self.missing(), len(self.data.where("train"))
             if not missing:  # another run has made them meanwhile
                 return
-            first = next(kd_data.views(self.data, SEED, 1, batch=2, device=device, workers=0))
+            first = next(kd_data.views(self.data, SEED, 1, batch=2, device=device, workers=0, kind=self.kind))
             shapes = {kind: (count, *rows.shape[1:]) for kind, rows in self._rows(ask(first)).items()}
             need, free = 2 * len(missing) * sum(map(math.prod, shapes.values())), shutil.disk_usage(self.folder).free
             if need > free:
@@ -83,7 +83,8 @@ class Targets:
             print(f"teacher targets: {len(missing)} views of {count} images, {need / 1e6:,.1f} MB in {self.folder}")
             with tqdm(total=len(missing) * count, desc="teacher targets", unit="image", delay=2, disable=None) as bar:
                 for number in missing:
-                    batches = kd_data.views(self.data, SEED, number, batch=batch, device=device, workers=workers)
+                    batches = kd_data.views(self.data, SEED, number, batch=batch, device=device, workers=workers,
+                                            kind=self.kind)
                     self._write(number, shapes, batches, ask, bar)
 
     def _write(self, number, shapes, batches, ask, bar):
@@ -107,7 +108,7 @@ class Targets:
         if number != self.number:
             self.number, self.arrays = number, {kind: self._read(number, kind) for kind in self.kinds}
         rows = index.cpu().numpy()
-        given = {kind: torch.from_numpy(array[rows].astype(np.float32)).to(device) for kind, array in self.arrays.items()}
+        given = {kind: augment.to_device(array[rows].astype(np.float32), torch.device(device)) for kind, array in self.arrays.items()}
         return {"teacher_logits": given.pop("logits"), "teacher_attention": list(given.values())}
 
     def _read(self, number, kind):

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kd import data as kd_data
-from kd import checkpoint, config, distributed, engine, models, objective, runs, splits
+from kd import checkpoint, config, distributed, engine, machine, models, objective, runs, splits
 from kd.dataset import Dataset
 from kd.errors import UserError
 
@@ -33,6 +33,7 @@ def start(parser, argv, registry):
     device, options["precision"] = engine.device_and_precision(options)
     options["device"] = str(device)
     distributed.begin(device.type)
+    machine.keep_memory()
     return options
 
 

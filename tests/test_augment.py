@@ -138,18 +138,18 @@ def test_no_draw_leaves_the_picture():
 def test_middle_draws_leave_the_colours_alone():
     images = torch.rand(4, 3, 10, 12)
     before = images.clone()
-    assert torch.allclose(augment.colour(images, draws(4)), images, atol=1e-6)
+    assert torch.allclose(augment.colour(images.clone(), draws(4)), images, atol=1e-6)
     assert torch.equal(images, before)
 
 
 def test_brightness_contrast_and_saturation_are_what_they_are_called():
     images = torch.rand(1, 3, 10, 12) * 0.5 + 0.25
-    brighter = augment.colour(images, draws(brightness=1.0))
+    brighter = augment.colour(images.clone(), draws(brightness=1.0))
     assert torch.allclose(brighter, images * 1.2, atol=1e-6)
-    flatter = augment.colour(images, draws(contrast=0.0))
+    flatter = augment.colour(images.clone(), draws(contrast=0.0))
     assert flatter.mean().item() == pytest.approx(images.mean().item(), abs=1e-6)
     assert flatter.std().item() == pytest.approx(0.8 * images.std().item(), rel=1e-5)
-    paler = augment.colour(images, draws(saturation=0.0))
+    paler = augment.colour(images.clone(), draws(saturation=0.0))
     grey = 0.299 * images[:, 0] + 0.587 * images[:, 1] + 0.114 * images[:, 2]  # ITU-R BT.601, as Pillow's mode L
     assert torch.allclose(paler, 0.8 * images + 0.2 * grey[:, None], atol=1e-6)
     hue = [colorsys.rgb_to_hsv(*x[0, :, 4, 5].tolist())[0] for x in (images, paler)]
@@ -160,7 +160,7 @@ def test_colours_stay_in_range():
     count = 500
     images = torch.from_numpy(rng.integers(0, 256, (count, 3, 8, 8)) / 255).float()
     images[:50], images[50:100] = 0, 1
-    result = augment.colour(images, augment.draw(0, 1, np.arange(count)))
+    result = augment.colour(images.clone(), augment.draw(0, 1, np.arange(count)))
     assert result.min() >= 0 and result.max() <= 1 and torch.isfinite(result).all()
 
 
@@ -168,7 +168,7 @@ def test_a_quarter_of_the_images_lose_a_rectangle():
     count, height, width = 2000, 20, 30
     images = torch.rand(count, 3, height, width)
     drawn = {**augment.draw(0, 1, np.arange(count)), **{name: np.full(count, 0.5) for name in ("brightness", "contrast", "saturation")}}
-    result = augment.colour(images, drawn)
+    result = augment.colour(images.clone(), drawn)
     changed = ((result - images).abs() > 1e-5).any(1).numpy()
     hit = changed.any((1, 2))
     assert np.array_equal(hit, drawn["erase"] < 0.25) and abs(hit.mean() - 0.25) < 0.04
@@ -224,7 +224,7 @@ def test_pixels_do_not_depend_on_the_batch_at_larger_sizes():
     """Where torch may split its sums over threads."""
     images = torch.rand(6, 3, 200, 200).contiguous(memory_format=torch.channels_last)
     drawn = augment.draw(0, 1, np.arange(6))
-    whole = augment.colour(images, drawn)
+    whole = augment.colour(images.clone(), drawn)
     for part in ([0, 1], [5, 2, 3]):
         assert torch.equal(augment.colour(images[part], {name: values[part] for name, values in drawn.items()}), whole[part])
 
@@ -274,3 +274,39 @@ def test_evaluation_sees_the_centre_in_the_order_of_the_images(tmp_path):
     seen = torch.cat(list(kd_data.evaluation_batches(data, "test", batch=3, device="cpu")))
     expected = np.stack([image.centre_crop(image.square(paths[k], 36)[None], 32)[0] for k in (0, 3, 6, 9)])
     assert torch.equal(seen, augment.to_float(expected, "cpu"))
+
+
+# Other ways to the same view
+
+
+def test_a_batch_resampled_as_a_gpu_does_it_shows_what_pillow_shows():
+    smooth = np.stack([np.cumsum(np.cumsum(rng.normal(size=(40, 40, 3)), 0), 1) for _ in range(64)])
+    low, high = smooth.min((1, 2, 3), keepdims=True), smooth.max((1, 2, 3), keepdims=True)
+    pixels = (255 * (smooth - low) / (high - low)).astype(np.uint8)
+    drawn = augment.draw(0, 1, np.arange(64))
+    assert {(f, t) for f, t in zip(drawn["flip"] < 0.5, (drawn["turn"] * 4).astype(int))} == {(f, t) for f in (0, 1) for t in range(4)}
+    expected = augment.to_float(augment.crop(pixels, drawn, 36), "cpu")
+    seen = augment.resample(torch.from_numpy(pixels), drawn, 36)
+    assert seen.shape == (64, 3, 36, 36) and seen.is_contiguous(memory_format=torch.channels_last)
+    assert (seen - expected).abs().amax((1, 2, 3)).max() < 0.05 and (seen - expected).abs().mean() < 1 / 255
+
+
+def test_a_light_view_is_a_window_of_its_image_or_its_mirror():
+    pixels = rng.integers(0, 256, (80, 12, 12, 3), dtype=np.uint8)
+    drawn = augment.draw(0, 1, np.arange(80))
+    places, ways = set(), set()
+    for image_, view in zip(pixels, augment.window(pixels, drawn, 9)):
+        found = [(i, j, down, across) for i in range(4) for j in range(4) for down in (1, -1) for across in (1, -1)
+                 if np.array_equal(image_[i:i + 9, j:j + 9][::down, ::across], view)]
+        assert len(found) == 1
+        places.add(found[0][:2])
+        ways.add(found[0][2:])
+    assert len(places) == 16 and len(ways) == 4  # each of them occurs
+    assert augment.window(pixels, drawn, 12).shape == (80, 12, 12, 3)
+
+
+def test_light_views_can_be_drawn_again_and_are_whole_pixels(data):
+    first, again, heavy = views(data, batch=8, kind="light"), views(data, batch=7, kind="light", workers=0), views(data, batch=8)
+    assert all(torch.equal(first[i], again[i]) and not torch.equal(first[i], heavy[i]) for i in first)
+    rows = data.where("train")
+    assert all(torch.equal((first[i] * 255).round().sum(), torch.tensor(float(data.pixels(rows[[i]]).sum()))) for i in first)
