@@ -1,5 +1,6 @@
 """A corruption changes what it names, more with each severity, and the same way however images are grouped."""
 
+import functools
 import inspect
 import io
 import math
@@ -28,6 +29,7 @@ def apply(name, images, severity=None, **parameters):
     return corruptions.apply(get(name), images, range(len(images)), severity, parameters or None)
 
 
+@functools.cache
 def lesions(size, count=8, grey=False):
     """Dark blots on textured skin of many tones: uint8 [N, size, size, 3]."""
     rng = np.random.default_rng(1)
@@ -46,7 +48,7 @@ def lesions(size, count=8, grey=False):
 
 # ---- all of them
 
-@pytest.mark.parametrize("size, count, grey", [(28, 8, False), (64, 6, True), (225, 2, False)])
+@pytest.mark.parametrize("size, count, grey", [(28, 8, False), (64, 6, True), (160, 2, False)])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_severity_changes_pixels_and_more_than_the_last(name, size, count, grey):
     images = lesions(size, count, grey)
@@ -174,12 +176,12 @@ def hard_images(size):
     steps[:, size // 3:] = 255
     steps[size // 2:] = 255 - steps[size // 2:]
     yield steps
-    for period in (2, 3, 4, 6, 9, 13):
+    for period in (3, 6, 11):
         stripes = (np.arange(size) % period < period / 2) * np.uint8(255)
         yield np.repeat(np.broadcast_to(stripes[:, None, None], (size, size, 1)), 3, -1)
 
 
-@pytest.mark.parametrize("size, sigma", [(28, .4), (64, 1), (100, 2.3), (100, 2.4), (99, 3.6), (120, 5), (120, 8), (30, 40)])
+@pytest.mark.parametrize("size, sigma", [(28, .4), (64, 1), (100, 2.3), (100, 2.4), (99, 3.6), (90, 5), (90, 8), (30, 12)])
 def test_blur_is_a_true_gaussian_to_one_level(size, sigma):
     for pixels in hard_images(size):
         assert np.abs(filters.gaussian(pixels, sigma) - true_gaussian(pixels, sigma)).max() < 1

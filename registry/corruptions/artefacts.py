@@ -44,7 +44,7 @@ def cover(image, canvas, colour):
 
 def curve(start, bend, end):
     """Points along a quadratic Bezier curve."""
-    t = np.linspace(0, 1, 25)[:, None]
+    t = np.linspace(0, 1, 17)[:, None]
     points = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t ** 2 * end
     return [tuple(point) for point in points.tolist()]
 
@@ -63,7 +63,7 @@ def hair(images, *, rngs, count):
             along = np.array([math.cos(turn), math.sin(turn)]) * CANVAS * (.15 + .35 * length)
             across = along[::-1] * (1, -1) * (bend - .5) * 1.2
             pen.line(curve(middle - along, middle + across, middle + along), round(255 * (.7 + .3 * dark)),
-                     round(PX * (.6 + 1.1 * width)), joint="curve")
+                     round(PX * (.6 + 1.1 * width)))
         return cover(image, canvas, colour)
     return each(draw, images, rngs)
 
