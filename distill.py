@@ -127,7 +127,7 @@ def own_teacher(study, options):
         arguments = config.arguments(config.training_parser("train_teacher.py", ""), place)
         return train_teacher.main(["--config", str(run / "config.yaml"), *arguments])[0]
     print(f"no teacher in {study}: training a {teacher} first")
-    own = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr")  # these are said of the student
+    own = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr", "augment")  # these are said of the student
     shared = {key: value for key, value in options.items() if key not in own}
     arguments = config.arguments(config.training_parser("train_teacher.py", ""), shared)
     return train_teacher.main([*arguments, "--teacher", teacher])[0]
@@ -136,9 +136,10 @@ def own_teacher(study, options):
 def next_command(study, folders):
     """The baseline, if the study lacks it; else the evaluation of a student in full."""
     arch = runs.read_json(folders[0] / "environment.json")["arch"]
-    alone = f"{runs.safe(arch)}_alone"
     options = runs.read_yaml(folders[0] / "config.yaml")
-    if objective.method(options) != "alone" and not options["term"] and not (study / alone).exists():
+    untaught = objective.method({**options, "alpha": 1.0, "beta": 0.0})
+    alone = f"{runs.safe(arch)}_{untaught}"
+    if objective.method(options) != untaught and not options["term"] and not (study / alone).exists():
         return (f"python distill.py --config {(folders[0] / 'config.yaml').as_posix()} --alpha 1 --beta 0 --name {alone}"
                 "   # the same student without a teacher")
     return f"python evaluate.py {folders[0].as_posix()}   # every class, with intervals"

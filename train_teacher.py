@@ -27,7 +27,7 @@ def main(argv=None):
     training.check_architecture(options["teacher"], registry)
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     data = training.load_data(options, registry)
-    options["name"] = options["name"] or f"teacher_{runs.safe(options['teacher'])}"
+    options["name"] = options["name"] or f"teacher_{runs.safe(options['teacher'])}{objective.variant(options)}"
     folders = []
     for seed in options["seeds"]:
         folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"

@@ -2,7 +2,7 @@
 
 Heavy: crops are cut and resized in uint8, one image at a time, by Pillow, in threads ahead of use; colour and erasing
 are done on batches of floats. A GPU resamples a whole batch instead, from the same draws (benchmarks/input.py measures
-both). Light: a window and flips.
+both). Light: a window and flips. Corruption: heavy, with corruptions of half of the crops.
 """
 
 import functools
@@ -12,20 +12,23 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-KINDS = ("heavy", "light")
+from kd import corruptions
+
+KINDS = ("heavy", "light", "corruption")
 
 SCALE = (0.5, 1.0)      # share of the area that a crop keeps: lesions fill much of the frame
 RATIO = (3 / 4, 4 / 3)  # width over height of a crop
 BRIGHTNESS = CONTRAST = SATURATION = 0.2  # a factor within 1 -+ this
 ERASE = 0.25            # probability of erasing a rectangle
 ERASE_SCALE = (0.02, 0.2)
+CORRUPT = 0.5           # probability of a corruption
 
 _turn = Image.Transpose
 TURNS = (None, _turn.ROTATE_90, _turn.ROTATE_180, _turn.ROTATE_270,  # and after a flip, left to right:
          _turn.FLIP_LEFT_RIGHT, _turn.TRANSPOSE, _turn.FLIP_TOP_BOTTOM, _turn.TRANSVERSE)
 
 DRAWS = ("scale", "ratio", "top", "left", "flip", "turn", "brightness", "contrast",
-         "saturation", "erase", "erase_scale", "erase_ratio", "erase_top", "erase_left")
+         "saturation", "erase", "erase_scale", "erase_ratio", "erase_top", "erase_left", "corrupt", "corruption", "severity")
 
 
 def uniform(seed, epoch, index, count):
@@ -109,26 +112,37 @@ def window(images, draws, size):
     return result
 
 
+def corrupt(images, draws, entries):
+    """Put CORRUPT of the views uint8 [N, S, S, 3], in place, each under one of these corruptions (registry entries) at a
+    severity, both drawn. What a corruption draws itself follows from the image's own draw."""
+    which, severity = (draws["corruption"] * len(entries)).astype(int), 1 + (draws["severity"] * 5).astype(int)
+    chosen = draws["corrupt"] < CORRUPT
+    for k, level in sorted(set(zip(which[chosen].tolist(), severity[chosen].tolist()))):
+        rows = np.flatnonzero(chosen & (which == k) & (severity == level))
+        images[rows] = corruptions.apply(entries[k], images[rows], [float(draws["corruption"][n]).hex() for n in rows], level)
+    return images
+
+
 def settings(kind, device):
     """All that a view depends on beside its draws and the pixels, for whoever keeps results of views."""
     if kind == "light":
         return ["light"]
     numbers = [list(SCALE), list(RATIO), BRIGHTNESS, CONTRAST, SATURATION, ERASE, list(ERASE_SCALE)]
-    return numbers + ["resampled"] if device.type == "cuda" else numbers
+    return numbers + ["resampled"] if device.type == "cuda" and kind == "heavy" else numbers
 
 
 def begin(images, draws, size, kind, device):
     """The part of an augmentation that threads do ahead of use: uint8 [N, R, R, 3] -> uint8 [N, S, S, 3], in memory."""
     if kind == "light":
         return window(images, draws, size)
-    return images if device.type == "cuda" else crop(images, draws, size)
+    return images if device.type == "cuda" and kind == "heavy" else crop(images, draws, size)
 
 
 def finish(pixels, draws, size, kind, device):
     """What remains, on the device: uint8 [N, S, S, 3], as begin() gives it -> float [N, 3, size, size] in [0, 1]."""
     if kind == "light":
         return to_float(pixels, device)
-    if device.type == "cuda":
+    if device.type == "cuda" and kind == "heavy":
         return colour(resample(to_device(pixels, device), draws, size), draws)
     views = to_float(pixels, device)
     for part in _parts(len(pixels), device):

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from kd import suites
 from kd.errors import Parser, UserError, nearest, not_negative, positive, seed, share
 from kd.runs import read_json, read_yaml
 
@@ -55,8 +56,10 @@ def training_parser(prog, description):
                           help="stop after so many epochs without a better validation macro-F1")
     training.add_argument("--hard", metavar="LOSS", help="loss on labels: ce,smoothing=0.1 | focal,gamma=2 | "
                           "class_balanced | logit_adjusted; default: the data set's own, else ce")
-    training.add_argument("--augment", choices=("heavy", "light"), default="heavy",
-                          help="heavy: crops of half the area and more, flips and turns, colour, erasing; light: a window and flips")
+    training.add_argument("--augment", choices=("heavy", "light", "corruption"), default="heavy",
+                          help="heavy: crops of half the area and more, flips and turns, colour, erasing; light: a window and flips; "
+                          f"corruption: heavy, and half of the views under one of {', '.join(suites.TRAINED)}, of whose families "
+                          "no suite of robustness.py measures any")
     training.add_argument("--seeds", type=seed, nargs="+", default=[0], metavar="N", help="one run a seed")
     machine = parser.add_argument_group("machine and files")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")

@@ -29,6 +29,7 @@ class Data:
     size: int
     synthetic: bool
     skipped: list
+    corruptions: tuple = ()  # registry entries, under which training sees some of its views
 
     @property
     def fingerprint(self):
@@ -167,7 +168,8 @@ def _augmented(data, rows, chunks, view, device, workers, kind):
 
     def load(chunk):
         draws = augment.draw(*view, rows[chunk])
-        return augment.begin(data.pixels(rows[chunk]), draws, data.size, kind, device), draws
+        pixels = augment.begin(data.pixels(rows[chunk]), draws, data.size, kind, device)
+        return augment.corrupt(pixels, draws, data.corruptions) if kind == "corruption" else pixels, draws
 
     for pixels, draws in _ahead(load, chunks, workers):
         yield augment.finish(pixels, draws, data.size, kind, device)

@@ -220,8 +220,16 @@ def needed(terms):
 
 
 def method(options):
-    """`alone`, or the names of the losses beside the hard one, as in kd_at; fit for a folder's name."""
+    """`alone`, or the names of the losses beside the hard one, as in kd_at, and another augmentation than the heavy one;
+    fit for a folder's name."""
     parts = [parse_spec(options["soft"])[0]] if options["alpha"] < 1 else []
     parts += ["at"] if options["beta"] else []
     parts += [spec.split("=")[0].strip() for spec in options["term"] or ()]
-    return "_".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts) or "alone"
+    name = "_".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts) or "alone"
+    return name + variant(options)
+
+
+def variant(options):
+    """What a folder's name says of another augmentation than the usual one."""
+    kind = options.get("augment", "heavy")
+    return "" if kind == "heavy" else f"_{kind}"

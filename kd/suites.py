@@ -10,6 +10,8 @@ from kd.errors import UserError
 DEFAULT = ("gaussian_noise", "shot_noise", "defocus_blur", "motion_blur", "jpeg", "pixelate", "brightness_up",
            "brightness_down", "contrast_down", "vignette", "black_corner", "hair", "ruler", "bubbles", "ink")
 
+TRAINED = ("saturation_up", "saturation_down", "colour_cast", "rotation", "off_centre", "zoom")  # by --augment corruption
+
 MEDMNIST_C = ("pixelate", "jpeg", "gaussian_noise", "speckle_noise", "impulse_noise", "shot_noise", "defocus_blur",
               "motion_blur", "zoom_blur", "brightness_up", "brightness_down", "contrast_up", "contrast_down",
               "black_corner", "characters")

@@ -44,7 +44,8 @@ class Targets:
         self.kinds = ["logits"] + [f"attention_{k}" for k in range(len(teacher.stages)) if "teacher_attention" in needs]
         key = {"format": FORMAT, "teacher": teacher.fingerprint, "normalisation": [list(teacher.mean), list(teacher.std)],
                "data": data.fingerprint, "split": data.split_fingerprint, "input": data.input(),
-               "augmentation": augment.settings(kind, torch.device(device)), "precision": precision}
+               "augmentation": augment.settings(kind, torch.device(device)) + [
+                   [entry.name, entry.info["severities"]] for entry in data.corruptions], "precision": precision}
         if not (self.folder / "key.json").exists():
             runs.write_json(self.folder / "key.json", key)
         old = runs.read_json(self.folder / "key.json")

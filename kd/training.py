@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kd import data as kd_data
-from kd import checkpoint, config, distributed, engine, machine, models, objective, runs, splits
+from kd import checkpoint, config, distributed, engine, machine, models, objective, runs, splits, suites
 from kd.dataset import Dataset
 from kd.errors import UserError
 
@@ -56,6 +56,8 @@ def load_data(options, registry):
     data = kd_data.prepare(dataset, size=options["size"], split_seed=options["split_seed"],
                            split_file=options["split"], cache_folder=options["cache"],
                            root=options["root"] and Path(options["root"]), skip_bad=options["skip_bad"])
+    if options.get("augment") == "corruption":
+        data.corruptions = tuple(registry.get("corruption", name) for name in suites.TRAINED)
     counts = ", ".join(f"{len(data.where(split))} {split}" for split in ("train", "val", "test"))
     what = "synthetic images" if data.synthetic else "images"
     units = f" of {len(set(data.groups))} groups" if data.grouped else ""

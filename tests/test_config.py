@@ -52,7 +52,7 @@ VALUES = {
     "size": [64, None], "groups": ["groups of mine.csv"], "download": [True, False], "split": ["-s.csv"],
     "split_seed": [0, 5], "skip_bad": [True, False], "cache": ["~/cache", None], "stem": ["small"],
     "weights": ["none", "-w.pt"], "init": ["a=b.pt"], "epochs": [3, None], "batch": [1], "lr": [1e-5, 0.0, 3], "head_lr": [1e-2, None],
-    "augment": ["light"], "weight_decay": [0.0], "warmup": [0.0, 1.0], "clip": [0.0], "patience": [1], "hard": ["focal,gamma=1e-3"],
+    "augment": ["light", "corruption"], "weight_decay": [0.0], "warmup": [0.0, 1.0], "clip": [0.0], "patience": [1], "hard": ["focal,gamma=1e-3"],
     "seeds": [[0], [2, 1, 0], [4294967295]], "device": ["cpu"], "precision": ["bf16"], "workers": [0],
     "out": ["runs of mine", "-out"], "study": ["2024", "null"], "name": ["ünï-cödé", "-x", "true"],
     "plugin": [[], ["a.py"], ["a b.py", "c.py"], ["-dash.py"]],

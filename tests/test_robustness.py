@@ -1,20 +1,25 @@
 """Quality under corruptions: paired with clean, frozen on validation, each corrupted batch shared, resumable by cell."""
 
-import dataclasses
-import itertools
+import io
 import json
 import re
 import shutil
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import exported as exported_parts
 import honest
 import numpy as np
 import pytest
+import small
+from PIL import Image
 
+import distill
 import registry
 import robustness as script
-from kd import audit, corrupted, corruptions, evaluation, figures_robustness, metrics, robustness, runs, suites
+import train_teacher
+from kd import audit, corrupted, corruptions, figures_robustness, robustness, runs, suites, targets
+from kd import data as kd_data
 from kd.errors import UserError
 
 CELLS = [suites.Cell("noise_1", "noise", 1), suites.Cell("noise_2", "noise", 2), suites.Cell("blur_1", "blur", 1)]
@@ -393,10 +398,69 @@ def test_curves_and_heat_map_show_every_model_and_corruption():
 
 def test_a_sheet_is_a_picture_of_every_cell():
     pytest.importorskip("matplotlib")
-    from PIL import Image
-    import io
     red = np.full((8, 8, 3), (250, 20, 20), np.uint8)
     rows = [("jpeg", [("clean", red), ("1: 30", red // 2)]), ("ink", [("clean", red), ("1: 1", 255 - red)])]
     picture = np.asarray(Image.open(io.BytesIO(figures_robustness.sheet(rows))).convert("RGB")).reshape(-1, 3)
     for colour in (red[0, 0], red[0, 0] // 2, 255 - red[0, 0]):
         assert (picture == colour).all(1).sum() > 5000
+
+
+# ---- training for it
+
+
+def test_what_is_trained_on_is_of_no_family_that_a_suite_measures():
+    def family(name):
+        return registry.get("corruption", name).info["family"]
+
+    measured = {family(cell.corruption) for suite in suites.NOTES for cell in suites.cells(suite, lambda name: registry.get("corruption", name))}
+    assert measured.isdisjoint(map(family, suites.TRAINED)) and len(measured) >= 5
+    for script_ in (distill, train_teacher):
+        assert all(name in script_.parser().format_help().replace("\n", " ") for name in suites.TRAINED)
+
+
+def views(data, seed=0, epoch=1, kind="corruption", **options):
+    """{image: pixels} of an epoch's batches."""
+    batches = kd_data.training_batches(data, seed=seed, epoch=epoch, device="cpu", kind=kind, **options)
+    return {i: pixels for images, _, index in batches for i, pixels in zip(index.tolist(), images.numpy())}
+
+
+def test_corrupted_views_follow_from_seed_epoch_and_image_and_half_stay_as_they_were(tmp_path):
+    data = small.data(folder=tmp_path)
+    plain = views(data, kind="heavy", batch=16)
+    data.corruptions = tuple(registry.get("corruption", name) for name in suites.TRAINED)
+    first = views(data, batch=16)
+    for options in ({"batch": 7, "workers": 3}, {"batch": 64, "workers": 0}, {"batch": 16, "seed": 5, "view": (0, 1)}):
+        again = views(data, **options)
+        assert all(np.array_equal(first[i], again[i]) for i in again) and len(again) >= len(first) - 2
+    changed = np.mean([not np.array_equal(first[i], plain[i]) for i in plain])
+    assert .3 < changed < .7
+    assert any(not np.array_equal(first[i], other) for i, other in views(data, batch=16, epoch=2).items())
+
+
+def test_targets_of_a_teacher_are_not_taken_for_views_that_were_corrupted(tmp_path):
+    data = small.data(folder=tmp_path)
+    teacher = small.network(small.options(), data)
+    teacher.fingerprint = "abc"
+    targets.Targets(tmp_path / "targets", teacher, data, 2, needs=set(), precision="fp32")
+    data.corruptions = tuple(registry.get("corruption", name) for name in suites.TRAINED)
+    with pytest.raises(UserError, match="were made from other augmentation"):
+        targets.Targets(tmp_path / "targets", teacher, data, 2, needs=set(), precision="fp32", kind="corruption")
+
+
+def test_a_run_trained_against_corruptions_has_a_name_of_its_own_and_older_runs_stay_finished(tmp_path, no_report, capsys):
+    root = exported_parts.images(tmp_path / "images", count=6)
+    words = ["--data", "folder", "--root", str(root), "--size", "32", "--epochs", "1", "--batch", "8", "--workers", "0", "--alpha", "1",
+             "--student", "tiny", "--stem", "small", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "runs"), "--device", "cpu"]
+    run_, = distill.main([*words, "--augment", "corruption"])
+    assert run_.parent.name == "tiny_alone_corruption" and runs.read_yaml(run_ / "config.yaml")["augment"] == "corruption"
+    plain, = distill.main(words)
+    assert plain.parent.name == "tiny_alone"
+    assert not np.array_equal(*(runs.read_npz(folder / "predictions" / "test.npz")["logits"] for folder in (run_, plain)))
+    old = runs.read_yaml(plain / "config.yaml")
+    del old["augment"]
+    runs.write_yaml(plain / "config.yaml", old)
+    capsys.readouterr()
+    distill.main(words)
+    assert "finished already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="augment was heavy, now corruption"):
+        distill.main([*words, "--augment", "corruption", "--name", "tiny_alone"])
