@@ -145,6 +145,7 @@ def test_a_part_of_the_images_is_whole_groups_and_has_every_class():
     test = honest.predictions(np.random.default_rng(0), 900)
     few = robustness.part(test, 200)
     assert 195 <= len(few.labels) < 215 and set(few.labels) == set(test.labels)
+    assert all(np.sum(few.labels == k) >= 200 * np.sum(test.labels == k) / 900 - 1e-9 for k in set(test.labels))
     assert set(few.groups).isdisjoint(set(test.groups[~np.isin(test.ids, few.ids)]))
     assert np.array_equal(few.logits, test.logits[np.isin(test.ids, few.ids)])
     assert np.array_equal(robustness.part(test, 5000).ids, test.ids)
