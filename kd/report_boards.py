@@ -101,4 +101,4 @@ def block_of_note(block):
     if kind == "figure":
         src, caption = small(block["png"]), block.get("caption", "")
         return picture(src, caption or "A picture of the notes", caption) if src else aside("A picture of the notes cannot be shown.")
-    return block
+    return paragraph(block["text"]) if kind == "paragraph" else block

@@ -114,7 +114,7 @@ def best_student(study, compared):
         sentences[0] += f" Its paired difference from {second} on test is {row['difference']:+.3f} {bounds(row['lo'], row['hi'], '+.3f')}" + (
             ": test bears the choice out." if row["lo"] > 0 else
             ": on test the other is the better one, so validation chose wrong." if apart else
-            ": the two are not distinguishable on test, and \"best\" rests on validation alone.")
+            ": the two are not distinguishable on test, and “best” rests on validation alone.")
     tested = sorted(((study.over_seeds(model, "macro_f1")["value"], model) for _, model in order), reverse=True)
     tested = [pair for pair in tested if defined(pair[0])]
     if tested and tested[0][1] != best:

@@ -58,3 +58,12 @@ def exported(tmp_path_factory):
     run, root = parts.train(tmp_path_factory.mktemp("exported"))
     export.main([str(run), "--max-flips", "0.5", "--calibration", "32", "--bundle", str(run.parent / "bundle")])
     return run, root
+
+
+@pytest.fixture(scope="session")
+def reported_study(tmp_path_factory):
+    """(folder, page) of a study in which nothing is missing but notes, and its report. Not to be changed."""
+    import report
+    import reported
+    root = reported.write_parts(reported.write_study(tmp_path_factory.mktemp("reported") / "toy"))
+    return root, reported.Page(report.main([str(root)]).read_text(encoding="utf-8"))

@@ -150,7 +150,7 @@ class Page(html.parser.HTMLParser):
         attributes = dict(attributes)
         self.tags.append((tag, attributes))
         if tag == "table":
-            self.table = self.tables.setdefault(attributes["id"].removeprefix("table-"), [])
+            self.table = self.tables.setdefault(attributes.get("id", "").removeprefix("table-"), [])
         elif tag == "tr" and self.table is not None:
             self.table.append({})
         elif "data-key" in attributes:

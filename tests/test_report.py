@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import reported
-from kd import audit, document, evaluation, figures, model_comparison, pdf, report_performance, runs
+from kd import audit, document, evaluation, figures, model_comparison, pdf, report_performance, runs, sections, study_folder
 from kd.errors import UserError
 from reported import CLASSES, Page, words, write_run, write_study
 
@@ -22,11 +22,9 @@ import report
 HOSTILE = ['<script>alert("1")</script>', "$\\frac12$ & 'co' \x1b", "=cmd|' /C calc'!A0", "אבג \u202e", "😀" + "x" * 1999]
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """(folder, page) of a study in which nothing is missing. Not to be changed."""
-    root = reported.write_parts(write_study(tmp_path_factory.mktemp("runs") / "toy"))
-    return root, Page(report.main([str(root)]).read_text(encoding="utf-8"))
+@pytest.fixture
+def study(reported_study):
+    return reported_study
 
 
 @pytest.fixture
@@ -159,6 +157,31 @@ def test_every_number_of_the_page_stands_in_the_csv_of_its_table(study):
         assert not {value for value in shown if value not in held}, name
 
 
+def test_every_cell_of_every_table_stands_in_the_pdf(study, quick):
+    pdfium = pytest.importorskip("pypdfium2")
+    root, page = study
+    held = "".join("".join(one.get_textpage().get_text_range().split()) for one in pdfium.PdfDocument(root / "report.pdf"))
+    parts = sections.build(study_folder.read_study(root))
+    cells = {cell for block in document.blocks_of(parts, "table") for row in document.texts(block)[1] for cell in row}
+    assert len(cells) > 300
+    missing = {cell for cell in cells if "".join(cell.split()) not in held}
+    assert not missing
+
+
+def test_every_number_in_words_stands_in_a_table(study):
+    """Or is one of the numbers that sentences are made with: a level, a count, a promise."""
+    root, page = study
+    said = re.findall(r"<ul>(.*?)</ul>", page.source.split('id="words"')[1].split("</section>")[0], re.S)[0]
+    held = [float(cell) for path in (root / "tables").glob("*.csv") for row in csv.DictReader(path.open(encoding="utf-8"))
+            for cell in row.values() if document._is_number(cell or "")]
+    shown = {form.format(value) for value in held for form in ("{:.3f}", "{:+.3f}", "{:+.4f}", "{:.0%}", "{:.1%}", "{:g}")}
+    means = {f"{np.mean([runs.read_json(root / model / f'seed_{k}/metrics.json')['val']['macro_f1']['value'] for k in (0, 1)]):.3f}"
+             for model in ("small_alone", "small_kd")}
+    numbers = re.findall(r"(?<![\w.])[+-]?\d+\.?\d*%?(?![\w])", re.sub(r"macro-F1|seed \d|_\d|small_\w+|teacher_\w+", " ", said))
+    assert len(numbers) > 20
+    assert not {number for number in numbers if number not in shown | means | {"0", "3"}}
+
+
 def test_printed_numbers_are_the_values_rounded(study):
     fractions = [(value, text) for value, text in study[1].shown if re.fullmatch(r"\d\.\d{3}", text)]
     assert len(fractions) > 300
@@ -289,6 +312,19 @@ def test_runs_tested_on_different_images_are_not_compared(study, tmp_path, quick
     page = paged(root)
     assert "must not be compared" in page.text and "must not be compared" not in study[1].text
     assert {row["model"] for row in table(root, "deltas")} == {"small_alone"}
+
+
+def test_notes_are_shown_as_they_are_and_as_text(tmp_path, quick):
+    write_run(tmp_path / "toy/a/seed_0")
+    (tmp_path / "one.md").write_text("# Why <b>\n\n- *first*\n- second\n\n| a | b |\n| - | - |\n| <i>1 | 2 |\n", encoding="utf-8")
+    (tmp_path / "two.txt").write_text("Plain =words.", encoding="utf-8")
+    page = Page(report.main([str(tmp_path / "toy"), "--notes", str(tmp_path / "one.md"), str(tmp_path / "two.txt")]).read_text(encoding="utf-8"))
+    notes = page.text.split("Supplementary notes")[-1]
+    for told in ("one.md Why <b>", "first", "second", "<i>1", "two.txt Plain =words."):
+        assert told in notes, told
+    assert not {"i", "em"} & {tag for tag, _ in page.tags} and not list((tmp_path / "toy/tables").glob(".csv"))
+    with pytest.raises(UserError, match="three.md"):
+        report.main([str(tmp_path / "toy"), "--notes", str(tmp_path / "three.md")])
 
 
 # ---- findings of the audit
