@@ -46,7 +46,7 @@ def render(study, lead, parts):
                                      trim_blocks=True, lstrip_blocks=True,
                                      finalize=lambda value: document.printable(value) if type(value) is str else value)
     script = (folder / "sort.js").read_text(encoding="utf-8")
-    environment.globals.update(cell=document.cell, light=figures.LIGHT, dark=figures.DARK)
+    environment.globals.update(cell=document.cell, shown=document.shown, light=figures.LIGHT, dark=figures.DARK)
     return environment.get_template("report.html").render(
         study=study, lead=lead, sections=[section for section in parts if section.blocks], script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())

@@ -44,6 +44,9 @@ def resample(count, replicates=REPLICATES, seed=SEED):
     return weights
 
 
+shared = functools.lru_cache(maxsize=4)(resample)  # weights for validation, for test ...: one for all runs of a study
+
+
 def sums(weights, statistics):
     """Weights [B, G] times per-cluster statistics [G, K]: [B, K] in float64."""
     step = max(1, 2 ** 22 // weights.shape[1])  # 32 MiB of weights as float64 at a time

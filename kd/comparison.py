@@ -93,5 +93,6 @@ def agreement(labels, reference, model, weights=None):
     differ, before, after = reference != model, reference == labels, model == labels
     kinds = {"agreement": ~differ, "right_to_wrong": before & ~after, "wrong_to_right": ~before & after,
              "wrong_to_wrong": differ & ~before & ~after}
-    n = weights.sum(1, dtype=np.float64)
-    return {name: metrics.ratio(weights[:, kind].sum(1, dtype=np.float64), n) for name, kind in kinds.items()}
+    # whole numbers below 2^24, so the product is exact in float32
+    counts = weights.astype(np.float32, copy=False) @ np.stack([np.ones(len(labels)), *kinds.values()], 1).astype(np.float32)
+    return {name: metrics.ratio(count, counts[:, 0]) for name, count in zip(kinds, counts.T[1:].astype(np.float64))}

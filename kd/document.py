@@ -196,12 +196,20 @@ def text(value, form=".3f"):
     return format(value, form) if isinstance(value, (int, float)) and form else str(value)
 
 
-def texts(block):
+def shown(block, most):
+    """(caption, records) of a table as far as they are shown: at most `most` rows, and a word about the others."""
+    caption, records = block["caption"], block["records"]
+    if len(records) > most:
+        caption = f"{caption} (the first {most} of {len(records):,} rows; tables/{block['name']}.csv has all)"
+    return caption, records[:most]
+
+
+def texts(block, most=None):
     """(titles, rows) of a table, each cell one text: `0.457 [0.414, 0.496]`."""
     def one(shown):
         return f"{shown['text']} [{shown['lo']}, {shown['hi']}]" if shown["bounds"] else shown["text"]
     return ([column.title for column in block["columns"]],
-            [[one(cell(record, column)) for column in block["columns"]] for record in block["records"]])
+            [[one(cell(record, column)) for column in block["columns"]] for record in block["records"][:most]])
 
 
 def to_csv(records):

@@ -4,7 +4,6 @@ Two steps that never mix: `choose` sees validation alone and fixes the temperatu
 operating point; `evaluate` applies them, frozen, to test.
 """
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,10 +132,7 @@ def evaluate(val, test, settings=Settings(), folder=None):
 def resampling(test, settings):
     """(index [n], weights [1 + B, G]) of the clusters of Predictions; the same clusters get the same weights."""
     index, count = bootstrap.clusters(test.clusters)
-    return index, _weights(count, settings.replicates)
-
-
-_weights = functools.lru_cache(maxsize=2)(bootstrap.resample)  # one for validation, one for test, shared by a study
+    return index, bootstrap.shared(count, settings.replicates)
 
 
 def conventions(test, majority, settings):

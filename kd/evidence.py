@@ -109,7 +109,7 @@ def of_run(folder, result=None, held=None):
     environment = read("environment.json", runs.read_json, dict)
     config = read("config.yaml", runs.read_yaml, dict)
     case.role = str(environment.get("role") or ("teacher" if model.startswith("teacher") else ""))
-    case.split = read("split.csv", runs.read_csv, list, required=("id", "group", "label", "split"))
+    case.split = read("split.csv", runs.read_split, list)
     case.curves = columns(read("history.csv", runs.read_csv, list))
     add_predictions(case, *(held or (read(f"predictions/{split}.npz", predictions.read, object) for split in ("val", "test"))))
     add_metrics(case, read("metrics.json", runs.read_json, dict) if result is None else result)

@@ -114,7 +114,8 @@ def compare(models, settings, answers_only=False):
     pairs = [(models[0], model) for model in models[1:]]
     pairs += [(twin, model) for model in models[1:] for twin in models[1:]
               if model.kind == "student" and twin.kind == "alone" and twin.arch and twin.arch == model.arch]
-    pairs = [pair(reference, model, first, weights[:, index]) for reference, model in pairs]
+    images = weights[:, index].astype(np.float32)
+    pairs = [pair(reference, model, first, images) for reference, model in pairs]
     for rows in zip(*(one["rows"] for one in pairs)):
         for row, p in zip(rows, comparison.holm([row["p"] for row in rows])):
             row["p_corrected"] = float(p)

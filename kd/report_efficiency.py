@@ -171,9 +171,9 @@ def pareto(study):
     if any(point["noisy"] for point in points):
         blocks.append(aside(f"Latencies of {sum(point['noisy'] for point in points)} of {len(points)} are noisy: see above."))
     export = [{key: point[key] for key in ("model", "score", "latency_ms", "params_mib", "peak_cuda_mib", "seed", "precision", "file",
-                                           "score_lo", "score_hi", "file_bytes", "dominated", "noisy")} for point in points]
+                                           "score_lo", "score_hi", "interval_of", "file_bytes", "dominated", "noisy")} for point in points]
     return [*blocks, *more, table("pareto", "Quality against latency", [
-        Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("Precision", "precision"), interval("Macro-F1", "score"),
+        Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("Precision", "precision"), interval("Macro-F1", "score"), Column("Interval of", "interval_of"),
         Column("Latency p50, ms", "latency_ms", ".2f"), Column("Parameters, MiB", "params_mib", ".2f"),
         Column("Peak GPU, MiB", "peak_cuda_mib", ".1f"), Column("File, MB", "file_mb", ".2f"), Column("Dominated", "dominated_by"),
         Column("Noise", "noise")], points, export)]
@@ -202,7 +202,8 @@ def candidates(study):
             continue
         points.append({"model": model, "seed": seed, "role": run.kind, "precision": precision, "file": row["file"],
                        "label": f"{model}{'' if len(study.models[model]) == 1 else ' ' + run.number}{' INT8' if precision == 'int8' else ''}",
-                       "score": score["value"], "score_lo": score["lo"], "score_hi": score["hi"], "latency_ms": row["lat_ms_p50"],
+                       "score": score["value"], "score_lo": score["lo"], "score_hi": score["hi"],
+                       "interval_of": "score" if precision == "fp32" else "difference to fp32", "latency_ms": row["lat_ms_p50"],
                        "params_mib": row.get("params_mib"), "peak_cuda_mib": row.get("peak_cuda_mib"),
                        "file_bytes": row.get("file_bytes"), "file_mb": scaled(row.get("file_bytes"), 1e6), "noisy": row["noisy"],
                        "noise": "noisy" if row["noisy"] else ""})

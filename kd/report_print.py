@@ -6,6 +6,7 @@ import io
 from kd import document
 
 PICTURE = 72  # points of a picture's width
+ROWS = 100  # of a table, at most
 
 
 def printed(title, lead, sections):
@@ -30,9 +31,9 @@ def _paragraph(block):
 def _table(block):
     if not block["columns"]:
         return []
-    titles, rows = document.texts(block)
+    titles, rows = document.texts(block, ROWS)
     keys = max(1, sum(column.kind in ("model", "seed") for column in block["columns"]))
-    return [{"kind": "table", "columns": titles, "rows": rows, "caption": block["caption"], "keys": keys}]
+    return [{"kind": "table", "columns": titles, "rows": rows, "caption": document.shown(block, ROWS)[0], "keys": keys}]
 
 
 def _figure(block):

@@ -54,8 +54,8 @@ def robustness(study):
                    only_csv("robustness", export)]
     else:
         blocks.append(table("robustness", "Every corruption", [
-            Column("Tag", "tag", kind="text"), Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"),
-            Column("File", "format"), interval("Accuracy", "acc", "accuracy"), interval("Macro-F1", "macro_f1"),
+            Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"),
+            Column("Corruption", "tag"), interval("Accuracy", "acc", "accuracy"), interval("Macro-F1", "macro_f1"),
             interval("Δ macro-F1", "macro_f1_difference", form="+.3f")],
             [{**row, "format": FILES.get(row["file"], row["file"])} for row in rows], export))
     src = small(study.sheet, 1400) if study.sheet else None

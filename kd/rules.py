@@ -374,14 +374,14 @@ def class_number(texts, class_names):
 def shared_by_splits(split=(), val=None, test=None):
     found = False
     for key, what in (("group", "groups (lesions, patients)"), ("sha256", "identical images")):
-        where = defaultdict(Counter)
+        where = defaultdict(set)
         for row in split:
-            if row.get(key):
-                where[row[key]][row["split"]] += 1
-        shared = {value: counts for value, counts in where.items() if len(counts) > 1}
-        if not shared:
+            where[row.get(key)].add(row["split"])
+        several = {value for value, parts in where.items() if value and len(parts) > 1}
+        if not several:
             continue
         found = True
+        shared = {value: Counter(row["split"] for row in rows) for value, rows in _rows_by(split, key).items() if value in several}
         parts = sorted({part for counts in shared.values() for part in counts})
         held_out = sum(counts["test"] for counts in shared.values())
         tested = sum(row["split"] == "test" for row in split)
@@ -395,6 +395,13 @@ def shared_by_splits(split=(), val=None, test=None):
             shared = set() if ours is None or theirs is None else set(ours) & set(theirs)
             if shared:
                 yield f"validation and test share {len(shared):,} {what}: {listing(sorted(shared), 3)}"
+
+
+def _rows_by(rows, key):
+    found = defaultdict(list)
+    for row in rows:
+        found[row.get(key)].append(row)
+    return found
 
 
 @rule("note", "Images of one lesion on both sides of a split raise the test score, and only the list of who went where "
@@ -453,7 +460,7 @@ def _macro_f1(part, labels, replicates=bootstrap.REPLICATES):
     """[1 + B] macro-F1 over the classes in `labels`, of the sample and of replicates by clusters."""
     index, count = bootstrap.clusters(part.clusters)
     counts = bootstrap.confusions(part.labels, part.probabilities.argmax(1), len(part.class_names), index,
-                                  bootstrap.resample(count, replicates))
+                                  bootstrap.shared(count, replicates))
     missing = (counts.sum(-1)[:, labels] == 0).any(1)
     return np.where(missing, np.nan, measures.f1(counts)[:, labels].mean(1))
 

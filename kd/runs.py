@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import math
@@ -163,6 +164,20 @@ def read_csv(path, required=(), separators=","):
         raise UserError(f"{path} has rows that are longer than its header",
                         "Text that holds a comma stands in double quotes.")
     return rows
+
+
+_SPLITS = {}  # digest of a split.csv -> its rows
+
+
+def read_split(path):
+    """The rows of a split.csv, not to be changed: all runs of a study have the same one, which is parsed and kept once."""
+    with _reading(path):
+        digest = hashlib.sha256(Path(path).read_bytes()).digest()
+    if digest not in _SPLITS:
+        if len(_SPLITS) >= 4:
+            _SPLITS.clear()
+        _SPLITS[digest] = read_csv(path, ("group", "label", "split"))
+    return _SPLITS[digest]
 
 
 def write_npz(path, **arrays):

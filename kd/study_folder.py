@@ -252,7 +252,7 @@ def read_run(folder):
             "environment.json", "is not a mapping")
     _, model, seed = runs.describe(folder)
     return Run(folder, model, seed, optional("config.yaml", runs.read_yaml) or {}, environment,
-               optional("split.csv", runs.read_csv, required=("group", "label", "split")),
+               optional("split.csv", runs.read_split),
                history, metrics, test, samples)
 
 
