@@ -5,11 +5,10 @@ import io
 from pathlib import Path
 
 from kd import events, notes
-from kd.document import Column, aside, bullets, heading, missing, only_csv, paragraph, picture, table
+from kd.document import Column, aside, bullets, heading, missing, paragraph, picture, table
 from kd.errors import UserError
 
-MOST = 300      # rows that a page shows
-PICTURES = 12   # images that it shows
+PICTURES = 12  # images that a page shows
 
 
 def boards(study):
@@ -28,8 +27,6 @@ def boards(study):
     rows = events.table(histories)
     if not rows:
         blocks += missing("TensorBoard scalars", "The event files hold none that can be read.")
-    elif len(rows) > MOST:
-        blocks += [aside(f"{len(rows):,} scalars are too many for a page; tables/scalars.csv has them."), only_csv("scalars", rows)]
     else:
         blocks.append(table("scalars", "Last and best value of each scalar; best is the highest or lowest, as the tag says, at its first step",
                             [Column("Run", "run", kind="text"), Column("Tag", "tag", kind="text"), Column("Last", "last", ".4g"),

@@ -3,14 +3,13 @@
 import math
 
 from kd import figures_robustness, suites
-from kd.document import (Column, aside, bounds, counted, defined, figure, heading, interval, missing, only_csv, paragraph, picture,
+from kd.document import (Column, aside, bounds, counted, defined, figure, heading, interval, missing, paragraph, picture,
                          table)
 from kd.evidence import number
 from kd.report_boards import small
 
 FIRST = ("acc", "macro_f1", "tag", "model", "seed")
 TEXT = ("tag", "model", "seed", "file", "suite", "corruption", "baseline", "worst_tag")
-MOST = 40  # rows that a page shows
 FILES = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8"}
 
 
@@ -49,15 +48,11 @@ def robustness(study):
         blocks += drawings([row for row in rows if row["suite"] == suite], suite)
     blocks.append(worst(rows))
     export = [{key: row.get(key) for key in (*FIRST, *(key for key in row if key not in (*FIRST, "role")))} for row in rows]
-    if len(rows) > MOST:
-        blocks += [aside(f"All {len(rows):,} rows, a model and a severity each, are in tables/robustness.csv."),
-                   only_csv("robustness", export)]
-    else:
-        blocks.append(table("robustness", "Every corruption", [
-            Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"),
-            Column("Corruption", "tag"), interval("Accuracy", "acc", "accuracy"), interval("Macro-F1", "macro_f1"),
-            interval("Δ macro-F1", "macro_f1_difference", form="+.3f")],
-            [{**row, "format": FILES.get(row["file"], row["file"])} for row in rows], export))
+    blocks.append(table("robustness", "Every corruption", [
+        Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"),
+        Column("Corruption", "tag"), interval("Accuracy", "acc", "accuracy"), interval("Macro-F1", "macro_f1"),
+        interval("Δ macro-F1", "macro_f1_difference", form="+.3f")],
+        [{**row, "format": FILES.get(row["file"], row["file"])} for row in rows], export))
     src = small(study.sheet, 1400) if study.sheet else None
     return [*blocks, heading("What the corruptions look like"),
             picture(src, "A test image under each corruption, a column a severity.")] if src else blocks
