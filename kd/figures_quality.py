@@ -107,8 +107,8 @@ def risk_coverage(figure, curves, narrow=False):
 def pareto(figure, points, unit, narrow=False):
     """Quality over latency; the area of a mark is the file's size, a hollow mark is dominated.
 
-    points: (label, kind, "fp32" or "int8", latency in ms, score, lo, hi, bytes, whether dominated, place of the
-    point it was quantised from, or None). unit: what the latency is of.
+    points: ((label, details), kind, "fp32" or "int8", latency in ms, score, lo, hi, bytes, whether dominated, place of
+    the point it was quantised from, or None). unit: what the latency is of. narrow: without the details.
     """
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
     width, height = (400, 400) if narrow else (820, 430)
@@ -133,7 +133,7 @@ def pareto(figure, points, unit, narrow=False):
         axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
     else:
         axes.set_xlim(0, latencies.max() * 1.12)
-    for name, kind, precision, x, y, lo, hi, size, dominated, origin in points:
+    for _, kind, precision, x, y, lo, hi, size, dominated, origin in points:
         if origin is not None:
             axes.plot([points[origin][3], x], [points[origin][4], y], color=LIGHT["muted"], linewidth=.75, zorder=1)
         axes.plot([x, x], [lo, hi], color=LIGHT[kind], linewidth=1.25, alpha=.7, zorder=2)
@@ -146,11 +146,11 @@ def pareto(figure, points, unit, narrow=False):
     heights = apart([points[k][4] for k in order], gap)
     shift = max(0, low + gap / 2 - min(heights)) - max(0, max(heights) - high + gap / 2)
     for k, y in zip(order, heights):
-        name, kind, _, x, score, *_ = points[k]
+        (name, details), _, _, x, score, *_ = points[k]
         axes.annotate("", (x, score), xytext=(1.03, y + shift), xycoords="data", textcoords=beside, zorder=1,
                       arrowprops={"arrowstyle": "-", "color": LIGHT["rule"], "linewidth": .75, "shrinkB": 0})
-        axes.text(1.045, y + shift, label(name, 27 if narrow else 44), transform=beside, va="center",
-                  fontsize=10 if narrow else 11)
+        axes.text(1.045, y + shift, label(name, 27) if narrow else f"{label(name, 36)}, {details}", transform=beside,
+                  va="center", fontsize=10 if narrow else 11)
     axes.grid(axis="both")
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)

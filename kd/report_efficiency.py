@@ -1,7 +1,7 @@
 """What models cost as they are deployed, what exporting lost, and which of them are worth their time."""
 
 import math
-from pathlib import Path
+from collections import Counter
 
 from kd import figures_quality
 from kd.document import Column, aside, bounds, counted, defined, figure, heading, interval, missing, paragraph, table
@@ -47,7 +47,7 @@ def efficiency(study):
     blocks = []
     if not rows:
         blocks += missing("latency and memory", "No run has benchmark.csv." if not left_out else "No row says where it was measured.",
-                          f"python benchmark.py {study.command}" if study.runs else "")
+                          f"python benchmark.py {study.command}")
     for run, why in dict.fromkeys(left_out):
         blocks += missing(f"some of benchmark.csv of {run}", f"There, {why}.")
     lacking = [run for run in study.firsts if not run.benchmark]
@@ -107,7 +107,7 @@ def exports(study):
     held = [run for run in study.runs if run.parity]
     if not held:
         return missing("what exporting loses", "No run has exports/parity.json.",
-                       f"python export.py {(study.firsts or study.runs)[-1].path.as_posix()}" if study.runs else "")
+                       f"python export.py {(study.firsts or study.runs)[-1].path.as_posix()}")
     records = [export_record(run, name, one) for run in held for name, one in run.parity.items()]
     return [heading("Exported files"), *[paragraph(sentence) for sentence in export_sentences(study)],
             table("exports", "Exported files against their checkpoint, on the test images; paired intervals over lesions or patients", [
@@ -149,18 +149,18 @@ def export_sentences(study):
 def pareto(study):
     points, comparable, left_out = candidates(study)
     if len(points) < 2:
-        return missing("quality against latency", "It needs two models with predictions, metrics and benchmark.csv, measured alike."
-                       if study.runs else "It needs runs.", f"python benchmark.py {study.command}" if study.runs else "")
+        return missing("quality against latency", "It needs two models with predictions, metrics and benchmark.csv, measured alike.",
+                       f"python benchmark.py {study.command}")
     mark_dominated(points)
     blocks = [aside(f"Measured alike: {comparable}. Hollow: dominated, another is at least as fast and scores at least as high (point "
                     "estimates; where intervals overlap, quality is not told apart). Circle: fp32; diamond: INT8, joined to the file "
                     "it was made of; its bar is the interval of the paired difference. The area of a mark is its file's size.")]
     place = {(point["model"], point["seed"]): k for k, point in enumerate(points) if point["precision"] == "fp32"}
-    drawn = [(f"{point['label']}, {point['latency_ms']:.2f} ms" + (f", {point['file_mb']:.1f} MB" if point["file_mb"] else ""),
+    drawn = [((point["label"], f"{point['latency_ms']:.2f} ms" + (f", {point['file_mb']:.1f} MB" if point["file_mb"] else "")),
               point["role"], point["precision"], point["latency_ms"], point["score"], point["score_lo"], point["score_hi"],
               point["file_bytes"], point["dominated"], place.get((point["model"], point["seed"])) if point["precision"] == "int8" else None)
              for point in points]
-    alt = "Macro-F1 over latency. " + "; ".join(f"{one[0]}, {one[4]:.3f}{', dominated' if one[8] else ''}" for one in drawn)
+    alt = "Macro-F1 over latency. " + "; ".join(f"{', '.join(one[0])}, {one[4]:.3f}{', dominated' if one[8] else ''}" for one in drawn)
     most, more = (drawn, []) if len(drawn) <= 16 else ([], missing("the drawing", f"{len(drawn)} points are too many to label; the table "
                                                                                  "has them."))
     if most:
@@ -194,6 +194,7 @@ def candidates(study):
     runs = {(run.model, run.seed): run for run in study.runs if run.metrics}
     key, held = max(groups.items(), key=lambda item: (len({name[:2] for name in item[1]}), len(item[1])))
     points, left_out = [], []
+    seeds = Counter(model for model, _ in {name[:2] for name in held})
     for (model, seed, precision), row in held.items():
         run = runs.get((model, seed))
         score = run and quality(run, precision)
@@ -201,7 +202,7 @@ def candidates(study):
             left_out.append((f"{model}/{seed} {precision}", "Its macro-F1 with an interval is not known."))
             continue
         points.append({"model": model, "seed": seed, "role": run.kind, "precision": precision, "file": row["file"],
-                       "label": f"{model}{'' if len(study.models[model]) == 1 else ' ' + run.number}{' INT8' if precision == 'int8' else ''}",
+                       "label": f"{model}{f' seed {run.number}' if seeds[model] > 1 else ''}{' INT8' if precision == 'int8' else ''}",
                        "score": score["value"], "score_lo": score["lo"], "score_hi": score["hi"],
                        "interval_of": "score" if precision == "fp32" else "difference to fp32", "latency_ms": row["lat_ms_p50"],
                        "params_mib": row.get("params_mib"), "peak_cuda_mib": row.get("peak_cuda_mib"),

@@ -54,6 +54,8 @@ def stated(folder):
                    "an environment (environment.json)"]
         told.append(f"{path.name}: {len(rows)} rows, {', '.join(names)}. Missing: {', '.join(lacking)}.")
     return [*blocks, bullets(told or [f"none of {', '.join(TABLES)} can be read"]),
+            paragraph("Not shown: roles and data, performance, teacher against students, calibration and operating points, robustness, "
+                      "latency and memory, Pareto, training, methods. They are made of run folders.", "missing"),
             aside("A run folder with predictions/test.npz (ids, labels, logits, class_names, groups) is all that is needed:"),
             code("python evaluate.py theirs_test.npz --val theirs_val.npz --groups lesions.csv --out results")]
 

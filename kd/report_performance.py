@@ -13,7 +13,7 @@ MOST = 24  # rows of the forest
 
 def performance(study, compared):
     if not study.firsts:
-        return missing("performance", "No run was evaluated.", f"python evaluate.py {study.command}" if study.runs else "")
+        return missing("performance", "No run was evaluated.", f"python evaluate.py {study.command}")
     columns = [Column("Model", "model", kind="model"), *(interval(title, f"{name}_mean", name) for name, title in METRICS.items()),
                Column("Seeds", "seeds", "d")]
     records = {model: record(study, model) for model in study.evaluated}

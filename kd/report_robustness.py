@@ -38,7 +38,7 @@ def robustness(study):
         blocks += missing(f"robustness of {models}", f"{counted(len(bare), 'row')} of robustness.csv without intervals.")
     if not rows:
         return blocks or missing("robustness under corruptions", "No run has robustness.csv.",
-                                 f"python robustness.py {study.command}" if study.runs else "")
+                                 f"python robustness.py {study.command}")
     lacking = [f"{run.model}/{run.seed}" for run in study.firsts if not run.robustness]
     if lacking:
         blocks += missing(f"robustness of {', '.join(lacking)}", "There is no robustness.csv.")

@@ -134,8 +134,8 @@ def caveats(study, compared):
 
 def students(study, compared):
     if compared is None:
-        return [*caveats(study, None), *missing("comparisons", "They need two models that were evaluated on the same test images."
-                                                if study.runs else "They need runs with predictions."), *confusions(study)]
+        return [*caveats(study, None), *missing("comparisons", "They need two models that were evaluated on the same test images."),
+                *confusions(study)]
     first, size = compared.first, compared.first.size()
     over = "groups (lesions, patients)" if first.groups is not None else "images, taken as independent"
     blocks = [*caveats(study, compared), aside(

@@ -53,8 +53,6 @@ def synthetic(study):
 
 
 def roles(study):
-    if not study.runs:
-        return missing("roles and data", "The folder holds tables alone: no run, no split, no image.")
     return [
         bullets([f"{names_of(study, kind)}: {told}" for kind, told in (
             ("teacher", "the large network that the students learn from"),
@@ -158,8 +156,6 @@ def training(study):
 
 
 def methods(study):
-    if not study.runs:
-        return missing("methods", "Tables tell neither options nor machine.")
     # Where a run lies and what is said elsewhere in the report are no options that matter here.
     hidden = {"role", "formula", "seeds", "name", "study", "out", "student"}
     of_model = ["arch", "parameters"]

@@ -57,10 +57,10 @@ def test_reliability_is_drawn_with_empty_bins_and_without_a_temperature():
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_quality_over_latency_labels_every_point(narrow):
-    points = [(f"m{k}", "student", "int8" if k else "fp32", latency, .5, .4, .6, size, bool(k), 0 if k else None)
+    points = [((f"m{k}", "1 MB"), "student", "int8" if k else "fp32", latency, .5, .4, .6, size, bool(k), 0 if k else None)
               for k, (latency, size) in enumerate([(1., 100), (1., None), (50., 10)])]
     shown = drawn(figures_quality.pareto(points, "median latency, ms an image", narrow, alt="p"))
-    assert {"m0", "m1", "m2", "median latency, ms an image, logarithmic", "macro-F1 on the test split"} <= set(shown)
+    assert {f"m{k}" if narrow else f"m{k}, 1 MB" for k in range(3)} | {"median latency, ms an image, logarithmic", "macro-F1 on the test split"} <= set(shown)
 
 
 @pytest.mark.parametrize("narrow", [False, True])

@@ -120,6 +120,18 @@ def test_a_file_that_is_not_there_is_done_without(two, name):
         path.write_bytes(kept)
 
 
+def test_event_files_cut_short_are_named_and_read_as_far_as_they_go(two):
+    path, = [file for file in (two / "a/seed_0/tb").iterdir() if file.stat().st_size > 200][:1]
+    kept = path.read_bytes()
+    try:
+        path.write_bytes(kept[:-5])
+        page = paged(two)
+        assert "Not all of the event files could be read." in page.text and path.name in page.text
+        assert "a/seed_0" in {"".join(row["run"]) for row in page.tables["scalars"] if row}
+    finally:
+        path.write_bytes(kept)
+
+
 def test_a_folder_without_a_study_is_refused_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "one/a/seed_0")
