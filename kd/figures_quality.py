@@ -161,7 +161,7 @@ def pareto(figure, points, unit, narrow=False):
 @drawing
 def stages(figure, models, narrow=False):
     """Linear CKA with the teacher by stage; models: (label, kind, values [stages], lo, hi)."""
-    figure.set_size_inches((400 if narrow else 560) / 72, 270 / 72)
+    figure.set_size_inches((400 if narrow else 820) / 72, 290 / 72)
     axes = figure.add_subplot()
     count = max(len(values) for _, _, values, *_ in models)
     ends, seen = [], {}
@@ -190,9 +190,10 @@ def stages(figure, models, narrow=False):
 def attention(figure, rows, narrow=False):
     """Test images beside the maps of teacher and student, a row an image.
 
-    rows: (image uint8 [H, W, 3], teacher [stages, h, w], student [stages, h, w]). narrow: the last stage alone.
+    rows: (image uint8 [H, W, 3], teacher [stages, h, w], student [stages, h, w]). narrow: the last stage but one alone, for the
+    last may have four positions.
     """
-    stages = [len(rows[0][1]) - 1] if narrow else range(len(rows[0][1]))
+    stages = [max(0, len(rows[0][1]) - 2)] if narrow else range(len(rows[0][1]))
     columns = [("image", None, None), *((who, place, s) for place, who in ((1, "teacher"), (2, "student")) for s in stages)]
     side, gap = (104, 8) if narrow else (80, 6)
     width = len(columns) * (side + gap) + (0 if narrow else 28)
@@ -206,7 +207,7 @@ def attention(figure, rows, narrow=False):
             axes.set_axis_off()
             axes.imshow(held[0] if place is None else held[place][stage].astype(np.float32), cmap="cividis", interpolation="nearest")
             if row == 0:
-                words = who if place is None or narrow else f"stage {stage + 1}"
+                words = who if place is None else f"{who}, stage {stage + 1}" if narrow else f"stage {stage + 1}"
                 axes.text(.5, 1.05, words, transform=axes.transAxes, ha="center", fontsize=11, color=LIGHT["muted"])
                 if not narrow and place and stage == 0:
                     axes.text(0, 1.28, who, transform=axes.transAxes, fontsize=12, fontweight="bold",
