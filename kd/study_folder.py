@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import errors, foreign, runs
+from kd import errors, foreign, runs, study_checks
 from kd.errors import UserError
 
 UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan, "undefined": 0}
@@ -161,7 +161,7 @@ def _add_summary(study):
     try:
         if path.exists():
             numbers = ("clean_macro_f1", "mean_macro_f1", "mean_macro_f1_lo", "mean_macro_f1_hi", "worst_macro_f1")
-            study.summary = _table(("model", "seed", "file", "suite", "mean_macro_f1"), numbers)(path, runs.read_csv(path), None)
+            study.summary = study_checks.table(("model", "seed", "file", "suite", "mean_macro_f1"), numbers)(path, runs.read_csv(path))
         if sheet.exists():
             study.sheet = sheet.read_bytes()
     except (UserError, OSError) as error:
@@ -186,7 +186,7 @@ def _add_run(study, folder):
         path = folder / name
         try:
             if path.exists():
-                setattr(run, Path(name).stem, check(path, read(path), run))
+                setattr(run, Path(name).stem, check(path, read(path)))
         except UserError as error:
             study.problems.append((folder, f"left out: {error.message}", ""))
 
@@ -196,7 +196,7 @@ def _add_seeds(study, model, group):
     path = group[0].path.parent / "seeds.json"
     try:
         held = runs.read_json(path) if path.exists() else None
-        if not isinstance(held, dict) or not is_table(held.get("test")):
+        if not isinstance(held, dict) or not study_checks.is_table(held.get("test")):
             problem = f"{path} is not what evaluate.py writes" if held is not None else None
         else:
             values = held["test"].get("accuracy", {}).get("values")
@@ -231,7 +231,7 @@ def read_run(folder):
     require(test["labels"].dtype.kind in "iu" and 0 <= test["labels"].min()
             and test["labels"].max() < shape[1], "predictions/test.npz", "has a label that is no class")
     metrics = optional("metrics.json", runs.read_json)
-    require(metrics is None or is_metrics(metrics, shape[1]), "metrics.json",
+    require(metrics is None or study_checks.is_metrics(metrics, shape[1]), "metrics.json",
             f"is not what evaluate.py writes for {shape[1]} classes")
     samples = optional("samples.npz", runs.read_npz, required=("images", "ids"))
     if samples:
@@ -256,52 +256,6 @@ def read_run(folder):
                history, metrics, test, samples)
 
 
-def is_number(value):
-    return value is None or isinstance(value, (int, float))
-
-
-def is_table(value):
-    """Whether this is {NAME: METRIC}."""
-    return isinstance(value, dict) and all(
-        isinstance(metric, dict) and all(is_number(metric.get(key)) for key in ("value", "lo", "hi", "mean", "undefined"))
-        for metric in value.values())
-
-
-def is_metrics(held, classes):
-    """Whether `held` has the form of metrics.json, as far as a report leans on it."""
-    def square(rows):
-        return isinstance(rows, list) and len(rows) == classes and all(
-            isinstance(row, list) and len(row) == classes and all(isinstance(n, int) for n in row)
-            for row in rows)
-
-    def points(held):
-        return isinstance(held, list) and all(
-            isinstance(p, dict) and is_table(p.get("test", {})) and is_table({"": p.get("missed") or {}})
-            and (is_number(p.get("threshold")) or isinstance(p["threshold"], dict)) and is_number(p.get("promised"))
-            for p in held)
-
-    def bins(rows):
-        return isinstance(rows, list) and all(isinstance(row, dict) and all(
-            is_number(row.get(key)) for key in ("confidence", "accuracy", "count")) for row in rows)
-
-    def calibration(held):
-        return isinstance(held, dict) and is_number(held.get("temperature")) and isinstance(
-            held.get("reliability", {}), dict) and all(bins(held["reliability"].get(kind) or []) for kind in (
-                "raw", "calibrated") if "reliability" in held)
-
-    def curve(held):
-        return isinstance(held, dict) and all(isinstance(held.get(key), list) and all(
-            isinstance(x, (int, float)) for x in held[key]) for key in ("coverage", "risk"))
-
-    return (isinstance(held, dict) and is_table(held.get("test")) and is_table(held.get("majority", {}))
-            and is_table(held.get("val", {}))
-            and square(held.get("confusion", [[0] * classes] * classes))
-            and isinstance(held.get("conventions", {}), dict)
-            and is_number(held.get("conventions", {}).get("level"))
-            and points(held.get("operating_points") or []) and calibration(held.get("calibration") or {})
-            and curve(held.get("risk_coverage") or {"coverage": [], "risk": []}))
-
-
 def stale(run):
     """Whether metrics.json states another accuracy than the predictions beside it."""
     stated = run.metric("accuracy")["value"]
@@ -309,51 +263,8 @@ def stale(run):
     return abs(stated - found) > 1e-3  # results of other systems may be rounded
 
 
-# ---- files that later scripts add
-
-
-def _table(needed, numbers):
-    """A check of a CSV's rows: `needed` columns are there, and what is not empty in `numbers` is a number."""
-    def check(path, rows, run):
-        for row in rows:
-            for key in needed:
-                if key not in row:
-                    raise UserError(f"{path} has no column {key}")
-            for key in numbers:
-                try:
-                    float(row.get(key) or "nan")
-                except ValueError as error:
-                    raise UserError(f"{path}: {key} is no number: {row[key][:40]}") from error
-        return rows
-    return check
-
-
-def _parity(path, held, run):
-    def sound(one):
-        return isinstance(one, dict) and isinstance(one.get("test"), dict) and is_number(one.get("bytes")) and is_number(
-            one["test"].get("flips")) and all(
-            isinstance(one["test"].get(name), dict) and is_number(one["test"][name].get("model"))
-            and is_table({"": one["test"][name].get("difference")}) for name in ("macro_f1", "accuracy"))
-    formats = held.get("formats") if isinstance(held, dict) else None
-    if not isinstance(formats, dict) or not all(map(sound, formats.values())):
-        raise UserError(f"{path} is not what export.py writes")
-    return formats
-
-
-def _attention(path, held, run):
-    student, teacher, cka = (held.get(key, np.zeros(0)) for key in ("student", "teacher", "cka"))
-    ends = [held.get(f"cka_{end}", cka) for end in ("lo", "hi")]
-    if student.ndim != 4 or student.shape != teacher.shape or len(held["ids"]) != len(student) or any(
-            values.shape != student.shape[1:2] for values in (cka, *ends)):
-        raise UserError(f"{path} holds no maps [K, stages, h, w] of student and teacher")
-    return held
-
-
-def _npz(path):
-    return runs.read_npz(path, ("ids", "student", "teacher", "cka"))
-
-
-EXTRAS = (("benchmark.csv", runs.read_csv, _table(("model", "lat_ms_p50", "batch"), ("lat_ms_p50", "lat_ms_p90", "batch"))),
-          ("exports/parity.json", runs.read_json, _parity),
-          ("robustness.csv", runs.read_csv, _table(("tag", "macro_f1"), ("macro_f1", "acc"))),
-          ("attention.npz", _npz, _attention))
+# file, how it is read, what is kept of it
+EXTRAS = (("benchmark.csv", runs.read_csv, study_checks.table(("model", "lat_ms_p50", "batch"), ("lat_ms_p50", "lat_ms_p90", "batch"))),
+          ("exports/parity.json", runs.read_json, study_checks.parity),
+          ("robustness.csv", runs.read_csv, study_checks.table(("tag", "macro_f1"), ("macro_f1", "acc"))),
+          ("attention.npz", study_checks.read_attention, study_checks.attention))

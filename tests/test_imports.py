@@ -24,7 +24,8 @@ NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.bundle", "kd.cache",
               "kd.document", "kd.figures_quality", "kd.report_calibration", "kd.report_efficiency",
               "kd.report_findings", "kd.report_performance", "kd.report_robustness", "kd.report_students",
               "kd.report_study", "kd.sections", "kd.study_folder",
-              "kd.report_boards", "kd.report_print"]
+              "kd.report_boards", "kd.report_print",
+              "kd.study_checks"]
 TORCH = ["kd.augment", "kd.backends", "kd.checkpoint", "kd.corrupted", "kd.data", "kd.deployment",
          "kd.distributed", "kd.engine", "kd.export", "kd.external", "kd.losses", "kd.macs",
          "kd.models", "kd.objective", "kd.similarity", "kd.step", "kd.targets", "kd.training", "distill", "export",
