@@ -41,12 +41,14 @@ class Task:
 
 @dataclass
 class Plan:
-    """folder: of the study. training: Tasks, teachers first. words: {section: its options on a command line}."""
+    """folder: of the study. training: Tasks, teachers first. words: {section: its options on a command line}.
+    notes: files that the report quotes."""
 
     path: Path
     folder: Path
     training: list = field(default_factory=list)
     words: dict = field(default_factory=dict)
+    notes: list = field(default_factory=list)
 
 
 def name(run):
@@ -78,6 +80,8 @@ def read(path, parsers):
         config.arguments(parsers[key], sections[key], f"{path}: {key}", positional=[str(plan.folder)])
         opens_networks = key in ("export", "robustness", "benchmark")
         plan.words[key] = words(parsers[key], {**sections[key], "plugin": opens_networks and shared.get("plugin") or None})
+    notes = sections.get("report", {}).get("notes") or []
+    plan.notes = [Path(str(file)) for file in (notes if isinstance(notes, list) else [notes])]
     return plan
 
 

@@ -52,7 +52,7 @@ def _benchmark(plan, own, finished):
 
 def _report(plan, own, finished):
     inputs = sorted({file for pattern in TABLES for file in plan.folder.glob(pattern)} | set(_predictions(finished)))
-    return [_whole(plan, "report", inputs, ["report.*", "tables/*"])]
+    return [_whole(plan, "report", [*inputs, *plan.notes], ["report.*", "tables/*"])]
 
 
 BUILD = {"evaluate": _evaluate, "compare": _compare, "export": _export, "robustness": _robustness, "benchmark": _benchmark,
