@@ -45,15 +45,18 @@ def main(argv=None):
         print("\n".join(commands(plan, Ledger(plan.folder))))
         return plan.folder
     runs.check_writable(plan.folder)
-    start, done, failed = time.monotonic(), 0, {}
+    done, failed, times = 0, {}, {}
     with runs.lock(plan.folder / ".study.lock", what=f"the study {plan.folder}"):
         ledger = Ledger(plan.folder)
         print("\n".join(shown(plan, ledger)), flush=True)
         for stage in stages.STAGES:
+            start = time.monotonic()
             tasks = [task for task in stages.tasks(plan, stage, finished(plan)) if not ledger.done(task)]
             failed.update(carry_out(tasks, stage, plan, ledger, options.jobs))
             done += len(tasks)
-    print(f"\n{done - len(failed)} of {done} steps done in {duration(time.monotonic() - start)}" if done else "\nnothing to do")
+            times.update({stage: time.monotonic() - start} if tasks else {})
+    print(f"\n{done - len(failed)} of {done} steps done in {duration(sum(times.values()))} "
+          f"({', '.join(f'{stage} {duration(seconds)}' for stage, seconds in times.items())})" if done else "\nnothing to do")
     for name, trouble in failed.items():
         print(f"  {name}: {trouble}")
     for report in sorted(plan.folder.glob("report.html")):
