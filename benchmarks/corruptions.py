@@ -10,8 +10,8 @@ generator; their packages import on few machines, so the method is written out h
 to one grey level, beside one pass of Pillow's box blur of the same variance; the least of the five severities' ratios.
 `jpeg`, `contrast`: the same pixels by a plain loop over Pillow.
 The last line is one JSON object of these ratios: times as fast as the other.
-Seen on one core at 2.5 GHz that others used too: noise 6.0 to 6.9, blur 1.26 (1.05 to 1.77), jpeg .97 (.89 to 1.06),
-contrast 1.07 (.94 to 1.28).
+Seen on one core at 2.5 GHz that others used too: noise 5.8 to 6.9, blur 1.26 to 1.36, jpeg .83 to 1.03,
+contrast 1.07 to 1.12 in three runs.
 """
 
 import io
