@@ -55,14 +55,16 @@ def main(argv=None):
             failed.update(carry_out(tasks, stage, plan, ledger, options.jobs))
             done += len(tasks)
             times.update({stage: time.monotonic() - start} if tasks else {})
-    print(f"\n{done - len(failed)} of {done} steps done in {duration(sum(times.values()))} "
-          f"({', '.join(f'{stage} {duration(seconds)}' for stage, seconds in times.items())})" if done else "\nnothing to do")
+    spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in times.items())
+    print(f"\n{done - len(failed)} of {done} steps done in {duration(sum(times.values()))} ({spent})" if done else
+          "\nnothing to do")
     for name, trouble in failed.items():
         print(f"  {name}: {trouble}")
     for report in sorted(plan.folder.glob("report.html")):
         print(f"report: {report}")
     if failed:
-        raise UserError(f"{len(failed)} of {done} steps failed", "The same command tries them again, and leaves what is done.")
+        raise UserError(f"{len(failed)} of {done} steps failed",
+                        "The same command tries them again, and leaves what is done.")
     return plan.folder
 
 
@@ -109,8 +111,9 @@ def carry_out(tasks, stage, plan, ledger, jobs):
 
     def end(task, trouble, seconds):
         if trouble:
-            failed[task.name] = trouble
-            print(f"\n{number(task)} {task.name} failed: {trouble}", flush=True)
+            stale = stage != "train" and ledger.written(task)
+            failed[task.name] = trouble + (" (what it wrote before is out of date)" if stale else "")
+            print(f"\n{number(task)} {task.name} failed: {failed[task.name]}", flush=True)
         else:
             ledger.enter(task, before[task.name], seconds)
             if count > 1:
@@ -167,14 +170,12 @@ def commands(plan, ledger):
                          ("then, in any order or all at once", [task for task in missing if task.name not in first])):
         if tasks:
             lines += [f"# {title}:", *map(command, tasks)]
-    rest = [task for stage in stages.STAGES[1:] for task in stages.tasks(plan, stage, expected(plan)) if not ledger.done(task)]
+    rest = [task for stage in stages.STAGES[1:] for task in stages.tasks(plan, stage, expected(plan))
+            if not ledger.done(task)]
     if rest:
-        lines += [f"# then, one after the other, or all by: {command_line(plan)}", *map(command, rest)]
+        lines += [f"# then, one after the other (or all by study.py {shlex.quote(plan.path.as_posix())}):"]
+        lines += map(command, rest)
     return lines
-
-
-def command_line(plan):
-    return f"python study.py {shlex.quote(plan.path.as_posix())}"
 
 
 def shown(plan, ledger):
@@ -189,8 +190,8 @@ def shown(plan, ledger):
     for stage in stages.STAGES[1:]:
         tasks = stages.tasks(plan, stage, expected(plan))
         done = sum(map(ledger.done, tasks))
-        told = "not in this plan" if not tasks else f"{done} of {len(tasks)} done" if 0 < done < len(tasks) else "done" if done else "to do"
-        lines.append(f"{stage.ljust(widths[0])}  {told}")
+        told = f"{done} of {len(tasks)} done" if 0 < done < len(tasks) else "done" if done else "to do"
+        lines.append(f"{stage.ljust(widths[0])}  {told if tasks else 'not in this plan'}")
     return [f"{plan.path}: {len(plan.training)} networks, into {plan.folder}", "", *(f"  {line}" for line in lines)]
 
 

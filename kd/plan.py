@@ -78,15 +78,15 @@ def read(path, parsers):
         reader.add_students(sections["distill"])
     for key in sections.keys() - {"train_teacher", "distill"}:
         config.arguments(parsers[key], sections[key], f"{path}: {key}", positional=[str(plan.folder)])
-        opens_networks = key in ("export", "robustness", "benchmark")
-        plan.words[key] = words(parsers[key], {**sections[key], "plugin": opens_networks and shared.get("plugin") or None})
+        more = {"plugin": shared.get("plugin")} if key in ("export", "robustness", "benchmark") else {}
+        plan.words[key] = words(parsers[key], {**sections[key], **more})
     notes = sections.get("report", {}).get("notes") or []
     plan.notes = [Path(str(file)) for file in (notes if isinstance(notes, list) else [notes])]
     return plan
 
 
 def words(parser, options):
-    """Options on a command line, in the parser's order: a plan that says the same in another order gives the same commands."""
+    """Options on a command line, in the parser's order, so that the order of a plan's lines changes no command."""
     return config.arguments(parser, {key: options[key] for key in config.known(parser) if key in options})
 
 
@@ -105,7 +105,8 @@ def _options(held, where):
 
 def _check_shared(path, shared, parsers):
     """What stands outside the sections is known to both training scripts."""
-    both = config.known(parsers["train_teacher"]).keys() & config.known(parsers["distill"]).keys() - {"name", "seeds", "train_only"}
+    both = config.known(parsers["train_teacher"]).keys() & config.known(parsers["distill"]).keys()
+    both -= {"name", "seeds", "train_only"}
     for key in shared.keys() - both:
         owners = [section for section in SECTIONS if key in config.known(parsers[section])]
         raise UserError(f"{path}: unknown key {key!r} outside the sections",
@@ -131,34 +132,36 @@ class _Reader:
     def add_teachers(self, section):
         if not section.get("teacher"):
             raise UserError(f"{self.plan.path}: train_teacher names no teacher", "For instance teacher: resnet50")
-        self.add("train_teacher", "train_teacher", f"teacher_{section['teacher']}", section)
+        self.add("train_teacher", f"{self.plan.path}: train_teacher", f"teacher_{section['teacher']}", section)
 
     def add_students(self, section):
         where = f"{self.plan.path}: distill"
         section, teachers = dict(section), list(self.plan.training)
         methods = _mapping(section.pop("methods", None), f"{where}: methods")
         if not methods:
-            raise UserError(f"{where} has no methods", "For instance methods: {kd: {alpha: 0.5}}, a name and options of distill.py")
+            raise UserError(f"{where} has no methods",
+                            "For instance methods: {kd: {alpha: 0.5}}, a name and options of distill.py")
         for method, own in methods.items():
-            own = _options(own, f"{where}: methods: {method}")
-            _check_own(own, f"{where}: methods: {method}", "distill")
+            place = f"{where}: methods: {method}"
+            own = _options(own, place)
+            _check_own(own, place, "distill")
             options, needs = {**section, **own}, None
-            parsed = self.parsed("distill", f"distill: methods: {method}", options)
+            parsed = self.parsed("distill", place, options)
             if not parsed["student"]:
-                raise UserError(f"{where}: methods: {method} has no student", "For instance student: [mobilenetv2], under distill")
+                raise UserError(f"{place} has no student", "For instance student: [mobilenetv2], under distill")
             if not taught(parsed):
                 options["teacher"] = None
             elif not parsed["teacher"]:
                 if not teachers:
-                    raise UserError(f"{where}: methods: {method} needs a teacher, and the plan has none",
+                    raise UserError(f"{place} needs a teacher, and the plan has none",
                                     "Add a section train_teacher, or teacher: RUN under distill.")
                 needs, options["teacher"] = teachers[0].name, teachers[0].run.as_posix()
             for student in dict.fromkeys(parsed["student"]):
-                self.add("distill", f"distill: methods: {method}", f"{student}_{method}", {**options, "student": student}, needs)
+                self.add("distill", place, f"{student}_{method}", {**options, "student": student}, needs)
 
     def parsed(self, script, where, options):
         """All options of a command, as the script will see them."""
-        given = config.arguments(self.parsers[script], {**self.shared, **options}, f"{self.plan.path}: {where}")
+        given = config.arguments(self.parsers[script], {**self.shared, **options}, where)
         return vars(self.parsers[script].parse_args(given))
 
     def add(self, script, where, model, options, needs=None):
@@ -167,11 +170,13 @@ class _Reader:
         for seed in dict.fromkeys(seeds):
             run = self.plan.folder / model / f"seed_{seed}"
             if any(task.run == run for task in self.plan.training):
-                raise UserError(f"{self.plan.path}: two networks would be called {model}", "Give one of the methods another name.")
-            command = words(self.parsers[script], {**self.shared, **options, "seeds": seed, "name": model, "train_only": True})
+                raise UserError(f"{self.plan.path}: two networks would be called {model}",
+                                "Give one of the methods another name.")
+            own = {"seeds": seed, "name": model, "train_only": True}
+            command = words(self.parsers[script], {**self.shared, **options, **own})
             inputs = teacher_files(options.get("teacher")) if script == "distill" else []
-            self.plan.training.append(Task(name(run), script, command, inputs, [f"{name(run)}/best.pt", f"{name(run)}/predictions/*.npz"],
-                                           needs, run))
+            outputs = [f"{name(run)}/best.pt", f"{name(run)}/predictions/*.npz"]
+            self.plan.training.append(Task(name(run), script, command, inputs, outputs, needs, run))
 
 
 def taught(options):

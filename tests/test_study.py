@@ -152,6 +152,14 @@ def test_without_its_teacher_a_student_is_not_begun_and_the_others_are(go, capsy
     assert not (go.folder / "tiny_kd").exists() and (go.folder / "tiny_alone" / "seed_0" / "metrics.json").is_file()
 
 
+def test_results_that_a_failed_step_leaves_behind_are_said_to_be_out_of_date(done, capsys, monkeypatch):
+    with monkeypatch.context() as broken, pytest.raises(UserError, match="1 of 3 steps failed"):
+        broken.setattr(evaluate, "compare", lambda *given: 1 / 0)
+        done({**PLAN, "evaluate": {"replicates": 150}})
+    assert "compare: ZeroDivisionError: division by zero (what it wrote before is out of date)" in capsys.readouterr().out
+    assert done()[0] == ["evaluate", "report"]  # the comparison is that of the old options again, as the plan now says
+
+
 def test_a_damaged_record_costs_work_and_no_result(done):
     for text in ("{", '{"tasks": 3}', '{"tasks": {"evaluate": 3}, "files": {"x": 1}}'):
         (done.folder / "study.json").write_text(text)
