@@ -1,10 +1,10 @@
 """What a distillation step costs here, over the loop that is usually written (naive.py): ResNet-50 to ResNet-18, KD.
 
     python benchmarks/step.py --size 224
-    python benchmarks/step.py --size 64
+    python benchmarks/step.py --size 64 --compile
 
 Sides take turns: `naive`; `live`, where the teacher is asked in each step; `cached`, where its targets come from disk
-(--teacher-cache). They get the same float images; decoding and augmentation are the matter of input.py. On a CPU one
+(--teacher-cache); and with --compile both of these again, compiled. They get the same float images; decoding and augmentation are the matter of input.py. On a CPU one
 thread computes, and its processor time counts, so that other processes cost a step its cache but not its turn; with
 --threads 2 and more, and on a GPU, wall time counts. Each side's parts, and the peak memory of its process, follow.
 No data; a few minutes. The last line is one JSON object of ratios: times faster, and memory over that of naive.
@@ -40,14 +40,16 @@ def main(argv=None):
     parser.add_argument("--threads", type=errors.positive, default=1, help="of the processor")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of our sides; naive is fp32")
+    parser.add_argument("--compile", action="store_true", help="measure compiled networks too; minutes to compile them")
     args = parser.parse_args(argv)
+    names = ["naive", "live", "cached"] + ["live_compiled", "cached_compiled"] * args.compile
     device, precision = engine.device_and_precision(vars(args))
     state = machine.describe()
     print(f"{state['cpu']} ({state['instructions']}), load {state['load']}, torch {state['torch']}, threads: {args.threads}\n"
           f"{TEACHER} to {STUDENT}, {args.batch} images of {args.size} px on {device}, {precision} where it is ours")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        sides = {name: stack.enter_context(turns.Side(make, name, vars(args), folder)) for name in ("naive", "live", "cached")}
+        sides = {name: stack.enter_context(turns.Side(make, name, vars(args), folder)) for name in names}
         which = 1 if device.type == "cpu" and args.threads == 1 else 0  # processor time, or wall time
         seconds = turns.measure(sides, args.rounds, ("step", *PARTS))
         peaks = {name: side.ask("peak") for name, side in sides.items()}
@@ -56,10 +58,10 @@ def main(argv=None):
     for name in sides:
         parts = {part: np.median(seconds[name, part][:, which] / seconds[name, "step"][:, which]) for part in PARTS}
         parts["the rest, most of it backward"] = 1 - sum(parts.values())
-        print(f"{name:8}" + ", ".join(f"{part} {share:.0%}" for part, share in parts.items()))
+        print(f"{name:17}" + ", ".join(f"{part} {share:.0%}" for part, share in parts.items()))
     if all(peaks.values()):
         print("peak memory, MB: " + ", ".join(f"{name} {peak / 1e6:,.0f}" for name, peak in peaks.items()))
-        result.update({f"{name}_memory": round(peaks[name] / peaks["naive"], 3) for name in ("live", "cached")})
+        result.update({f"{name}_memory": round(peaks[name] / peaks["naive"], 3) for name in names[1:]})
     result.pop("naive")
     print(json.dumps({"size": args.size, "precision": precision, **result}))
 
@@ -71,6 +73,7 @@ def make(side, args, folder):
         machine.keep_memory()
     words = ["--student", STUDENT, "--data", "lesions,images=100", "--size", str(args["size"]), "--batch", str(args["batch"]),
              "--cache", folder, "--device", args["device"], "--precision", args["precision"], "--hard", "ce"]
+    words += ["--compile"] if "compiled" in side else []
     options = config.parse(distill.parser(), words)
     device, precision = engine.device_and_precision(options)
     data = training.load_data(options, registry)
@@ -87,7 +90,7 @@ def make(side, args, folder):
         network.model.to(device, memory_format=kd_step.memory_format(device))
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     kept = targets.Targets(Path(folder) / "targets", teacher, data, 1, needs=objective.needed(terms),
-                           precision=precision) if side == "cached" else None
+                           precision=precision) if "cached" in side else None
     step = kd_step.Step(student, teacher, terms, data, options, device, precision, kept)
     if kept:
         kept.build(step.ask_teacher, batch=len(images), device=device, workers=0)

@@ -22,6 +22,7 @@ BRIGHTNESS = CONTRAST = SATURATION = 0.2  # a factor within 1 -+ this
 ERASE = 0.25            # probability of erasing a rectangle
 ERASE_SCALE = (0.02, 0.2)
 CORRUPT = 0.5           # probability of a corruption
+CACHE = 2 ** 21         # bytes that stay near a core
 
 _turn = Image.Transpose
 TURNS = (None, _turn.ROTATE_90, _turn.ROTATE_180, _turn.ROTATE_270,  # and after a flip, left to right:
@@ -145,17 +146,17 @@ def finish(pixels, draws, size, kind, device):
     if device.type == "cuda" and kind == "heavy":
         return colour(resample(to_device(pixels, device), draws, size), draws)
     views = to_float(pixels, device)
-    for part in _parts(len(pixels), device):
+    for part in _parts(views):
         colour(views[part], {name: values[part] for name, values in draws.items()})
     return views
 
 
-def _parts(count, device):
-    """Slices of a batch; on a CPU of so few images that their floats stay in a core's cache, but never of one: a sum over
-    a single image is shared by threads, and rounded otherwise.
+def _parts(floats):
+    """Slices of a batch; on a CPU of so few images that they stay in a core's cache, but never of one: a sum over a single
+    image is shared by threads, and rounded otherwise.
     """
-    parts = max(1, count // 4) if device.type == "cpu" else 1
-    edges = np.linspace(0, count, parts + 1).astype(int).tolist()
+    some = max(2, CACHE * len(floats) // floats.nbytes) if floats.device.type == "cpu" else len(floats)
+    edges = np.linspace(0, len(floats), max(1, len(floats) // some) + 1).astype(int).tolist()
     return [slice(*ends) for ends in zip(edges, edges[1:])]
 
 
@@ -195,7 +196,7 @@ def to_float(images, device):
     """uint8 [N, H, W, 3] in memory -> float [N, 3, H, W] in [0, 1], channels last, on `device`."""
     batch = to_device(images, torch.device(device))
     floats = torch.empty(batch.shape, dtype=torch.float32, device=batch.device)
-    for part in _parts(len(batch), batch.device):
+    for part in _parts(floats):
         floats[part].copy_(batch[part]).div_(255)
     return floats.permute(0, 3, 1, 2)
 

@@ -10,7 +10,7 @@ from kd.runs import read_json, read_yaml
 
 # Options that say where and how fast a run is made, not what comes out of it. The files of
 # groups and split may move: what is in them is compared by the fingerprints in environment.json.
-NO_EFFECT = ("root", "groups", "split", "out", "cache", "workers", "device", "download", "plugin")
+NO_EFFECT = ("root", "groups", "split", "out", "cache", "workers", "device", "compile", "download", "plugin")
 ADDED = {"augment": "heavy"}  # options that came after the first runs, and what those did
 
 
@@ -65,6 +65,8 @@ def training_parser(prog, description):
     machine.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute")
     machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                          help="auto: bf16 where the hardware computes in it")
+    machine.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False,
+                         help="compile student and teacher: minutes first, then faster steps on most GPUs; needs a compiler")
     machine.add_argument("--workers", type=not_negative(int), default=1, metavar="N", help="threads that prepare batches")
     machine.add_argument("--out", default="runs", metavar="DIR", help="folder of all studies")
     machine.add_argument("--study", metavar="NAME", help="default: the data's name and size")

@@ -172,6 +172,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None,
         if new and distributed.first():
             _describe(folder, student, step, data, options, role)
         print(f"{folder}: {step.objective.formula}")
+        print(f"{folder}: {step.how()}")
 
         def save_best():
             checkpoint.save(folder / "best.pt", student.model, arch=student.arch, stem=student.stem,

@@ -214,11 +214,13 @@ class Reader:
 
     stages: module paths whose outputs [N, C, H, W] are kept in `features`.
     head: module path whose input [N, D] is kept in `pooled`.
+    compiled: the number of images for which the network is compiled, in each of its modes; other numbers run as they are.
     Nothing is kept when the network is called by itself.
     """
 
-    def __init__(self, model, stages=(), head=None):
+    def __init__(self, model, stages=(), head=None, compiled=None):
         self.model, self.features, self.pooled, self._reading = model, [], None, False
+        self._size, self._compiled = compiled, torch.compile(self._look, dynamic=False) if compiled else None
         modules = dict(model.named_modules())
         self._hooks = [modules[path].register_forward_hook(self._keep_feature) for path in stages]
         if head is not None:
@@ -237,12 +239,29 @@ class Reader:
         if self._reading:
             self.pooled = inputs[0].flatten(1)
 
+    def _look(self, images):
+        self.features = []
+        return self.model(images), self.features, self.pooled
+
     def __call__(self, images):
-        self.features, self._reading = [], True
+        self._reading = True
         try:
-            return self.model(images)
+            look = self._compiled if len(images) == self._size else self._look
+            logits, self.features, self.pooled = look(images)
+            return logits
         finally:
             self._reading = False
+
+
+def check_compiler(device):
+    """An error where torch.compile cannot work: a few lines are compiled and run."""
+    try:
+        torch.compile(lambda x: (x * x).relu())(torch.ones(8, device=device))
+    except Exception as error:  # each backend has errors of its own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"--compile finds nothing to compile with: {reason[:200]}",
+                        "On a CPU it needs a C++ compiler (g++, clang, or Visual Studio's Build Tools), on a GPU triton; "
+                        "or leave out --compile.") from error
 
 
 def check_input(model, arch, size, classes):

@@ -19,15 +19,15 @@ def normalised(images, network):
     return images.contiguous(memory_format=memory_format(images.device))
 
 
-def reader(network, needs, who):
-    """A Reader of what the losses need of a network; who: student or teacher."""
+def reader(network, needs, who, compiled=None):
+    """A Reader of what the losses need of a network; who: student or teacher; compiled: as Reader has it."""
     reads_stages = bool({f"{who}_features", f"{who}_attention"} & needs)
     stages = network.stages if reads_stages else ()
     head = network.head if f"{who}_pooled" in needs else None
     if reads_stages and not stages or f"{who}_pooled" in needs and not head:
         raise UserError(f"the stages of {network.arch} are not known, and this loss reads them",
                         "Use losses on logits (--beta 0, no such --term), or another network.")
-    return models.Reader(network.model, stages, head)
+    return models.Reader(network.model, stages, head, compiled)
 
 
 def outputs(who, network, see, images, needs):
@@ -80,8 +80,9 @@ class Step:
     def __init__(self, student, teacher, terms, data, options, device, precision, targets=None):
         self.needs = needs = objective.needed(terms)
         self.networks, self.targets = (student, teacher), targets
-        self.student = reader(student, needs, "student")
-        self.teacher = reader(teacher, needs, "teacher") if teacher else None
+        self.compiled = len(range(distributed.rank(), options["batch"], distributed.world())) if options["compile"] else None
+        self.student = reader(student, needs, "student", self.compiled)
+        self.teacher = reader(teacher, needs, "teacher", self.compiled) if teacher else None
         self.teacher_fingerprint = teacher.fingerprint if teacher else None
         if teacher:
             teacher.model.eval().requires_grad_(False)
@@ -151,10 +152,19 @@ class Step:
         self.optimizer.step()
         return loss.detach(), values
 
+    def how(self):
+        """One line on what the hardware is asked for."""
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        layout = "channels last" if memory_format(self.device) == torch.channels_last else "channels first"
+        asked = f", the teacher {'from disk' if self.targets else 'live'}" if self.teacher else ""
+        return f"{self.device}{threads}, {self.precision}, {layout}, {'compiled' if self.compiled else 'not compiled'}{asked}"
+
     def close(self):
         """Leave both networks as they were."""
         for reader in filter(None, (self.student, self.teacher)):
             reader.close()
+        if self.compiled:
+            torch.compiler.reset()  # a process keeps the code of a few networks only, and a study trains many
 
     def check_teacher(self):
         """A teacher whose buffers moved was not frozen, and the run is worth nothing."""

@@ -32,6 +32,8 @@ def start(parser, argv, registry):
         options[key] = options[key] or defaults[key]
     device, options["precision"] = engine.device_and_precision(options)
     options["device"] = str(device)
+    if options["compile"]:
+        models.check_compiler(device)
     distributed.begin(device.type)
     machine.keep_memory()
     return options

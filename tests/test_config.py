@@ -53,7 +53,7 @@ VALUES = {
     "split_seed": [0, 5], "skip_bad": [True, False], "cache": ["~/cache", None], "stem": ["small"],
     "weights": ["none", "-w.pt"], "init": ["a=b.pt"], "epochs": [3, None], "batch": [1], "lr": [1e-5, 0.0, 3], "head_lr": [1e-2, None],
     "augment": ["light", "corruption"], "weight_decay": [0.0], "warmup": [0.0, 1.0], "clip": [0.0], "patience": [1], "hard": ["focal,gamma=1e-3"],
-    "seeds": [[0], [2, 1, 0], [4294967295]], "device": ["cpu"], "precision": ["bf16"], "workers": [0],
+    "seeds": [[0], [2, 1, 0], [4294967295]], "device": ["cpu"], "compile": [True, False], "precision": ["bf16"], "workers": [0],
     "out": ["runs of mine", "-out"], "study": ["2024", "null"], "name": ["ünï-cödé", "-x", "true"],
     "plugin": [[], ["a.py"], ["a b.py", "c.py"], ["-dash.py"]],
     "student": [["tiny"], ["tiny", "resnet18"]], "teacher": ["runs/x/teacher_resnet18/seed_0", "resnet18", None],
