@@ -57,8 +57,7 @@ def main(argv=None):
     if options.out or path in folders:
         print(f"\nwritten: {where}")
     if argv is None and path in folders:  # a script that calls this one has its own next step
-        study = path.parent.parent if len(path.parts) > 2 else path.resolve().parent.parent
-        print(f"next: python report.py {study}")
+        print(f"next: python report.py {runs.study(path)}")
 
 
 def compare(options, settings, files):
@@ -120,9 +119,7 @@ def parser():
 
 def parse(argv):
     options = parser().parse_args(argv)
-    if options.replicates < 100:
-        raise UserError(f"--replicates {options.replicates} is too few for the tails of a 95% interval",
-                        "Use 100 or more; 2000 is usual.")
+    bootstrap.check_replicates(options.replicates)
     if sum(map(bool, (options.compare, options.audit, options.data))) > 1:
         raise UserError("--compare, --audit and --data each do something else", "Give one of them.")
     if options.data is None and (options.root or options.plugin):

@@ -62,7 +62,7 @@ def main(argv=None):
     if written:
         print("\nwritten: " + "\n         ".join(path.as_posix() for path in written))
     if argv is None:
-        print(f"next: python report.py {study(subjects[0].run).as_posix()}")
+        print(f"next: python report.py {runs.study(subjects[0].run).as_posix()}")
     return summary
 
 
@@ -92,9 +92,7 @@ def parser():
 
 def parse(argv):
     options = parser().parse_args(argv)
-    if options.replicates < 100:
-        raise UserError(f"--replicates {options.replicates} is too few for the tails of a 95% interval",
-                        "Use 100 or more; 2000 is usual.")
+    bootstrap.check_replicates(options.replicates)
     return options
 
 
@@ -127,11 +125,7 @@ def home(subjects):
     if len(studies) > 1:
         raise UserError(f"these are runs of {len(studies)} studies: {errors.listing(sorted(map(str, studies)))}",
                         "Say with --out where their common summary and figures go.")
-    return study(subjects[0].run) if len(folders) > 1 else subjects[0].run
-
-
-def study(run):
-    return run.parents[1] if len(run.parts) > 2 else run.resolve().parents[1]
+    return runs.study(subjects[0].run) if len(folders) > 1 else subjects[0].run
 
 
 def bar(items):

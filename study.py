@@ -19,6 +19,7 @@ from pathlib import Path
 
 import registry
 from kd import errors, plan as kd_plan, runs, stages, workers
+from kd.document import duration
 from kd.errors import UserError
 from kd.ledger import Ledger
 
@@ -199,12 +200,6 @@ def training_state(task, ledger):
     if ledger.done(task):
         return "done"
     return "begun" if (task.run / "last.pt").exists() else "to check" if runs.finished(task.run) else "to do"
-
-
-def duration(seconds):
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 if __name__ == "__main__":

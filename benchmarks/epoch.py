@@ -13,6 +13,7 @@ faster than naive.
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import sys
@@ -56,7 +57,7 @@ def main(argv=None):
         data = prepare(dataset, folder, args.size)
         decoding = time.perf_counter() - begun
         state = machine.describe()
-        print(f"{state['cpu']} ({state['instructions']}), load {state['load']}, torch {state['torch']}\n{TEACHER} to {STUDENT}, "
+        print(f"{machine.line(state)}\n{TEACHER} to {STUDENT}, "
               f"{len(data.where('train'))} images to train, {len(data.where('val'))} to validate, {args.size} px, batch {args.batch}")
         sides = {name: stack.enter_context(turns.Side(make, name, vars(args), folder)) for name in names}
         view = sides["ours"].ask("targets")[0]
@@ -95,11 +96,10 @@ def make(side, args, folder):
             ("train", naive.heavy(args["size"])), ("val", naive.centre(args["size"], image.resize_for(args["size"])))))
         check = loader(val, args["batch"])
         if side == "torchdistill":
-            epoch = distillation_box(teacher.model, student.model, train, args["batch"], device)
+            train_once = distillation_box(teacher.model, student.model, train, args["batch"], device)
         else:
-            shuffled = loader(train, args["batch"], shuffle=True)
-            epoch = lambda: loop.epoch(shuffled)  # noqa: E731
-        return {"epoch": lambda: (epoch(), loop.accuracy(check))}
+            train_once = functools.partial(loop.epoch, loader(train, args["batch"], shuffle=True))
+        return {"epoch": lambda: (train_once(), loop.accuracy(check))}
     machine.keep_memory()
     models.fold_batch_norm(teacher.model.eval())  # as training.load_teacher does
     for network in (student, teacher):

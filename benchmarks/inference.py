@@ -35,7 +35,7 @@ def main(argv=None):
     sizes = parser.parse_args(argv).sizes
     torch.set_num_threads(1)
     state = machine.describe()
-    print(f"{state['cpu']} ({state['instructions']}), load {state['load']}, torch {state['torch']}, "
+    print(f"{machine.line(state)}, "
           f"onnxruntime {state['onnxruntime']}")
     print(f"{'':22}{'eager ms':>10}{'onnx ms':>10}{'int8 ms':>10}{'onnx':>8}{'int8':>8}   quartiles{'bytes':>10}")
     result = {}

@@ -47,7 +47,7 @@ def main(argv=None):
         count = sum(split == "train" for split in pictures.dataset(args.root, args.images, folder).split)
         prepare(args.root, args.images, folder, args.size)  # before the sides want the cache
         state = machine.describe()
-        print(f"{state['cpu']} ({state['instructions']}), load {state['load']}, torch {state['torch']}; {args.size} px")
+        print(f"{machine.line(state)}; {args.size} px")
         sides = {name: stack.enter_context(turns.Side(make, name, vars(args), folder)) for name in ("pil", "cache")}
         seconds = turns.measure(sides, args.rounds, ("heavy", "light"))
         extra = turns.measure({"cache": sides["cache"]}, args.rounds, ("resampled",))

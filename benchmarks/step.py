@@ -45,7 +45,7 @@ def main(argv=None):
     names = ["naive", "live", "cached"] + ["live_compiled", "cached_compiled"] * args.compile
     device, precision = engine.device_and_precision(vars(args))
     state = machine.describe()
-    print(f"{state['cpu']} ({state['instructions']}), load {state['load']}, torch {state['torch']}, threads: {args.threads}\n"
+    print(f"{machine.line(state)}, threads: {args.threads}\n"
           f"{TEACHER} to {STUDENT}, {args.batch} images of {args.size} px on {device}, {precision} where it is ours")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))

@@ -155,7 +155,7 @@ def _parts(floats):
     """Slices of a batch; on a CPU of so few images that they stay in a core's cache, but never of one: a sum over a single
     image is shared by threads, and rounded otherwise.
     """
-    some = max(2, CACHE * len(floats) // floats.nbytes) if floats.device.type == "cpu" else len(floats)
+    some = max(2, CACHE * len(floats) // max(1, floats.nbytes)) if floats.device.type == "cpu" else max(1, len(floats))
     edges = np.linspace(0, len(floats), max(1, len(floats) // some) + 1).astype(int).tolist()
     return [slice(*ends) for ends in zip(edges, edges[1:])]
 

@@ -14,12 +14,20 @@ import functools
 import numpy as np
 
 from kd import calibration, metrics, operating
+from kd.errors import UserError
 
 LEVEL = 0.95
 REPLICATES = 2000
 # How often a replicate carries the upward bias of absolute gaps: the sample's and its own, or its own alone.
 BIASED = {"ece": 2, "ece_equal_mass": 2, "ece_classwise": 2, "mce": 2, "rms_ce_debiased": 1}
 SEED = 0  # one for all: models tested on the same clusters meet the same replicates
+
+
+def check_replicates(replicates):
+    """UserError for a number of replicates that is too small."""
+    if replicates < 100:
+        raise UserError(f"--replicates {replicates} is too few for the tails of a 95% interval",
+                        "Use 100 or more; 2000 is usual.")
 
 
 def clusters(groups):

@@ -6,8 +6,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from kd import onnx, runs
 from kd.errors import UserError
 from kd.tables import number

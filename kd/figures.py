@@ -73,7 +73,7 @@ def to_svg(draw, args, options, alt):
 def _inline(svg, alt):
     """matplotlib's SVG file as an element for HTML: no namespaces, no global style, own ids."""
     root = ElementTree.fromstring(svg)
-    prefix = "f" + hashlib.sha256((alt + svg).encode()).hexdigest()[:8]
+    prefix = "f" + hashlib.sha256((alt + svg).encode(errors="replace")).hexdigest()[:8]
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     variables = {colour: f"var(--{name}, {colour})" for name, colour in LIGHT.items()}
     for element in root.iter():
@@ -214,10 +214,20 @@ def curves(figure, seeds, kind, top=1, last=None):
     loss_axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     for axes in (score_axes, loss_axes):
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.grid(axis="y")
-        axes.tick_params(length=0)
-        axes.spines["left"].set_visible(False)
+        plain(axes, "y")
     figure.align_ylabels()
+
+
+def dashes(kinds):
+    """The line style of each of several lines: what tells those of one role apart."""
+    return [DASHES[list(kinds[:k]).count(kind) % len(DASHES)] for k, kind in enumerate(kinds)]
+
+
+def plain(axes, grid):
+    """No ticks and no line at the left, but a grid: of "x", "y" or "both"."""
+    axes.grid(axis=grid)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
 
 
 def apart(heights, gap):

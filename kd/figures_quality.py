@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kd.figures import DASHES, LIGHT, MARKERS, apart, drawing, label
+from kd.figures import LIGHT, MARKERS, apart, dashes, drawing, label, plain
 
 
 @drawing
@@ -29,9 +29,7 @@ def per_class(figure, names, model, reference, kind, title):
     axes.set_ylim(len(names) - .45, -.55)
     axes.set_yticks(places, [label(name, 18) for name in names], color=LIGHT["ink"])
     axes.set_xticks([0, .25, .5, .75, 1], ["0", ".25", ".5", ".75", "1"])
-    axes.grid(axis="x")
-    axes.tick_params(length=0)
-    axes.spines["left"].set_visible(False)
+    plain(axes, "x")
     axes.set_xlabel("F1 on the test split", loc="left")
     if reference:
         axes.annotate(f"■ {label(title, 26)}", (1, 0), xytext=(0, -26), xycoords="axes fraction", textcoords="offset points",
@@ -78,10 +76,8 @@ def risk_coverage(figure, curves, narrow=False):
     bottom = (58 + 22 * len(curves)) / (330 + 22 * len(curves)) if narrow else .16
     axes = figure.add_axes((58 / width, bottom, (.97 if narrow else .70) - 58 / width, .96 - bottom))
     top = max([max(risk) for *_, risk in curves if len(risk)], default=1)
-    ends, seen = [], {}
-    for name, kind, coverage, risk in curves:
-        style = DASHES[seen.setdefault(kind, 0) % len(DASHES)]
-        seen[kind] += 1
+    ends = []
+    for (name, kind, coverage, risk), style in zip(curves, dashes([curve[1] for curve in curves])):
         axes.plot(coverage, risk, color=LIGHT[kind], linestyle=style)
         ends.append((risk[-1], len(ends), kind, style, name))
     ends.sort()
@@ -96,9 +92,7 @@ def risk_coverage(figure, curves, narrow=False):
         transform, xs, ys, x, y = line
         axes.plot(xs, ys, color=LIGHT[kind], linestyle=style, transform=transform, clip_on=False)
         axes.text(x, y, label(name, 34), transform=transform, va="center", fontsize=11)
-    axes.grid(axis="y")
-    axes.tick_params(length=0)
-    axes.spines["left"].set_visible(False)
+    plain(axes, "y")
     axes.set_xlabel("coverage (share of the images that are answered)")
     axes.set_ylabel("risk (share of these that is wrong)")
 
@@ -151,9 +145,7 @@ def pareto(figure, points, unit, narrow=False):
                       arrowprops={"arrowstyle": "-", "color": LIGHT["rule"], "linewidth": .75, "shrinkB": 0})
         axes.text(1.045, y + shift, label(name, 27) if narrow else f"{label(name, 36)}, {details}", transform=beside,
                   va="center", fontsize=10 if narrow else 11)
-    axes.grid(axis="both")
-    axes.tick_params(length=0)
-    axes.spines["left"].set_visible(False)
+    plain(axes, "both")
     axes.set_xlabel(f"{unit}{', logarithmic' if logarithmic else ''}")
     axes.set_ylabel("macro-F1 on the test split")
 
@@ -164,10 +156,8 @@ def stages(figure, models, narrow=False):
     figure.set_size_inches((400 if narrow else 820) / 72, 290 / 72)
     axes = figure.add_subplot()
     count = max(len(values) for _, _, values, *_ in models)
-    ends, seen = [], {}
-    for name, kind, values, lo, hi in models:
-        style = DASHES[seen.setdefault(kind, 0) % len(DASHES)]
-        seen[kind] += 1
+    ends = []
+    for (name, kind, values, lo, hi), style in zip(models, dashes([model[1] for model in models])):
         steps = range(1, 1 + len(values))
         axes.fill_between(steps, lo, hi, color=LIGHT[kind], alpha=.13, linewidth=0)
         axes.plot(steps, values, color=LIGHT[kind], linestyle=style, marker="o", markersize=5)
@@ -179,9 +169,7 @@ def stages(figure, models, narrow=False):
     axes.set_xticks(range(1, 1 + count))
     axes.set_xlim(.85, count + .05)
     axes.set_ylim(0, 1)
-    axes.grid(axis="y")
-    axes.tick_params(length=0)
-    axes.spines["left"].set_visible(False)
+    plain(axes, "y")
     axes.set_xlabel("stage")
     axes.set_ylabel("linear CKA with the teacher")
 

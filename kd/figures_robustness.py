@@ -6,7 +6,7 @@ import numpy as np
 
 from kd.errors import need
 from kd.evidence import number
-from kd.figures import DASHES, LIGHT, MARKERS, STYLE, drawing, label
+from kd.figures import LIGHT, MARKERS, STYLE, dashes, drawing, label, plain
 
 ACROSS = 5  # panels, or thumbnails' columns, that 840 px hold
 
@@ -45,26 +45,23 @@ def curves(figure, rows, kinds, metric="macro_f1"):
     down = -(-len(panels) // across)
     figure.set_size_inches(840 / 72, (150 * down + 40 + 20 * -(-len(held) // 3)) / 72)
     grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-    count, drawn = {}, []
-    for (model, file), own in held.items():
-        kind = kinds.get(model, "student")
-        place = count.setdefault(kind, []).append(model) or len(count[kind]) - 1
+    roles, drawn = [kinds.get(model, "student") for model, _ in held], []
+    for own, kind, style in zip(held.values(), roles, dashes(roles)):
         clean = [row for row in own if row["corruption"] == "clean"]
         for axes, name in zip(grid.flat, panels):
             cells = sorted((number(row["severity"]), *(number(row[f"{metric}{end}"]) for end in ("", "_lo", "_hi")))
                            for row in [*clean, *(row for row in own if row["corruption"] == name)])
             x, y, lo, hi = np.array(cells).T
             axes.fill_between(x, lo, hi, color=LIGHT[kind], alpha=.13, linewidth=0)
-            line, = axes.plot(x, y, color=LIGHT[kind], linestyle=DASHES[place % len(DASHES)], linewidth=1.5,
+            line, = axes.plot(x, y, color=LIGHT[kind], linestyle=style, linewidth=1.5,
                               marker=MARKERS[kind], markersize=3, markerfacecolor=LIGHT["paper"] if kind == "alone" else LIGHT[kind])
         drawn.append(line)
     last = max(number(row["severity"]) for row in rows)
     for axes, name in zip(grid.flat, panels):
         axes.set_title(spoken(name), fontsize=12, color=LIGHT["ink"], loc="left", pad=4)
         axes.set_xticks(range(int(last) + 1), ["clean", *map(str, range(1, int(last) + 1))])
-        axes.tick_params(length=0, labelsize=11)
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="y")
+        plain(axes, "y")
+        axes.tick_params(labelsize=11)
     for axes in list(grid.flat)[len(panels):]:
         axes.set_axis_off()
     for k in range(len(panels) - across, len(panels)):

@@ -20,6 +20,11 @@ def describe():
             "python": platform.python_version(), **{name: environment.version(name) for name in PACKAGES}}
 
 
+def line(state):
+    """What describe() tells, as the head of a benchmark."""
+    return f"{state['cpu']} ({state['instructions']}), load {state['load']}, torch {state['torch']}"
+
+
 def instructions():
     """Those of SETS, which matter for low precision, that the processor has."""
     if sys.platform == "darwin":

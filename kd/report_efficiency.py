@@ -5,13 +5,13 @@ from collections import Counter
 
 from kd import figures_quality
 from kd.document import Column, aside, bounds, counted, defined, figure, heading, interval, missing, paragraph, table
+from kd.report_study import FILES
 
 LATENCY = ("lat_ms_mean", "lat_ms_std", "lat_ms_p50", "lat_ms_p90", "lat_ms_p99", "throughput_fps")
 MEMORY = ("params_bytes", "params_mib", "peak_cuda_bytes", "peak_cuda_mib")
 INTEGERS = ("batch", "imsz", "params_bytes", "peak_cuda_bytes", "file_bytes", "parameters", "macs", "threads", "queries")
 NUMBERS = (*LATENCY, *MEMORY, *INTEGERS, "lat_ms_p90_mlperf", "lat_ms_p99_mlperf", "cpu_ms_p50", "iqr_over_median", "speedup",
            "peak_rss_mib", "cold_start_ms", "load")
-FILES = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8", "model.ts.pt": "TorchScript"}
 
 
 def rows_of(study):
@@ -186,8 +186,7 @@ def candidates(study):
     for row in rows:
         if row["batch"] == 1 and row["file"] in FILES:
             precision = "int8" if "int8" in row["file"] else "fp32"
-            runtime = "onnxruntime" if row["backend"] == "onnxruntime" else row["backend"]
-            key = row["cpu"], row.get("device"), row.get("threads"), row.get("imsz"), row.get("measured"), runtime
+            key = row["cpu"], row.get("device"), row.get("threads"), row.get("imsz"), row.get("measured"), row["backend"]
             groups.setdefault(key, {}).setdefault((row["model"], row["seed"], precision), row)
     if not groups:
         return [], "", []
@@ -208,8 +207,8 @@ def candidates(study):
                        "params_mib": row.get("params_mib"), "peak_cuda_mib": row.get("peak_cuda_mib"),
                        "file_bytes": row.get("file_bytes"), "file_mb": scaled(row.get("file_bytes"), 1e6), "noisy": row["noisy"],
                        "noise": "noisy" if row["noisy"] else ""})
-    cpu, device, threads, size, measured, runtime = key
-    return points, f"{cpu}, {runtime}, {counted(threads or 1, 'thread')}, batch 1, {size} px, {measured or 'device ' + str(device)}", left_out
+    cpu, device, threads, size, measured, backend = key
+    return points, f"{cpu}, {backend}, {counted(threads or 1, 'thread')}, batch 1, {size} px, {measured or 'device ' + str(device)}", left_out
 
 
 def quality(run, precision):

@@ -7,10 +7,10 @@ from kd.document import (Column, aside, bounds, counted, defined, figure, headin
                          table)
 from kd.evidence import number
 from kd.report_boards import small
+from kd.report_study import FILES
 
 FIRST = ("acc", "macro_f1", "tag", "model", "seed")
 TEXT = ("tag", "model", "seed", "file", "suite", "corruption", "baseline", "worst_tag")
-FILES = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8"}
 
 
 def rows_of(study):

@@ -1,13 +1,10 @@
 """Teacher against students: what is lost and kept, class by class, on the same images, with paired intervals."""
 
-import math
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from kd import evaluation, figures, figures_quality, model_comparison, predictions
 from kd.document import (Column, aside, bounds, code, counted, defined, figure, grid, heading, interval, missing, number, paragraph,
-                         said, table)
+                         table)
 from kd.errors import UserError
 from kd.report_study import drawn, merged, seed_name
 from kd.study_folder import command_path

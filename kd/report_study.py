@@ -11,6 +11,7 @@ from kd.document import (Column, aside, bullets, code, counted, facts, figure, g
 from kd.study_folder import command_path
 
 ROLE = {"teacher": "teacher", "alone": "student without a teacher", "student": "student with a teacher"}
+FILES = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8", "model.ts.pt": "TorchScript"}
 DRAWN = 8  # models; of more, the tables alone tell
 
 

@@ -261,6 +261,12 @@ def find(path):
     return runs
 
 
+def study(run):
+    """The folder of the study that a run folder belongs to, spelled as the run is where that is possible."""
+    run = Path(run)
+    return run.parents[1] if len(run.parts) > 2 else run.resolve().parents[1]
+
+
 def describe(run):
     """(study, model, seed) of a run folder, read from its place in the tree."""
     return ("", "", *Path(run).resolve().parts)[-3:]

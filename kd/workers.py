@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 
+from tqdm import tqdm
+
 
 def run(tasks, work, *, count, threads, begin, end):
     """Carry out `tasks` in up to `count` processes, each in the first that is free.
@@ -101,6 +103,7 @@ class Worker:
 
 def obey(work, orders, answers):
     """Main function of a worker."""
+    tqdm.set_lock(threading.RLock())  # by default it has a lock of all processes, which a kill leaves behind
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that gives the orders
     given = queue.SimpleQueue()
     threading.Thread(target=listen, args=(orders, given), daemon=True).start()

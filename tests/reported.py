@@ -2,6 +2,7 @@
 
 import functools
 import html.parser
+import os
 import re
 import shutil
 import tempfile
@@ -13,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 import honest
-from kd import board, evaluation, runs
+import report
+from kd import board, evaluation, figures, pdf, runs
 
 CLASSES = {"mel": .4, "nv": .4, "df": .2}
 MODELS = {"teacher_big": (3.0, (0,)), "small_alone": (1.0, (0, 1)), "small_kd": (2.2, (0, 1))}
@@ -131,6 +133,19 @@ def compile_once(environment, source, name=None, filename=None, code={}):
     if source not in code:
         code[source] = COMPILE(environment, source, name, filename)
     return code[source]
+
+
+def without_drawings(monkeypatch):
+    """For tests that are not about drawings: a report without them and without the PDF, its template compiled once."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    monkeypatch.setattr(pdf, "write", lambda path, blocks: None)
+    monkeypatch.setattr(figures, "to_svg", lambda draw, args, options, alt: "<svg></svg>")
+    monkeypatch.setattr(jinja2.Environment, "compile", compile_once)
+
+
+def paged(root):
+    """The Page that report.py makes of a study."""
+    return Page(report.main([str(root)]).read_text(encoding="utf-8"))
 
 
 class Page(html.parser.HTMLParser):

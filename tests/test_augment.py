@@ -189,6 +189,10 @@ def test_erasing_never_fails_on_tiny_images():
         assert augment.colour(torch.rand(100, 3, size, size), drawn).shape == (100, 3, size, size)
 
 
+def test_no_images_are_no_floats():
+    assert augment.to_float(np.empty((0, 8, 8, 3), np.uint8), "cpu").shape == (0, 3, 8, 8)
+
+
 def test_floats_are_scaled_and_normalised_by_channel():
     pixels = rng.integers(0, 256, (3, 5, 7, 3), dtype=np.uint8)
     scaled = augment.to_float(pixels, "cpu")

@@ -1,9 +1,6 @@
 """The table of costs: reference columns first, one process a model, and figures that are counted, not guessed."""
 
-import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest

@@ -12,7 +12,7 @@ import distill
 import registry
 import train_teacher
 from kd import data as kd_data
-from kd import engine, errors, runs, training
+from kd import engine, errors, runs
 from kd.errors import Parser, UserError, listing, nearest
 
 ROOT = Path(__file__).parent.parent

@@ -32,6 +32,10 @@ def test_a_drawing_drawn_again_is_the_same_to_the_letter():
     assert one == two and ElementTree.fromstring(one).get("aria-label") == "a"
 
 
+def test_names_that_no_encoding_holds_are_drawn():
+    assert "<svg" in figures.forest([("run", "student", .5, .4, .6)], alt="a folder called \udcff")
+
+
 def test_a_forest_of_undefined_values_is_drawn():
     assert "undefined" in drawn(figures.forest([("a", "student", NAN, NAN, NAN)], alt="nothing"))
 

@@ -1,21 +1,19 @@
 """The report shows the numbers of the run folders, all of them, and nothing else."""
 
 import csv
-import os
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import pytest
 
 import reported
-from kd import audit, document, evaluation, figures, model_comparison, pdf, report_performance, runs, sections, study_folder
+from kd import audit, document, evaluation, figures, model_comparison, report_performance, runs, sections, study_folder
 from kd.errors import UserError
-from reported import CLASSES, Page, words, write_run, write_study
+from reported import CLASSES, Page, paged, words, write_run, write_study
 
 import report
 
@@ -30,14 +28,7 @@ def study(reported_study):
 @pytest.fixture
 def quick(monkeypatch):
     """Drawings are left out where a test is not about them, and the template is compiled once."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-    monkeypatch.setattr(pdf, "write", lambda path, blocks: None)
-    monkeypatch.setattr(figures, "to_svg", lambda draw, args, options, alt: "<svg></svg>")
-    monkeypatch.setattr(jinja2.Environment, "compile", reported.compile_once)
-
-
-def paged(root):
-    return Page(report.main([str(root)]).read_text(encoding="utf-8"))
+    reported.without_drawings(monkeypatch)
 
 
 def table(root, name):

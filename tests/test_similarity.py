@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import distill
-import registry
 import small
 import train_teacher
 from kd import image, losses, models, runs, similarity

@@ -1,14 +1,11 @@
 """Run folders are read as they are found: what is damaged or missing is named, the rest is shown."""
 
-import os
-
-import jinja2
 import pytest
 
 import reported
-from kd import audit, figures, pdf, runs, study_folder
+from kd import audit, runs, study_folder
 from kd.errors import UserError
-from reported import Page, write_run, write_study
+from reported import paged, write_run, write_study
 
 import report
 
@@ -17,14 +14,7 @@ import report
 def quick(monkeypatch):
     """No drawings, no audit, which has tests of its own, and the template is compiled once."""
     monkeypatch.setattr(audit, "examine", lambda cases: ([], []))
-    monkeypatch.setattr(os, "fsync", lambda file: None)
-    monkeypatch.setattr(pdf, "write", lambda path, blocks: None)
-    monkeypatch.setattr(figures, "to_svg", lambda draw, args, options, alt: "<svg></svg>")
-    monkeypatch.setattr(jinja2.Environment, "compile", reported.compile_once)
-
-
-def paged(root):
-    return Page(report.main([str(root)]).read_text(encoding="utf-8"))
+    reported.without_drawings(monkeypatch)
 
 
 def test_what_a_run_is_stands_in_its_files_and_else_in_its_name(tmp_path):
