@@ -228,8 +228,12 @@ def over_seeds(evaluated):
 def over_seeds_of(name, values):
     """bootstrap.over_seeds() of the metric `name`, its interval within the metric's range: of two seeds t is wide."""
     held = bootstrap.over_seeds(values, corrected=bootstrap.biased(name))
-    most = {"nll": np.inf, "brier": 2.0}.get(name.removesuffix("_calibrated"), 1.0)
-    return {**held, "lo": float(np.clip(held["lo"], 0, most)), "hi": float(np.clip(held["hi"], 0, most))}
+    return {**held, **{bound: float(np.clip(held[bound], 0, most(name))) for bound in ("lo", "hi")}}
+
+
+def most(name):
+    """The largest value that the metric `name` can have; the least is 0 for all."""
+    return {"nll": np.inf, "brier": 2.0}.get(name.removesuffix("_calibrated"), 1.0)
 
 
 def differing(a, b):

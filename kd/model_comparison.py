@@ -155,6 +155,9 @@ def pair(reference, model, first, images):
         for side, values in (("reference", theirs), ("model", ours)):
             bounds = own_interval(row["metric"], values[row["metric"]])
             row.update({f"{side}_{bound}": bounds[bound] for bound in ("lo", "hi")})
+        limit = evaluation.most(row["metric"])  # of two seeds t is wide
+        row.update({bound: float(np.clip(row[bound], -limit, limit)) for bound in ("lo", "hi")})
+        row.update({bound: max(row[bound], 0.0) for bound in ("retention_lo", "retention_hi")})
         row["relative_gap"] = 1 - row["retention"]
     couples = list((zip if matched else itertools.product)(reference.answers.values(), model.answers.values()))
     shares = [comparison.agreement(first.labels, a, b, images) for a, b in couples]

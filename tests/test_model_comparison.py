@@ -134,6 +134,17 @@ def test_equal_seeds_are_matched_and_others_are_not(tmp_path):
     assert apart["hi"] - apart["lo"] > 2 * (matched["hi"] - matched["lo"])
 
 
+def test_no_interval_leaves_what_a_metric_can_be(tmp_path):
+    for seed, better in ((0, 4), (1, -4)):  # two seeds that contradict each other tell next to nothing
+        given = predictions("test", 90, 0)
+        make_run(tmp_path / "a" / f"seed_{seed}")
+        make_run(tmp_path / "b" / f"seed_{seed}", test__logits=given["logits"] + better * np.eye(3)[given["labels"]])
+    pair, = compared(tmp_path)["pairs"]
+    assert (rows(pair)["accuracy"]["lo"], rows(pair)["accuracy"]["hi"]) == (-1, 1)
+    assert rows(pair)["accuracy"]["retention_lo"] == 0 < rows(pair)["accuracy"]["retention_hi"]
+    assert rows(pair)["nll"]["hi"] > 1
+
+
 def test_the_t_values_have_the_quantiles_of_students_t_and_no_mean():
     values = bootstrap.student_t(1, 2000)
     assert abs(values.mean()) < 1e-9
