@@ -8,6 +8,7 @@ Files in ONNX need numpy, pillow and onnxruntime only.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import subprocess
@@ -76,7 +77,8 @@ def parser():
     result.add_argument("--end-to-end", metavar="IMAGE", help="time from this file to its label, not from pixels to logits")
     result.add_argument("--no-memory", action="store_true", help="leave out memory and cold start, for which each model "
                         "is run in a process of its own")
-    result.add_argument("--out", metavar="FILE.csv", help="the table; a run's rows also go to its benchmark.csv")
+    result.add_argument("--out", metavar="FILE.csv", help="the table; a run's rows also go to its benchmark.csv, "
+                        "in place of those of the same file, settings and machine")
     result.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
     result.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     return result
@@ -127,18 +129,17 @@ def measure(targets, options, batch, state):
     ready = {str(target): open_target(target, options) for target in targets}
     timers = {name: timer(one, options, batch) for name, one in ready.items()}
     taken = timing.measure(timers, seconds=options.seconds, least=options.queries)
-    worked = timing.measure({name: timing.stopwatch(one, time.process_time) for name, one in timers.items()}, seconds=0)
+    first = {home(target): target for target in reversed(targets)}  # the target that others of a run are held against
     rows = []
     for target in targets:
         one = ready[str(target)]
         row = identify(target, one, options, batch)
         row.update(timing.describe(taken[str(target)], batch))
-        row["cpu_ms_p50"] = 1e3 * float(np.median(worked[str(target)].seconds))  # of all threads; others' turns do not count
         row.update(counted(target, one))
         if not options.no_memory:
             row.update(alone(target, options, batch))
         row.update({"backend": target.backend, "threads": options.threads, "measured": measured(options),
-                    "speedup": timing.speedup(taken[str(targets[0])], taken[str(target)])[0]})
+                    "speedup": timing.speedup(taken[str(first[home(target)])], taken[str(target)])[0]})
         rows.append({**row, **state})
     return rows
 
@@ -157,9 +158,14 @@ def timer(ready, options, batch):
     return timing.stopwatch(label)
 
 
+def home(target):
+    """The folder of the run that a Target belongs to, or None."""
+    return next((top for top in target.path.resolve().parents if (top / "best.pt").is_file()), None)
+
+
 def identify(target, ready, options, batch):
     """The first columns of the reference report."""
-    folder = next((top for top in target.path.resolve().parents if (top / "best.pt").is_file()), None)
+    folder = home(target)
     model, seed = runs.describe(folder)[1:] if folder else (target.path.name, "")
     device = "cpu" if target.backend == "onnxruntime" else options.device
     return {"ckpt": str(target.path), "model": model, "seed": seed, "device": device, "batch": batch, "imsz": ready.size}
@@ -230,7 +236,7 @@ def print_table(rows):
         print("  ".join(str(cell).ljust(width) if k < 2 else str(cell).rjust(width)
                         for k, (cell, width) in enumerate(zip(line, widths))).rstrip())
     first = rows[0]
-    print(f"{first['measured']}, {first['threads']} thread(s), {first['cpu']}; times: over the first line, turn by turn")
+    print(f"{first['measured']}, {first['threads']} thread(s), {first['cpu']}; times: over the first line of the run, turn by turn")
     print("CPU ms: processor time of a query, median")
     print("noisy: quartiles further apart than a tenth of the median, or no steady warm-up. p90 MLPerf: its early-stopping estimate")
     for name, macs in dict.fromkeys((row["model"], row["macs"]) for row in rows if row["macs"]):
@@ -242,16 +248,26 @@ def number(value):
 
 
 def write(rows, options):
-    """Paths of the tables written."""
+    """Paths of the tables written. In a run's, rows of other files, settings and machines stay."""
     tables = {Path(options.out): rows} if options.out else {}
     for key, group in itertools.groupby(rows, lambda row: Path(row["ckpt"]).resolve().parent):
         run = next((top for top in (key, key.parent) if (top / "predictions").is_dir()), None)
         if run:
             tables.setdefault(run / "benchmark.csv", []).extend(group)
     for path, table in tables.items():
-        runs.write_csv(path, [{key: "" if value is None or value != value else value for key, value in row.items()}
-                              for row in table])
+        table = [{key: "" if value is None or value != value else value for key, value in row.items()} for row in table]
+        kept, known = [], {identity(row) for row in table}
+        if path.is_file() and str(path) != options.out:
+            with contextlib.suppress(UserError):  # of a table that cannot be read nothing is kept
+                kept = runs.read_csv(path)
+        runs.write_csv(path, [*table, *(row for row in kept if identity(row) not in known)])
     return list(tables)
+
+
+def identity(row):
+    """What tells a row of benchmark.csv from others, as strings."""
+    keys = ("backend", "device", "batch", "imsz", "threads", "measured", "cpu")
+    return Path(row.get("ckpt", "")).name, *(str(row.get(key, "")) for key in keys)
 
 
 if __name__ == "__main__":

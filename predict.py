@@ -3,6 +3,9 @@
     python predict.py model.int8.onnx lesion.jpg more_lesions/
     python predict.py model.int8.onnx lesions/ --format csv > answers.csv
     python predict.py model.int8.onnx --check          # does this machine compute what it should?
+
+Alone on another machine it wants `kd/__init__.py`, `errors.py`, `image.py`, `metrics.py`, `onnx.py` beside it; `export.py --bundle`
+lays that out.
 """
 
 import csv

@@ -61,16 +61,19 @@ def _by_events(network, images):
 def open_file(path, backend, registry, *, device="cpu", threads=1, size=None):
     """Ready of a checkpoint, or of a TorchScript file that export.py wrote. size: another than the checkpoint's."""
     torch.set_num_threads(threads)
+    device = models.device(device)
+    if backend == "compiled":
+        models.check_compiler(device)
     if backend == "torchscript":
-        return _torchscript(Path(path), torch.device(device), size)
+        return _torchscript(Path(path), device, size)
     model, content = checkpoint.load(path, registry.create)
     given = content["input"]
     size = size or given["size"]
     models.check_input(model, content["arch"], size, len(content["class_names"]))
     facts = {"parameters": models.parameters(model), "params_bytes": models.size_in_bytes(model), "macs": macs.count(model, size)}
-    network = prepare(export.deployed(model, content, size), backend, torch.device(device))
+    network = prepare(export.deployed(model, content, size), backend, device)
     resize = given["resize"] if size == given["size"] else image.resize_for(size)
-    return Ready(network, torch.device(device), size, resize, facts)
+    return Ready(network, device, size, resize, facts)
 
 
 def prepare(network, backend, device):

@@ -133,19 +133,21 @@ class _Run:
 
 
 def int8(run, model, calibration, reduce_range, most_flips):
-    """(content, {"recipe", "recipes"}) of the INT8 file whose probabilities on validation are nearest to the checkpoint's.
+    """(content, {"recipe", "recipes"}) of the INT8 file whose probabilities on validation are nearest to the checkpoint's,
+    of those that change at most `most_flips` of the labels.
 
-    Where that one changes more than `most_flips` of the labels, the group of layers that costs most is left
-    in float, up to three times; if this is not enough, a UserError.
+    Where all change more, the group of layers that costs most is left in float, up to three times; if this is not
+    enough, a UserError.
     """
     folded = quantization.fold(model)
     seen = quantization.observe(folded, run.source.pixels("train", calibration), lambda content: kd_onnx.session(content, 1))
-    corrected = quantization.correct(folded, seen, reduce_range)
     reference, always, tried = run.reference["val"], quantization.float_nodes(folded), []
 
     def attempt(name, keep):
         ranges = {tensor: quantization.RECIPES[name](one) for tensor, one in seen.items()}
-        made = quantization.quantize(corrected, ranges, keep=[*always, *keep], reduce_range=reduce_range)
+        keep_float = [*always, *keep]
+        corrected = quantization.correct(folded, seen, keep=keep_float, reduce_range=reduce_range)
+        made = quantization.quantize(corrected, ranges, keep=keep_float, reduce_range=reduce_range)
         export.label(made, {**run.source.metadata, "recipe": {"ranges": name, "float": keep, "reduce_range": reduce_range}})
         content = made.SerializeToString()
         logits = run.onnx(content)(run.images["val"])
@@ -155,16 +157,18 @@ def int8(run, model, calibration, reduce_range, most_flips):
         return tried[-1], content
 
     def best(attempts):
-        return min(attempts, key=lambda one: one[0]["val_divergence"])
+        return min(attempts, key=lambda one: (one[0]["val_flips"] > most_flips, one[0]["val_divergence"]))
 
     with tqdm(desc="INT8 recipes", disable=None, delay=2, leave=False) as bar:
         chosen = best([attempt(name, []) for name in quantization.RECIPES])
         for _ in range(3):
             if chosen[0]["val_flips"] <= most_flips:
                 break
-            name, keep = chosen[0]["ranges"], chosen[0]["float"]
+            before, name, keep = chosen, chosen[0]["ranges"], chosen[0]["float"]
             chosen = best([chosen, *(attempt(name, [*keep, *group])
                                      for group in quantization.groups(folded, GROUPS) if not set(group) <= set(keep))])
+            if chosen is before:
+                break
     recipe = chosen[0]
     if recipe["val_flips"] > most_flips:
         raise UserError(f"INT8 changes the label of {recipe['val_flips']:.1%} of the validation images, more than --max-flips "

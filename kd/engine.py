@@ -23,19 +23,14 @@ from kd.step import Step, memory_format, normalised
 
 def device_and_precision(options):
     """--device and --precision with `auto` resolved: bf16 only where the hardware multiplies in it, since elsewhere it is slower."""
-    device = options["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    elif device == "cuda" and not torch.cuda.is_available() or device == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"there is no {device} device here", "Leave out --device, or give --device cpu.")
-    precision = options["precision"]
+    device, precision = models.device(options["device"]), options["precision"]
     if precision == "auto":
-        if device == "cuda":
+        if device.type == "cuda":
             native = bool(torch.version.hip) or torch.cuda.get_device_capability() >= (8, 0)
         else:
-            native = device == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+            native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
         precision = "bf16" if native else "fp32"
-    return torch.device(device), precision
+    return device, precision
 
 
 def schedule(step, steps, warmup):
@@ -114,7 +109,7 @@ class Watch:
         self.steps, self.count = self.steps + 1, self.count + count
         self.sums += row * count
         first_bad = (self.bad[0] < 0) & ~torch.isfinite(row[0])
-        self.bad = torch.where(first_bad, torch.cat([row.new_tensor([self.steps]), row]), self.bad)
+        self.bad = torch.where(first_bad, torch.cat([row.new_full((1,), self.steps), row]), self.bad)
         if self.steps % self.INTERVAL == 0:
             self.look()
 

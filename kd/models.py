@@ -253,15 +253,24 @@ class Reader:
             self._reading = False
 
 
+def device(name):
+    """The torch.device of this name; `auto` is the fastest kind here, and one that is not here an error."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    elif name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"there is no {name} device here", "Leave out --device, or give --device cpu.")
+    return torch.device(name)
+
+
 def check_compiler(device):
     """An error where torch.compile cannot work: a few lines are compiled and run."""
     try:
         torch.compile(lambda x: (x * x).relu())(torch.ones(8, device=device))
     except Exception as error:  # each backend has errors of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--compile finds nothing to compile with: {reason[:200]}",
+        raise UserError(f"torch.compile finds nothing to compile with: {reason[:200]}",
                         "On a CPU it needs a C++ compiler (g++, clang, or Visual Studio's Build Tools), on a GPU triton; "
-                        "or leave out --compile.") from error
+                        "or do not ask for it.") from error
 
 
 def check_input(model, arch, size, classes):

@@ -16,6 +16,7 @@ from kd.errors import UserError
 FORMAT = "medmnist-edgeai/onnx/1"
 FIELDS = ("format", "class_names", "input", "temperature", "operating_points", "provenance")
 CLOSE = 1e-4  # largest difference of logits from the checkpoint's or between two machines, of 1 or of the largest logit
+LARGEST = 4096  # px, of what an image is resized to: beyond it a file asks for gigabytes
 WAY_OUT = "Bring a whole copy of the file, or export it anew with export.py."
 
 
@@ -62,7 +63,13 @@ class Model:
 
     def logits(self, images):
         """[N, C] float32 of uint8 [N, S, S, 3]."""
-        return self.session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
+        try:
+            logits = self.session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
+        except Exception as error:  # as above
+            raise UserError(f"{self.path} cannot be run: {' '.join(str(error).split())[:200]}", WAY_OUT) from None
+        if logits.shape != (len(images), len(self.class_names)) or not np.isfinite(logits).all():
+            raise UserError(f"{self.path} gives logits that are no numbers, or not as many as it has classes", WAY_OUT)
+        return logits
 
     def timer(self, images):
         """A function that runs one query and returns its seconds."""
@@ -143,6 +150,17 @@ def _metadata(path, session):
     return content
 
 
+def _is_point(point, names):
+    """Whether what this file reads of an operating point is there, and of its kind."""
+    if not isinstance(point, dict) or not {"kind", "class", "threshold", "promised"} <= point.keys():
+        return False
+    if point["kind"] not in ("sensitivity", "abstention"):
+        return True
+    number, threshold = (int, float), point["threshold"]
+    return (type(point["promised"]) in number and (threshold is None or type(threshold) in number)
+            and (point["kind"] == "abstention" or point["class"] in names))
+
+
 def _wrong(content, session):
     """What of the metadata, or of the graph's input and output, cannot be."""
     names, given, temperature = content["class_names"], content["input"], content["temperature"]
@@ -150,12 +168,11 @@ def _wrong(content, session):
     inputs, outputs = session.get_inputs(), session.get_outputs()
     return [what for what, good in {
         "class_names": isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names),
-        "input": all(type(side) is int and side > 0 for side in sides) and sides[0] <= sides[1]
+        "input": all(type(side) is int and side > 0 for side in sides) and sides[0] <= sides[1] <= LARGEST
         and given.get("interpolation") == image.INTERPOLATION,
         "temperature": temperature is None or isinstance(temperature, (int, float)) and 0 < temperature < math.inf,
-        "operating_points": isinstance(content["operating_points"], list) and all(
-            isinstance(point, dict) and {"name", "kind", "class", "threshold"} <= point.keys()
-            for point in content["operating_points"]),
+        "operating_points": isinstance(content["operating_points"], list)
+        and all(_is_point(point, names) for point in content["operating_points"]),
         "its input": [i.name for i in inputs] == ["image"] and inputs[0].type == "tensor(uint8)"
         and inputs[0].shape[1:] == [sides[0], sides[0], 3] and isinstance(inputs[0].shape[0], (str, type(None))),
         "its output": [o.name for o in outputs] == ["logits"] and isinstance(names, list)

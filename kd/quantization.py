@@ -105,22 +105,23 @@ def observe(model, images, session):
     return seen
 
 
-def correct(model, seen, reduce_range=False):
+def correct(model, seen, *, keep=(), reduce_range=False):
     """A folded float model whose biases make up for what rounding its weights adds to the mean of each channel.
 
     bias += sum over the kernel of (w - rounded w) times the mean of its input; padding is left aside. Rounding errors
     of a kernel do not cancel where inputs are all positive, as after ReLU: worst in depthwise convolutions of few
-    weights. Nagel et al. 2019 (1906.04721), section 4.2, with means seen instead of derived.
+    weights. Nagel et al. 2019 (1906.04721), section 4.2, with means seen instead of derived. keep: names of nodes that
+    stay in float, whose weights are not rounded.
     """
     onnx = errors.need("onnx", "edge")
     result = onnx.ModelProto()
     result.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in result.graph.node:
-        if node.op_type != "Conv" or len(node.input) < 3 or getattr(seen.get(node.input[0]), "means", None) is None:
+        means = getattr(seen.get(node.input[0]), "means", None) if node.op_type == "Conv" and node.name not in keep else None
+        if means is None or len(node.input) < 3:
             continue
         weights, bias = (onnx.numpy_helper.to_array(tensors[name]) for name in node.input[1:3])
-        means = seen[node.input[0]].means
         groups = len(means) // weights.shape[1]
         inputs = np.repeat(means.reshape(groups, -1), len(weights) // groups, 0)  # [out, in / groups]
         lost = (weights - rounded(weights, reduce_range)).sum((2, 3))

@@ -50,6 +50,32 @@ def test_a_run_and_its_exports_stand_in_one_table_with_the_reference_columns_fir
     assert table[0]["lat_ms_p99_mlperf"] == ""  # 16 queries say nothing about a 99th percentile
     printed = capsys.readouterr().out
     assert "MACs in convolutions and linear layers (tools that count more" in printed
+    again = benchmark.main([str(run / "exports" / "model.onnx"), *QUICK, "--no-memory"])
+    assert again[0]["speedup"] == 1
+    kept = runs.read_csv(run / "benchmark.csv")  # the row that was measured again, and the nine others as they were
+    assert kept[0]["lat_ms_mean"] == str(again[0]["lat_ms_mean"])
+    assert kept[1:] == [row for row in table if (Path(row["ckpt"]).name, row["batch"]) != ("model.onnx", "1")]
+
+
+def test_each_run_is_held_against_its_own_first_line(exported, tmp_path):
+    both = [shutil.copytree(exported[0], tmp_path / name / "seed_0") for name in ("a", "b")]
+    rows = benchmark.main([*map(str, both), *QUICK, "--no-memory", "--backends", "eager", "onnxruntime"])
+    assert [row["speedup"] == 1 for row in rows] == [True, False, False] * 2
+
+
+def test_a_device_or_a_compiler_that_is_not_there_is_one_line(exported, monkeypatch):
+    import torch
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match="there is no cuda device here"):
+        benchmark.main([str(exported[0]), *QUICK, "--no-memory", "--device", "cuda"])
+
+    def broken(function):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match="nothing to compile with: no C"):
+        benchmark.main([str(exported[0]), *QUICK, "--no-memory", "--backends", "compiled"])
+
 
 
 def test_memory_and_cold_start_are_of_a_process_of_its_own_without_torch(exported):

@@ -134,6 +134,10 @@ def broken_models(model, folder):
     changed(model, folder / "other_size.onnx", input={"resize": 64, "size": 64, "interpolation": "bilinear"})
     changed(model, folder / "cold.onnx", temperature=0)
     changed(model, folder / "points.onnx", operating_points=[{"kind": "abstention"}])
+    point = {"name": "abstention", "kind": "abstention", "class": None, "threshold": .5, "promised": .1}
+    changed(model, folder / "words.onnx", operating_points=[{**point, "threshold": "0.5"}])
+    changed(model, folder / "stranger.onnx", operating_points=[{**point, "kind": "sensitivity", "class": ["x"]}])
+    changed(model, folder / "huge.onnx", input={"resize": 60000, "size": 32, "interpolation": "bilinear"})
     import onnx
     proto = onnx.load(model)
     proto.opset_import[0].version = 9999
@@ -144,7 +148,8 @@ def broken_models(model, folder):
     return {"cut.onnx": "cannot load", "empty.onnx": "cannot load", "text.onnx": "cannot load",
             "foreign.onnx": "is no model that export.py wrote", "no_classes.onnx": "lacks metadata: class_names",
             "few_classes.onnx": "its output", "no_size.onnx": "input", "other_size.onnx": "its input",
-            "cold.onnx": "temperature", "points.onnx": "operating_points", "opset.onnx": "cannot load",
+            "cold.onnx": "temperature", "points.onnx": "operating_points", "words.onnx": "operating_points",
+            "stranger.onnx": "operating_points", "huge.onnx": "damaged: input", "opset.onnx": "cannot load",
             "ir.onnx": "cannot load", ".": "is a folder", "missing.onnx": "no such file"}
 
 

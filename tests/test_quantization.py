@@ -97,9 +97,11 @@ def test_correction_restores_the_mean_of_each_channel(folded):
     only_last = {last.input[0]: seen[last.input[0]]}
     true = outputs(model, [last.output[0]], images)[last.output[0]].mean((0, 2, 3))
     plain = outputs(with_weights(model), [last.output[0]], images)[last.output[0]].mean((0, 2, 3))
-    corrected = outputs(with_weights(quantization.correct(model, only_last, True)), [last.output[0]], images)[last.output[0]]
+    corrected = outputs(with_weights(quantization.correct(model, only_last, reduce_range=True)), [last.output[0]], images)[last.output[0]]
     before, after = np.abs(plain - true).mean(), np.abs(corrected.mean((0, 2, 3)) - true).mean()
     assert after < 0.5 * before  # not to zero: padding is left aside, and here it is a third of what a kernel sees
+    assert quantization.correct(model, only_last, keep=[last.name]) == model  # a layer in float has nothing to make up for
+    assert quantization.correct(model, only_last) != model
 
 
 def test_the_recipe_is_chosen_on_validation_and_a_hopeless_one_writes_nothing(exported, monkeypatch):
@@ -115,6 +117,19 @@ def test_the_recipe_is_chosen_on_validation_and_a_hopeless_one_writes_nothing(ex
         deployment.write(source, folder, ["onnx", "int8"], calibration=8, reduce_range=False, most_flips=-1)
     assert touched.count("train") == 1
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
+
+
+def test_a_recipe_that_changes_few_labels_comes_before_one_that_is_nearer(exported, monkeypatch):
+    import registry
+    source = deployment.open_run(exported[0], registry)
+    made = []  # recipes in their order: the nearest changes too many labels, the last too few to matter
+    monkeypatch.setattr(deployment.parity, "divergence", lambda reference, logits: made.append(0) or .1 * len(made))
+    monkeypatch.setattr(deployment.parity, "flips", lambda reference, logits: .5 if len(made) == 1 else .01)
+    images = {split: source.pixels(split) for split in ("val", "test")}
+    run = deployment._Run(source, images, images)
+    model = deployment.export.to_onnx(source.network, source.size, source.metadata)
+    _, told = deployment.int8(run, model, 8, False, .03)
+    assert told["recipe"] == told["recipes"][1] and len(told["recipes"]) == len(quantization.RECIPES)
 
 
 def test_pooling_has_an_integer_kernel(exported):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from math import comb
 from pathlib import Path
 
@@ -116,8 +117,8 @@ def test_drift_of_the_machine_leaves_ratios_alone():
 
 
 def test_a_quiet_series_is_not_called_noisy():
-    quiet = timing.Latencies(np.random.default_rng(0).normal(5e-3, 1e-4, (10, timing.TURN)), 16, True)
-    loud = timing.Latencies(np.random.default_rng(0).normal(5e-3, 1e-3, (10, timing.TURN)), 16, True)
+    quiet = timing.Latencies(np.random.default_rng(0).normal(5e-3, 1e-4, (10, timing.TURN)), np.ones((10, timing.TURN)), 16, True)
+    loud = timing.Latencies(np.random.default_rng(0).normal(5e-3, 1e-3, (10, timing.TURN)), np.ones((10, timing.TURN)), 16, True)
     assert not timing.describe(quiet)["noisy"] and timing.describe(loud)["noisy"]
 
 
@@ -132,3 +133,11 @@ def test_peak_memory_grows_with_what_a_process_holds():
               "block = np.ones(40_000_000, np.uint8); print(before and machine.peak_memory() - before)")
     grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert grown.stdout.strip() == "None" or int(grown.stdout) > 30_000_000, grown.stderr
+
+
+def test_the_processor_time_is_that_of_the_same_queries():
+    taken = timing.measure({"sleeps": timing.stopwatch(lambda: time.sleep(.002)),
+                            "works": timing.stopwatch(lambda: sum(range(100000)))}, seconds=0, least=8)
+    told = {name: timing.describe(one) for name, one in taken.items()}
+    assert told["sleeps"]["cpu_ms_p50"] < 1 < 2 <= told["sleeps"]["lat_ms_p50"]
+    assert told["works"]["cpu_ms_p50"] > .2 and taken["works"].worked.shape == taken["works"].seconds.shape
