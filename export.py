@@ -18,6 +18,8 @@ def main(argv=None):
         registry.load_plugin(file)
     if options.bundle:
         bundle.check_free(Path(options.bundle))
+        if not {"onnx", "int8"} & set(options.formats):
+            raise UserError("--bundle wants a file in ONNX, since it is to run without torch", "Add onnx or int8 to --formats.")
     run = the_run(options.run)
     source = deployment.open_run(run, registry, root=options.root, cache=options.cache)
     folder = run / "exports"

@@ -71,7 +71,7 @@ Then:
     env/bin/python predict.py {name} folder/ --format csv > answers.csv
     env/bin/python benchmark.py {name}                   (how fast it is here)
 
-Images are JPEG, PNG, BMP, TIFF, WebP or GIF of any size. What cannot be read is marked, and passed over.
+Images are JPEG, PNG, BMP, TIFF or WebP, of up to 100 megapixels. What cannot be read is marked, and passed over.
 `check.npz` holds {CHECKED} validation images and the logits they must give.
 
 Research software, not a medical device. MODEL_CARD.md says what the model was made for, and how good it is.

@@ -75,6 +75,8 @@ class Targets:
             missing, count = self.missing(), len(self.data.where("train"))
             if not missing:  # another run has made them meanwhile
                 return
+            for left in self.folder.glob(".view_*.tmp"):  # of a build that was killed
+                left.unlink()
             first = next(kd_data.views(self.data, SEED, 1, batch=2, device=device, workers=0, kind=self.kind))
             shapes = {kind: (count, *rows.shape[1:]) for kind, rows in self._rows(ask(first)).items()}
             need, free = 2 * len(missing) * sum(map(math.prod, shapes.values())), shutil.disk_usage(self.folder).free

@@ -153,6 +153,8 @@ def test_images_that_are_gone_are_asked_for(exported, copy, tmp_path):
 
 
 def test_wrong_use_is_one_line(exported, copy, tmp_path):
+    with pytest.raises(UserError, match="--bundle wants a file in ONNX"):
+        export.main([str(copy), "--formats", "torchscript", "--bundle", str(tmp_path / "box")])
     shutil.copytree(copy, copy.parent / "seed_1")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -76,20 +76,29 @@ def test_a_build_that_was_killed_goes_on_with_the_next_view(setting, tmp_path):
     whole = result.path(1, "logits").stat().st_mtime_ns
     before = np.load(result.path(2, "logits"))
     result.path(2, "logits").unlink()
+    (tmp_path / "targets" / ".view_2_logits.npy.x1.tmp").write_bytes(b"half")
     result, _ = kept(tmp_path / "targets", setting)
+    assert not list((tmp_path / "targets").glob(".view*"))
     assert result.path(1, "logits").stat().st_mtime_ns == whole
     assert np.array_equal(np.load(result.path(2, "logits")), before)
 
 
-def test_targets_of_other_data_augmentation_or_precision_are_refused_and_say_why(setting, tmp_path):
-    data, options, student, teacher = setting
-    kept(tmp_path / "targets", setting)
-    path = tmp_path / "targets" / "key.json"
-    key = runs.read_json(path)
-    for name in ("teacher", "normalisation", "data", "split", "input", "augmentation", "precision"):
-        runs.write_json(path, {**key, name: "another"})
-        with pytest.raises(UserError, match=f"were made from other {name}\n"):
-            kept(tmp_path / "targets", setting)
+@pytest.mark.parametrize("differing, change", {
+    "teacher": lambda data, teacher, options: setattr(teacher, "fingerprint", "another"),
+    "normalisation": lambda data, teacher, options: setattr(teacher, "mean", (0, 0, 0)),
+    "data": lambda data, teacher, options: setattr(data, "labels", data.labels[::-1].copy()),
+    "split": lambda data, teacher, options: setattr(data, "split", data.split[::-1].copy()),
+    "input": lambda data, teacher, options: setattr(data, "size", 24),
+    "augmentation": lambda data, teacher, options: options.update(kind="light"),
+    "precision": lambda data, teacher, options: options.update(precision="bf16")}.items())
+def test_targets_of_other_data_augmentation_or_precision_are_refused_and_say_why(differing, change, setting, tmp_path):
+    data, _, _, teacher = setting
+    options = {"needs": {"teacher_logits"}, "precision": "fp32"}
+    targets.Targets(tmp_path, teacher, data, 2, **options)
+    targets.Targets(tmp_path, teacher, data, 3, **options)  # more views of the same are welcome
+    change(data, teacher, options)
+    with pytest.raises(UserError, match=f"were made from other {differing}\n"):
+        targets.Targets(tmp_path, teacher, data, 2, **options)
 
 
 def test_a_loss_that_reads_what_is_not_kept_is_refused(setting, tmp_path):
