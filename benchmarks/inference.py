@@ -1,12 +1,14 @@
 """What a query costs as exported, over PyTorch eager in fp32: batch 1, one thread.
 
-    python benchmarks/inference.py [SIZE ...]
+    python benchmarks/inference.py --size 224
+    python benchmarks/inference.py --size 64
 
-Three networks at 224 and 64 px, through the same export and INT8 recipe as export.py, calibrated on noise: what is
-in weights and pixels changes no latency. Eager gets normalised floats, the exported files raw pixels, so that the
-ratios favour eager. Models take turns; a ratio is the median over turns, with quartiles. Processor time, so that other
-processes on the machine cost a query its cache but not its turn. No data; ten minutes, most of them export.
-The last line is one JSON object: for each network and size times faster (`onnx`, `int8`) and bytes of INT8 over fp32.
+Three networks, exported as export.py does it, in INT8 with no convolution left in float (docs/results/edge.md tells which
+trained networks pass so), their ranges from noise: what is in weights, ranges and pixels changes no latency. Eager gets
+normalised floats, the exported files raw pixels, so that the ratios favour eager. Models take turns; a ratio is the median
+over turns, with quartiles. Processor time, so that other processes on the machine cost a query its cache but not its
+turn. No data; five minutes, most of them export. The last line is one JSON object: how many times faster INT8 is, by
+network; the same of ONNX in fp32 (`onnx`), and the size of the INT8 file over that of fp32 (`bytes`).
 """
 
 import json
@@ -25,30 +27,27 @@ from kd import onnx as kd_onnx  # noqa: E402
 from kd.image import INTERPOLATION, MEAN, STD  # noqa: E402
 
 ARCHITECTURES = ("resnet18", "mobilenetv2", "efficientnetb0")
-SIZES = (224, 64)
 SECONDS = 5
 
 
 def main(argv=None):
     parser = errors.Parser(prog="inference.py", description=__doc__.splitlines()[0])
-    parser.add_argument("sizes", nargs="*", type=int, default=list(SIZES), metavar="SIZE", help="of the images, in px")
-    sizes = parser.parse_args(argv).sizes
+    parser.add_argument("--size", type=errors.positive, default=224, help="of the images, in px")
+    size = parser.parse_args(argv).size
     torch.set_num_threads(1)
     state = machine.describe()
-    print(f"{machine.line(state)}, "
-          f"onnxruntime {state['onnxruntime']}")
+    print(f"{machine.line(state)}, onnxruntime {state['onnxruntime']}")
     print(f"{'':22}{'eager ms':>10}{'onnx ms':>10}{'int8 ms':>10}{'onnx':>8}{'int8':>8}   quartiles{'bytes':>10}")
-    result = {}
-    for size in sizes:
-        for arch in ARCHITECTURES:
-            timers, share = prepare(arch, size)
-            taken = timing.measure(timers, seconds=SECONDS, least=64)
-            ratios = {name: timing.speedup(taken["eager"], taken[name]) for name in ("onnx", "int8")}
-            medians = [1e3 * np.median(taken[name].seconds) for name in timers]
-            print(f"{arch:16}{size:>4} px" + "".join(f"{ms:>10.2f}" for ms in medians)
-                  + f"{ratios['onnx'][0]:>8.2f}{ratios['int8'][0]:>8.2f}   {ratios['int8'][1]:.2f} to {ratios['int8'][2]:.2f}"
-                  + f"{share:>10.1%}", flush=True)
-            result[f"{arch}_{size}"] = {"onnx": ratios["onnx"][0], "int8": ratios["int8"][0], "bytes": share}
+    result = {"onnx": {}, "bytes": {}}
+    for arch in ARCHITECTURES:
+        timers, share = prepare(arch, size)
+        taken = timing.measure(timers, seconds=SECONDS, least=64)
+        ratios = {name: timing.speedup(taken["eager"], taken[name]) for name in ("onnx", "int8")}
+        medians = [1e3 * np.median(taken[name].seconds) for name in timers]
+        print(f"{arch:16}{size:>4} px" + "".join(f"{ms:>10.2f}" for ms in medians)
+              + f"{ratios['onnx'][0]:>8.2f}{ratios['int8'][0]:>8.2f}   {ratios['int8'][1]:.2f} to {ratios['int8'][2]:.2f}"
+              + f"{share:>10.1%}", flush=True)
+        result[arch], result["onnx"][arch], result["bytes"][arch] = ratios["int8"][0], ratios["onnx"][0], share
     print(json.dumps(result))
 
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import benchmark
 import registry
@@ -31,6 +32,20 @@ def test_macs_of_a_network_counted_by_hand():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=4),
                           nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     assert macs.count(model, 10) == 8 * 3 * 9 * 25 + 8 * 2 * 9 * 25 + 8 * 5
+
+
+def test_macs_of_attention_are_those_of_its_linear_layers():
+    class Attention(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attend = torch.nn.MultiheadAttention(12, 3, batch_first=True)
+
+        def forward(self, images):
+            tokens = images.reshape(1, -1, 12)
+            return self.attend(tokens, tokens, tokens, need_weights=False)[0]
+
+    with torch.no_grad():  # where torch would take one fused operation, that nothing counts
+        assert macs.count(Attention(), 8) == 16 * 12 * (3 * 12 + 12)
 
 
 def test_a_run_and_its_exports_stand_in_one_table_with_the_reference_columns_first(exported, tmp_path, capsys):
@@ -64,7 +79,6 @@ def test_each_run_is_held_against_its_own_first_line(exported, tmp_path):
 
 
 def test_a_device_or_a_compiler_that_is_not_there_is_one_line(exported, monkeypatch):
-    import torch
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="there is no cuda device here"):
         benchmark.main([str(exported[0]), *QUICK, "--no-memory", "--device", "cuda"])
