@@ -134,15 +134,17 @@ def own_teacher(study, options):
 
 
 def next_command(study, folders):
-    """The baseline, if the study lacks it; else the evaluation of a student in full."""
+    """The same student without a teacher, or with one, if the study lacks it; else how they differ."""
     arch = runs.read_json(folders[0] / "environment.json")["arch"]
     options = runs.read_yaml(folders[0] / "config.yaml")
     untaught = objective.method({**options, "alpha": 1.0, "beta": 0.0})
-    alone = f"{runs.safe(arch)}_{untaught}"
-    if objective.method(options) != untaught and not options["term"] and not (study / alone).exists():
-        return (f"python distill.py --config {(folders[0] / 'config.yaml').as_posix()} --alpha 1 --beta 0 --name {alone}"
-                "   # the same student without a teacher")
-    return f"python evaluate.py {folders[0].as_posix()}   # every class, with intervals"
+    alone, taught = (f"{runs.safe(arch)}_{method}" for method in (untaught, "kd"))
+    again = f"python distill.py --config {(folders[0] / 'config.yaml').as_posix()}"
+    if not options["term"] and objective.method(options) != untaught and not (study / alone).exists():
+        return f"{again} --alpha 1 --beta 0 --name {alone}   # the same student without a teacher"
+    if not options["term"] and objective.method(options) == untaught and not (study / taught).exists():
+        return f"{again} --alpha 0.5 --name {taught}   # the same student with a teacher"
+    return f"python evaluate.py --compare {study.as_posix()}   # paired differences"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,11 @@ def metrics(result, val, test, name=""):
 
 
 def everything(paths):
-    """Findings about whatever lies at or below folders: run folders, tables, or both."""
+    """Findings about whatever lies at or below folders: run folders, tables, or both.
+
+    Studies are held apart, since two may name a model alike; tables go with the only study, or with that in whose folder
+    they lie.
+    """
     found, others = [], []
     for path in map(Path, paths):
         if not path.is_dir():
@@ -59,7 +63,16 @@ def everything(paths):
                             f"A run has {runs.TEST.as_posix()} or metrics.json; another system's tables are "
                             f"{', '.join(foreign.TABLES)}.")
         found, others = found + sorted(own), others + tables_
-    return study(found, others)
+    places = {}
+    for folder in found:
+        places.setdefault(runs.study(folder).resolve(), ([], []))[0].append(folder)
+    for place in others:
+        home = next((top for top in (place.resolve(), *place.resolve().parents) if top in places), None)
+        home = home or (next(iter(places)) if len(places) == 1 else place)
+        places.setdefault(home, ([], []))[1].append(place)
+    findings = [{**finding, "saw": f"{home.name}: {finding['saw']}" if len(places) > 1 else finding["saw"]}
+                for home, held in places.items() for finding in study(*held)]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding["severity"]))
 
 
 def gather(folders, tables=()):

@@ -154,7 +154,8 @@ class Step:
 
     def how(self):
         """One line on what the hardware is asked for."""
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' * (count > 1)}" if self.device.type == "cpu" else ""
         layout = "channels last" if memory_format(self.device) == torch.channels_last else "channels first"
         asked = f", the teacher {'from disk' if self.targets else 'live'}" if self.teacher else ""
         return f"{self.device}{threads}, {self.precision}, {layout}, {'compiled' if self.compiled else 'not compiled'}{asked}"

@@ -83,7 +83,8 @@ class Targets:
             if need > free:
                 raise UserError(f"the teacher's targets need {need / 1e6:,.0f} MB, and {self.folder} has {free / 1e6:,.0f} MB left",
                                 "Free some space, or give a smaller --teacher-cache.")
-            print(f"teacher targets: {len(missing)} views of {count} images, {need / 1e6:,.1f} MB in {self.folder}")
+            size = f"{need / 1e6:,.1f} MB" if need >= 1e5 else f"{need / 1e3:,.1f} kB"
+            print(f"teacher targets: {len(missing)} views of {count} images, {size} in {self.folder}")
             with tqdm(total=len(missing) * count, desc="teacher targets", unit="image", delay=2, disable=None) as bar:
                 for number in missing:
                     batches = kd_data.views(self.data, SEED, number, batch=batch, device=device, workers=workers,

@@ -11,7 +11,7 @@ import torch
 from kd import data as kd_data
 from kd import checkpoint, config, distributed, engine, machine, models, objective, runs, splits, suites
 from kd.dataset import Dataset
-from kd.errors import UserError
+from kd.errors import UserError, listing
 
 
 def start(parser, argv, registry):
@@ -65,7 +65,7 @@ def load_data(options, registry):
     units = f" of {len(set(data.groups))} groups" if data.grouped else ""
     print(f"data: {data.name}, {len(data.ids)} {what}{units}, {len(data.class_names)} classes at {data.size} px ({counts})")
     if data.skipped:
-        print(f"note: {len(data.skipped)} images that cannot be read are left out")
+        print(f"note: left out, since unreadable: {listing(data.skipped)}")
     return data
 
 

@@ -289,6 +289,13 @@ def curves(tmp_path, scores):
     return audit.everything([tmp_path])
 
 
+@example("two-figures", False)
+def one_name_in_two_studies(tmp_path):
+    study(tmp_path / "a", ("teacher_x", 0, "teacher", VAL, TEST))
+    study(tmp_path / "b", ("teacher_x", 0, "teacher", *honest.pair(np.random.default_rng(5), 300)))
+    return audit.everything([tmp_path])
+
+
 @example("same-predictions", True)
 def one_network_under_two_names(tmp_path):
     return study(tmp_path, ("a_kd", 0, "student", VAL, TEST), ("b_kd", 0, "student", VAL, TEST))
