@@ -107,7 +107,7 @@ def carry_out(tasks, stage, plan, ledger, jobs):
 
     def begin(task):
         before[task.name] = ledger.read(task)
-        task.log = plan.folder / "logs" / f"{runs.safe(task.name)}.log" if count > 1 else None
+        task.log = plan.folder / "logs" / f"{log_name(task)}.log" if count > 1 else None
         print(f"\n{number(task)} {command(task)}" + (f"\n  output: {task.log}" if task.log else ""), flush=True)
 
     def end(task, trouble, seconds):
@@ -122,6 +122,11 @@ def carry_out(tasks, stage, plan, ledger, jobs):
 
     workers.run(tasks, work, count=count, threads=max(1, cores() // count) if count > 1 else None, begin=begin, end=end)
     return failed
+
+
+def log_name(task):
+    """One for each task: the parts of its name are safe already, and all of them are needed to tell seeds apart."""
+    return task.name.replace("/", "_").replace(" ", "_")
 
 
 def work(task):

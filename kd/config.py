@@ -174,5 +174,6 @@ def claim(folder, options, role=None):
     if differing:
         shown = "; ".join(f"{key} was {old.get(key)}, now {options.get(key)}" for key in differing)
         raise UserError(f"{folder} was made with other options: {shown}",
-                        "Give this run a --name or --study of its own, or delete that folder.")
+                        "Give this run a --name or --study of its own (in a plan: its method another name, or a new `study:`), "
+                        "or delete that folder.")
     return False

@@ -123,10 +123,13 @@ def test_runs_made_by_a_scheduler_are_looked_at_and_left(go):
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
-def test_other_options_for_a_finished_run_are_said_and_nothing_is_lost(done):
-    with pytest.raises(UserError, match="2 of 2 steps failed") as caught:
+def test_other_options_for_a_finished_run_are_said_with_the_ways_out_and_nothing_is_lost(done, capsys):
+    with pytest.raises(UserError, match="2 of 2 steps failed"):
         done({**PLAN, "distill": {**PLAN["distill"], "epochs": 2}})
-    assert "same command" in caught.value.hint
+    told = capsys.readouterr().out.split("steps done")[1]
+    for words in ("runs/plan/tiny_kd/seed_0 was made with other options: epochs was 1, now 2", "its method another name", "new `study:`",
+                  "or delete that folder"):
+        assert words in told, words
     assert done()[0] == []
 
 
@@ -238,6 +241,11 @@ def real(tmp_path, *more, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([sys.executable, str(study.HERE / "study.py"), "plan.yaml", *more], cwd=tmp_path, env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options)
+
+
+def test_seeds_of_a_model_with_a_long_name_have_logs_of_their_own():
+    tasks = [kd_plan.Task(f"{stage}{'x' * 80}/seed_{seed}", "", [], [], []) for stage in ("", "export ") for seed in (0, 1)]
+    assert len({study.log_name(task) for task in tasks}) == 4 and all("/" not in study.log_name(task) for task in tasks)
 
 
 @pytest.mark.slow
