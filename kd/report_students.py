@@ -54,7 +54,7 @@ def compare(study):
         if why:
             left_out.append((model, why))
         else:
-            held.append(model_comparison.Model(model, group[0].path.parent, group[0].kind, merged([group[0].told("arch")]), seeds))
+            held.append(model_comparison.Model(model, group[0].path.parent, group[0].kind, str(group[0].told("arch") or ""), seeds))
     if len(held) < 2:
         return None
     compared = model_comparison.compare(held, evaluation.Settings(), answers_only=True)
@@ -143,7 +143,8 @@ def students(study, compared):
     records = [delta(pair, row, compared) for pair in compared.pairs for row in pair["rows"] if row["metric"] in OVERALL]
     blocks.append(table("deltas", "Differences, and what is retained of the reference", [
         Column("Model", "model", kind="model"), Column("less", "reference", kind="text"), Column("Metric", "metric_name"),
-        Column("Reference", "reference_value"), Column("Model", "model_value"), interval("Δ", "difference", "difference", "+.3f"),
+        interval("Reference", "reference_value", "reference"), interval("Model", "model_value", "model"),
+        interval("Δ", "difference", form="+.3f"),
         Column("p", "p_corrected", "p"), interval("Retained", "retention", "retention", ".1%")], records))
     blocks += per_class(study, compared)
     blocks.append(agreements(compared))
@@ -153,7 +154,7 @@ def students(study, compared):
 def delta(pair, row, compared):
     return {"reference": pair["reference"], "model": pair["model"], "role": compared.models[pair["model"]].kind,
             "metric": row["metric"], "metric_name": OVERALL[row["metric"]],
-            **{key: row[key] for key in ("reference_value", "model_value", "difference")},
+            **{key: row[key] for key in ("reference_value", "reference_lo", "reference_hi", "model_value", "model_lo", "model_hi", "difference")},
             "difference_lo": row["lo"], "difference_hi": row["hi"],
             **{key: row[key] for key in ("p", "p_corrected", "retention", "retention_lo", "retention_hi", "relative_gap")},
             "reference_seeds": pair["seeds"]["reference"], "model_seeds": pair["seeds"]["model"]}
