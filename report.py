@@ -30,8 +30,8 @@ def main(argv=None):
     lead = report_study.lead(study)
     page = render(study, lead, parts)
     pdf.write(out / "report.pdf", report_print.printed(study.name, lead, parts))
-    runs.write_text(out / "report.html", page)
     document.write_tables(out / "tables", parts)
+    runs.write_text(out / "report.html", page)
     for folder, what, remedy in study.problems:
         print(f"{folder}: {what}" + (f" ({remedy})" if remedy else ""))
     print(f"report: {out / 'report.html'}, {out / 'report.pdf'}, {out / 'tables'}")

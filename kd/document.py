@@ -6,7 +6,8 @@
     code       text
     facts      pairs of texts
     finding    severity, rule, saw: texts, why, do
-    table      name, caption, columns, records, export: records of its CSV; columns [] where it is a CSV alone
+    table      name, caption, columns, records, export: records of its CSV, paper: columns of its LaTeX; columns [] where it is
+               shown nowhere
     figure     svg (inline, as kd/figures.py gives it), alt, caption, narrow: the same for a telephone, or None; role
                of the model that it is of, or ""
     picture    src (a PNG as data URI), alt, caption, lines: (right, answer, whose) below it
@@ -91,19 +92,20 @@ def facts(pairs):
     return {"kind": "facts", "pairs": [(str(key), str(value)) for key, value in pairs]}
 
 
-def table(name, caption, columns, records, export=None):
-    """export: the records that the CSV holds, where those are others than are shown. A column without a value is left out."""
-    columns = [column for column in columns if any(record.get(column.key) not in (None, "") for record in records)]
-    for column in columns:
+def table(name, caption, columns, records, export=None, paper=None):
+    """export, paper: the records of the CSV and the columns of the LaTeX, where those are others than are shown.
+
+    A column without a value is left out.
+    """
+    columns, paper = ([column for column in held if any(record.get(column.key) not in (None, "") for record in records)]
+                      for held in (columns, columns if paper is None else paper))
+    for column in [*columns, *paper]:
         if not column.kind and all(isinstance(record.get(column.key), (str, type(None))) for record in records):
             column.kind = "text"
+    lacking = sum(bare(record, column) for column in columns for record in records)
+    caption += f" ({counted(lacking, 'figure')} without an interval not shown)" if lacking else ""
     return {"kind": "table", "name": name, "caption": caption, "columns": columns, "records": records,
-            "export": records if export is None else export}
-
-
-def only_csv(name, records):
-    """A table for those who compute on: it is shown nowhere."""
-    return table(name, "", [], [], records)
+            "export": records if export is None else export, "paper": paper}
 
 
 def figure(svg, alt, caption="", narrow=None, role=""):
@@ -171,17 +173,25 @@ def printable(text):
 
 
 def cell(record, column):
-    """{"text", "value" (a number or None), "bounds": (lo, hi) or None, "lo", "hi": their texts}."""
+    """{"text", "value" (a number or None), "bounds": (lo, hi) or None, "lo", "hi": their texts}.
+
+    Where the column has intervals, a value without one is not shown.
+    """
     value = record.get(column.key)
     lo, hi = (record.get(key) if key else None for key in (column.lo, column.hi))
-    shown = {"value": None, "bounds": None, "text": text(value, column.form)}
+    if bare(record, column):
+        value = None
+    shown = {"value": value if defined(value) else None, "bounds": None, "text": text(value, column.form)}
     if column.kind == "seed":
         shown["text"] = shown["text"].removeprefix("seed_")
-    if defined(value):
-        shown["value"] = value
-        if defined(lo) and defined(hi):
-            shown.update(bounds=(lo, hi), lo=text(lo, column.form), hi=text(hi, column.form))
+    if column.lo and shown["value"] is not None:
+        shown.update(bounds=(lo, hi), lo=text(lo, column.form), hi=text(hi, column.form))
     return shown
+
+
+def bare(record, column):
+    """Whether a column with intervals has a value here that lacks one."""
+    return bool(column.lo) and defined(record.get(column.key)) and not all(defined(record.get(key)) for key in (column.lo, column.hi))
 
 
 def text(value, form=".3f"):
@@ -241,10 +251,24 @@ def _is_number(value):
         return False
 
 
+# The names that a report's tables may have.
+TABLES = ("roles", "data", "teacher_summary", "students_summary", "seeds", "deltas", "deltas_per_class", "agreement", "cka",
+          "calibration", "weights", "thresholds", "abstention", "operating_points", "risk_coverage", "robustness_summary",
+          "robustness_worst", "robustness", "gpu_latency", "cpu_latency", "memory", "exports", "pareto", "scalars", "training",
+          "options")
+
+
 def write_tables(folder, sections):
-    """Write each table that has a name as NAME.csv, and what readers see of it as NAME.tex for a paper."""
+    """Write each table that has a name as NAME.csv, and as NAME.tex for a paper; an earlier report's that is none any more goes."""
+    written = set()
     for block in filter(lambda block: block["name"], blocks_of(sections, "table")):
-        runs.write_text(folder / f"{block['name']}.csv", to_csv(block["export"]))
-        if block["columns"]:
-            titles, rows = texts(block)
-            runs.write_text(folder / f"{block['name']}.tex", latex.table(titles, rows, block["caption"], block["name"]))
+        files = {f"{block['name']}.csv": to_csv(block["export"])}
+        if block["paper"]:
+            titles, rows = texts({**block, "columns": block["paper"]})
+            files[f"{block['name']}.tex"] = latex.table(titles, rows, block["caption"], block["name"])
+        for name, content in files.items():
+            runs.write_text(folder / name, content)
+        written |= files.keys()
+    if (folder.parent / "report.html").is_file():  # else these may be another system's tables
+        for name in {f"{name}.{kind}" for name in TABLES for kind in ("csv", "tex")} - written:
+            (folder / name).unlink(missing_ok=True)

@@ -52,8 +52,8 @@ def reliability(figure, raw, calibrated, kind, eces):
             x, y, n = (np.array([row[key] for row in held], dtype=float) for key in ("confidence", "accuracy", "count"))
             axes.plot(x, y, color=line, linewidth=1, alpha=.5)
             axes.scatter(x, y, s=14 + 240 * n / n.sum(), zorder=3, **look)
-    told = [(f"○ raw, ECE {eces[0]:.3f}", LIGHT["alone"])] + (
-        [(f"● calibrated, ECE {eces[1]:.3f}", LIGHT[kind])] if calibrated and eces[1] is not None and np.isfinite(eces[1]) else [])
+    told = [(f"{mark}, ECE {ece:.3f}", colour) for mark, ece, colour, rows in (
+        ("○ raw", eces[0], LIGHT["alone"], raw), ("● calibrated", eces[1], LIGHT[kind], calibrated)) if rows and np.isfinite(ece)]
     for k, (words, colour) in enumerate(told):
         axes.text(.03, .96 - .085 * k, words, color=colour, transform=axes.transAxes, va="top", fontsize=11)
     ticks = [0, .25, .5, .75, 1], ["0", ".25", ".5", ".75", "1"]

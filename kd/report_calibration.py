@@ -3,9 +3,10 @@
 import math
 
 from kd import figures_quality
-from kd.document import (Column, aside, counted, defined, figure, grid, heading, interval, missing, only_csv, paragraph, said,
+from kd.document import (Column, aside, counted, defined, figure, grid, heading, interval, missing, number, paragraph, said,
                          spread, table)
 from kd.report_study import drawn, seed_name
+from kd.study_folder import bounded
 
 # metrics.json -> the reference columns
 NAMES = {"nll": "nll", "brier": "brier", "ece": "ece_uniform", "ece_equal_mass": "ece_adaptive"}
@@ -76,7 +77,7 @@ def diagrams(study):
     for run in shown:
         bins = run.metrics["calibration"]["reliability"]
         eces = tuple(run.metric(name)["value"] for name in ("ece", "ece_calibrated"))
-        alt = f"Reliability of {run.model}, {seed_name(run)}: ECE {eces[0]:.3f}" + (
+        alt = f"Reliability of {run.model}, {seed_name(run)}: ECE {number(eces[0])}" + (
             f", after temperature {eces[1]:.3f}" if math.isfinite(eces[1]) else "") + ". " + "; ".join(
             f"confidence {row['confidence']:.2f}, accuracy {row['accuracy']:.2f}, {counted(row['count'], 'image')}"
             for row in bins.get("raw") or () if row["count"] and row["confidence"] is not None and row["accuracy"] is not None)
@@ -115,7 +116,10 @@ def operating_points(held):
             *model, Column("Confidence", "tau"), interval("Images answered", "coverage", form=".1%"),
             interval("of these wrong", "risk", form=".1%")], kinds["abstention"]))
     export = [{key: value for key, value in record.items() if key != "role"} for record in records]
-    return [*blocks, only_csv("operating_points", export)]
+    return [*blocks, table("operating_points", "Operating points, chosen on validation and tested once", [], records, export, [
+        *model, Column("Point", "name", kind="text"), Column("Threshold", "tau", ".3g"), interval("Macro-F1", "macro_f1_opt"),
+        interval("Accuracy", "accuracy"), interval("Sensitivity", "sensitivity"), interval("Specificity", "specificity"),
+        interval("Answered", "coverage"), interval("Risk", "risk")])]
 
 
 def point_record(run, point):
@@ -124,12 +128,9 @@ def point_record(run, point):
               "macro_f1_opt": None, "name": point.get("name", ""), "kind": point.get("kind", ""), "class": point.get("class") or "",
               "promised": point.get("promised"), "chosen_on": point.get("chosen_on", ""), "role": run.kind}
     for name in ("macro_f1", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "coverage", "risk"):
-        metric = point.get("test", {}).get(name)
-        column = "macro_f1_opt" if name == "macro_f1" else name
-        if metric:
-            record.update({column: metric.get("value"), f"{column}_lo": metric.get("lo"), f"{column}_hi": metric.get("hi")})
-    missed = point.get("missed") or {}
-    record.update(missed=missed.get("value"), missed_lo=missed.get("lo"), missed_hi=missed.get("hi"))
+        if point.get("test", {}).get(name):
+            record.update(spread("macro_f1_opt" if name == "macro_f1" else name, bounded(point["test"][name])))
+    record.update(spread("missed", bounded(point.get("missed"))))
     if isinstance(threshold, dict):
         record.update({f"weight/{name}": weight for name, weight in threshold.items()})
     return record
@@ -164,5 +165,5 @@ def threshold_sentences(study):
                   and defined((point.get("missed") or {}).get("lo")) and point["missed"]["lo"] > 0]
         if missed:
             found.append(f"{run.model} misses the sensitivity of {missed[0]['promised']:g} that its thresholds promised on validation: "
-                         + "; ".join(f"{point['class']} {said(point['test']['sensitivity'])}" for point in missed) + ".")
+                         + "; ".join(f"{point.get('class')} {said(point['test']['sensitivity'])}" for point in missed) + ".")
     return found

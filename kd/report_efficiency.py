@@ -4,8 +4,9 @@ import math
 from collections import Counter
 
 from kd import figures_quality
-from kd.document import Column, aside, bounds, counted, defined, figure, heading, interval, missing, paragraph, table
+from kd.document import Column, aside, bounds, counted, defined, figure, heading, interval, missing, paragraph, spread, table
 from kd.report_study import FILES
+from kd.study_folder import bounded
 
 LATENCY = ("lat_ms_mean", "lat_ms_std", "lat_ms_p50", "lat_ms_p90", "lat_ms_p99", "throughput_fps")
 MEMORY = ("params_bytes", "params_mib", "peak_cuda_bytes", "peak_cuda_mib")
@@ -73,15 +74,16 @@ def latency(name, title, rows):
     measured = "; ".join(dict.fromkeys(filter(None, (row.get("measured") for row in rows))))
     queries = sorted({(row["batch"], row.get("imsz")) for row in rows}, key=str)
     said = f"; batch {queries[0][0]}, {queries[0][1]} px" if len(queries) == 1 else ""
-    return table(name, f"{title}, ms a query{f' ({measured})' if measured else ''}{said}; {machines}", [
+    columns = [
         Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"), Column("Runs on", "backend"),
         *([] if said else [Column("Batch", "batch", "d"), Column("px", "imsz", "d")]), Column("Mean", "lat_ms_mean", ".2f"), Column("SD", "lat_ms_std", ".2f"),
         Column("p50", "lat_ms_p50", ".2f"), Column("p90", "lat_ms_p90", ".2f"), Column("p99", "lat_ms_p99", ".2f"),
         Column("p90, MLPerf", "lat_ms_p90_mlperf", ".2f"), Column("Images/s", "throughput_fps", ".1f"),
-        Column("CPU ms", "cpu_ms_p50", ".2f"), Column("Noise", "noise")],
-        [{**row, "format": FILES.get(row["file"], row["file"]),
-          "noise": "noisy" if row["noisy"] else ""} for row in rows],
-        [{key: row.get(key) for key in (*first, *more)} for row in rows])
+        Column("CPU ms", "cpu_ms_p50", ".2f"), Column("Noise", "noise")]
+    return table(name, f"{title}, ms a query{f' ({measured})' if measured else ''}{said}; {machines}", columns,
+                 [{**row, "format": FILES.get(row["file"], row["file"]), "noise": "noisy" if row["noisy"] else ""} for row in rows],
+                 [{key: row.get(key) for key in (*first, *more)} for row in rows],
+                 [Column("Checkpoint", "ckpt", kind="text"), Column("Device", "device"), *columns])
 
 
 def memory(rows):
@@ -123,9 +125,7 @@ def export_record(run, name, one):
               "file": one.get("file", ""), "bytes": one.get("bytes"), "mb": scaled(one.get("bytes"), 1e6), "images": test.get("images"),
               "flips": test["flips"], "largest": test.get("largest")}
     for metric in ("macro_f1", "accuracy"):
-        difference = test[metric].get("difference") or {}
-        record.update({metric: test[metric].get("model"), f"delta_{metric}": difference.get("value"),
-                       f"delta_{metric}_lo": difference.get("lo"), f"delta_{metric}_hi": difference.get("hi")})
+        record.update({metric: test[metric].get("model"), **spread(f"delta_{metric}", bounded(test[metric].get("difference")))})
     return {**record, "ece_shift": (test.get("ece") or {}).get("shift")}
 
 

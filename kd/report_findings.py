@@ -5,7 +5,7 @@ from collections import Counter
 from kd import audit, runs
 from kd import report_calibration, report_efficiency, report_performance, report_robustness, report_students
 from kd.document import aside, bullets, code, missing, paragraph
-from kd.errors import UserError
+from kd.errors import UserError, listing
 from kd.foreign import TABLES
 from kd.report_study import synthetic
 
@@ -32,6 +32,12 @@ def not_shown(study):
     if study.problems:
         blocks += [paragraph("Not everything could be shown.", "note"),
                    bullets(f"{folder}: {what}" + (f". {remedy}" if remedy else "") for folder, what, remedy in study.problems)]
+    for what, file, held in (("the machine and the versions", "environment.json", lambda run: run.environment),
+                             ("who was trained, validated and tested on", "split.csv", lambda run: run.split)):
+        lacking = [f"{run.model}/{run.seed}" for run in study.runs if not held(run)]
+        if lacking:
+            blocks += missing(what, f"No run has {file}." if len(lacking) == len(study.runs) else
+                              f"There is no {file} of {listing(lacking)}.")
     for folder in study.tables:
         blocks += stated(folder)
     return blocks

@@ -17,7 +17,7 @@ def performance(study, compared):
     columns = [Column("Model", "model", kind="model"), *(interval(title, f"{name}_mean", name) for name, title in METRICS.items()),
                Column("Seeds", "seeds", "d")]
     records = {model: record(study, model) for model in study.evaluated}
-    lacking = [model for model, held in records.items() if not defined(held["macro_f1_mean"])]
+    lacking = [model for model, held in records.items() if held["seeds"] > 1 and not defined(held["macro_f1_mean"])]
     blocks = [paragraph(majority(study))]
     for name, caption, kinds in (("teacher_summary", "Teacher, test split", ("teacher",)),
                                  ("students_summary", "Students, test split", ("alone", "student"))):

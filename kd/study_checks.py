@@ -28,11 +28,13 @@ def is_metrics(held, classes):
         return isinstance(held, list) and all(
             isinstance(p, dict) and is_table(p.get("test", {})) and is_table({"": p.get("missed") or {}})
             and (is_number(p.get("threshold")) or isinstance(p["threshold"], dict)) and is_number(p.get("promised"))
+            and (p.get("kind") not in ("sensitivity", "abstention") or p.get("promised") is not None)
+            and (p.get("kind") != "sensitivity" or {"value", "lo", "hi"} <= p.get("test", {}).get("sensitivity", {}).keys())
             for p in held)
 
     def bins(rows):
         return isinstance(rows, list) and all(isinstance(row, dict) and all(
-            is_number(row.get(key)) for key in ("confidence", "accuracy", "count")) for row in rows)
+            key in row and is_number(row[key]) for key in ("confidence", "accuracy", "count")) for row in rows)
 
     def calibration(held):
         return isinstance(held, dict) and is_number(held.get("temperature")) and isinstance(
@@ -41,7 +43,8 @@ def is_metrics(held, classes):
 
     def curve(held):
         return isinstance(held, dict) and all(isinstance(held.get(key), list) and all(
-            isinstance(x, (int, float)) for x in held[key]) for key in ("coverage", "risk"))
+            isinstance(x, (int, float)) for x in held[key]) for key in ("coverage", "risk")) and (
+            len(held["coverage"]) == len(held["risk"]))
 
     return (isinstance(held, dict) and is_table(held.get("test")) and is_table(held.get("majority", {}))
             and is_table(held.get("val", {}))
@@ -56,9 +59,13 @@ def is_metrics(held, classes):
 
 
 def table(needed, numbers):
-    """A check of a CSV's rows: `needed` columns are there, and what is not empty in `numbers` is a number."""
+    """A check of a CSV's rows: they are whole, `needed` columns are there, and what is not empty in `numbers` is a number."""
     def check(path, rows):
+        if not rows:
+            raise UserError(f"{path} has no rows")
         for row in rows:
+            if None in row.values():
+                raise UserError(f"{path} has rows that are shorter than its header")
             for key in needed:
                 if key not in row:
                     raise UserError(f"{path} has no column {key}")

@@ -64,8 +64,14 @@ class Run:
         return int(np.nanargmax(scores)) if np.isfinite(scores).any() else None
 
     def metric(self, name, table="test"):
-        """METRIC with NaN for what is undefined or not there."""
-        return defined((self.metrics or {}).get(table, {}).get(name))
+        """METRIC with NaN for what is undefined, not there or without an interval."""
+        return bounded((self.metrics or {}).get(table, {}).get(name))
+
+    @property
+    def stated(self):
+        """The accuracy that metrics.json states, NaN where none."""
+        value = (self.metrics or {}).get("test", {}).get("accuracy", {}).get("value")
+        return math.nan if value is None else value
 
 
 @dataclass
@@ -106,7 +112,7 @@ class Study:
         if len(group) == 1:
             return group[0].metric(name)
         held = self.seeds.get(model, {}).get("test", {}).get(name) or {}
-        return defined({**held, "value": held.get("mean")})
+        return bounded({**held, "value": held.get("mean")})
 
     @property
     def command(self):
@@ -114,9 +120,11 @@ class Study:
         return command_path(self.path)
 
 
-def defined(metric):
-    """A METRIC in which what is undefined is NaN."""
-    return {**UNDEFINED, **{key: value for key, value in (metric or {}).items() if value is not None}}
+def bounded(metric):
+    """A METRIC in which what is undefined is NaN; a value without an interval is no result."""
+    held = {**UNDEFINED, **{key: value for key, value in (metric or {}).items() if value is not None}}
+    whole = all(map(math.isfinite, (held[key] for key in ("value", "lo", "hi"))))
+    return held if whole else {**held, "value": math.nan, "lo": math.nan, "hi": math.nan}
 
 
 def command_path(path):
@@ -182,6 +190,9 @@ def _add_run(study, folder):
         run.metrics = None
         study.problems.append((folder, "metrics.json does not belong to predictions/test.npz: "
                                        "their accuracies differ", remedy))
+    elif without_interval(run.metrics):
+        study.problems.append((folder, f"not shown, for metrics.json gives no interval: {errors.listing(without_interval(run.metrics))}",
+                               remedy))
     for name, read, check in EXTRAS:
         path = folder / name
         try:
@@ -200,7 +211,7 @@ def _add_seeds(study, model, group):
             problem = f"{path} is not what evaluate.py writes" if held is not None else None
         else:
             values = held["test"].get("accuracy", {}).get("values")
-            own = [run.metric("accuracy")["value"] for run in group]
+            own = [run.stated for run in group]
             same = isinstance(values, list) and len(values) == len(own) and np.allclose(
                 sorted(map(float, values)), sorted(own), atol=1e-6)
             problem = None if same else f"{path} does not belong to the runs beside it"
@@ -258,9 +269,15 @@ def read_run(folder):
 
 def stale(run):
     """Whether metrics.json states another accuracy than the predictions beside it."""
-    stated = run.metric("accuracy")["value"]
     found = np.mean(run.test["logits"].argmax(axis=1) == run.test["labels"])
-    return abs(stated - found) > 1e-3  # results of other systems may be rounded
+    return abs(run.stated - found) > 1e-3  # results of other systems may be rounded
+
+
+def without_interval(metrics):
+    """What a metrics.json states without an interval, and those of the first figures that it lacks."""
+    return [*(name for name in ("accuracy", "macro_f1") if name not in metrics["test"]),
+            *dict.fromkeys(name for table in ("test", "val", "majority") for name, metric in metrics.get(table, {}).items()
+                           if metric.get("value") is not None and math.isnan(bounded(metric)["value"]))]
 
 
 # file, how it is read, what is kept of it

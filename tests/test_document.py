@@ -23,6 +23,9 @@ def test_cells_show_value_and_interval_in_the_form_of_their_column():
         Column("", "n", ",d"), Column("", "p", "p"), Column("", "seed", kind="seed"), Column("", "gap", "+.3f"), Column("", "no"),
         Column("", "absent"))] == ["1,341", "<0.001", "3", "-0.018", "–", "–"]
     assert cell({"f1": math.nan, "f1_lo": .1, "f1_hi": .2}, interval("F1", "f1"))["bounds"] is None
+    assert cell({"f1": .5, "f1_lo": .4, "f1_hi": None}, interval("F1", "f1"))["text"] == "–"
+    block = table("t", "About", [interval("F1", "f1")], [record, {"f1": .5}])
+    assert block["caption"] == "About (1 figure without an interval not shown)" and texts(block)[1] == [["0.457 [0.414, 0.496]"], ["–"]]
     block = table("t", "", [Column("N", "n", ",d"), interval("F1", "f1")], [record])
     assert texts(block) == (["N", "F1"], [["1,341", "0.457 [0.414, 0.496]"]])
 

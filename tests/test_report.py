@@ -133,6 +133,27 @@ REFERENCE = {
     "pareto": "model score latency_ms params_mib peak_cuda_mib"}
 
 
+def test_every_table_of_the_reference_report_is_there_as_latex(study):
+    root, _ = study
+    text = {name: (root / "tables" / f"{name}.tex").read_text(encoding="utf-8") for name in REFERENCE}
+    assert all(word in text["cpu_latency"] for word in ("Checkpoint & Device &", r"small\_kd/seed\_0/exports/model.int8.onnx & cpu &"))
+    assert "mel at sensitivity 0.95" in text["operating_points"] and "multipliers for macro F1" in text["operating_points"]
+
+
+def test_a_table_of_an_earlier_report_does_not_outlive_its_figures(tmp_path, quick):
+    root = reported.write_parts(write_study(tmp_path / "toy"))
+    paged(root)
+    tables = root / "tables"
+    assert {path.stem for path in tables.iterdir()} <= set(document.TABLES)
+    (tables / "mine.csv").write_text("a\n1\n", encoding="utf-8")
+    for path in root.rglob("benchmark.csv"):
+        path.unlink()
+    paged(root)
+    left = {path.name for path in tables.iterdir()}
+    assert "mine.csv" in left and {"calibration.csv", "calibration.tex"} <= left
+    assert not left & {f"{name}.{kind}" for name in ("pareto", "cpu_latency", "memory") for kind in ("csv", "tex")}
+
+
 @pytest.mark.parametrize("name", REFERENCE)
 def test_tables_begin_with_the_reference_columns(study, name):
     first = list(table(study[0], name)[0])
@@ -293,6 +314,16 @@ def test_a_student_without_its_control_is_named(study, tmp_path, quick):
     assert "No tiny was trained without a teacher" in text and "No small was" not in text
     assert re.search(r"distill\.py --config \S+/tiny_kd/seed_0/config\.yaml --alpha 1 --beta 0 --name tiny_alone", text)
     assert "trained without a teacher here" not in study[1].text
+
+
+def test_networks_of_unknown_architecture_are_not_called_the_same(study, tmp_path, quick):
+    root = write_study(tmp_path / "toy")
+    for path in root.glob("small_*/seed_*/environment.json"):
+        runs.write_json(path, {key: value for key, value in runs.read_json(path).items() if key != "arch"})
+    text = paged(root).text
+    assert "the same network without one" in study[1].text and "the same network without one" not in text
+    assert {(row["reference"], row["model"]) for row in table(root, "deltas")} == {
+        ("teacher_big", "small_alone"), ("teacher_big", "small_kd")}
 
 
 def test_runs_tested_on_different_images_are_not_compared(study, tmp_path, quick):

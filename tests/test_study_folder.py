@@ -1,5 +1,7 @@
 """Run folders are read as they are found: what is damaged or missing is named, the rest is shown."""
 
+import re
+
 import pytest
 
 import reported
@@ -60,12 +62,16 @@ def test_seeds_json_of_other_runs_is_left_out_and_the_means_are_named_as_missing
 METRICS = (b'{"test": 3}', b'{"test": {"accuracy": {"value": "x"}}}', b'{"test": {}, "confusion": [[1], [1, 2]]}',
            b'{"test": {}, "conventions": {"level": "x"}}', b'{"test": {}, "conventions": {"a": [1], "b": {"c": 2}}}',
            b'{"test": {}, "operating_points": [3]}', b'{"test": {}, "calibration": {"reliability": {"raw": [1]}}}',
-           b'{"test": {}, "risk_coverage": {"coverage": ["x"]}}')
+           b'{"test": {}, "calibration": {"reliability": {"raw": [{}]}}}', b'{"test": {}, "risk_coverage": {"coverage": ["x"]}}',
+           b'{"test": {}, "risk_coverage": {"coverage": [0.5], "risk": []}}',
+           b'{"test": {}, "operating_points": [{"kind": "sensitivity", "test": {"sensitivity": {"value": 1, "lo": 1, "hi": 1}}}]}',
+           b'{"test": {}, "operating_points": [{"kind": "sensitivity", "promised": 0.9, "test": {}, "missed": {"lo": 0.1}}]}',
+           b'{"test": {}, "operating_points": [{"kind": "abstention", "test": {}}]}')
 GARBAGE = {  # beside what is no such file at all
     "config.yaml": (b"a: [",), "environment.json": (b'{"data": 3}',), "metrics.json": METRICS, "split.csv": (b"group,label,split\n1\n",),
     "history.csv": (b"epoch\n1\n", b"epoch,loss,val_macro_f1,seconds\n,1,1,1\n", b"epoch,loss,val_macro_f1,seconds\n1,x,1,1\n"),
     "samples.npz": (), "predictions/test.npz": (), "attention.npz": (), "exports/parity.json": (b'{"formats": {"int8": {"test": {}}}}',),
-    "benchmark.csv": (b"model,lat_ms_p50,batch\na,x,1\n", b"model,lat_ms_p50,batch,cpu\na,,1,\n"),
+    "benchmark.csv": (b"model,lat_ms_p50,batch\na,x,1\n", b"model,lat_ms_p50,batch,cpu,ckpt\na,1,1,x\n", b"model,lat_ms_p50,batch,cpu\na,,1,\n"),
     "robustness.csv": (b"tag,macro_f1\nclean,x\n", b"tag,macro_f1\nclean,0.5\n")}
 EXTRA = ("benchmark.csv", "exports/parity.json", "robustness.csv", "attention.npz")
 
@@ -93,7 +99,9 @@ def test_no_damaged_file_stops_the_report(two, name):
                 assert "a/seed_0: broken" in page.text and ("a", "0") not in page.rows("calibration")
             elif name in EXTRA:
                 assert len(page.rows("calibration")["a", "0"]["accuracy"]) == 3
-                assert "a/seed_0: left out" in page.text or "Not shown" in page.text
+            told = page.text.partition("What is not shown")[2].partition("Findings in words")[0]
+            harmless = (name, garbage) == ("config.yaml", b"")  # an empty one gives no option
+            assert harmless or path.name in told or re.search(r"Not shown: (some of benchmark\.csv|robustness) of a/seed_0\.", page.text), garbage
     finally:
         path.write_bytes(kept)
 
@@ -108,6 +116,46 @@ def test_a_file_that_is_not_there_is_done_without(two, name):
         assert (("a", "0") in page.rows("calibration")) == (name != "metrics.json")
     finally:
         path.write_bytes(kept)
+
+
+def test_a_figure_without_an_interval_is_named_and_not_shown(two):
+    path = two / "a/seed_0/metrics.json"
+    kept = path.read_bytes()
+    held = runs.read_json(path)
+    held["test"]["macro_f1"].update(lo=None, hi=None)
+    del held["test"]["ece"]["hi"]
+    point = next(point for point in held["operating_points"] if point["kind"] == "sensitivity")
+    point["test"]["specificity"]["lo"] = None
+    bare = [held["test"]["macro_f1"]["value"], held["test"]["ece"]["value"], point["test"]["specificity"]["value"]]
+    try:
+        runs.write_json(path, held)
+        page = paged(two)
+        assert "a/seed_0: not shown, for metrics.json gives no interval: macro_f1, ece. python evaluate.py" in page.text
+        for table, column in (("students_summary", "macro_f1_mean"), ("calibration", "ece_uniform")):
+            row = next(row for name, row in page.rows(table).items() if name[0] == "a")
+            assert row[column] == ["–"] and len(row[column.replace("ece_uniform", "nll").replace("macro_f1", "accuracy")]) == 3
+        assert page.rows("thresholds")["a", "0", point["class"]]["specificity"] == ["–"]
+        for table in ("students_summary", "calibration", "thresholds", "operating_points"):
+            text = (two / "tables" / f"{table}.csv").read_text(encoding="utf-8")
+            assert not [value for value in bare if f",{value}," in text], table
+    finally:
+        path.write_bytes(kept)
+
+
+def test_what_a_run_was_trained_on_and_where_is_named_as_missing(two):
+    kept = {path: path.read_bytes() for name in ("split.csv", "environment.json") for path in two.glob(f"*/seed_0/{name}")}
+    try:
+        (two / "a/seed_0/split.csv").unlink()
+        (two / "a/seed_0/environment.json").unlink()
+        above = paged(two).text.partition("What is not shown")[2].partition("Findings in words")[0]
+        assert "Not shown: the machine and the versions. There is no environment.json of a/seed_0." in above
+        assert "tested on. There is no split.csv of a/seed_0." in above
+        (two / "b/seed_0/split.csv").unlink()
+        above = paged(two).text.partition("What is not shown")[2].partition("Findings in words")[0]
+        assert "tested on. No run has split.csv." in above and above.count("split.csv") == 1
+    finally:
+        for path, data in kept.items():
+            path.write_bytes(data)
 
 
 def test_event_files_cut_short_are_named_and_read_as_far_as_they_go(two):
