@@ -33,19 +33,36 @@ def main(argv=None):
     check(options, files, folders)
     if options.data:
         files, folders = score(folders, options), []
-    evaluated = {}
+    evaluated, damaged = {}, {}
     for path in tqdm(folders + files, "evaluating", disable=None, delay=2, leave=False):
-        if options.data:  # what is chosen is chosen on the run's own validation split
-            evaluated[path] = evaluation.evaluate(*predictions.of_run(path.parents[1], path.stem), settings)
-        elif path in files:
-            evaluated[path] = evaluation.evaluate(*predictions.of_files(path, options.val, options.groups), settings)
-        else:
-            evaluated[path] = evaluation.of_run(path, settings)
-    seeds = evaluation.over_seeds({path: evaluated[path] for path in folders})
+        try:
+            evaluated[path] = measure(path, options, settings, path in files)
+        except UserError as error:
+            damaged[path] = error
+    if not evaluated:
+        raise next(iter(damaged.values()))
+    show(evaluated, folders, options, argv is None)
+    if damaged:
+        raise UserError(f"{len(damaged)} of {len(folders + files)} not evaluated: "
+                        + "; ".join(f"{path}: {error.message}" for path, error in damaged.items()), next(iter(damaged.values())).hint)
+
+
+def measure(path, options, settings, of_file):
+    """Evaluated of a run's folder, or of a predictions file."""
+    if options.data:  # what is chosen is chosen on the run's own validation split
+        return evaluation.evaluate(*predictions.of_run(path.parents[1], path.stem), settings)
+    if of_file:
+        return evaluation.evaluate(*predictions.of_files(path, options.val, options.groups), settings)
+    return evaluation.of_run(path, settings)
+
+
+def show(evaluated, folders, options, next_step):
+    """Print what was evaluated; write seeds.json, and metrics.json where --out says."""
+    seeds = evaluation.over_seeds({path: one for path, one in evaluated.items() if path in folders})
     results = {path: one.result for path, one in evaluated.items()}
     if len(results) > 1:
         print(tables.several(results, seeds))
-        if folders and argv is None:
+        if folders and next_step:
             print(f"more: python evaluate.py {folders[-1].as_posix()}   # one run in full\n"
                   f"      python evaluate.py --compare {' '.join(options.paths)}   # paired differences")
         return
@@ -56,7 +73,7 @@ def main(argv=None):
         runs.write_json(where, result)
     if options.out or path in folders:
         print(f"\nwritten: {where}")
-    if argv is None and path in folders:  # a script that calls this one has its own next step
+    if next_step and path in folders:  # a script that calls this one has its own next step
         print(f"next: python report.py {runs.study(path)}")
 
 

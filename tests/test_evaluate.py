@@ -115,6 +115,18 @@ def test_several_runs_print_one_line_each_and_the_majority_rule_once(run, capsys
                for name in ("tiny_kd", "teacher_tiny"))
 
 
+def test_a_damaged_run_is_named_and_the_others_are_evaluated(run, capsys):
+    study = run.parents[1]
+    for name in ("a_cut", "other", "z_leak"):
+        make_run(study / name / "seed_0", **({"test__groups": np.array(["val-lesion3"] * 90)} if name == "z_leak" else {}))
+    (study / "a_cut/seed_0/predictions/test.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match="2 of 4 not evaluated: .*a_cut.* cannot read .*z_leak.*share 1 groups") as caught:
+        evaluate.main([str(study), "--replicates", "100"])
+    assert "\n" not in caught.value.message
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["other/seed_0", "tiny_kd/seed_0"]
+    assert sorted(path.parents[1].name for path in study.glob("*/seed_0/metrics.json")) == ["other", "tiny_kd"]
+
+
 def test_runs_and_files_of_other_systems_stand_in_one_table(run, tmp_path, capsys):
     path = save(tmp_path / "theirs.npz", **{key: predictions("test", 90)[key] for key in ("ids", "groups", "class_names")})
     evaluate.main([str(run), str(path), "--replicates", "100"])
