@@ -78,8 +78,11 @@ def parsers():
 
 
 def check(plan, known):
-    """Names that are not registered are found before anything is trained. known: what parsers() gives."""
-    from kd import objective  # torch
+    """Names that are not registered, and notes that cannot be read, are found before anything is trained.
+
+    known: what parsers() gives.
+    """
+    from kd import corruptions, notes, objective  # torch
     for task in plan.training:
         options = vars(known[task.script].parse_args(task.arguments))
         for file in options["plugin"]:
@@ -87,6 +90,11 @@ def check(plan, known):
         registry.get("dataset", objective.parse_spec(options["data"])[0])
         registry.get("architecture", options["student"][0] if task.script == "distill" else options["teacher"])
         objective.plan({**options, "hard": options["hard"] or "ce"}, lambda name: registry.get("loss", name).make)
+    for spec in known["robustness"].parse_args([str(plan.folder), *plan.words.get("robustness", [])]).corruption:
+        name, given = objective.parse_spec(spec)
+        corruptions.settings(registry.get("corruption", name), None, given)
+    for file in plan.notes:
+        notes.read(file)
 
 
 def finished(plan):

@@ -76,13 +76,21 @@ def read(path, parsers):
         reader.add_teachers(sections["train_teacher"])
     if "distill" in sections:
         reader.add_students(sections["distill"])
+    notes = sections.get("report", {}).get("notes") or []
+    plan.notes = [_beside(path, file) for file in (notes if isinstance(notes, list) else [notes])]
+    if plan.notes:
+        sections["report"]["notes"] = [file.as_posix() for file in plan.notes]
     for key in sections.keys() - {"train_teacher", "distill"}:
         config.arguments(parsers[key], sections[key], f"{path}: {key}", positional=[str(plan.folder)])
         more = {"plugin": shared.get("plugin")} if key in ("export", "robustness", "benchmark") else {}
         plan.words[key] = words(parsers[key], {**sections[key], **more})
-    notes = sections.get("report", {}).get("notes") or []
-    plan.notes = [Path(str(file)) for file in (notes if isinstance(notes, list) else [notes])]
     return plan
+
+
+def _beside(path, file):
+    """A file that a plan names: from the working directory, else from where the plan lies."""
+    file = Path(str(file))
+    return file if file.exists() or not (path.parent / file).exists() else path.parent / file
 
 
 def words(parser, options):

@@ -147,10 +147,25 @@ def test_names_that_are_not_registered_are_found_before_anything_is_trained(tmp_
     for change, words in (({"train_teacher": {"teacher": "resnet19"}}, "unknown architecture 'resnet19'; did you mean resnet"),
                           ({"data": "lesion"}, "unknown dataset 'lesion'"),
                           ({"distill": {"student": "tiny", "methods": {"kd": {"soft": "dk"}}}}, "unknown loss 'dk'"),
-                          ({"distill": {"student": "tinny", "methods": {"kd": {}}}}, "unknown architecture 'tinny'")):
+                          ({"distill": {"student": "tinny", "methods": {"kd": {}}}}, "unknown architecture 'tinny'"),
+                          ({"robustness": {"corruption": ["jpeg", "jpg"]}}, "unknown corruption 'jpg'; did you mean jpeg"),
+                          ({"robustness": {"corruption": "jpeg,qualty=3"}}, "qualty"),
+                          ({"report": {"notes": "absent.md"}}, "no such file: absent.md"),
+                          ({"report": {"notes": ["p.yaml"]}}, "p.yaml is not read as notes")):
         (tmp_path / "p.yaml").write_text(yaml.safe_dump({**yaml.safe_load(PLAN), **change}), encoding="utf-8")
         with pytest.raises(Exception, match=words):
             study.main([str(tmp_path / "p.yaml"), "--dry-run"])
+
+
+def test_notes_are_found_from_here_and_else_beside_the_plan(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.md").touch()
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "there.md").touch()
+    (tmp_path / "plans" / "p.yaml").write_text(yaml.safe_dump({**yaml.safe_load(PLAN), "report": {"notes": ["here.md", "there.md"]}}))
+    plan = kd_plan.read("plans/p.yaml", study.parsers())
+    assert [file.as_posix() for file in plan.notes] == ["here.md", "plans/there.md"]
+    assert plan.words["report"] == ["--notes", "here.md", "plans/there.md"]
 
 
 @pytest.mark.parametrize("file", sorted((study.HERE / "configs").glob("*.yaml")), ids=lambda file: file.stem)
