@@ -108,7 +108,8 @@ def of_run(folder, result=None, held=None):
 
     environment = read("environment.json", runs.read_json, dict)
     config = read("config.yaml", runs.read_yaml, dict)
-    case.role = str(environment.get("role") or ("teacher" if model.startswith("teacher") else ""))
+    taught = runs.kind(model, {**environment, **config}) != "teacher"
+    case.role = ("student" if environment.get("role") or config.get("role") else "") if taught else "teacher"
     case.split = read("split.csv", runs.read_split, list)
     case.curves = columns(read("history.csv", runs.read_csv, list))
     add_predictions(case, *(held or (read(f"predictions/{split}.npz", predictions.read, object) for split in ("val", "test"))))

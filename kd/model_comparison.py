@@ -73,10 +73,7 @@ def one_model(folder, seeds):
         if (seeds[0] / name).is_file():
             held = read(seeds[0] / name)
             told.update(held if isinstance(held, dict) else {})
-    kind = told.get("role") or ("teacher" if folder.name.startswith("teacher_") else "student")
-    if kind == "student" and (folder.name.endswith("_alone") or told.get("teacher", "unknown") is None):
-        kind = "alone"
-    return Model(folder.name, folder, kind, str(told.get("arch") or ""),
+    return Model(folder.name, folder, runs.kind(folder.name, told), str(told.get("arch") or ""),
                  {seed.resolve().name: predictions.of_run(seed) for seed in seeds})
 
 

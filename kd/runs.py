@@ -272,6 +272,14 @@ def describe(run):
     return ("", "", *Path(run).resolve().parts)[-3:]
 
 
+def kind(model, told):
+    """teacher, alone (a student without a teacher) or student. told: what config.yaml, else environment.json says of the run;
+    where these do not tell its role, the model's name does."""
+    if (told.get("role") or model.split("_")[0]) == "teacher":
+        return "teacher"
+    return "alone" if model.endswith("_alone") or told.get("teacher", "unknown") is None else "student"
+
+
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}
 
 

@@ -43,10 +43,7 @@ class Run:
     @property
     def kind(self):
         """teacher, alone (a student without a teacher) or student."""
-        if (self.told("role") or self.model.split("_")[0]) == "teacher":
-            return "teacher"
-        untaught = self.model.endswith("_alone") or self.config.get("teacher", "unknown") is None
-        return "alone" if untaught else "student"
+        return runs.kind(self.model, {**self.environment, **self.config})
 
     @property
     def number(self):

@@ -5,7 +5,7 @@ import re
 import pytest
 
 import reported
-from kd import audit, runs, study_folder
+from kd import audit, evidence, model_comparison, runs, study_folder
 from kd.errors import UserError
 from reported import paged, write_run, write_study
 
@@ -25,8 +25,15 @@ def test_what_a_run_is_stands_in_its_files_and_else_in_its_name(tmp_path):
     write_run(tmp_path / "s/big/seed_0", role="teacher", teacher="big")
     write_run(tmp_path / "s/teacher_other/seed_0", role=None)
     write_run(tmp_path / "s/other_alone/seed_0", role=None)
+    write_run(tmp_path / "s/teacher/seed_0", role=None)
+    write_run(tmp_path / "s/teachers_pet/seed_0", role=None)
+    found = study_folder.read_study(tmp_path / "s").runs
+    assert {run.model: run.kind for run in found} == {model.name: model.kind for model in model_comparison.models([tmp_path / "s"])}
+    assert {run.model: run.kind == "teacher" for run in found} == {
+        run.model: evidence.of_run(run.path).role == "teacher" for run in found}
     assert {run.model: run.kind for run in study_folder.read_study(tmp_path / "s").runs} == {
-        "mine": "alone", "yours": "student", "big": "teacher", "teacher_other": "teacher", "other_alone": "alone"}
+        "mine": "alone", "yours": "student", "big": "teacher", "teacher_other": "teacher", "other_alone": "alone", "teacher": "teacher",
+        "teachers_pet": "student"}
 
 
 def test_missing_stale_broken_and_unfinished_runs_are_named_and_the_rest_is_shown(tmp_path, capsys):
