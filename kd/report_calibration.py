@@ -48,7 +48,7 @@ def record(run):
 
 
 def sentences(study):
-    """What the temperature did to each model's ECE, as far as the intervals bear it."""
+    """What the temperature did to each model's ECE, and whether the intervals, which are not paired, overlap."""
     apart, alike = {"lowers": [], "raises": []}, []
     for run in study.firsts:
         raw, after = run.metric("ece"), run.metric("ece_calibrated")
@@ -64,7 +64,7 @@ def sentences(study):
     found = [f"The temperature of validation {verb} the calibration error (ECE) on test of {'; '.join(held)}: the intervals do not overlap."
              for verb, held in apart.items() if held]
     if alike:
-        found.append(f"The temperature changes no ECE that these data could show of {'; '.join(alike)}: the intervals overlap.")
+        found.append(f"The intervals of the calibration error (ECE) on test before and after the temperature of validation overlap: {'; '.join(alike)}.")
     return found
 
 

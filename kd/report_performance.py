@@ -105,9 +105,9 @@ def best_student(study, compared):
     order = ranked(study)
     if len(order) < 2:
         return []
-    (score, best), (next_score, second) = order[:2]
-    sentences = [f"Best student: {best}, by macro-F1 on validation ({score:.3f}; next {second}, {next_score:.3f}), so that test has no "
-                 f"say in the choice. On test it has {said(study.over_seeds(best, 'macro_f1'))}."]
+    best, second = (model for _, model in order[:2])
+    sentences = [f"Best student: {best}, by macro-F1 on validation (next {second}), so that test has no say in the choice. On test it has "
+                 f"{said(study.over_seeds(best, 'macro_f1'))}."]
     row = compared.difference(second, best) if compared else None
     if row and defined(row["lo"]):
         apart = row["lo"] > 0 or row["hi"] < 0
@@ -118,7 +118,7 @@ def best_student(study, compared):
     tested = sorted(((study.over_seeds(model, "macro_f1")["value"], model) for _, model in order), reverse=True)
     tested = [pair for pair in tested if defined(pair[0])]
     if tested and tested[0][1] != best:
-        sentences.append(f"The highest macro-F1 on test is that of {tested[0][1]} ({tested[0][0]:.3f}); to choose it for that would be to "
+        sentences.append(f"The highest macro-F1 on test is that of {tested[0][1]}, {said(study.over_seeds(tested[0][1], 'macro_f1'))}; to choose it for that would be to "
                          "choose on test.")
     once = [model for model in (best, second) if len(study.models[model]) == 1]
     if once:

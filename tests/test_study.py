@@ -184,7 +184,10 @@ def tables(folder):
         if file.suffix == ".npz" and file.parent.name == "predictions":
             held[place] = runs.read_npz(file)["logits"].tolist()
         if file.name in ("robustness.csv", "robustness_summary.csv"):
-            held[place] = [{key: value for key, value in row.items() if key != "seconds"} for row in runs.read_csv(file)]
+            held[place] = [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in runs.read_csv(file)]
+        if file.parent.name == "tables" and file.stem in ("students_summary", "seeds", "deltas_per_class", "calibration", "operating_points",
+                                                          "exports", "roles"):
+            held[place] = file.read_text(encoding="utf-8")
         if file.name == "parity.json":
             held[place] = runs.read_json(file)
     return held
