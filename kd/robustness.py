@@ -88,9 +88,9 @@ def part(test, count, seed=0):
 
 
 def example(test):
-    """The id of an image to be shown: the first of the class TARGET, where there is one."""
-    names = test.class_names
-    return str(test.ids[np.flatnonzero(test.labels == names.index(TARGET))[0] if TARGET in names else 0])
+    """The id of an image to be shown: the first of the class TARGET, where there is one, else the first."""
+    shown = np.flatnonzero(test.labels == test.class_names.index(TARGET)) if TARGET in test.class_names else []
+    return str(test.ids[shown[0] if len(shown) else 0])
 
 
 # ---- one cell
@@ -172,7 +172,8 @@ def summarise(models, cells, suite="default", baseline=None):
     """Rows of robustness_summary.csv, one a Model that measure() has filled.
 
     E = 1 - balanced accuracy. BE = sum of E over cells / that of the baseline; rBE = the same of E - clean E. The
-    baseline itself has exactly 1, below it is better. MedMNIST-C (Di Salvo et al. 2024, 2406.17536) takes the ratio for
+    baseline itself has exactly 1, below it is better. rBE is undefined where the interval of what the baseline loses
+    reaches 0: over a loss of nearly nothing, or a gain, the ratio could be any number. MedMNIST-C (Di Salvo et al. 2024, 2406.17536) takes the ratio for
     each corruption (columns `be/CORRUPTION`) and averages; of the whole suite it is defined where a corruption
     does the baseline no harm. rank: by the sum of E, the least first; `worst_` is the cell of least macro-F1.
     """
@@ -221,10 +222,13 @@ def errors(model, tags, clean=False):
 
 
 def relative(model, baseline, tags, clean=False):
-    """METRIC of errors() over those of the baseline; undefined without one."""
+    """METRIC of errors() over those of the baseline; undefined without one, and where these are not clearly above 0."""
     if baseline is None:
         return UNDEFINED
-    return comparison.retention(errors(baseline, tags, clean), errors(model, tags, clean))
+    base = errors(baseline, tags, clean)
+    if clean and not bootstrap.interval(base)["lo"] > 0:
+        return UNDEFINED
+    return comparison.retention(np.where(base > 0, base, np.nan), errors(model, tags, clean))
 
 
 # ---- the file
