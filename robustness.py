@@ -8,7 +8,6 @@
 A run that was killed goes on with the cell that it was at; a further model costs its own answers alone.
 """
 
-import itertools
 import time
 from pathlib import Path
 
@@ -32,35 +31,46 @@ def main(argv=None):
     suite, cells = asked(options)
     subjects = corrupted.find([*options.paths, *filter(None, [options.baseline])])
     where = Path(options.out) if options.out else home(subjects)
-    models, test = corrupted.models_of(subjects, options.target)
+    failed, spent = {}, {"corrupting": 0.0, "answering": 0.0}
+    subjects, test = corrupted.models_of(subjects, failed, options.target)
     images = len(test.labels)
     test = measures.part(test, measures.QUICK) if options.quick else test
     device, _ = engine.device_and_precision({"device": options.device, "precision": "fp32"})
-    corrupted.open_all(subjects, registry, device)
+    subjects = corrupted.each(subjects, failed, lambda one: corrupted.load(one, registry, device))
     groups = corrupted.group(subjects, registry, options.root, options.cache)
-    answers, spent = corrupted.answer(subjects, groups, [CLEAN, *cells], test.ids, suite, registry)
-    for subject, model, own in zip(subjects, models, answers):
-        corrupted.check_clean(subject, own[CLEAN.tag], test)
-        model.answers = own
+    corrupted.answer(groups, [CLEAN], test.ids, suite, registry, spent)
+    subjects = corrupted.each(subjects, failed, lambda one: corrupted.check_clean(one, test))
+    for run, error in failed.items():
+        print(f"left out: {run}: {error.message}")
+    models = [subject.model for subject in subjects]
+    teacher = next((model for model in models if model.kind == "teacher" and model.file == "best.pt"), None)
+    baseline = corrupted.named(options.baseline, subjects).model if options.baseline else teacher
+    groups = [(data, [one for one in own if one.run not in failed]) for data, own in groups]
+    corrupted.answer(groups, cells, test.ids, suite, registry, spent)
 
     begin = time.perf_counter()
-    teacher = next((model for model in models if model.kind == "teacher" and model.file == "best.pt"), None)
-    baseline = models[corrupted.place(options.baseline, subjects)] if options.baseline else teacher
     rows = measures.measure(models, cells, test, replicates=options.replicates, suite=suite, teacher=teacher, progress=bar)
+    corrupted.tell_apart(subjects)  # not in the rows: a run's own table is of its study
     summary = measures.summarise(models, cells, suite, baseline)
     spent["measuring"] = time.perf_counter() - begin
 
-    quick = f" of {images:,} (--quick)" if len(test.labels) < images else ""
-    print(robustness_tables.printed(summary, test, suites.NOTES.get(suite), quick))
-    print(robustness_tables.times(spent, len(models)))
     written = write(where, subjects, rows, summary)
-    if where / SUMMARY in written:
-        written += draw(where, list(itertools.chain(*rows)), {model.model: model.kind for model in models},
+    quick = f" of {images:,} (--quick)" if len(test.labels) < images else ""
+    print(robustness_tables.printed(summary, test, suites.note(suite, {cell.corruption for cell in cells}), quick))
+    print(robustness_tables.times(spent, len(models)))
+    if where and where / SUMMARY in written:
+        written += draw(where, [{**row, "model": model.model} for model, own in zip(models, rows) for row in own],
+                        {model.model: model.kind for model in models},
                         lambda: corrupted.look(groups[0][0], measures.example(test), cells, registry))
     found = audit.study(list(dict.fromkeys(subject.run for subject in subjects)))
     print("\n" + (tables.findings(found, brief=True) or "The audit found nothing."))
     if written:
         print("\nwritten: " + "\n         ".join(path.as_posix() for path in written))
+    if not where:
+        print(f"These are not all models of one study: --out DIR writes their {SUMMARY} and figures there.")
+    if failed:
+        raise UserError(f"left out: {errors.listing(f'{run}: {error.message}' for run, error in failed.items())}",
+                        next(iter(failed.values())).hint)
     if argv is None:
         print(f"next: python report.py {runs.study(subjects[0].run).as_posix()}")
     return summary
@@ -74,7 +84,8 @@ def parser():
     result.add_argument("--suite", choices=list(suites.NOTES), default="default", help="which corruptions: fifteen of a dermatoscope "
                         "and a cheap camera; those of MedMNIST-C for DermaMNIST (2406.17536); the levels of the first report")
     result.add_argument("--corruption", action="append", default=[], metavar="NAME,key=value", help="this one in place of a "
-                        "suite, at its five severities or with these parameters; may be repeated")
+                        "suite, at its five severities or with these parameters; may be repeated: tables and figures are of those "
+                        "of one command, in place of the last one's")
     result.add_argument("--quick", action="store_true", help=f"about {measures.QUICK} test images, severities "
                         f"{errors.listing(measures.SEVERITIES)}")
     result.add_argument("--baseline", metavar="RUN", help="model that BE and rBE are relative to; default: the teacher")
@@ -82,7 +93,8 @@ def parser():
                         f"repeated; default: {measures.TARGET}, else all that metrics.json has")
     result.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES, help="bootstrap replicates behind "
                         "each interval")
-    result.add_argument("--out", metavar="DIR", help="where summary and figures go; default: the study, of one run its folder")
+    result.add_argument("--out", metavar="DIR", help="where summary and figures go; default: the study, if these are all "
+                        "its models, of one run its folder")
     result.add_argument("--root", metavar="PATH", help="where the images are now; default: where they were in training")
     result.add_argument("--cache", metavar="DIR", help="folder of decoded images, as in training")
     result.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of checkpoints; ONNX runs on the CPU")
@@ -119,13 +131,13 @@ def asked(options):
 
 
 def home(subjects):
-    """Where summary and figures go: the study of these runs, of a single run its own folder."""
-    folders = {subject.run.resolve() for subject in subjects}
-    studies = {folder.parents[1] for folder in folders}
-    if len(studies) > 1:
-        raise UserError(f"these are runs of {len(studies)} studies: {errors.listing(sorted(map(str, studies)))}",
-                        "Say with --out where their common summary and figures go.")
-    return runs.study(subjects[0].run) if len(folders) > 1 else subjects[0].run
+    """Where summary and figures go: the study whose models these are, all of them, else the one run; None of other parts."""
+    files = {subject.path.resolve() for subject in subjects}
+    for folder in (runs.study(subjects[0].run), subjects[0].run):
+        whole = {subject.path.resolve() for subject in corrupted.find([folder])}
+        if whole <= files and all(folder.resolve() in file.parents for file in files):
+            return folder
+    return None
 
 
 def bar(items):
@@ -133,11 +145,12 @@ def bar(items):
 
 
 def write(where, subjects, rows, summary):
-    """robustness.csv of each run and the summary of all; the paths written."""
+    """robustness.csv of each run and, in the folder `where` if any, the summary of all; the paths written."""
     tables_ = {}
     for subject, own in zip(subjects, rows):
         tables_.setdefault(subject.run / "robustness.csv", []).extend(own)
-    tables_[where / SUMMARY] = summary
+    if where:
+        tables_[where / SUMMARY] = summary
     written = []
     for path, table in tables_.items():
         if measures.write(path, table, by=("suite",) if table is summary else ("file", "suite")):
@@ -151,10 +164,11 @@ def draw(where, rows, kinds, look):
     """The three figures, the sheet of what look() gives; the paths written."""
     suite = rows[0]["suite"]
     stem, count = "robustness" if suite == "default" else f"robustness_{suite}", len({row["corruption"] for row in rows}) - 1
-    alt = f"of {len(kinds)} models under {count} corruptions"
+    alt = f"of {len(kinds)} models{figures_robustness.seeds(rows)} under {count} corruptions"
+    shown, left_out = figures_robustness.legible(rows)
     try:
-        drawings = {"curves": figures_robustness.curves(rows, kinds, alt=f"Macro-F1 over severity {alt}"),
-                    "heatmap": figures_robustness.heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}")}
+        drawings = {"curves": figures_robustness.curves(shown, kinds, alt=" ".join([f"Macro-F1 over severity {alt}.", *left_out])),
+                    "heatmap": figures_robustness.heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}.")}
         sheet = figures_robustness.sheet(look())
     except UserError as error:
         print(f"no figures: {error.message}. {error.hint}")

@@ -36,6 +36,7 @@ class Subject:
     ready: object = None   # .logits(uint8 [N, S, S, 3]) -> [N, C], .size
     resize: int = None
     digest: str = ""       # of the file
+    model: robustness.Model = None
 
     def kept(self, suite, cell):
         return self.run / "robustness" / suite / self.path.name / f"{runs.safe(cell.tag)}.npz"
@@ -58,87 +59,116 @@ def find(paths):
     return list(found.values())
 
 
-def place(path, subjects):
-    """Where in `subjects` the first file stands that `path` names."""
-    return [subject.path.resolve() for subject in subjects].index(find([path])[0].path.resolve())
-
-
-def models_of(subjects, targets=None):
-    """(a robustness.Model for each Subject, the Predictions of the test images that all have in common)."""
-    known, result, first = {}, [], None
+def named(path, subjects):
+    """The Subject of the first file that `path` names."""
+    wanted = find([path])[0].path.resolve()
     for subject in subjects:
+        if subject.path.resolve() == wanted:
+            return subject
+    raise UserError(f"{path} is left out, and nothing can be relative to it")
+
+
+def each(subjects, failed, act):
+    """The Subjects with whose runs act(subject) has no trouble; {run: UserError} of the others goes into `failed`.
+
+    Where none is left, the error of the first is raised.
+    """
+    for subject in subjects:
+        if subject.run not in failed:
+            try:
+                act(subject)
+            except UserError as error:
+                failed[subject.run] = error
+    kept = [subject for subject in subjects if subject.run not in failed]
+    if not kept:
+        raise failed[subjects[0].run]
+    return kept
+
+
+def models_of(subjects, failed, targets=None):
+    """(the Subjects that each() keeps, with their models; the Predictions of the test images that all have in common)."""
+    known = {}
+
+    def read(subject):
         if subject.run not in known:
             held = model_comparison.one_model(subject.run.resolve().parent, [subject.run])
             (seed, (_, test)), = held.seeds.items()
             metrics = subject.run / "metrics.json"
             known[subject.run] = held, seed, test, robustness.frozen(
                 runs.read_json(metrics) if metrics.is_file() else None, metrics, targets)
-        held, seed, test, (temperature, points) = known[subject.run]
-        first = first or test
-        reason = evaluation.differing(first, test)
+        held, seed, _, (temperature, points) = known[subject.run]
+        subject.model = robustness.Model(held.name, seed, subject.path.name, held.kind, temperature, points)
+
+    subjects = each(subjects, failed, read)
+    first = known[subjects[0].run][2]
+    for subject in subjects:
+        reason = evaluation.differing(first, known[subject.run][2])
         if reason:
             raise UserError(f"{subject.run} cannot be measured with {subjects[0].run}: {reason}",
                             "Models are compared on the images of one test set; give those of one study.")
-        result.append(robustness.Model(held.name, seed, subject.path.name, held.kind, temperature, points))
-    return result, first
+    return subjects, first
 
 
-def open_all(subjects, registry, device):
-    """Load the networks: checkpoints on `device`, ONNX on the CPU. UserError for an export of other weights than the run's."""
-    for subject in subjects:
-        file = training.checkpoint_in(subject.run)
-        if subject.path.suffix == ".onnx":
-            subject.ready = onnx.Model(subject.path)
-            subject.resize = subject.ready.metadata["input"]["resize"]
-            weights = models.fingerprint(checkpoint.read(file)["state_dict"])
-            if subject.ready.metadata["provenance"].get("weights") != weights:
-                raise UserError(f"{subject.path} was exported from other weights than those in {file}",
-                                f"Export it anew: python export.py {subject.run.as_posix()}")
-        else:
-            subject.ready = backends.open_file(file, "eager" if device.type == "mps" else "channels_last", registry,
-                                               device=device, threads=torch.get_num_threads())
-            models.fold_batch_norm(subject.ready.network.model)
-            subject.resize = subject.ready.resize
-        subject.digest = hashlib.sha256(subject.path.read_bytes()).hexdigest()
+def tell_apart(subjects):
+    """Models of one name in several studies are called STUDY/MODEL from here on."""
+    owners = {(subject.model.model, subject.run.resolve().parent) for subject in subjects}
+    if len(owners) > len({name for name, _ in owners}):
+        for subject in subjects:
+            subject.model.model = "/".join(subject.run.resolve().parts[-3:-1])
+
+
+def load(subject, registry, device):
+    """Load a network: a checkpoint on `device`, ONNX on the CPU. UserError for an export of other weights than the run's."""
+    file = training.checkpoint_in(subject.run)
+    if subject.path.suffix == ".onnx":
+        subject.ready = onnx.Model(subject.path)
+        subject.resize = subject.ready.metadata["input"]["resize"]
+        weights = models.fingerprint(checkpoint.read(file)["state_dict"])
+        if subject.ready.metadata["provenance"].get("weights") != weights:
+            raise UserError(f"{subject.path} was exported from other weights than those in {file}",
+                            f"Export it anew: python export.py {subject.run.as_posix()}")
+    else:
+        subject.ready = backends.open_file(file, "eager" if device.type == "mps" else "channels_last", registry,
+                                           device=device, threads=torch.get_num_threads())
+        models.fold_batch_norm(subject.ready.network.model)
+        subject.resize = subject.ready.resize
+    subject.digest = hashlib.sha256(subject.path.read_bytes()).hexdigest()
 
 
 def group(subjects, registry, root=None, cache=None):
-    """[(kd.data.Data, places in `subjects`)] of those whose networks see the same pixels. root, cache: where the images are."""
+    """[(kd.data.Data, Subjects)] of those whose networks see the same pixels. root, cache: where the images are."""
     found = {}
-    for place, subject in enumerate(subjects):
+    for subject in subjects:
         told = runs.read_json(subject.run / "environment.json").get("data", {})
-        found.setdefault((told.get("fingerprint"), subject.resize, subject.ready.size), []).append(place)
+        found.setdefault((told.get("fingerprint"), subject.resize, subject.ready.size), []).append(subject)
     groups = []
-    for (_, resize, size), places in found.items():
-        subject = subjects[places[0]]
+    for (_, resize, size), own in found.items():
+        subject = own[0]
         data = training.data_of_run(subject.run, registry, root, cache)
         if (data.images.shape[1], data.size) != (resize, size):
             raise UserError(f"{subject.path} takes images of {size} px cut from {resize}, and the images of its run are "
                             f"{data.size} px cut from {data.images.shape[1]}")
-        groups.append((data, places))
+        groups.append((data, own))
     return groups
 
 
-def answer(subjects, groups, cells, ids, suite, registry):
-    """([{tag: robustness.Answer}] of each Subject, seconds) on the test images `ids`, in their order.
+def answer(groups, cells, ids, suite, registry, spent):
+    """Fill the models' answers to `cells` on the test images `ids`, in their order.
 
-    Subjects of one group share each corrupted batch. seconds: {"corrupting", "answering"} of what was computed
-    now. A Cell without a corruption is the clean images.
+    Subjects of one group share each corrupted batch. spent: {"corrupting", "answering"}, seconds, which what is computed
+    now adds to. A Cell without a corruption is the clean images.
     """
-    answers, spent = [{} for _ in subjects], {"corrupting": 0.0, "answering": 0.0}
     with contextlib.ExitStack() as held:
-        for run in dict.fromkeys(subject.run.resolve() for subject in subjects):
+        for run in dict.fromkeys(subject.run.resolve() for _, own in groups for subject in own):
             held.enter_context(runs.lock(run / "robustness" / ".lock", what=f"{run / 'robustness'}"))
         bar = held.enter_context(tqdm(total=len(groups) * len(cells) * len(ids), desc="corrupting", unit="image", delay=2,
                                       disable=None, leave=False))
-        for data, places in groups:
+        for data, own in groups:
             rows = _rows(data, ids)
             for cell in cells:
                 bar.set_postfix_str(cell.tag)
-                made = _cell([subjects[place] for place in places], cell, data, rows, suite, registry, spent, bar)
-                for place, one in zip(places, made):
-                    answers[place][cell.tag] = one
-    return answers, spent
+                for subject, one in zip(own, _cell(own, cell, data, rows, suite, registry, spent, bar)):
+                    subject.model.answers[cell.tag] = one
 
 
 def look(data, name, cells, registry):
@@ -153,10 +183,10 @@ def look(data, name, cells, registry):
     return list(rows.items())
 
 
-def check_clean(subject, answer, test):
+def check_clean(subject, test):
     """An error where a checkpoint does not answer on the clean images of `test` as its own test.npz says that it did."""
     told = predictions.read(subject.run / "predictions" / "test.npz")
-    same = float((answer.logits.argmax(1) == told.probabilities.argmax(1)[evaluation.aligned(test, told)]).mean())
+    same = float((subject.model.answers[robustness.CLEAN].logits.argmax(1) == told.probabilities.argmax(1)[evaluation.aligned(test, told)]).mean())
     if subject.path.name == "best.pt" and same < SAME:
         raise UserError(f"{subject.path} answers otherwise than {subject.run / 'predictions' / 'test.npz'} on "
                         f"{1 - same:.1%} of the clean images", "The two are not of one run: train or copy it anew.")

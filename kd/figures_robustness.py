@@ -9,6 +9,7 @@ from kd.evidence import number
 from kd.figures import LIGHT, MARKERS, STYLE, dashes, drawing, label, plain
 
 ACROSS = 5  # panels, or thumbnails' columns, that 840 px hold
+FEW, MOST = 6, 8  # lines that curves show with those of exported files, and at all
 
 
 def lines(rows):
@@ -23,6 +24,22 @@ def lines(rows):
 def names_of(keys):
     """What (model, file) are called where they stand together: the file is said where it is an exported one."""
     return [model if file == "best.pt" else f"{model} {'INT8' if 'int8' in file else 'ONNX'}" for model, file in keys]
+
+
+def legible(rows):
+    """(the rows of as many lines as curves can show, [what is left out]): of many lines those of checkpoints, the first of them."""
+    keys = list(lines(rows))
+    held = [key for key in keys if key[1] == "best.pt"] or keys if len(keys) > FEW else keys
+    told = ["Exported files are not drawn; the tables have them."] if len(held) < len(keys) else []
+    if len(held) > MOST:
+        told.append(f"{len(held) - MOST} more not drawn; the tables have all of them.")
+    return [row for row in rows if (row["model"], row.get("file") or "best.pt") in held[:MOST]], told
+
+
+def seeds(rows):
+    """Words after "models": of several seeds the first is drawn."""
+    several = len({(row["model"], row["seed"]) for row in rows}) > len({row["model"] for row in rows})
+    return " (the first seed of each)" if several else ""
 
 
 def corruptions(rows):

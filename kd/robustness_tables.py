@@ -1,8 +1,10 @@
 """What robustness.py found, as text for a terminal of 110 columns."""
 
+import math
 import textwrap
 
 from kd import tables
+from kd.figures import label
 
 MOST = 10  # models that the table of corruptions has columns for
 
@@ -24,25 +26,31 @@ def quality(summary):
     told = (f"BE: sum of 1 - balanced accuracy over all cells, over that of {summary[0]['baseline']}; rBE: the same of what the "
             "cells lose to clean images. Below 1 is better than that model. rank: by that sum." if summary[0]["baseline"] else
             "No BE and rBE: there is no teacher among these; --baseline RUN names another model. rank: by balanced accuracy.")
+    if summary[0]["baseline"] and math.isnan(summary[0]["rbe"]):
+        told += f" rBE n/a: what {summary[0]['baseline']} loses to clean images is not clearly above 0."
     return tables.aligned(rows) + "\n" + textwrap.fill(told, tables.WIDTH)
 
 
 def certainty(summary):
-    """Calibration, ranking by confidence, and the first class's frozen operating point."""
-    point = next((column.split("/", 1)[1] for column in summary[0] if column.startswith("promised_sensitivity/")), None)
+    """Calibration, ranking by confidence, and the frozen operating point of each model's first class."""
+    points = [next((column.split("/", 1)[1] for column in row if column.startswith("promised_sensitivity/")), None)
+              for row in summary]
     rows = [["", "ECE: clean", "mean", "AURC: clean", "mean", "as clean"]]
-    if point:
-        rows[0] += [f"sensitivity {point}: clean", "mean", "worst", "specificity: clean", "mean"]
-    for k, row in enumerate(summary, 1):
+    if any(points):
+        rows[0] += ["promised", "sens.: clean", "mean", "worst", "spec.: clean", "mean"]
+    for k, (row, point) in enumerate(zip(summary, points), 1):
         rows.append([k, *(tables.number(row[f"{which}_{metric}"]) for metric in ("ece", "aurc") for which in ("clean", "mean")),
                      tables.number(row["mean_agreement_clean"], 2)])
         if point:
-            rows[-1] += [tables.number(row[f"{which}_sensitivity/{point}"], 2) for which in ("clean", "mean", "worst")]
-            rows[-1] += [tables.number(row[f"{which}_specificity/{point}"], 2) for which in ("clean", "mean")]
+            rows[-1] += [f"{label(point, 12)} {row[f'promised_sensitivity/{point}']:g}",
+                         *(tables.number(row[f"{which}_sensitivity/{point}"], 2) for which in ("clean", "mean", "worst")),
+                         *(tables.number(row[f"{which}_specificity/{point}"], 2) for which in ("clean", "mean"))]
+        elif any(points):
+            rows[-1] += [""] * 6
     told = "ECE, AURC: of confidences after the temperature of clean validation. as clean: share of answers that stay."
-    if point:
-        told += (f" The threshold for {point} was chosen on clean validation images for a sensitivity of "
-                 f"{summary[0][f'promised_sensitivity/{point}']:g}.")
+    if any(points):
+        told += (" promised: the class and the sensitivity that its threshold was chosen for, on clean validation images; sens., "
+                 "spec.: what is left of it on test.")
     return tables.aligned(rows) + "\n" + textwrap.fill(told, tables.WIDTH)
 
 

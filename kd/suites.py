@@ -30,6 +30,11 @@ NOTES = {"default": SIZES,
                    "the range, that of jpeg the quality, that of contrast the factor. " + SIZES}
 
 
+def note(suite, corruptions):
+    """What is to be known of a suite of these corruptions, None where there is nothing; not every suite is one of NOTES."""
+    return NOTES.get(suite, SIZES if {"jpeg", "pixelate"} & set(corruptions) else None)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One corruption at one severity (1 to 5), or with parameters of its own (then severity is its place, from 1)."""
