@@ -80,7 +80,7 @@ class Study:
     seeds: dict = field(default_factory=dict)     # model -> content of its seeds.json
     tables: list = field(default_factory=list)    # folders of other systems' tables
     summary: list = field(default_factory=list)   # rows of robustness_summary.csv, texts
-    sheet: bytes = b""                            # robustness_sheet.png: what the corruptions look like
+    sheets: dict = field(default_factory=dict)    # suite -> its robustness_*sheet.png: what the corruptions look like
 
     @property
     def models(self):
@@ -162,13 +162,13 @@ def read_study(path):
 def _add_summary(study):
     """What robustness.py says of all models together, in the study's folder."""
     folder = study.runs[0].path.parent.parent
-    path, sheet = folder / "robustness_summary.csv", folder / "robustness_sheet.png"
+    path = folder / "robustness_summary.csv"
     try:
         if path.exists():
             numbers = ("clean_macro_f1", "mean_macro_f1", "mean_macro_f1_lo", "mean_macro_f1_hi", "worst_macro_f1")
             study.summary = study_checks.table(("model", "seed", "file", "suite", "mean_macro_f1"), numbers)(path, runs.read_csv(path))
-        if sheet.exists():
-            study.sheet = sheet.read_bytes()
+        study.sheets = {file.stem[len("robustness_"):-len("_sheet")] or "default": file.read_bytes()
+                        for file in sorted(folder.glob("robustness_*sheet.png"))}
     except (UserError, OSError) as error:
         study.problems.append((folder, f"left out: {error}", ""))
 

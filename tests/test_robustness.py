@@ -18,7 +18,8 @@ import distill
 import registry
 import robustness as script
 import train_teacher
-from kd import audit, corrupted, corruptions, figures_robustness, robustness, runs, suites, targets
+from kd import audit, corrupted, corruptions, figures_robustness, report_robustness, robustness, robustness_tables, runs
+from kd import study_folder, suites, targets
 from kd import data as kd_data
 from kd.errors import UserError
 
@@ -90,6 +91,7 @@ def test_figures_of_a_cell_by_hand():
 
 def test_be_and_rbe_by_hand_and_a_baseline_fed_back_gives_exactly_one(honestly):
     _, test, _, cells = honestly
+    cells = {**cells, "noise_2": cells["clean"][::-1]}  # a clear loss
     other = {tag: logits + (tag != "clean") * np.random.default_rng(1).normal(size=logits.shape) for tag, logits in cells.items()}
     models = [model("teacher", cells, "teacher"), model("student", other), model("again", cells)]
     _, summary = measured(models, test)
@@ -106,6 +108,43 @@ def test_be_and_rbe_by_hand_and_a_baseline_fed_back_gives_exactly_one(honestly):
         assert [row[f"{name}{end}"] for name in ("be", "rbe") for end in robustness.ENDS] == [1.0] * 6
     assert summary[1]["be_lo"] < summary[1]["be"] < summary[1]["be_hi"]
     assert [row["rank"] for row in summary] == [1, 3, 1]  # equals share a rank
+
+
+def test_rbe_is_undefined_where_what_the_baseline_loses_is_not_clearly_above_nothing():
+    """Forty images; under the corruption the teacher gains one answer, the student loses four."""
+    labels = np.arange(40) % 2
+    right = np.where(labels == 0, 1, -1)[:, None] * np.array([1., -1.])
+    test = SimpleNamespace(labels=labels, clusters=np.arange(40), class_names=["a", "b"], groups=None)
+
+    def wrong(count):
+        return {"clean": right * np.where(np.arange(40) < 4, -1, 1)[:, None],
+                "noise_1": right * np.where(np.arange(40) < count, -1, 1)[:, None]}
+
+    gains, loses = model("teacher", wrong(3), "teacher"), model("student", wrong(8))
+    _, summary = measured([gains, loses], test, CELLS[:1])
+    assert summary[1]["be"] == pytest.approx(8 / 3) and all(np.isnan([row["rbe"], row["rbe_hi"]]).all() for row in summary)
+    assert "rBE n/a: what teacher/seed_0 loses" in " ".join(robustness_tables.quality(summary).split())
+    _, summary = measured([gains, loses], test, CELLS[:1], baseline=1)
+    assert [row["rbe"] for row in summary] == [pytest.approx(-1 / 4), 1] and summary[0]["rbe_hi"] < 1
+    assert "rBE n/a" not in robustness_tables.quality(summary)
+
+
+def test_models_with_thresholds_for_different_classes_are_told_each_with_its_own(honestly):
+    _, test, _, cells = honestly
+    points = [{"class": name, "threshold": .3, "promised": promised} for name, promised in (("mel", .9), ("bcc", .85))]
+    _, summary = measured([model("a", cells, points=points[:1]), model("b", cells, points=points[1:]), model("c", cells)], test)
+    told = robustness_tables.printed(summary, test)
+    assert re.search(r"^1 .* mel 0.9 ", told, re.M) and re.search(r"^2 .* bcc 0.85 ", told, re.M)
+    assert max(map(len, told.splitlines())) <= 110
+    blank = robustness_tables.printed(measured([model("c", cells)], test)[1], test)
+    assert "promised" not in blank
+
+
+def test_the_image_that_is_shown_is_of_melanoma_where_there_is_one():
+    test = SimpleNamespace(labels=np.array([0, 1, 1]), ids=np.array(["x", "y", "z"]), class_names=["nv", "mel"])
+    assert robustness.example(test) == "y"
+    for labels, names in (([0, 0, 0], ["nv", "mel"]), ([0, 1, 1], ["a", "b"])):
+        assert robustness.example(SimpleNamespace(labels=np.array(labels), ids=test.ids, class_names=names)) == "x"
 
 
 def test_means_and_the_worst_cell_are_of_the_cells(honestly):
@@ -246,9 +285,10 @@ def test_three_models_share_each_corrupted_batch_and_what_was_killed_goes_on(stu
     assert "The audit" in told or "error:" in told
     counted.clear()
     whole = (study / "robustness.csv").read_bytes()
-    table = (study / "robustness_summary.csv").read_bytes()
+    path = study.parents[1] / "robustness_summary.csv"  # of the study, of which it is the only run
+    table = path.read_bytes()
     run(*words)
-    assert not counted and (study / "robustness.csv").read_bytes() == whole and (study / "robustness_summary.csv").read_bytes() == table
+    assert not counted and (study / "robustness.csv").read_bytes() == whole and path.read_bytes() == table
     assert "nothing was corrupted" in capsys.readouterr().out
 
 
@@ -264,7 +304,7 @@ def test_the_answers_are_those_of_the_files_and_clean_ones_those_of_training(stu
     assert float(by_file["best.pt"]["pixel_change"]) > 20 and rows[0]["pixel_change"] == "0"
     kept = runs.read_npz(study / "robustness" / "custom" / "best.pt" / "clean.npz")
     assert np.abs(kept["logits"] - runs.read_npz(study / "predictions" / "test.npz")["logits"]).max() < 1e-4
-    summary = runs.read_csv(study / "robustness_summary.csv")
+    summary = runs.read_csv(study.parents[1] / "robustness_summary.csv")
     assert [(row["be"], row["rbe"]) for row in summary][0] == ("1.0", "1.0") and summary[1]["baseline"] == "tiny_alone/seed_0"
 
 
@@ -294,8 +334,8 @@ def test_a_suite_writes_its_figures_and_the_audit_reads_its_table(study, capsys)
     rows = robustness.read(study / "robustness.csv")
     assert [row["tag"] for row in rows[:4]] == ["clean", "gaussian_0.1", "gaussian_0.3", "jpeg_90"]
     for name in ("sheet.png", "curves.svg", "heatmap.svg"):
-        assert (study / f"robustness_phase1_{name}").stat().st_size > 1000
-    assert ElementTree.parse(study / "robustness_phase1_curves.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        assert (study.parents[1] / f"robustness_phase1_{name}").stat().st_size > 1000
+    assert ElementTree.parse(study.parents[1] / "robustness_phase1_curves.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
     notes = [finding for finding in audit.study([study]) if finding["rule"] == "unclear-corruption"]
     assert [note["saw"].split(":")[0] for note in notes] == [f"tiny_alone/seed_0 {which}" for which in ("phase1", "model.int8.onnx phase1")]
 
@@ -343,15 +383,60 @@ for name, result in {"nan_test": lambda x: x * np.nan, "short_test": lambda x: x
     lone = shutil.copy(study / "exports" / "model.onnx", tmp_path / "model.onnx")
     with pytest.raises(UserError, match="exports/ of no run"):
         script.main([str(lone)])
-    for folder in (study, study.parents[1]):
-        assert not list(folder.glob("robustness*.*"))
-    other = shutil.copytree(exported[0], tmp_path / "runs" / "images" / "other" / "seed_0")
-    shutil.copy(study / "predictions" / "val.npz", other / "predictions" / "test.npz")
-    with pytest.raises(UserError):
-        script.main([str(study), str(other)])
     (study / "metrics.json").unlink()
     with pytest.raises(UserError, match="no temperature"):
         script.main([str(study)])
+    for folder in (study, study.parents[1]):
+        assert not list(folder.glob("robustness*.*"))
+
+
+@pytest.fixture
+def both(study, exported):
+    """Two runs of one study, without exports."""
+    other = shutil.copytree(exported[0], study.parents[1] / "other" / "seed_0")
+    for folder in (study, other):
+        shutil.rmtree(folder / "exports")
+    return study, other
+
+
+def test_a_part_of_a_study_does_not_replace_the_summary_of_the_whole(both, tmp_path, capsys, no_figures):
+    whole, third = both[0].parents[1], shutil.copytree(both[0], both[0].parents[1] / "third" / "seed_0")
+    assert len(run(whole, *TWO)) == 3
+    path = whole / "robustness_summary.csv"
+    table = path.read_bytes()
+    capsys.readouterr()
+    run(*both, *TWO)
+    assert path.read_bytes() == table and "--out DIR writes" in capsys.readouterr().out
+    run(third, *TWO)
+    assert path.read_bytes() == table and len(runs.read_csv(third / "robustness_summary.csv")) == 1
+    run(*both, *TWO, "--out", tmp_path / "out")
+    assert [row["model"] for row in runs.read_csv(tmp_path / "out" / "robustness_summary.csv")] == ["other", "tiny_alone"][::-1]
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda run: (run / "predictions" / "test.npz").write_bytes(b"PK"), "cannot read"), (lambda run: (run / "best.pt").unlink(), "no checkpoint"),
+    (lambda run: (run / "metrics.json").unlink(), "no temperature")])
+def test_a_run_that_cannot_be_measured_is_named_and_the_others_are_measured(both, spoil, said, no_figures):
+    good, bad = both
+    spoil(bad)
+    with pytest.raises(UserError, match=f"left out: .*other.*{said}") as caught:
+        run(good.parents[1], *TWO)
+    assert "\n" not in caught.value.message
+    row, = runs.read_csv(good.parents[1] / "robustness_summary.csv")
+    assert row["model"] == "tiny_alone" and len(robustness.read(good / "robustness.csv")) == 3 and not (bad / "robustness.csv").exists()
+    with pytest.raises(UserError, match="left out, and nothing can be relative"):
+        run(good, *TWO, "--baseline", bad)
+
+
+def test_models_of_one_name_in_two_studies_are_told_apart(study, tmp_path, monkeypatch):
+    other, drawn = shutil.copytree(study, tmp_path / "runs" / "again" / "tiny_alone" / "seed_0"), []
+    monkeypatch.setattr(script, "draw", lambda where, rows, kinds, look: drawn.extend(figures_robustness.lines(rows)) or [])
+    for folder in (study, other):
+        shutil.rmtree(folder / "exports")
+    summary = run(study, other, *TWO, "--baseline", study, "--out", tmp_path / "out")
+    names = ["images/tiny_alone", "again/tiny_alone"]
+    assert [row["model"] for row in summary] == [name for name, _ in drawn] == names and summary[1]["baseline"] == f"{names[0]}/seed_0"
+    assert {row["model"] for row in runs.read_csv(other / "robustness.csv")} == {"tiny_alone"}
 
 
 def test_an_export_of_other_weights_is_refused_and_a_checkpoint_that_answers_otherwise(study, no_figures):
@@ -397,6 +482,16 @@ def test_curves_and_heat_map_show_every_model_and_corruption():
     assert figures_robustness.curves(table() + other_seed, KINDS, alt="x") == figures_robustness.curves(table(), KINDS, alt="x")
 
 
+def test_of_many_lines_curves_show_checkpoints_and_of_these_the_first_and_what_is_left_out_is_said():
+    rows = table([f"m{k}" for k in range(5)], (1,))
+    assert figures_robustness.legible(rows) == (rows, []) and figures_robustness.seeds(rows) == ""
+    shown, told = figures_robustness.legible(rows + [{**row, "file": "model.int8.onnx"} for row in rows])
+    assert shown == rows and told == ["Exported files are not drawn; the tables have them."]
+    shown, told = figures_robustness.legible(table([f"m{k}" for k in range(10)], (1,)))
+    assert len(figures_robustness.lines(shown)) == 8 and told == ["2 more not drawn; the tables have all of them."]
+    assert "first seed" in figures_robustness.seeds(rows + [{**row, "seed": "seed_1"} for row in rows])
+
+
 def test_a_sheet_is_a_picture_of_every_cell():
     pytest.importorskip("matplotlib")
     red = np.full((8, 8, 3), (250, 20, 20), np.uint8)
@@ -404,6 +499,62 @@ def test_a_sheet_is_a_picture_of_every_cell():
     picture = np.asarray(Image.open(io.BytesIO(figures_robustness.sheet(rows))).convert("RGB")).reshape(-1, 3)
     for colour in (red[0, 0], red[0, 0] // 2, 255 - red[0, 0]):
         assert (picture == colour).all(1).sum() > 5000
+
+
+# ---- the report
+
+
+def reported(honestly, names=("a", "b"), suite="default"):
+    """A study as the report reads it, of models that answered the cells of `honestly`."""
+    _, test, result, cells = honestly
+    temperature, points = robustness.frozen(json.loads(json.dumps(result)), None)
+    models = [model(name, cells, temperature=temperature, points=points) for name in names]
+    rows = robustness.measure(models, CELLS, test, replicates=100, suite=suite)
+    written = [{key: robustness.text(key, value) for key, value in row.items()} for row in robustness.summarise(models, CELLS, suite, models[0])]
+    held = [SimpleNamespace(model=name, seed="seed_0", kind="student", test={"ids": test.ids}, metrics={},
+                            robustness=[{key: str(robustness.text(key, value)) for key, value in row.items()} for row in own])
+            for name, own in zip(names, rows)]
+    return SimpleNamespace(runs=held, firsts=held, summary=written, sheets={}, command="runs/x")
+
+
+def tables_of(blocks):
+    return {block["name"]: block for block in blocks if block["kind"] == "table"}
+
+
+def test_the_report_tells_what_is_left_of_calibration_and_of_the_promised_sensitivity(honestly, monkeypatch):
+    monkeypatch.setattr(report_robustness, "drawings", lambda *more: [])
+    study = reported(honestly)
+    shown = tables_of(report_robustness.robustness(study))
+    record, told = shown["robustness_certainty"]["records"][0], study.summary[0]
+    assert (record["class"], record["promised"]) == ("mel", float(told["promised_sensitivity/mel"]))
+    for name, column in (("clean_ece", "clean_ece"), ("mean_ece_hi", "mean_ece_hi"), ("mean", "mean_sensitivity/mel"),
+                         ("worst_lo", "worst_sensitivity/mel_lo"), ("clean", "clean_sensitivity/mel")):
+        assert record[name] == float(told[column])
+    assert record["lowest"] == told["worst_tag_sensitivity/mel"]
+    assert all("Suite" not in [column.title for column in block["columns"]] for block in shown.values())
+    for run_, more in zip(study.runs, reported(honestly, suite="custom").runs):
+        run_.robustness += more.robustness
+    assert "Suite" in [column.title for column in tables_of(report_robustness.robustness(study))["robustness"]["columns"]]
+
+
+def test_a_sentence_on_the_lowest_cell_claims_no_more_than_its_interval(honestly):
+    first, _ = report_robustness.sentences(reported(honestly))
+    assert re.search(r"_. costs a \(seed 0\) 0\.\d+ \[0\.\d+, 0\.\d+\] macro-F1: the lowest seen of 3 cells of suite default; "
+                     "the interval is of this one alone", first) and "most" not in first
+
+
+def test_a_suite_of_ones_own_has_its_sheet_and_its_note_in_the_report(honestly, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_robustness, "drawings", lambda *more: [])
+    study = reported(honestly, suite="custom")
+    study.runs[0].path = tmp_path / "m" / "seed_0"
+    for name, colour in (("robustness_custom_sheet.png", "red"), ("robustness_sheet.png", "blue")):
+        Image.new("RGB", (4, 4), colour).save(tmp_path / name)
+    study_folder._add_summary(study)
+    assert list(study.sheets) == ["custom", "default"]
+    captions = [block["alt"] for block in report_robustness.robustness(study) if block["kind"] == "picture"]
+    assert len(captions) == 2 and "suite custom" in captions[0]
+    assert suites.note("custom", {"ink"}) is None and suites.note("custom", {"jpeg", "ink"}) == suites.SIZES
+    assert suites.note("phase1", ()) == suites.NOTES["phase1"]
 
 
 # ---- training for it
