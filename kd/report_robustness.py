@@ -174,7 +174,7 @@ def sentences(study):
     for row in worst_of(rows_of(study)[0]):
         difference, lo, hi = (row[f"macro_f1_difference{end}"] for end in ("", "_lo", "_hi"))
         if defined(hi) and hi < 0 and row["file"] == "best.pt":
-            found.append(f"{row['tag']} costs {row['model']} ({row['seed'].replace('_', ' ')}) {-difference:.3f} {bounds(-hi, -lo)} "
-                         f"macro-F1: the lowest seen of {counted(row['cells'], 'cell')}"
-                         f"{' of suite ' + row['suite'] if row['suite'] else ''}; the interval is of this one alone.")
+            found.append(f"The lowest macro-F1 that {row['model']} ({row['seed'].replace('_', ' ')}) was seen with, of "
+                         f"{counted(row['cells'], 'cell')}{' of suite ' + row['suite'] if row['suite'] else ''}, is that under "
+                         f"{row['tag']}: {difference:+.3f} {bounds(lo, hi, '+.3f')} from clean, an interval of this cell alone.")
     return found
