@@ -111,7 +111,7 @@ def test_be_and_rbe_by_hand_and_a_baseline_fed_back_gives_exactly_one(honestly):
 
 
 def test_rbe_is_undefined_where_what_the_baseline_loses_is_not_clearly_above_nothing():
-    """Forty images; under the corruption the teacher gains one answer, the student loses four."""
+    """Forty images; under the corruption one teacher gains an answer, another loses one, the student loses four."""
     labels = np.arange(40) % 2
     right = np.where(labels == 0, 1, -1)[:, None] * np.array([1., -1.])
     test = SimpleNamespace(labels=labels, clusters=np.arange(40), class_names=["a", "b"], groups=None)
@@ -121,9 +121,10 @@ def test_rbe_is_undefined_where_what_the_baseline_loses_is_not_clearly_above_not
                 "noise_1": right * np.where(np.arange(40) < count, -1, 1)[:, None]}
 
     gains, loses = model("teacher", wrong(3), "teacher"), model("student", wrong(8))
-    _, summary = measured([gains, loses], test, CELLS[:1])
-    assert summary[1]["be"] == pytest.approx(8 / 3) and all(np.isnan([row["rbe"], row["rbe_hi"]]).all() for row in summary)
-    assert "rBE n/a: what teacher/seed_0 loses" in " ".join(robustness_tables.quality(summary).split())
+    for teacher, count in ((gains, 3), (model("teacher", wrong(5), "teacher"), 5)):
+        _, summary = measured([teacher, loses], test, CELLS[:1])
+        assert summary[1]["be"] == pytest.approx(8 / count) and all(np.isnan([row["rbe"], row["rbe_hi"]]).all() for row in summary)
+        assert "rBE n/a: what teacher/seed_0 loses" in " ".join(robustness_tables.quality(summary).split())
     _, summary = measured([gains, loses], test, CELLS[:1], baseline=1)
     assert [row["rbe"] for row in summary] == [pytest.approx(-1 / 4), 1] and summary[0]["rbe_hi"] < 1
     assert "rBE n/a" not in robustness_tables.quality(summary)
