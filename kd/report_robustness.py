@@ -112,7 +112,8 @@ def certainty(told):
     if not any(defined(record["mean_ece"]) or defined(record["promised"]) for record in records):
         return []
     return [table("robustness_certainty", "Whether they know when they fail: ECE after the temperature, and the sensitivity at the "
-                  "threshold that promised one, both chosen on clean validation images; mean and lowest over all cells", [
+                  "threshold that promised one, both chosen on clean validation images; mean and lowest over all cells. Chance widens an ECE: its "
+                  "interval is corrected for that, and may lie below it", [
                       *whose(told), interval("ECE, clean", "clean_ece"), interval("ECE, mean", "mean_ece"), Column("Class", "class"),
                       Column("Promised", "promised", ".2f"), interval("Sensitivity, clean", "clean"), interval("Mean", "mean"),
                       Column("Lowest", "lowest"), interval("Sensitivity there", "worst")], records)]
