@@ -58,7 +58,7 @@ def roles(study):
         bullets([f"{names_of(study, kind)}: {told}" for kind, told in (
             ("teacher", "the large network that the students learn from"),
             ("alone", "trained on the labels alone; what a student with a teacher must be held against"),
-            ("student", "trained on the labels and on what the teacher says")) if names_of(study, kind)]),
+            ("student", "trained on what the teacher says, and on the labels where its objective has them")) if names_of(study, kind)]),
         *[table("roles", "Who is who", [
             Column("Model", "model", kind="model"), Column("Role", "role_name", kind="text"), Column("Architecture", "arch"),
             Column("Parameters", "parameters", ",d"), Column("Seeds", "seeds", "d"), Column("Taught by", "teacher", kind="text"),
@@ -73,11 +73,19 @@ def names_of(study, kind):
 def role_record(model, group):
     run = group[0]
     parameters = run.told("parameters")
-    teacher = run.config.get("teacher")
     return {"model": model, "role": run.kind, "role_name": ROLE[run.kind], "arch": merged([run.told("arch") or run.told("student")]),
             "parameters": parameters if isinstance(parameters, int) else None, "seeds": len(group),
-            "teacher": Path(str(teacher)).parent.name or str(teacher) if run.kind == "student" and teacher else "",
+            "teacher": taught_by(run) if run.kind == "student" else "",
             "objective": merged([run.told("formula") for run in group])}
+
+
+def taught_by(run):
+    """The name of its teacher, after that of the study where this is another."""
+    told = str(run.config.get("teacher") or "")
+    model = Path(told).parent
+    if model.parent.name in ("", run.path.resolve().parents[1].name):
+        return model.name or told
+    return f"{model.parent.name}/{model.name}"
 
 
 def split_table(study):

@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import reported
-from kd import audit, document, evaluation, figures, model_comparison, report_performance, runs, sections, study_folder
+from kd import audit, document, evaluation, figures, model_comparison, report_performance, report_study, runs, sections, study_folder
 from kd.errors import UserError
 from reported import CLASSES, Page, paged, words, write_run, write_study
 
@@ -451,6 +452,12 @@ def test_colours_of_drawings_follow_the_page(study):
         for element in drawing.iter():
             for colour in re.findall(r"#[0-9a-f]{6}", element.get("style", "").replace("clip-path", "")):
                 assert f", {colour})" in element.get("style"), element.get("style")
+
+
+def test_a_teacher_of_another_study_is_named_with_it(tmp_path):
+    for name in ("toy", "aside"):
+        run = SimpleNamespace(config={"teacher": f"runs/{name}/teacher_big/seed_0"}, path=tmp_path / "toy" / "small_kd" / "seed_0")
+        assert report_study.taught_by(run) == {"toy": "teacher_big", "aside": "aside/teacher_big"}[name]
 
 
 def test_hostile_names_are_shown_as_text_and_harm_no_table(tmp_path):
