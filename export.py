@@ -69,7 +69,8 @@ def table(parity):
     lines = [tables.aligned(rows)]
     if "int8" in parity["formats"]:
         recipe = parity["formats"]["int8"]["recipe"]
-        lines.append(f"INT8: ranges by {recipe['ranges']}, {len(recipe['float'])} convolutions in float, chosen on validation")
+        lines.append(f"INT8: ranges by {recipe['ranges']}, {len(recipe['float'])} convolutions in float, chosen on validation"
+                     if recipe["ranges"] != deployment.WEIGHTS else "INT8: of weights only; rounded activations change too many labels")
     return "\n".join(lines)
 
 

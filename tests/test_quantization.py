@@ -119,6 +119,45 @@ def test_the_recipe_is_chosen_on_validation_and_a_hopeless_one_writes_nothing(ex
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
 
 
+def test_weights_alone_are_rounded_to_what_codes_can_say_and_the_rest_is_float(folded):
+    model, images, _ = folded
+    made = quantization.round_weights(model)
+    onnx.checker.check_model(made)
+    assert {node.op_type for node in made.graph.node} - {node.op_type for node in model.graph.node} == {"DequantizeLinear"}
+    assert len(made.SerializeToString()) < .45 * len(model.SerializeToString())  # of so small a network much is not kernels
+    by_hand = onnx.ModelProto()
+    by_hand.CopyFrom(model)
+    kernels = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    for tensor in by_hand.graph.initializer:
+        if tensor.name in kernels:
+            values = quantization.rounded(onnx.numpy_helper.to_array(tensor)).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    found, expected, before = (outputs(one, ["logits"], images)["logits"] for one in (made, by_hand, model))
+    assert np.allclose(found, expected, atol=1e-4) and not np.allclose(found, before, atol=1e-4)
+
+
+def test_a_network_that_bears_no_rounded_activations_keeps_its_labels_by_rounded_weights(exported, monkeypatch):
+    import registry
+    source = deployment.open_run(exported[0], registry)
+    monkeypatch.setattr(deployment.quantization, "quantize", lambda model, *given, **options: quantization.round_weights(
+        with_noise(model)))
+    folder = exported[0] / "elsewhere"
+    told = deployment.write(source, folder, ["int8"], calibration=8, reduce_range=False, most_flips=.03)["formats"]["int8"]
+    assert told["recipe"]["ranges"] == deployment.WEIGHTS and told["val"]["flips"] <= .03
+    assert len(told["recipes"]) == len(quantization.RECIPES) + 1
+
+
+def with_noise(model):
+    """A model that answers at random."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    rng = np.random.default_rng(0)
+    for tensor in result.graph.initializer:
+        if len(tensor.dims) == 4:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(rng.normal(size=tuple(tensor.dims)).astype(np.float32), tensor.name))
+    return result
+
+
 def test_a_recipe_that_changes_few_labels_comes_before_one_that_is_nearer(exported, monkeypatch):
     import registry
     source = deployment.open_run(exported[0], registry)
