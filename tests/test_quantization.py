@@ -123,7 +123,7 @@ def test_weights_alone_are_rounded_to_what_codes_can_say_and_the_rest_is_float(f
     model, images, _ = folded
     made = quantization.round_weights(model)
     onnx.checker.check_model(made)
-    assert {node.op_type for node in made.graph.node} - {node.op_type for node in model.graph.node} == {"DequantizeLinear"}
+    assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in made.graph.node}  # nothing folds these
     assert len(made.SerializeToString()) < .45 * len(model.SerializeToString())  # of so small a network much is not kernels
     by_hand = onnx.ModelProto()
     by_hand.CopyFrom(model)
