@@ -249,7 +249,8 @@ def number(value):
 
 def write(rows, options):
     """Paths of the tables written. In a run's, rows of other files, settings and machines stay."""
-    tables = {Path(options.out): rows} if options.out else {}
+    out = options.out and Path(options.out)
+    tables = {out: rows} if out else {}
     for key, group in itertools.groupby(rows, lambda row: Path(row["ckpt"]).resolve().parent):
         run = next((top for top in (key, key.parent) if (top / "predictions").is_dir()), None)
         if run:
@@ -257,7 +258,7 @@ def write(rows, options):
     for path, table in tables.items():
         table = [{key: "" if value is None or value != value else value for key, value in row.items()} for row in table]
         kept, known = [], {identity(row) for row in table}
-        if path.is_file() and str(path) != options.out:
+        if path.is_file() and path != out:
             with contextlib.suppress(UserError):  # of a table that cannot be read nothing is kept
                 kept = runs.read_csv(path)
         runs.write_csv(path, [*table, *(row for row in kept if identity(row) not in known)])

@@ -14,7 +14,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 import registry
-from kd import audit, bootstrap, corrupted, corruptions, engine, errors, figures_robustness, objective
+from kd import audit, bootstrap, corrupted, corruptions, errors, figures_robustness, objective
+from kd import models as networks
 from kd import robustness as measures
 from kd import robustness_tables, runs, suites, tables
 from kd.errors import UserError
@@ -35,7 +36,7 @@ def main(argv=None):
     subjects, test = corrupted.models_of(subjects, failed, options.target)
     images = len(test.labels)
     test = measures.part(test, measures.QUICK) if options.quick else test
-    device, _ = engine.device_and_precision({"device": options.device, "precision": "fp32"})
+    device = networks.device(options.device)
     subjects = corrupted.each(subjects, failed, lambda one: corrupted.load(one, registry, device))
     groups = corrupted.group(subjects, registry, options.root, options.cache)
     corrupted.answer(groups, [CLEAN], test.ids, suite, registry, spent)

@@ -63,16 +63,15 @@ def everything(paths):
                             f"A run has {runs.TEST.as_posix()} or metrics.json; another system's tables are "
                             f"{', '.join(foreign.TABLES)}.")
         found, others = found + sorted(own), others + tables_
-    places = {}
+    studies = {}
     for folder in found:
-        places.setdefault(runs.study(folder).resolve(), ([], []))[0].append(folder)
+        studies.setdefault(runs.study(folder).resolve(), ([], []))[0].append(folder)
+    if len(studies) < 2:
+        return study(found, others)
     for place in others:
-        home = next((top for top in (place.resolve(), *place.resolve().parents) if top in places), None)
-        home = home or (next(iter(places)) if len(places) == 1 else place)
-        places.setdefault(home, ([], []))[1].append(place)
-    findings = [{**finding, "saw": f"{home.name}: {finding['saw']}" if len(places) > 1 else finding["saw"]}
-                for home, held in places.items() for finding in study(*held)]
-    return sorted(findings, key=lambda finding: SEVERITIES.index(finding["severity"]))
+        home = next((top for top in (place.resolve(), *place.resolve().parents) if top in studies), place)
+        studies.setdefault(home, ([], []))[1].append(place)
+    return worst_first({**finding, "saw": f"{home.name}: {finding['saw']}"} for home, held in studies.items() for finding in study(*held))
 
 
 def gather(folders, tables=()):
@@ -89,13 +88,17 @@ def examine(cases):
         found, applied = one.hold(cases)
         findings += found
         held += [one.name] if applied or found else []
-    return sorted(findings, key=lambda finding: SEVERITIES.index(finding["severity"])), held
+    return worst_first(findings), held
+
+
+def worst_first(findings):
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding["severity"]))
 
 
 def grouped(findings):
     """Findings, worst first, one for all that a rule saw in equal severity: "saw" is then a list of texts."""
     groups = {}
-    for finding in sorted(findings, key=lambda finding: SEVERITIES.index(finding["severity"])):
+    for finding in worst_first(findings):
         group = groups.setdefault((finding["severity"], finding["rule"]), {**finding, "saw": []})
         group["saw"].append(finding["saw"])
     return list(groups.values())

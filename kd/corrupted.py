@@ -186,7 +186,8 @@ def look(data, name, cells, registry):
 def check_clean(subject, test):
     """An error where a checkpoint does not answer on the clean images of `test` as its own test.npz says that it did."""
     told = predictions.read(subject.run / "predictions" / "test.npz")
-    same = float((subject.model.answers[robustness.CLEAN].logits.argmax(1) == told.probabilities.argmax(1)[evaluation.aligned(test, told)]).mean())
+    now = subject.model.answers[robustness.CLEAN].logits.argmax(1)
+    same = float((now == told.probabilities.argmax(1)[evaluation.aligned(test, told)]).mean())
     if subject.path.name == "best.pt" and same < SAME:
         raise UserError(f"{subject.path} answers otherwise than {subject.run / 'predictions' / 'test.npz'} on "
                         f"{1 - same:.1%} of the clean images", "The two are not of one run: train or copy it anew.")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from kd import data as kd_data
-from kd import engine, runs, splits, step, training
+from kd import engine, models, runs, splits, step, training
 from kd.errors import UserError
 
 
@@ -30,7 +30,7 @@ def score(folder, options, registry):
     except UserError as error:
         raise UserError(f"{data.name} is no external data set: {error.message}",
                         "A run's own images are in predictions/val.npz and test.npz already.") from None
-    device, _ = engine.device_and_precision({"device": "auto", "precision": "fp32"})
+    device = models.device("auto")
     network.model.to(device, memory_format=step.memory_format(device))
     path = Path(folder) / "predictions" / f"{name}.npz"
     groups = [f"{name}/{group}" for group in data.groups] if data.grouped else [""] * len(data.ids)

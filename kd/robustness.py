@@ -173,7 +173,8 @@ def summarise(models, cells, suite="default", baseline=None):
 
     E = 1 - balanced accuracy. BE = sum of E over cells / that of the baseline; rBE = the same of E - clean E. The
     baseline itself has exactly 1, below it is better. rBE is undefined where the interval of what the baseline loses
-    reaches 0: over a loss of nearly nothing, or a gain, the ratio could be any number. MedMNIST-C (Di Salvo et al. 2024, 2406.17536) takes the ratio for
+    reaches 0: over a loss of nearly nothing, or a gain, the ratio could be any number. MedMNIST-C (Di Salvo et al. 2024,
+    2406.17536) takes the ratio for
     each corruption (columns `be/CORRUPTION`) and averages; of the whole suite it is defined where a corruption
     does the baseline no harm. rank: by the sum of E, the least first; `worst_` is the cell of least macro-F1.
     """
