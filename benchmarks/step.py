@@ -95,9 +95,14 @@ def make(side, args, folder):
     if kept:
         kept.build(step.ask_teacher, batch=len(images), device=device, workers=0)
     student.model.train()
+
+    def forward():
+        with step.autocast():
+            step.student(kd_step.normalised(images, student))
+
     return {"step": lambda: step(images, labels, index, 1, 1.0), "optimizer": step.optimizer.step,
             "teacher": lambda: kept(index, 1, device) if kept else step.ask_teacher(images),
-            "student forward": lambda: step.student(kd_step.normalised(images, student))}
+            "student forward": forward}
 
 
 def usual(loop, images, labels):

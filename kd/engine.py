@@ -176,6 +176,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None,
                                         "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 
         _epochs(folder, step, data, options, seed, save_best)
+        step.close()  # what is kept is predicted by the network as it will be loaded
         best = distributed.by_first(lambda: checkpoint.read(folder / "best.pt")["state_dict"])
         checkpoint.load_state(student.model, best, folder / "best.pt")
         if distributed.first():
@@ -186,7 +187,6 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None,
                 runs.write_npz(folder / "predictions" / f"{split}.npz", ids=data.ids[rows], labels=data.labels[rows],
                                logits=logits, groups=data.shown_groups(rows), class_names=np.array(data.class_names))
         distributed.by_first((folder / "last.pt").unlink)
-        step.close()
     return folder
 
 

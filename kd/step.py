@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import torch
 
-from kd import augment, distributed, losses, models, objective
+from kd import augment, convolution, distributed, losses, models, objective
 from kd.errors import UserError
 
 
@@ -88,6 +88,7 @@ class Step:
             teacher.model.eval().requires_grad_(False)
             self.frozen = [buffer.clone() for buffer in teacher.model.buffers()]
         self.device, self.precision, self.clip = device, precision, options["clip"]
+        self.adapted = [convolution.adapt(network.model) for network in (student, teacher) if network and device.type == "cpu"]
         self.class_counts = _class_counts(data).to(device)
         learnable = any(isinstance(term.loss, type) for term in terms)
         self.objective = objective.Objective(terms, _shapes(self._look(data.size)) if learnable else None).to(device)
@@ -117,13 +118,14 @@ class Step:
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=options["lr"], fused=self.device.type != "mps")
 
-    def _autocast(self):
+    def autocast(self):
+        """The context in which networks compute in this step's precision."""
         bf16 = self.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
 
     def ask_teacher(self, images):
         """What the losses may read of the teacher: {"teacher_logits": [N, C], ...}."""
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self.autocast():
             return outputs("teacher", self.networks[1], self.teacher, images, self.needs)
 
     def _forward(self, images, index=None, epoch=None):
@@ -131,7 +133,7 @@ class Step:
             given = self.targets(index, epoch, self.device)
         else:
             given = self.ask_teacher(images) if self.teacher else {}
-        with self._autocast():
+        with self.autocast():
             return {**given, **outputs("student", self.networks[0], self.student, images, self.needs)}
 
     def __call__(self, images, labels, index, epoch, rate, part=1.0):
@@ -162,6 +164,8 @@ class Step:
 
     def close(self):
         """Leave both networks as they were."""
+        for undo in self.adapted:
+            undo()
         for reader in filter(None, (self.student, self.teacher)):
             reader.close()
         if self.compiled:

@@ -65,6 +65,13 @@ def test_a_teacher_in_train_mode_stops_the_run(setting):
         epochs(step, data, options, 1)
 
 
+def test_on_a_cpu_convolutions_of_both_networks_are_adapted_for_the_run_alone(setting):
+    step, student, teacher, _, _ = setting
+    assert all("forward" in vars(model.body[0]) for model in (student, teacher))
+    step.close()
+    assert not any("forward" in vars(module) for model in (student, teacher) for module in model.modules())
+
+
 def test_the_teacher_gets_no_gradients(setting):
     step, _, teacher, data, options = setting
     epochs(step, data, options, 1)

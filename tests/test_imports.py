@@ -26,7 +26,7 @@ NUMPY_ONLY = ["kd.audit", "kd.board", "kd.bootstrap", "kd.bundle", "kd.cache",
               "kd.report_study", "kd.sections", "kd.study_folder",
               "kd.report_boards", "kd.report_print",
               "kd.study_checks"]
-TORCH = ["kd.augment", "kd.backends", "kd.checkpoint", "kd.corrupted", "kd.data", "kd.deployment",
+TORCH = ["kd.augment", "kd.backends", "kd.checkpoint", "kd.convolution", "kd.corrupted", "kd.data", "kd.deployment",
          "kd.distributed", "kd.engine", "kd.export", "kd.external", "kd.losses", "kd.macs",
          "kd.models", "kd.objective", "kd.similarity", "kd.step", "kd.targets", "kd.training", "distill", "export",
          "robustness", "train_teacher"]
