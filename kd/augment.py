@@ -1,8 +1,8 @@
 """Augmentation whose every draw follows from (seed, epoch, image): any view can be drawn again.
 
-Heavy: crops are cut and resized in uint8, one image at a time, by Pillow, in threads ahead of use; colour and erasing
-are done on batches of floats. A GPU resamples a whole batch instead, from the same draws (benchmarks/input.py measures
-both). Light: a window and flips. Corruption: heavy, with corruptions of half of the crops.
+Heavy: crops are cut and resized in uint8, one image at a time, in threads ahead of use; colour and erasing are done on
+batches of floats. A GPU resamples a whole batch instead, from the same draws (benchmarks/input.py measures both).
+Light: a window and flips. Corruption: heavy, with corruptions of half of the crops.
 """
 
 import functools
@@ -10,7 +10,6 @@ import functools
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from kd import corruptions
 
@@ -22,11 +21,7 @@ BRIGHTNESS = CONTRAST = SATURATION = 0.2  # a factor within 1 -+ this
 ERASE = 0.25            # probability of erasing a rectangle
 ERASE_SCALE = (0.02, 0.2)
 CORRUPT = 0.5           # probability of a corruption
-CACHE = 2 ** 21         # bytes that stay near a core
-
-_turn = Image.Transpose
-TURNS = (None, _turn.ROTATE_90, _turn.ROTATE_180, _turn.ROTATE_270,  # and after a flip, left to right:
-         _turn.FLIP_LEFT_RIGHT, _turn.TRANSPOSE, _turn.FLIP_TOP_BOTTOM, _turn.TRANSVERSE)
+CACHE = 2 ** 22         # bytes that stay near a core
 
 DRAWS = ("scale", "ratio", "top", "left", "flip", "turn", "brightness", "contrast",
          "saturation", "erase", "erase_scale", "erase_ratio", "erase_top", "erase_left", "corrupt", "corruption", "severity")
@@ -59,25 +54,27 @@ def draw(seed, epoch, index):
 
 
 def _boxes(side, draws):
-    """(left, top, width, height) of each crop, in px of images of `side` px."""
+    """(left, top, width, height) of each crop, in whole px of images of `side` px."""
     area = SCALE[0] + (SCALE[1] - SCALE[0]) * draws["scale"]
     ratio = np.exp(np.log(RATIO[0]) + np.log(RATIO[1] / RATIO[0]) * draws["ratio"])
-    width = np.minimum(1, np.sqrt(area * ratio)) * side
-    height = np.minimum(1, np.sqrt(area / ratio)) * side
-    return draws["left"] * (side - width), draws["top"] * (side - height), width, height
+    width, height = (np.clip(np.rint(np.sqrt(share) * side), 1, side).astype(int) for share in (area * ratio, area / ratio))
+    left, top = ((draws[name] * (side - length + 1)).astype(int) for name, length in (("left", width), ("top", height)))
+    return left, top, width, height
 
 
 def crop(images, draws, size):
-    """Random resized crop, flip and quarter turn: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3]."""
-    left, top, width, height = _boxes(images.shape[1], draws)
-    boxes = np.stack([left, top, left + width, top + height], 1).tolist()
-    turns = (draws["turn"] * 4).astype(int) + 4 * (draws["flip"] < 0.5)
+    """Random resized crop, flip and quarter turn: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3].
+
+    Where a crop is larger than `size`, neighbours are averaged (torch's antialias, which is Pillow's bilinear filter).
+    """
+    turn, flip = (draws["turn"] * 4).astype(int), draws["flip"] < 0.5
     result = np.empty((len(images), size, size, 3), np.uint8)
-    for view, pixels, box, turn in zip(result, images, boxes, turns):
-        picture = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box)
-        if turn:
-            picture = picture.transpose(TURNS[turn])
-        view[:] = np.asarray(picture)
+    views, pixels = result.view("V3")[..., 0], torch.from_numpy(images)  # a pixel is copied as one
+    for n, (left, top, width, height) in enumerate(zip(*_boxes(images.shape[1], draws))):
+        box = pixels[n:n + 1, top:top + height, left:left + width].permute(0, 3, 1, 2)
+        box = F.interpolate(box, (size, size), mode="bilinear", antialias=True)
+        view = box.permute(0, 2, 3, 1).contiguous().numpy().view("V3")[0, ..., 0]
+        views[n] = np.rot90(view[:, ::-1] if flip[n] else view, turn[n])
     return result
 
 
@@ -147,7 +144,7 @@ def finish(pixels, draws, size, kind, device):
         return colour(resample(to_device(pixels, device), draws, size), draws)
     views = to_float(pixels, device)
     for part in _parts(views):
-        colour(views[part], {name: values[part] for name, values in draws.items()})
+        views[part] = colour(views[part], {name: values[part] for name, values in draws.items()})
     return views
 
 
@@ -161,20 +158,23 @@ def _parts(floats):
 
 
 def colour(images, draws):
-    """Brightness, contrast, saturation and erasing on a float batch [N, 3, H, W] in [0, 1], in place."""
+    """Brightness, contrast, saturation and erasing of a float batch [N, 3, H, W] in [0, 1]; channels last.
+
+    Each of the three is linear in a pixel's colours, up to the image's mean, and so are all of them: one matrix an image.
+    """
     count, _, height, width = images.shape
+    device = images.device
 
     def factor(name, strength):
-        values = 1 + strength * (2 * draws[name] - 1)
-        return to_device(values.astype(np.float32), images.device).to(images.dtype).view(-1, 1, 1, 1)
+        return to_device((1 + strength * (2 * draws[name] - 1)).astype(np.float32), device).view(-1, 1, 1)
 
-    images.mul_(factor("brightness", BRIGHTNESS))
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    images.sub_(mean).mul_(factor("contrast", CONTRAST)).add_(mean)
-    red, green, blue = images.split(1, 1)
-    grey = (red * 0.299 + green * 0.587 + blue * 0.114).expand_as(images)
-    grey = grey.contiguous(memory_format=torch.channels_last)  # broadcasting along channels is slower
-    images.sub_(grey).mul_(factor("saturation", SATURATION)).add_(grey).clamp_(0, 1)
+    bright, contrast, saturation = factor("brightness", BRIGHTNESS), factor("contrast", CONTRAST), factor("saturation", SATURATION)
+    own, grey = _colours(images.dtype, device)
+    matrix = bright * contrast * (saturation * own + (1 - saturation) * grey)
+    offset = bright * (1 - contrast) * images.mean(dim=(1, 2, 3)).view(-1, 1, 1)
+    pixels = images.permute(0, 2, 3, 1).reshape(count, height * width, 3)
+    result = torch.bmm(pixels, matrix).add_(offset).clamp_(0, 1)
+    images = result.view(count, height, width, 3).permute(0, 3, 1, 2)
     area = (ERASE_SCALE[0] + (ERASE_SCALE[1] - ERASE_SCALE[0]) * draws["erase_scale"]) * height * width
     ratio = np.exp(np.log(1 / 3) + np.log(9) * draws["erase_ratio"])
     rows = np.minimum(height, np.sqrt(area * ratio)).astype(int)
@@ -205,11 +205,20 @@ def normalise(images, mean, std):
     """(x - mean) / std by channel, for a float batch [N, 3, H, W] in [0, 1]; channels last."""
     count, channels, height, width = images.shape
     rows = images.permute(0, 2, 3, 1).reshape(count * height, width * channels)  # long rows are fast
-    mean, std = (_repeated(tuple(numbers), width, images.dtype, images.device) for numbers in (mean, std))
+    scale = tuple(1 / number for number in std)
+    shift = tuple(-number * by for number, by in zip(mean, scale))
+    scale, shift = (_repeated(numbers, width, images.dtype, images.device) for numbers in (scale, shift))
     result, some = torch.empty_like(rows), 256 if images.device.type == "cpu" else len(rows)  # what a core's cache holds
     for part, out in zip(rows.split(some), result.split(some)):
-        torch.sub(part, mean, out=out).div_(std)
+        torch.addcmul(shift, part, scale, out=out)
     return result.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(16)
+def _colours(dtype, device):
+    """Two matrices [3, 3] for pixels that are rows: each colour as it is, and each the grey of all (ITU-R BT.601)."""
+    grey = torch.tensor([0.299, 0.587, 0.114], dtype=dtype, device=device)
+    return torch.eye(3, dtype=dtype, device=device), grey[:, None].expand(3, 3)
 
 
 @functools.lru_cache(16)  # a copy to a GPU in every step would make it wait

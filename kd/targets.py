@@ -19,7 +19,7 @@ from kd import data as kd_data
 from kd.errors import UserError
 
 SEED = 0  # of the views: one for all runs of a study, whatever their own seed
-FORMAT = 1
+FORMAT = 2
 KEPT = {"teacher_logits", "teacher_attention"}
 
 
