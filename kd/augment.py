@@ -69,10 +69,10 @@ def crop(images, draws, size):
     """
     turn, flip = (draws["turn"] * 4).astype(int), draws["flip"] < 0.5
     result = np.empty((len(images), size, size, 3), np.uint8)
-    views, pixels = result.view("V3")[..., 0], torch.from_numpy(images)  # a pixel is copied as one
+    views = result.view("V3")[..., 0]  # a pixel is copied as one
     for n, (left, top, width, height) in enumerate(zip(*_boxes(images.shape[1], draws))):
-        box = pixels[n:n + 1, top:top + height, left:left + width].permute(0, 3, 1, 2)
-        box = F.interpolate(box, (size, size), mode="bilinear", antialias=True)
+        box = torch.from_numpy(images[n:n + 1, top:top + height, left:left + width].copy())  # torch's copy would take threads
+        box = F.interpolate(box.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True)
         view = box.permute(0, 2, 3, 1).contiguous().numpy().view("V3")[0, ..., 0]
         views[n] = np.rot90(view[:, ::-1] if flip[n] else view, turn[n])
     return result
@@ -81,8 +81,8 @@ def crop(images, draws, size):
 def resample(images, draws, size):
     """What crop() does, on the device of `images`: a uint8 tensor [N, R, R, 3] -> float [N, 3, size, size] in [0, 1].
 
-    Pixels differ from those of crop() by its rounding; and where a crop is larger than `size` (by an eighth at
-    most), crop() averages neighbours and this interpolates between them.
+    Pixels differ from those of crop() by its rounding; where a crop is larger than `size` (by an eighth at most), crop()
+    averages neighbours and this interpolates between them; and at a crop's rim crop() has no neighbours beyond it.
     """
     side = images.shape[1]
     left, top, width, height = _boxes(side, draws)

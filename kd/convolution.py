@@ -18,16 +18,18 @@ FEW = 16  # pixels of an output map, up to which the matrix product is as fast o
 
 
 def adapt(model):
-    """Let the convolutions of `model` compute as above, in place; returns a function that undoes it."""
-    chosen = [module for module in model.modules()
-              if isinstance(module, nn.Conv2d) and (_depthwise(module) or _plain(module))]
-    for module in chosen:
-        way = _in_fp32 if _depthwise(module) else _by_matrix_where_few
+    """Let the convolutions of `model` compute as above, in place; returns a function that undoes it.
+
+    Layers whose forward is their own already are left to it.
+    """
+    chosen = {module: _in_fp32 if _depthwise(module) else _by_matrix for module in model.modules()
+              if isinstance(module, nn.Conv2d) and "forward" not in vars(module) and (_depthwise(module) or _plain(module))}
+    for module, way in chosen.items():
         module.forward = functools.partial(way, module, module.forward)
 
     def undo():
         for module in chosen:
-            del module.forward
+            vars(module).pop("forward", None)
 
     return undo
 
@@ -38,52 +40,54 @@ def _depthwise(module):
 
 def _plain(module):
     """Whether it is what nn.Conv2d computes, with zeros around and no holes."""
-    return (type(module).forward is nn.Conv2d.forward and module.groups == 1 and module.dilation == (1, 1)
-            and module.padding_mode == "zeros" and not isinstance(module.padding, str))
+    return (type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
+            and module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str))
 
 
 def _in_fp32(module, usual, images):
+    if not torch.is_autocast_enabled("cpu"):
+        return usual(images)
     with torch.autocast("cpu", enabled=False):
         return usual(images.float()).to(images.dtype)
 
 
-def _by_matrix_where_few(module, usual, images):
-    height, width = ((side + 2 * pad - kernel) // stride + 1 for side, pad, kernel, stride in
-                     zip(images.shape[2:], module.padding, module.kernel_size, module.stride))
-    if height * width > FEW:
+def _by_matrix(module, usual, images):
+    shape = [(side + 2 * pad - kernel) // stride + 1 for side, pad, kernel, stride in
+             zip(images.shape[-2:], module.padding, module.kernel_size, module.stride)]
+    if images.ndim != 4 or not len(images) or min(shape) < 1 or shape[0] * shape[1] > FEW:
         return usual(images)
-    weight = module.weight
+    given = images, module.weight, module.bias
     if torch.is_autocast_enabled("cpu"):
-        images, weight = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (images, weight))
-    result = _Product.apply(images, weight, module.stride, module.padding, (height, width))
-    return result if module.bias is None else result + module.bias.to(result.dtype).view(1, -1, 1, 1)
+        given = [tensor if tensor is None else tensor.to(torch.get_autocast_dtype("cpu")) for tensor in given]
+    rows = _Product.apply(*given, module.stride, module.padding, shape)
+    return rows.view(len(images), *shape, -1).permute(0, 3, 1, 2)
 
 
 class _Product(torch.autograd.Function):
-    """A convolution as rows of patches [N H W, k k C] times the weights (Chellapilla et al. 2006), channels last."""
+    """A convolution as rows of patches [N H W, k k C] times the weights (Chellapilla et al. 2006): [N H W, O]."""
 
     @staticmethod
-    def forward(context, images, weight, stride, padding, shape):
+    def forward(context, images, weight, bias, stride, padding, shape):
         context.save_for_backward(images, weight)
         context.geometry = stride, padding, shape
-        result = _patches(images, weight.shape[2:], stride, padding, shape) @ _rows(weight).t()
-        return result.view(len(images), *shape, len(weight)).permute(0, 3, 1, 2)
+        return F.linear(_patches(images, weight.shape[2:], stride, padding, shape), _rows(weight), bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(context, gradient):
         images, weight = context.saved_tensors
         stride, padding, shape = context.geometry
         kernel = weight.shape[2:]
-        gradient = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))
-        of_images = of_weight = None
+        of_images = of_weight = of_bias = None
         if context.needs_input_grad[0]:
             of_patches = (gradient @ _rows(weight)).view(len(images), *shape, *kernel, -1)
             of_images = _add_patches(of_patches, images.shape, stride, padding)
         if context.needs_input_grad[1]:
             of_weight = gradient.t() @ _patches(images, kernel, stride, padding, shape)
             of_weight = of_weight.view(len(weight), *kernel, -1).permute(0, 3, 1, 2)
-        return of_images, of_weight, None, None, None
+        if context.needs_input_grad[2]:
+            of_bias = gradient.sum(0)
+        return of_images, of_weight, of_bias, None, None, None
 
 
 def _rows(weight):
@@ -93,7 +97,10 @@ def _rows(weight):
 
 def _patches(images, kernel, stride, padding, shape):
     """[N, C, H, W] -> [N H' W', k k C], where `shape` is H', W'."""
-    images = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0])).contiguous()
+    images = images.permute(0, 2, 3, 1)
+    if any(padding):
+        images = F.pad(images, (0, 0, padding[1], padding[1], padding[0], padding[0]))
+    images = images.contiguous()
     n, row, column, channel = images.stride()
     windows = images.as_strided((len(images), *shape, *kernel, images.shape[3]),
                                 (n, row * stride[0], column * stride[1], row, column, channel))
@@ -101,12 +108,15 @@ def _patches(images, kernel, stride, padding, shape):
 
 
 def _add_patches(patches, shape, stride, padding):
-    """[N, H', W', k, k, C] -> [N, C, H, W], the sum of what each pixel has in the patches that see it."""
+    """[N, H', W', k, k, C] -> [N, C, H, W], the sum, at least in fp32, of what each pixel has in the patches that see it."""
     count, channels, height, width = shape
     (tall, wide), (rows, columns) = patches.shape[1:3], patches.shape[3:5]
-    sums = patches.new_zeros(count, height + 2 * padding[0], width + 2 * padding[1], channels)
+    if (rows, columns) == (1, 1) and stride == (1, 1) and not any(padding):
+        return patches.view(count, height, width, channels).permute(0, 3, 1, 2)
+    sums = patches.new_zeros(count, height + 2 * padding[0], width + 2 * padding[1], channels,
+                             dtype=torch.promote_types(patches.dtype, torch.float32))
     for i in range(rows):
         for j in range(columns):
             sums[:, i:i + stride[0] * tall:stride[0], j:j + stride[1] * wide:stride[1]] += patches[:, :, :, i, j]
     sums = sums[:, padding[0]:padding[0] + height, padding[1]:padding[1] + width]
-    return sums.contiguous().permute(0, 3, 1, 2)
+    return sums.contiguous().permute(0, 3, 1, 2).to(patches.dtype)

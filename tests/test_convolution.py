@@ -27,7 +27,7 @@ def through(module, images):
     result = module(images)
     weights = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view(result.shape)
     (result * weights).sum().backward()
-    return [result, images.grad, *(parameter.grad for parameter in module.parameters())]
+    return [result.detach(), images.grad, *(parameter.grad for parameter in module.parameters())]
 
 
 @pytest.mark.parametrize("case", FEW, ids=str)
@@ -80,16 +80,56 @@ def test_a_network_gives_the_same_logits_and_gradients_and_is_put_back(name):
     images = torch.randn(2, 3, 64, 64)
     ours, theirs = through(other, images), through(model, images)
     for a, b in zip(ours, theirs, strict=True):
-        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.detach().abs().max() + 1e-6))
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max() + 1e-6))
     undo()
     assert torch.equal(other(images), model(images)) and not any("forward" in vars(module) for module in other.modules())
 
 
-def test_bf16_reaches_the_matrix_product():
-    module = nn.Conv2d(4, 6, 3, padding=1)
-    convolution.adapt(module)
-    with torch.autocast("cpu", torch.bfloat16):
-        result = module(torch.randn(2, 4, 2, 2))
-    assert result.dtype == torch.bfloat16
-    result.float().sum().backward()
-    assert module.weight.grad.dtype == module.bias.grad.dtype == torch.float32
+@pytest.mark.parametrize("bias", [True, False])
+def test_bf16_over_few_pixels_is_as_exact_as_that_of_torch(bias):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(32, 24, 3, padding=1, bias=bias).bfloat16().double()
+    images = torch.randn(8, 32, 3, 3).bfloat16().double()
+    exact = through(plain, images)
+    errors = []
+    for adapted in (False, True):
+        module = copy.deepcopy(plain).float()
+        if adapted:
+            convolution.adapt(module)
+            module._conv_forward = None  # torch's own convolution would be noticed
+        with torch.autocast("cpu", torch.bfloat16):
+            results = through(module, images.float())
+        assert results[0].dtype == torch.bfloat16 and {value.dtype for value in results[1:]} == {torch.float32}
+        errors.append([float((a - b).norm() / b.norm()) for a, b in zip(results, exact, strict=True)])
+    assert all(ours < 1.5 * theirs + 1e-4 for theirs, ours in zip(*errors))
+
+
+def test_what_is_adapted_twice_is_put_back_once():
+    model = nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.ReLU(inplace=True))
+    images = torch.randn(2, 4, 4, 4)
+    expected = model(images)
+    undo, again = convolution.adapt(model), convolution.adapt(model)
+    assert torch.allclose(model(images), expected, atol=1e-6)  # in-place layers may follow
+    again(), undo(), undo()
+    assert torch.equal(model(images), expected) and "forward" not in vars(model[0])
+
+
+def test_a_layer_with_a_forward_of_its_own_keeps_it():
+    class Doubled(nn.Conv2d):
+        def _conv_forward(self, *given):
+            return 2 * super()._conv_forward(*given)
+
+    own, doubled = nn.Conv2d(3, 3, 1), Doubled(3, 4, 1)
+    own.forward = lambda images: images
+    undo = convolution.adapt(nn.Sequential(own, doubled))
+    images = torch.rand(2, 3, 2, 2)
+    assert own(images) is images and torch.equal(doubled(images), 2 * nn.functional.conv2d(images, doubled.weight, doubled.bias))
+    undo()
+    assert own(images) is images
+
+
+def test_no_images_and_single_ones_go_their_usual_way():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=4))
+    convolution.adapt(model)
+    assert model(torch.rand(0, 3, 4, 4)).shape == (0, 4, 4, 4) and model(torch.rand(3, 4, 4)).shape == (4, 4, 4)
+    assert model.double()(torch.rand(2, 3, 4, 4, dtype=torch.float64)).dtype == torch.float64
