@@ -21,7 +21,7 @@ BRIGHTNESS = CONTRAST = SATURATION = 0.2  # a factor within 1 -+ this
 ERASE = 0.25            # probability of erasing a rectangle
 ERASE_SCALE = (0.02, 0.2)
 CORRUPT = 0.5           # probability of a corruption
-CACHE = 2 ** 22         # bytes that stay near a core
+CACHE = 2 ** 23         # bytes of the parts in which a batch is worked on, so that each pass finds the last one's work near a core
 
 DRAWS = ("scale", "ratio", "top", "left", "flip", "turn", "brightness", "contrast",
          "saturation", "erase", "erase_scale", "erase_ratio", "erase_top", "erase_left", "corrupt", "corruption", "severity")
