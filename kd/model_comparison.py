@@ -21,12 +21,13 @@ COLUMNS = ("reference", "model", "reference_seeds", "model_seeds", "metric",
 
 @dataclass
 class Model:
-    """Seeds of one model: {seed: (val or None, test)}; kind is teacher, alone, student, or '' if not known."""
+    """Seeds of one model: {seed: (val or None, test)}; kind is teacher, alone, student, or '' if not known.
+    network: of network() below."""
 
     name: str
     folder: Path
     kind: str
-    arch: str
+    network: str
     seeds: dict
     values: dict = None   # {seed: {NAME: [1 + B]}}
     answers: dict = None  # {seed: [n] predicted classes}, in the reference's order of images
@@ -67,13 +68,20 @@ def by_folder(seeds):
     return held
 
 
+def network(told):
+    """What a student and its untaught twin share: the architecture, with the weights that it began with where these are pretrained.
+    '' if not known. told: what config.yaml, else environment.json says of a run."""
+    begun = [str(told[key]) for key in ("weights", "init") if told.get(key) not in (None, "none")]
+    return " from ".join([str(told["arch"]), *begun]) if told.get("arch") else ""
+
+
 def one_model(folder, seeds):
     told = {}
     for name, read in (("environment.json", runs.read_json), ("config.yaml", runs.read_yaml)):
         if (seeds[0] / name).is_file():
             held = read(seeds[0] / name)
             told.update(held if isinstance(held, dict) else {})
-    return Model(folder.name, folder, runs.kind(folder.name, told), str(told.get("arch") or ""),
+    return Model(folder.name, folder, runs.kind(folder.name, told), network(told),
                  {seed.resolve().name: predictions.of_run(seed) for seed in seeds})
 
 
@@ -89,7 +97,7 @@ def study_of(models):
 def compare(models, settings, answers_only=False):
     """{"conventions", "split", "models": {name: [seeds]}, "pairs": [pair]} of Models on one test set.
 
-    The first model is the reference of all others; a student's untaught twin (same architecture,
+    The first model is the reference of all others; a student's untaught twin (the same network(),
     trained without a teacher) is its reference too. A pair is {"reference", "model", "rows" as
     comparison.compare() gives them with intervals of both models and p_corrected, "agreement": {NAME: METRIC},
     "mcnemar"}. p-values are corrected by Holm over the pairs, for each metric apart. answers_only: of the metrics
@@ -110,7 +118,7 @@ def compare(models, settings, answers_only=False):
         measure(model, first, index, weights, settings, answers_only)
     pairs = [(models[0], model) for model in models[1:]]
     pairs += [(twin, model) for model in models[1:] for twin in models[1:]
-              if model.kind == "student" and twin.kind == "alone" and twin.arch and twin.arch == model.arch]
+              if model.kind == "student" and twin.kind == "alone" and twin.network and twin.network == model.network]
     images = weights[:, index].astype(np.float32)
     pairs = [pair(reference, model, first, images) for reference, model in pairs]
     for rows in zip(*(one["rows"] for one in pairs)):

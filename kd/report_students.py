@@ -54,11 +54,15 @@ def compare(study):
         if why:
             left_out.append((model, why))
         else:
-            held.append(model_comparison.Model(model, group[0].path.parent, group[0].kind, str(group[0].told("arch") or ""), seeds))
+            held.append(model_comparison.Model(model, group[0].path.parent, group[0].kind, _network(group), seeds))
     if len(held) < 2:
         return None
     compared = model_comparison.compare(held, evaluation.Settings(), answers_only=True)
     return Compared({model.name: model for model in held}, next(iter(held[0].seeds.values()))[1], compared["pairs"], left_out)
+
+
+def _network(group):
+    return model_comparison.network({**group[0].environment, **group[0].config})
 
 
 # ---- sentences
@@ -114,13 +118,14 @@ def caveats(study, compared):
                     f"These data do not tell the teacher {teacher} from the student {student}, which had no teacher ({values}): what a "
                     "student gains from it cannot be put down to a better teacher.", "note"))
     architecture = {model: merged([group[0].told("arch") or group[0].told("student")]) for model, group in study.models.items()}
-    known = {merged([None]), *(architecture[model] for model, group in study.models.items() if group[0].kind == "alone")}
+    networks = {model: _network(group) or architecture[model] for model, group in study.models.items()}
+    known = {merged([None]), *(networks[model] for model, group in study.models.items() if group[0].kind == "alone")}
     for model in students:
-        name = architecture[model]
-        if name not in known:
-            known.add(name)
+        name, network = architecture[model], networks[model]
+        if network not in known:
+            known.add(network)
             config = command_path(study.models[model][0].path / "config.yaml")
-            blocks += [paragraph(f"No {name} was trained without a teacher here, so nothing says what distillation adds. This trains "
+            blocks += [paragraph(f"No {network} was trained without a teacher here, so nothing says what distillation adds. This trains "
                                  "one:", "note"),
                        code(f"python distill.py --config {config} --alpha 1 --beta 0 --name {command_path(name.replace(':', '_'))}_alone")]
     return blocks

@@ -48,6 +48,9 @@ def test_the_reference_is_the_first_and_in_a_study_the_teacher(study):
     # a taught student is compared with the same network alone as well
     assert pairs(study) == [("teacher_big", "tiny_alone"), ("teacher_big", "tiny_kd"), ("tiny_alone", "tiny_kd")]
     assert pairs(alone, teacher, taught) == [("tiny_alone", "teacher_big"), ("tiny_alone", "tiny_kd")]
+    for begun in ({"weights": "imagenet"}, {"init": "best.pt"}):  # another beginning makes it another network
+        runs.write_yaml(alone / "seed_0" / "config.yaml", {"teacher": None, **begun})
+        assert pairs(study) == [("teacher_big", "tiny_alone"), ("teacher_big", "tiny_kd")]
     teach(alone / "seed_0", "student", arch="other", teacher=None)
     assert pairs(study) == [("teacher_big", "tiny_alone"), ("teacher_big", "tiny_kd")]
 
