@@ -4,7 +4,7 @@ from collections import Counter
 
 from kd import audit, runs
 from kd import report_calibration, report_efficiency, report_performance, report_robustness, report_students
-from kd.document import aside, bullets, code, missing, paragraph
+from kd.document import aside, bullets, code, heading, missing, paragraph
 from kd.errors import UserError, listing
 from kd.foreign import TABLES
 from kd.report_study import synthetic
@@ -68,9 +68,10 @@ def stated(folder):
 
 def in_words(study, compared):
     """Sentences, each with the interval that bears it."""
-    said = [*report_performance.best_student(study, compared), *report_students.sentences(compared),
-            *report_calibration.threshold_sentences(study), *report_robustness.sentences(study),
-            *report_efficiency.export_sentences(study)]
-    if not said:
-        return missing("findings in words", "They are made of comparisons with intervals, and there are none.")
-    return [bullets(said)]
+    said = {"The best student": report_performance.best_student(study, compared),
+            "Teacher and students": report_students.sentences(compared),
+            "Promised sensitivities": report_calibration.threshold_sentences(study),
+            "Under corruptions": report_robustness.sentences(study),
+            "As exported": report_efficiency.export_sentences(study)}
+    blocks = [block for title, items in said.items() if items for block in (heading(title, 3), bullets(items))]
+    return blocks or missing("findings in words", "They are made of comparisons with intervals, and there are none.")
