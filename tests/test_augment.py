@@ -166,6 +166,18 @@ def test_brightness_contrast_and_saturation_are_what_they_are_called():
     assert hue[0] == pytest.approx(hue[1], abs=1e-4)
 
 
+def test_all_three_together_are_brightness_then_contrast_then_saturation():
+    images, drawn = torch.rand(6, 3, 9, 7), {**augment.draw(0, 1, np.arange(6)), "erase": np.ones(6)}
+    bright, contrast, saturation = (torch.from_numpy(0.8 + 0.4 * drawn[name]).float().view(-1, 1, 1, 1)
+                                    for name in ("brightness", "contrast", "saturation"))
+    expected = images * bright
+    mean = expected.mean((1, 2, 3), keepdim=True)
+    expected = mean + contrast * (expected - mean)
+    grey = 0.299 * expected[:, :1] + 0.587 * expected[:, 1:2] + 0.114 * expected[:, 2:]
+    expected = (grey + saturation * (expected - grey)).clamp(0, 1)
+    assert torch.allclose(augment.colour(images, drawn), expected, atol=1e-6)
+
+
 def test_colours_stay_in_range():
     count = 500
     images = torch.from_numpy(rng.integers(0, 256, (count, 3, 8, 8)) / 255).float()

@@ -272,9 +272,9 @@ def test_the_best_epoch_is_what_is_kept_and_what_predicts(tmp_path, monkeypatch)
     kept = checkpoint.read(tmp_path / "run" / "best.pt")["state_dict"]
     assert all(torch.equal(kept[key], value) for key, value in states[1].items())
     assert not torch.equal(states[1]["head.weight"], states[2]["head.weight"])
-    student.model.load_state_dict(states[1])
+    loaded, _ = training.load_network(tmp_path / "run" / "best.pt", registry)
     for split in ("val", "test"):
-        assert np.array_equal(engine.predict(student, data, split, torch.device("cpu")),
+        assert np.array_equal(engine.predict(loaded, data, split, torch.device("cpu")),
                               runs.read_npz(tmp_path / "run" / "predictions" / f"{split}.npz")["logits"])
 
 
