@@ -14,13 +14,6 @@ FEW = [(5, 7, 3, 1, 1, 2, 2, False), (5, 7, 3, 2, 1, 4, 4, True), (5, 7, 3, 2, 1
        (5, 7, 1, 2, 0, 5, 3, False), (5, 7, 5, 1, 2, 1, 1, True), (3, 4, (1, 3), (2, 1), (0, 1), 4, 5, True), (3, 4, 4, 3, 0, 9, 9, False)]
 
 
-def pair(*arguments):
-    """A convolution and its adapted twin, in float64 and channels last."""
-    plain = nn.Conv2d(*arguments[:3], **arguments[3]).double().to(memory_format=torch.channels_last)
-    other = copy.deepcopy(plain)
-    return plain, other, convolution.adapt(other)
-
-
 def through(module, images):
     """The output and the gradients of a sum that weighs every pixel otherwise: of the images and of the parameters."""
     images = images.clone().requires_grad_()
@@ -33,7 +26,9 @@ def through(module, images):
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_a_convolution_over_few_pixels_and_its_gradients_are_those_of_torch(case, monkeypatch):
     channels, out, kernel, stride, padding, height, width, bias = case
-    plain, other, _ = pair(channels, out, kernel, {"stride": stride, "padding": padding, "bias": bias})
+    plain = nn.Conv2d(channels, out, kernel, stride, padding, bias=bias).double().to(memory_format=torch.channels_last)
+    other = copy.deepcopy(plain)
+    convolution.adapt(other)
     images = torch.randn(6, channels, height, width, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     expected = through(plain, images)
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", None)  # torch's own convolution would be noticed

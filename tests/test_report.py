@@ -184,7 +184,7 @@ def test_every_cell_of_every_table_stands_in_the_pdf(study, quick):
 def test_every_number_in_words_stands_in_a_table(study):
     """Or is one of the numbers that sentences are made with: a level, a count, a promise."""
     root, page = study
-    said = ''.join(re.findall(r"<ul>(.*?)</ul>", page.source.split('id="words"')[1].split("</section>")[0], re.S))
+    said = "".join(re.findall(r"<ul>(.*?)</ul>", page.source.split('id="words"')[1].split("</section>")[0], re.S))
     held = [float(cell) for path in (root / "tables").glob("*.csv") for row in csv.DictReader(path.open(encoding="utf-8"))
             for cell in row.values() if document._is_number(cell or "")]
     shown = {form.format(value) for value in held for form in ("{:.3f}", "{:+.3f}", "{:+.4f}", "{:.0%}", "{:.1%}", "{:g}")}
