@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import errors, machine, onnx, runs, timing
+from kd import errors, machine, onnx_model, runs, timing
 from kd.errors import UserError
+from kd.files import read_csv, write_csv
 
 TORCH = ("eager", "channels_last", "bf16", "compiled", "torchscript")
 BACKENDS = (*TORCH, "onnxruntime")
@@ -106,16 +107,16 @@ def find(paths, backends):
 def open_target(target, options):
     """Something with logits(images), pixels(file), timer(images), size, facts."""
     if target.backend == "onnxruntime":
-        model = onnx.Model(target.path, options.threads)
+        model = onnx_model.Model(target.path, options.threads)
         if options.size not in (None, model.size):
             raise UserError(f"{target.path} takes images of {model.size} px", "Leave out --size, or name the checkpoint.")
         return model
     errors.need("torch", "all")
     import registry
-    from kd import backends
+    from kd.edge import torch_model
     for file in options.plugin:
         registry.load_plugin(file)
-    return backends.open_file(target.path, target.backend, registry, device=options.device, threads=options.threads,
+    return torch_model.open_file(target.path, target.backend, registry, device=options.device, threads=options.threads,
                               size=options.size)
 
 
@@ -260,8 +261,8 @@ def write(rows, options):
         kept, known = [], {identity(row) for row in table}
         if path.is_file() and path != out:
             with contextlib.suppress(UserError):  # of a table that cannot be read nothing is kept
-                kept = runs.read_csv(path)
-        runs.write_csv(path, [*table, *(row for row in kept if identity(row) not in known)])
+                kept = read_csv(path)
+        write_csv(path, [*table, *(row for row in kept if identity(row) not in known)])
     return list(tables)
 
 

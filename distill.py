@@ -13,12 +13,16 @@ import evaluate
 import registry
 import report
 import train_teacher
-from kd import config, distributed, engine, errors, objective, runs, similarity, step, targets, training
+from kd import errors, objective, runs
 from kd.errors import UserError
+from kd.files import read_json, read_yaml
+from kd.train import distributed, engine, setup, similarity, teacher_cache
+from kd.train.options import NO_EFFECT, to_arguments, training_parser
+from kd.train.step import dry_run
 
 
 def parser():
-    result = config.training_parser("distill.py", "Train small networks from a large one.")
+    result = training_parser("distill.py", "Train small networks from a large one.")
     group = result.add_argument_group("distillation")
     group.add_argument("--student", nargs="+", metavar="NAME", help="architectures (see --list)")
     group.add_argument("--teacher", metavar="RUN|FILE", help="a teacher's run folder or best.pt; default: the "
@@ -40,32 +44,32 @@ def parser():
 
 def main(argv=None):
     """Returns the run folders of the students."""
-    options = training.start(parser(), argv, registry)
+    options = setup.start(parser(), argv, registry)
     if options is None:
         return []
     train_only = options.pop("train_only")
     if not options["student"]:
         raise UserError("no student named", "Give one with --student mobilenetv2; --list shows all.")
-    options["student"] = list(dict.fromkeys(training.canonical(name, registry) for name in options["student"]))
+    options["student"] = list(dict.fromkeys(setup.canonical(name, registry) for name in options["student"]))
     options["seeds"] = list(dict.fromkeys(options["seeds"]))
     if options["name"] and len(options["student"]) > 1:
         raise UserError("--name names one model, and there are several students", "Leave out --name.")
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
-    data = training.load_data(options, registry)
+    data = setup.load_data(options, registry)
     study = Path(options["out"]) / options["study"]
     for student in options["student"]:  # what is wrong with one is found before a teacher is trained
-        network = training.new_network(student, data, options, options["seeds"][0], registry)
-        step.rehearse(network, terms, data, options)
+        network = setup.new_network(student, data, options, options["seeds"][0], registry)
+        dry_run(network, terms, data, options)
 
     teacher, teacher_run, kept = None, None, None
     if any(need.startswith("teacher_") for need in objective.needed(terms)):
         teacher_run = Path(options["teacher"]) if options["teacher"] else own_teacher(study, options)
-        file = training.checkpoint_in(teacher_run)
-        teacher = training.load_teacher(file, data, registry)
+        file = setup.checkpoint_in(teacher_run)
+        teacher = setup.load_teacher(file, data, registry)
         teacher_run = file.parent if file.name == "best.pt" else file
         print(f"teacher: {teacher_run}, a {teacher.arch}")
         if options["teacher_cache"]:
-            kept = targets.Targets(study / "targets" / teacher.fingerprint, teacher, data, options["teacher_cache"],
+            kept = teacher_cache.Targets(study / "targets" / teacher.fingerprint, teacher, data, options["teacher_cache"],
                                    needs=objective.needed(terms), precision=options["precision"],
                                    kind=options["augment"], device=options["device"])
     elif options["teacher"]:
@@ -75,7 +79,7 @@ def main(argv=None):
     folders = []
     for student in options["student"]:
         for seed in options["seeds"]:
-            network = training.new_network(student, data, options, seed, registry)
+            network = setup.new_network(student, data, options, seed, registry)
             name = options["name"] or f"{runs.safe(network.arch)}_{objective.method(options)}"
             folder = study / name / f"seed_{seed}"
             engine.run(folder, network, terms, data,
@@ -84,7 +88,7 @@ def main(argv=None):
                        role="student", provenance={"method": objective.method(options), "seed": seed,
                                                    "teacher": options["teacher"]})
             if teacher and distributed.first() and not (folder / "attention.npz").exists():
-                trained, _ = training.load_network(folder / "best.pt", registry)  # a run that was finished trained nothing now
+                trained, _ = setup.load_network(folder / "best.pt", registry)  # a run that was finished trained nothing now
                 similarity.write(folder, trained, teacher, data, options["device"])
             folders.append(folder)
 
@@ -104,7 +108,7 @@ def main(argv=None):
 def own_teacher(study, options):
     """The study's teacher; where there is none yet, it is trained now."""
     begun = [run for run in sorted(study.glob("*/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
-             if (run / "environment.json").is_file() and runs.read_json(run / "environment.json").get("role") == "teacher"]
+             if (run / "environment.json").is_file() and read_json(run / "environment.json").get("role") == "teacher"]
     unfinished = [run for run in begun if (run / "last.pt").exists()]
     found = [run for run in begun if runs.finished(run) and run not in unfinished]
     if len({run.parent for run in found}) > 1:
@@ -115,7 +119,7 @@ def own_teacher(study, options):
         if unfinished:
             print(f"note: training has not ended in {errors.listing(unfinished)}, which teaches nothing here")
         return found[0]
-    teacher = training.default_teacher({**options, "teacher": None}, registry)
+    teacher = setup.default_teacher({**options, "teacher": None}, registry)
     if unfinished:
         run = unfinished[0]
         if run.parent.name != f"teacher_{runs.safe(teacher)}":
@@ -123,20 +127,20 @@ def own_teacher(study, options):
                             f"Finish it: python train_teacher.py --config {(run / 'config.yaml').as_posix()}; "
                             "or name another with --teacher, or delete that folder.")
         print(f"the training of the teacher {run} has not ended: going on with it first")
-        place = {key: options[key] for key in (*config.NO_EFFECT, "study")}
-        arguments = config.arguments(config.training_parser("train_teacher.py", ""), place)
+        place = {key: options[key] for key in (*NO_EFFECT, "study")}
+        arguments = to_arguments(training_parser("train_teacher.py", ""), place)
         return train_teacher.main(["--config", str(run / "config.yaml"), *arguments])[0]
     print(f"no teacher in {study}: training a {teacher} first")
     own = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr", "augment")  # these are said of the student
     shared = {key: value for key, value in options.items() if key not in own}
-    arguments = config.arguments(config.training_parser("train_teacher.py", ""), shared)
+    arguments = to_arguments(training_parser("train_teacher.py", ""), shared)
     return train_teacher.main([*arguments, "--teacher", teacher])[0]
 
 
 def next_command(study, folders):
     """The same student without a teacher, or with one, if the study lacks it; else how they differ."""
-    arch = runs.read_json(folders[0] / "environment.json")["arch"]
-    options = runs.read_yaml(folders[0] / "config.yaml")
+    arch = read_json(folders[0] / "environment.json")["arch"]
+    options = read_yaml(folders[0] / "config.yaml")
     untaught = objective.method({**options, "alpha": 1.0, "beta": 0.0})
     alone, taught = (f"{runs.safe(arch)}_{method}" for method in (untaught, "kd"))
     again = f"python distill.py --config {(folders[0] / 'config.yaml').as_posix()}"

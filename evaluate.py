@@ -14,19 +14,23 @@ from pathlib import Path
 from tqdm import tqdm
 
 import registry
-from kd import audit, bootstrap, calibration, errors, evaluation, model_comparison, predictions, runs, tables
+from kd import bootstrap, calibration, errors, predictions, runs
+from kd.audit import examine
+from kd.audit.terminal import findings_text
 from kd.errors import UserError
+from kd.evaluation import compare, protocol, terminal
+from kd.files import write_csv, write_json
 
 
 def main(argv=None):
     options = parse(argv)
     if options.audit:
-        print(tables.findings(audit.everything(options.paths)) or "The audit found nothing.")
+        print(findings_text(examine.audit_paths(options.paths)) or "The audit found nothing.")
         return
-    settings = evaluation.Settings(options.replicates, options.bins, options.target, options.sensitivity, options.risk)
+    settings = protocol.Settings(options.replicates, options.bins, options.target, options.sensitivity, options.risk)
     files = [Path(path) for path in options.paths if Path(path).suffix == ".npz"]
     if options.compare:
-        compare(options, settings, files)
+        compare_models(options, settings, files)
         return
     folders = [run for path in options.paths if Path(path).suffix != ".npz" for run in runs.find(path)]
     folders = list({run.resolve(): run for run in folders}.values())
@@ -50,44 +54,60 @@ def main(argv=None):
 def measure(path, options, settings, of_file):
     """Evaluated of a run's folder, or of a predictions file."""
     if options.data:  # what is chosen is chosen on the run's own validation split
-        return evaluation.evaluate(*predictions.of_run(path.parents[1], path.stem), settings)
-    if of_file:
-        return evaluation.evaluate(*predictions.of_files(path, options.val, options.groups), settings)
-    return evaluation.of_run(path, settings)
+        val, test = predictions.of_run(path.parents[1], path.stem)
+    elif of_file:
+        val, test = predictions.of_files(path, options.val, options.groups)
+    else:
+        return evaluate_run(path, settings)
+    evaluated = protocol.evaluate(val, test, settings)
+    evaluated.result["audit"] = examine.audit_metrics(evaluated.result, val, test)
+    return evaluated
+
+
+def evaluate_run(folder, settings=protocol.Settings()):
+    """Evaluate a seed's folder and write its metrics.json. Returns Evaluated.
+
+    Raises UserError, before any metric, on faulty predictions and on leaks between the splits.
+    """
+    val, test = predictions.of_run(folder)
+    evaluated = protocol.evaluate(val, test, settings)
+    evaluated.result["audit"] = examine.audit_run(folder, evaluated.result, (val, test))
+    write_json(Path(folder) / "metrics.json", evaluated.result)
+    return evaluated
 
 
 def show(evaluated, folders, options, next_step):
     """Print what was evaluated; write seeds.json, and metrics.json where --out says."""
-    seeds = evaluation.over_seeds({path: one for path, one in evaluated.items() if path in folders})
+    seeds = protocol.over_seeds({path: one for path, one in evaluated.items() if path in folders})
     results = {path: one.result for path, one in evaluated.items()}
     if len(results) > 1:
-        print(tables.several(results, seeds))
+        print(terminal.study_table(results, seeds))
         if folders and next_step:
             print(f"more: python evaluate.py {folders[-1].as_posix()}   # one run in full\n"
                   f"      python evaluate.py --compare {' '.join(options.paths)}   # paired differences")
         return
     (path, result), = results.items()
-    print(tables.one(path, result))
+    print("\n\n".join(filter(None, [terminal.run_table(path, result), findings_text(result["audit"], brief=True)])))
     where = Path(options.out or path) / "metrics.json"
     if options.out:
-        runs.write_json(where, result)
+        write_json(where, result)
     if options.out or path in folders:
         print(f"\nwritten: {where}")
     if next_step and path in folders:  # a script that calls this one has its own next step
         print(f"next: python report.py {runs.study(path)}")
 
 
-def compare(options, settings, files):
+def compare_models(options, settings, files):
     """Paired differences: a table, and comparison.csv in --out, or in the study where these are all of its runs."""
     if options.val or options.groups and not files:
         raise UserError(f"--{'val' if options.val else 'groups'} does not go with --compare of these",
                         "Calibrated figures are compared between runs; --groups tells those of predictions files.")
-    models = model_comparison.models(options.paths, options.groups)
-    compared = model_comparison.compare(models, settings)
-    print(tables.comparison(compared))
-    where = Path(options.out) if options.out else model_comparison.study_of(models)
+    models = compare.models(options.paths, options.groups)
+    compared = compare.compare(models, settings)
+    print(terminal.comparison_table(compared))
+    where = Path(options.out) if options.out else compare.study_of(models)
     if where:
-        runs.write_csv(where / "comparison.csv", model_comparison.table(compared))
+        write_csv(where / "comparison.csv", compare.table(compared))
         print(f"\nwritten: {where / 'comparison.csv'}, with every metric and class")
     else:
         print("\nEvery metric and class: --out DIR writes comparison.csv there.")
@@ -95,7 +115,7 @@ def compare(options, settings, files):
 
 def score(folders, options):
     """Paths of predictions/NAME.npz, for which each run's best.pt is shown the data set --data."""
-    from kd import external  # torch; everything else here does without
+    from kd.train import external  # torch; everything else here does without
     for file in options.plugin:
         registry.load_plugin(file)
     asked = {"data": options.data, "root": options.root, "groups": options.groups}

@@ -7,8 +7,11 @@
 from pathlib import Path
 
 import registry
-from kd import bundle, deployment, errors, runs, tables
+from kd import errors, runs
+from kd.edge import bundle, checked_export
 from kd.errors import UserError
+from kd.files import lock
+from kd.text import align_columns
 
 
 def main(argv=None):
@@ -21,10 +24,10 @@ def main(argv=None):
         if not {"onnx", "int8"} & set(options.formats):
             raise UserError("--bundle wants a file in ONNX, since it is to run without torch", "Add onnx or int8 to --formats.")
     run = the_run(options.run)
-    source = deployment.open_run(run, registry, root=options.root, cache=options.cache)
+    source = checked_export.open_run(run, registry, root=options.root, cache=options.cache)
     folder = run / "exports"
-    with runs.lock(folder / ".lock", what=str(folder)):
-        parity = deployment.write(source, folder, options.formats, calibration=options.calibration,
+    with lock(folder / ".lock", what=str(folder)):
+        parity = checked_export.write(source, folder, options.formats, calibration=options.calibration,
                                    reduce_range=options.reduce_range, most_flips=options.max_flips)
     print(table(parity))
     print(f"\nwritten: {folder}")
@@ -41,7 +44,7 @@ def parser():
     result = errors.Parser(prog="export.py", description="Files that classify images without this project or torch, "
                            "each checked against the checkpoint they come from.")
     result.add_argument("run", metavar="RUN", help="a seed's folder, or a folder above one run")
-    result.add_argument("--formats", nargs="+", default=["onnx", "int8"], choices=deployment.FORMATS,
+    result.add_argument("--formats", nargs="+", default=["onnx", "int8"], choices=checked_export.FORMATS,
                         help="onnx: float; int8: ONNX with 8-bit weights and activations; torchscript: legacy, "
                         "deprecated by torch since 2.9; fx: INT8 as TorchScript, for x86, legacy as well")
     result.add_argument("--root", metavar="PATH", help="where the run's images are now; default: where they were")
@@ -66,11 +69,11 @@ def table(parity):
         rows.append([name, f"{one['bytes'] / 1e6:.2f}", f"{one['val']['flips']:.2%}", f"{test['flips']:.2%}",
                      f"{test['macro_f1']['model']:.3f}", f"{gap['value']:+.3f} [{gap['lo']:+.3f}, {gap['hi']:+.3f}]",
                      f"{test['ece']['shift']:+.3f}"])
-    lines = [tables.aligned(rows)]
+    lines = [align_columns(rows)]
     if "int8" in parity["formats"]:
         recipe = parity["formats"]["int8"]["recipe"]
         lines.append(f"INT8: ranges by {recipe['ranges']}, {len(recipe['float'])} convolutions in float, chosen on validation"
-                     if recipe["ranges"] != deployment.WEIGHTS else "INT8: of weights only; rounded activations change too many labels")
+                     if recipe["ranges"] != checked_export.WEIGHTS else "INT8: of weights only; rounded activations change too many labels")
     return "\n".join(lines)
 
 

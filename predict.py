@@ -4,7 +4,7 @@
     python predict.py model.int8.onnx lesions/ --format csv > answers.csv
     python predict.py model.int8.onnx --check          # does this machine compute what it should?
 
-Alone on another machine it wants `kd/__init__.py`, `errors.py`, `image.py`, `metrics.py`, `onnx.py` beside it; `export.py --bundle`
+Alone on another machine it wants `kd/__init__.py`, `errors.py`, `image.py`, `metrics.py`, `onnx_model.py` beside it; `export.py --bundle`
 lays that out.
 """
 
@@ -14,16 +14,16 @@ import json
 import sys
 from pathlib import Path
 
-from kd import errors, image, onnx
+from kd import errors, image, onnx_model
 from kd.errors import UserError
 
 
 def main(argv=None):
     """Prints an answer an image; returns how many could not be read."""
     options = parse(argv)
-    model = onnx.Model(options.model, options.threads)
+    model = onnx_model.Model(options.model, options.threads)
     if options.check:
-        print(onnx.check(model, Path(options.check)))
+        print(onnx_model.check(model, Path(options.check)))
         return 0
     files = find(options.images)
     show = {"table": table, "csv": write_csv, "jsonl": write_jsonl}[options.format]

@@ -1,14 +1,17 @@
 """A study as one self-contained HTML page, a PDF, and tables for a paper, from its run folders alone.
 
-Reads what is in the folders and nothing else: no torch, no images, no network. kd/study_folder.py
-reads, kd/sections.py lists what is said, kd/templates/report.html shows it.
+Reads what is in the folders and nothing else: no torch, no images, no network. kd/report/study_files.py
+reads, kd/report/build.py lists what is said, kd/templates/report.html shows it.
 """
 
 import base64
 import hashlib
 from pathlib import Path
 
-from kd import document, errors, figures, pdf, report_print, report_study, runs, sections, study_folder
+from kd import errors
+from kd.files import check_writable, write_text
+from kd.report import blocks, build, figures, pdf, pdf_blocks, study_files
+from kd.report.sections import overview
 
 
 def parser():
@@ -24,14 +27,14 @@ def main(argv=None):
     for package in ("jinja2", "matplotlib", "reportlab"):
         errors.need(package, "report")
     out = Path(args.out or args.runs)
-    study = study_folder.read_study(args.runs)
-    runs.check_writable(out)
-    parts = sections.build(study, args.notes)
-    lead = report_study.lead(study)
+    study = study_files.read_study(args.runs)
+    check_writable(out)
+    parts = build.build(study, args.notes)
+    lead = overview.lead(study)
     page = render(study, lead, parts)
-    pdf.write(out / "report.pdf", report_print.printed(study.name, lead, parts))
-    document.write_tables(out / "tables", parts)
-    runs.write_text(out / "report.html", page)
+    pdf.write(out / "report.pdf", pdf_blocks.printed(study.name, lead, parts))
+    blocks.write_tables(out / "tables", parts)
+    write_text(out / "report.html", page)
     for folder, what, remedy in study.problems:
         print(f"{folder}: {what}" + (f" ({remedy})" if remedy else ""))
     print(f"report: {out / 'report.html'}, {out / 'report.pdf'}, {out / 'tables'}")
@@ -41,12 +44,12 @@ def main(argv=None):
 def render(study, lead, parts):
     """The page as text."""
     import jinja2
-    folder = Path(document.__file__).parent / "templates"
+    folder = Path(build.__file__).parent / "templates"
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
                                      trim_blocks=True, lstrip_blocks=True,
-                                     finalize=lambda value: document.printable(value) if type(value) is str else value)
+                                     finalize=lambda value: blocks.printable(value) if type(value) is str else value)
     script = (folder / "sort.js").read_text(encoding="utf-8")
-    environment.globals.update(cell=document.cell, shown=document.shown, light=figures.LIGHT, dark=figures.DARK)
+    environment.globals.update(cell=blocks.cell, shown=blocks.visible_rows, light=figures.LIGHT, dark=figures.DARK)
     return environment.get_template("report.html").render(
         study=study, lead=lead, sections=[section for section in parts if section.blocks], script=script,
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())

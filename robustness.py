@@ -14,13 +14,16 @@ from pathlib import Path
 from tqdm import tqdm
 
 import registry
-from kd import audit, bootstrap, corrupted, corruptions, errors, figures_robustness, objective
-from kd import models as networks
-from kd import robustness as measures
-from kd import robustness_tables, runs, suites, tables
+from kd import bootstrap, corruptions, errors, objective, runs
+from kd.audit import examine
+from kd.audit.terminal import findings_text
 from kd.errors import UserError
+from kd.files import atomic, write_text
+from kd.report import figures_robustness
+from kd.robustness import answers, scores, suites, terminal
+from kd.train import networks
 
-CLEAN = suites.Cell(measures.CLEAN, "", 0)
+CLEAN = suites.Cell(scores.CLEAN, "", 0)
 SUMMARY = "robustness_summary.csv"
 
 
@@ -30,41 +33,41 @@ def main(argv=None):
     for file in options.plugin:
         registry.load_plugin(file)
     suite, cells = asked(options)
-    subjects = corrupted.find([*options.paths, *filter(None, [options.baseline])])
+    subjects = answers.find([*options.paths, *filter(None, [options.baseline])])
     where = Path(options.out) if options.out else home(subjects)
     failed, spent = {}, {"corrupting": 0.0, "answering": 0.0}
-    subjects, test = corrupted.models_of(subjects, failed, options.target)
+    subjects, test = answers.models_of(subjects, failed, options.target)
     images = len(test.labels)
-    test = measures.part(test, measures.QUICK) if options.quick else test
+    test = scores.part(test, scores.QUICK) if options.quick else test
     device = networks.device(options.device)
-    subjects = corrupted.each(subjects, failed, lambda one: corrupted.load(one, registry, device))
-    groups = corrupted.group(subjects, registry, options.root, options.cache)
-    corrupted.answer(groups, [CLEAN], test.ids, suite, registry, spent)
-    subjects = corrupted.each(subjects, failed, lambda one: corrupted.check_clean(one, test))
+    subjects = answers.each_subject(subjects, failed, lambda one: answers.load(one, registry, device))
+    groups = answers.group(subjects, registry, options.root, options.cache)
+    answers.answer(groups, [CLEAN], test.ids, suite, registry, spent)
+    subjects = answers.each_subject(subjects, failed, lambda one: answers.check_clean(one, test))
     for run, error in failed.items():
         print(f"left out: {run}: {error.message}")
     models = [subject.model for subject in subjects]
     teacher = next((model for model in models if model.kind == "teacher" and model.file == "best.pt"), None)
-    baseline = corrupted.named(options.baseline, subjects).model if options.baseline else teacher
+    baseline = answers.named(options.baseline, subjects).model if options.baseline else teacher
     groups = [(data, [one for one in own if one.run not in failed]) for data, own in groups]
-    corrupted.answer(groups, cells, test.ids, suite, registry, spent)
+    answers.answer(groups, cells, test.ids, suite, registry, spent)
 
     begin = time.perf_counter()
-    rows = measures.measure(models, cells, test, replicates=options.replicates, suite=suite, teacher=teacher, progress=bar)
-    corrupted.tell_apart(subjects)  # not in the rows: a run's own table is of its study
-    summary = measures.summarise(models, cells, suite, baseline)
+    rows = scores.measure(models, cells, test, replicates=options.replicates, suite=suite, teacher=teacher, progress=bar)
+    answers.tell_apart(subjects)  # not in the rows: a run's own table is of its study
+    summary = scores.summarise(models, cells, suite, baseline)
     spent["measuring"] = time.perf_counter() - begin
 
     written = write(where, subjects, rows, summary)
     quick = f" of {images:,} (--quick)" if len(test.labels) < images else ""
-    print(robustness_tables.printed(summary, test, suites.note(suite, {cell.corruption for cell in cells}), quick))
-    print(robustness_tables.times(spent, len(models)))
+    print(terminal.printed(summary, test, suites.note(suite, {cell.corruption for cell in cells}), quick))
+    print(terminal.times(spent, len(models)))
     if where and where / SUMMARY in written:
         written += draw(where, [{**row, "model": model.model} for model, own in zip(models, rows) for row in own],
                         {model.model: model.kind for model in models},
-                        lambda: corrupted.look(groups[0][0], measures.example(test), cells, registry))
-    found = audit.study(list(dict.fromkeys(subject.run for subject in subjects)))
-    print("\n" + (tables.findings(found, brief=True) or "The audit found nothing."))
+                        lambda: answers.example_rows(groups[0][0], scores.example(test), cells, registry))
+    found = examine.audit_study(list(dict.fromkeys(subject.run for subject in subjects)))
+    print("\n" + (findings_text(found, brief=True) or "The audit found nothing."))
     if written:
         print("\nwritten: " + "\n         ".join(path.as_posix() for path in written))
     if not where:
@@ -87,11 +90,11 @@ def parser():
     result.add_argument("--corruption", action="append", default=[], metavar="NAME,key=value", help="this one in place of a "
                         "suite, at its five severities or with these parameters; may be repeated: tables and figures are of those "
                         "of one command, in place of the last one's")
-    result.add_argument("--quick", action="store_true", help=f"about {measures.QUICK} test images, severities "
-                        f"{errors.listing(measures.SEVERITIES)}")
+    result.add_argument("--quick", action="store_true", help=f"about {scores.QUICK} test images, severities "
+                        f"{errors.listing(scores.SEVERITIES)}")
     result.add_argument("--baseline", metavar="RUN", help="model that BE and rBE are relative to; default: the teacher")
     result.add_argument("--target", action="append", metavar="CLASS", help="a class whose frozen threshold is tested, may be "
-                        f"repeated; default: {measures.TARGET}, else all that metrics.json has")
+                        f"repeated; default: {scores.TARGET}, else all that metrics.json has")
     result.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES, help="bootstrap replicates behind "
                         "each interval")
     result.add_argument("--out", metavar="DIR", help="where summary and figures go; default: the study, if these are all "
@@ -127,7 +130,7 @@ def asked(options):
     if len({cell.tag for cell in cells}) < len(cells):
         raise UserError("a corruption is asked for twice", "Name each once, or with other parameters.")
     if options.quick:
-        cells = [cell for cell in cells if cell.severity in measures.SEVERITIES or suite == "custom" and cell.parameters]
+        cells = [cell for cell in cells if cell.severity in scores.SEVERITIES or suite == "custom" and cell.parameters]
     return suite, cells
 
 
@@ -135,7 +138,7 @@ def home(subjects):
     """Where summary and figures go: the study whose models these are, all of them, else the one run; None of other parts."""
     files = {subject.path.resolve() for subject in subjects}
     for folder in (runs.study(subjects[0].run), subjects[0].run):
-        whole = {subject.path.resolve() for subject in corrupted.find([folder])}
+        whole = {subject.path.resolve() for subject in answers.find([folder])}
         if whole <= files and all(folder.resolve() in file.parents for file in files):
             return folder
     return None
@@ -154,7 +157,7 @@ def write(where, subjects, rows, summary):
         tables_[where / SUMMARY] = summary
     written = []
     for path, table in tables_.items():
-        if measures.write(path, table, by=("suite",) if table is summary else ("file", "suite")):
+        if scores.write(path, table, by=("suite",) if table is summary else ("file", "suite")):
             written.append(path)
         else:
             print(f"note: {path} holds this suite on more images, and is left as it is")
@@ -175,11 +178,11 @@ def draw(where, rows, kinds, look):
         print(f"no figures: {error.message}. {error.hint}")
         return []
     paths = [where / f"{stem}_sheet.png"]
-    with runs.atomic(paths[0]) as file:
+    with atomic(paths[0]) as file:
         file.write(sheet)
     for name, svg in drawings.items():
         paths.append(where / f"{stem}_{name}.svg")
-        runs.write_text(paths[-1], figures_robustness.standalone(svg))
+        write_text(paths[-1], figures_robustness.standalone(svg))
     return paths
 
 

@@ -18,10 +18,13 @@ import traceback
 from pathlib import Path
 
 import registry
-from kd import errors, plan as kd_plan, runs, stages, workers
-from kd.document import duration
+from kd import errors, runs
 from kd.errors import UserError
-from kd.ledger import Ledger
+from kd.files import check_writable, lock
+from kd.study import stages, workers
+from kd.study.ledger import Ledger
+from kd.study.plan import SECTIONS, read_plan
+from kd.text import format_duration
 
 HERE = Path(__file__).resolve().parent
 SIDE_BY_SIDE = ("train", "export")  # stages of many tasks; the others have all threads for one
@@ -40,14 +43,14 @@ def main(argv=None):
     """Returns the study's folder. UserError at the end where a step has failed."""
     options = parser().parse_args(argv)
     known = parsers()
-    plan = kd_plan.read(options.plan, known)
+    plan = read_plan(options.plan, known)
     check(plan, known)
     if options.dry_run:
         print("\n".join(commands(plan, Ledger(plan.folder))))
         return plan.folder
-    runs.check_writable(plan.folder)
+    check_writable(plan.folder)
     done, failed, times = 0, {}, {}
-    with runs.lock(plan.folder / ".study.lock", what=f"the study {plan.folder}"):
+    with lock(plan.folder / ".study.lock", what=f"the study {plan.folder}"):
         ledger = Ledger(plan.folder)
         print("\n".join(shown(plan, ledger)), flush=True)
         for stage in stages.STAGES:
@@ -56,8 +59,8 @@ def main(argv=None):
             failed.update(carry_out(tasks, stage, plan, ledger, options.jobs))
             done += len(tasks)
             times.update({stage: time.monotonic() - start} if tasks else {})
-    spent = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in times.items())
-    print(f"\n{done - len(failed)} of {done} steps done in {duration(sum(times.values()))} ({spent})" if done else
+    spent = ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in times.items())
+    print(f"\n{done - len(failed)} of {done} steps done in {format_duration(sum(times.values()))} ({spent})" if done else
           "\nnothing to do")
     for name, trouble in failed.items():
         print(f"  {name}: {trouble}")
@@ -74,7 +77,7 @@ def parsers():
 
     Scripts are imported where they are used, since the worker of one without torch does without.
     """
-    return {name: importlib.import_module(name).parser() for name in kd_plan.SECTIONS}
+    return {name: importlib.import_module(name).parser() for name in SECTIONS}
 
 
 def check(plan, known):
@@ -82,7 +85,8 @@ def check(plan, known):
 
     known: what parsers() gives.
     """
-    from kd import corruptions, notes, objective  # torch
+    from kd import corruptions, objective  # torch
+    from kd.report import notes
     for task in plan.training:
         options = vars(known[task.script].parse_args(task.arguments))
         for file in options["plugin"]:
@@ -126,7 +130,7 @@ def carry_out(tasks, stage, plan, ledger, jobs):
         else:
             ledger.enter(task, before[task.name], seconds)
             if count > 1:
-                print(f"\n{number(task)} {task.name} done in {duration(seconds)}", flush=True)
+                print(f"\n{number(task)} {task.name} done in {format_duration(seconds)}", flush=True)
 
     workers.run(tasks, work, count=count, threads=max(1, cores() // count) if count > 1 else None, begin=begin, end=end)
     return failed

@@ -8,31 +8,34 @@ from pathlib import Path
 
 import evaluate
 import registry
-from kd import config, distributed, engine, errors, objective, runs, step, training
+from kd import errors, objective, runs
+from kd.train import distributed, engine, setup
+from kd.train.options import training_parser
+from kd.train.step import dry_run
 
 
 def parser():
-    result = config.training_parser("train_teacher.py", "Train a large network on hard labels.")
+    result = training_parser("train_teacher.py", "Train a large network on hard labels.")
     result.add_argument("--teacher", metavar="NAME", help="architecture; default: resnet18 on lesions, else resnet50")
     return result
 
 
 def main(argv=None):
     """Returns the run folders."""
-    options = training.start(parser(), argv, registry)
+    options = setup.start(parser(), argv, registry)
     if options is None:
         return []
     train_only = options.pop("train_only")
-    options["teacher"] = training.default_teacher(options, registry)
-    training.check_architecture(options["teacher"], registry)
+    options["teacher"] = setup.default_teacher(options, registry)
+    setup.check_architecture(options["teacher"], registry)
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
-    data = training.load_data(options, registry)
+    data = setup.load_data(options, registry)
     options["name"] = options["name"] or f"teacher_{runs.safe(options['teacher'])}{objective.variant(options)}"
     folders = []
     for seed in options["seeds"]:
         folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"
-        network = training.new_network(options["teacher"], data, options, seed, registry)
-        step.rehearse(network, terms, data, options)
+        network = setup.new_network(options["teacher"], data, options, seed, registry)
+        dry_run(network, terms, data, options)
         engine.run(folder, network, terms, data, {**options, "stem": network.stem, "seeds": [seed]}, seed=seed, role="teacher",
                    provenance={"method": "teacher", "seed": seed})
         folders.append(folder)
@@ -41,7 +44,7 @@ def main(argv=None):
     evaluate.main([str(folder) for folder in folders])
     if argv is None:
         print(f"next: python distill.py --student mobilenetv2 --teacher {folders[0].as_posix()}"
-              + training.data_arguments(options, parser()))
+              + setup.data_arguments(options, parser()))
     return folders
 
 

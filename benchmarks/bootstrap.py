@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from kd import bootstrap, comparison, metrics  # noqa: E402
+from kd import bootstrap, metrics, paired  # noqa: E402
 
 NAMES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
 COUNTS = np.array([327, 514, 1099, 115, 1113, 6705, 142])  # HAM10000, 7,470 lesions
@@ -66,7 +66,7 @@ def main():
         for each in values:
             bootstrap.intervals(each)
         for each in values[1:]:
-            comparison.compare(values[0], each)
+            paired.compare(values[0], each)
 
     scale = bootstrap.REPLICATES / LOOP
     result, rows = {}, []

@@ -32,9 +32,11 @@ import naive  # noqa: E402
 import pictures  # noqa: E402
 import registry  # noqa: E402
 import turns  # noqa: E402
-from kd import config, engine, errors, image, machine, models, objective, targets, training  # noqa: E402
-from kd import data as kd_data  # noqa: E402
-from kd import step as kd_step  # noqa: E402
+from kd import errors, image, machine, objective  # noqa: E402
+from kd.data import loader  # noqa: E402
+from kd.train import engine, loop, networks, setup, teacher_cache  # noqa: E402
+from kd.train.options import parse_options  # noqa: E402
+from kd.train.step import Step, memory_format  # noqa: E402
 
 TEACHER, STUDENT = "resnet50", "resnet18"
 # A forked worker starts at once, and its processor time is known when it has ended. Elsewhere it starts but once.
@@ -79,44 +81,44 @@ def main(argv=None):
 
 
 def prepare(dataset, folder, size):
-    return kd_data.prepare(dataset, size=size, cache_folder=Path(folder, "cache"))
+    return loader.prepare(dataset, size=size, cache_folder=Path(folder, "cache"))
 
 
 def make(side, args, folder):
     """{"epoch": function that trains for an epoch and validates}; `ours` has "targets", which shows the teacher a view."""
     words = ["--student", STUDENT, "--size", str(args["size"]), "--batch", str(args["batch"]), "--hard", "ce", "--epochs", "100"]
-    options = config.parse(distill.parser(), words)
+    options = parse_options(distill.parser(), words)
     device, precision = engine.device_and_precision(options)
     dataset = pictures.dataset(args["root"], args["images"], folder)
     data = prepare(dataset, folder, args["size"])
-    student, teacher = (training.new_network(arch, data, {**options, "stem": "imagenet"}, 0, registry) for arch in (STUDENT, TEACHER))
+    student, teacher = (setup.new_network(arch, data, {**options, "stem": "imagenet"}, 0, registry) for arch in (STUDENT, TEACHER))
     if side in ("naive", "torchdistill"):
-        loop = naive.Loop(student.model, teacher.model, device)
+        peer = naive.Loop(student.model, teacher.model, device)
         train, val = (files(dataset, split, transform) for split, transform in (
             ("train", naive.heavy(args["size"])), ("val", naive.centre(args["size"], image.resize_for(args["size"])))))
-        check = loader(val, args["batch"])
+        check = naive_loader(val, args["batch"])
         if side == "torchdistill":
             train_once = distillation_box(teacher.model, student.model, train, args["batch"], device)
         else:
-            train_once = functools.partial(loop.epoch, loader(train, args["batch"], shuffle=True))
-        return {"epoch": lambda: (train_once(), loop.accuracy(check))}
+            train_once = functools.partial(peer.epoch, naive_loader(train, args["batch"], shuffle=True))
+        return {"epoch": lambda: (train_once(), peer.accuracy(check))}
     machine.keep_memory()
-    models.fold_batch_norm(teacher.model.eval())  # as training.load_teacher does
+    networks.fold_batch_norm(teacher.model.eval())  # as setup.load_teacher does
     for network in (student, teacher):
-        network.model.to(device, memory_format=kd_step.memory_format(device))
+        network.model.to(device, memory_format=memory_format(device))
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
-    kept = targets.Targets(Path(folder) / "targets", teacher, data, 1, needs=objective.needed(terms), precision=precision,
+    kept = teacher_cache.Targets(Path(folder) / "targets", teacher, data, 1, needs=objective.needed(terms), precision=precision,
                            kind=options["augment"], device=device) if side == "ours" else None
-    step = kd_step.Step(student, teacher, terms, data, options, device, precision, kept)
+    step = Step(student, teacher, terms, data, options, device, precision, kept)
     done, bar = [0], types.SimpleNamespace(update=lambda: None)
 
     def epoch():
         done[0] += 1
-        steps = len(kd_data.batch_sizes(len(data.where("train")), options["batch"]))
-        engine.train_epoch(step, data, options, seed=0, epoch=done[0], steps_before=steps * (done[0] - 1), steps=100 * steps, bar=bar)
-        engine.validate(student, data, device)
+        steps = len(loader.batch_sizes(len(data.where("train")), options["batch"]))
+        loop.train_epoch(step, data, options, seed=0, epoch=done[0], steps_before=steps * (done[0] - 1), steps=100 * steps, bar=bar)
+        loop.validate(student, data, device)
 
-    return {"epoch": epoch, "targets": lambda: kept.build(step.ask_teacher, batch=4 * options["batch"], device=device, workers=1)}
+    return {"epoch": epoch, "targets": lambda: kept.build(step.teacher_forward, batch=4 * options["batch"], device=device, workers=1)}
 
 
 def files(dataset, split, transform):
@@ -124,7 +126,7 @@ def files(dataset, split, transform):
     return naive.Files([dataset.images[k] for k in rows], dataset.labels[rows], transform)
 
 
-def loader(images, batch, shuffle=False):
+def naive_loader(images, batch, shuffle=False):
     return torch.utils.data.DataLoader(images, batch, shuffle=shuffle, **WORKER)
 
 

@@ -22,8 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import registry  # noqa: E402
-from kd import errors, export, machine, quantization, timing  # noqa: E402
-from kd import onnx as kd_onnx  # noqa: E402
+from kd import errors, machine, onnx_model, timing  # noqa: E402
+from kd.edge import convert, quantize  # noqa: E402
 from kd.image import INTERPOLATION, MEAN, STD  # noqa: E402
 
 WEIGHTS_ONLY = ("efficientnetb0",)  # whose trained networks keep their labels by no other recipe
@@ -58,15 +58,15 @@ def prepare(arch, size):
     model = registry.create("architecture", arch, num_classes=7, stem="imagenet", weights=None).eval()
     content = {"arch": arch, "class_names": [str(k) for k in range(7)], "provenance": {}, "state_dict": model.state_dict(),
                "input": {"resize": size, "size": size, "interpolation": INTERPOLATION, "mean": MEAN, "std": STD}}
-    exported = export.to_onnx(export.deployed(model, content), size, export.describe(model, content))
-    folded = quantization.fold(exported)
+    exported = convert.to_onnx(convert.deployed(model, content), size, convert.describe(model, content))
+    folded = quantize.fold(exported)
     noise = np.random.default_rng(0).integers(0, 256, (16, size, size, 3), dtype=np.uint8)
-    seen = quantization.observe(folded, noise, lambda file: kd_onnx.session(file, 1))
-    small = quantization.round_weights(folded) if arch in WEIGHTS_ONLY else quantization.quantize(
-        quantization.correct(folded, seen), {key: quantization.minmax(one) for key, one in seen.items()},
-        keep=quantization.float_nodes(folded))
+    seen = quantize.observe(folded, noise, lambda file: onnx_model.session(file, 1))
+    small = quantize.round_weights(folded) if arch in WEIGHTS_ONLY else quantize.quantize(
+        quantize.correct(folded, seen), {key: quantize.minmax(one) for key, one in seen.items()},
+        keep=quantize.float_nodes(folded))
     files = {"onnx": exported.SerializeToString(), "int8": small.SerializeToString()}
-    sessions = {name: kd_onnx.session(file, 1) for name, file in files.items()}
+    sessions = {name: onnx_model.session(file, 1) for name, file in files.items()}
     pixels, floats = noise[:1], torch.randn(1, 3, size, size)
 
     @torch.inference_mode()

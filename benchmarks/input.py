@@ -27,9 +27,11 @@ import naive  # noqa: E402
 import pictures  # noqa: E402
 import registry  # noqa: E402
 import turns  # noqa: E402
-from kd import augment, config, engine, errors, image, machine, objective, targets, training  # noqa: E402
-from kd import data as kd_data  # noqa: E402
-from kd import step as kd_step  # noqa: E402
+from kd import errors, image, machine, objective  # noqa: E402
+from kd.data import augment, loader  # noqa: E402
+from kd.train import engine, setup, teacher_cache  # noqa: E402
+from kd.train.options import parse_options  # noqa: E402
+from kd.train.step import Step, memory_format  # noqa: E402
 
 BATCH = 32
 CPU = torch.device("cpu")
@@ -64,7 +66,7 @@ def main(argv=None):
 
 
 def prepare(root, count, folder, size):
-    return kd_data.prepare(pictures.dataset(root, count, folder), size=size, cache_folder=Path(folder, "cache"))
+    return loader.prepare(pictures.dataset(root, count, folder), size=size, cache_folder=Path(folder, "cache"))
 
 
 def make(side, args, folder):
@@ -82,7 +84,7 @@ def make(side, args, folder):
     data = prepare(args["root"], args["images"], folder, size)
 
     def ours(kind):
-        for images, _, _ in kd_data.training_batches(data, batch=BATCH, seed=0, epoch=1, device=CPU, workers=0, kind=kind):
+        for images, _, _ in loader.training_batches(data, batch=BATCH, seed=0, epoch=1, device=CPU, workers=0, kind=kind):
             augment.normalise(images, image.MEAN, image.STD)
 
     def resampled():
@@ -100,23 +102,23 @@ def waiting(args, folder):
     """The share of an epoch's wall time in which training waits for a batch."""
     machine.keep_memory()
     words = ["--student", "resnet18", "--size", str(args.size), "--batch", str(BATCH), "--hard", "ce", "--epochs", "3"]
-    options = config.parse(distill.parser(), words)
+    options = parse_options(distill.parser(), words)
     device, precision = engine.device_and_precision(options)
     data = prepare(args.root, args.images, folder, args.size)
-    student, teacher = (training.new_network("resnet18", data, options, seed, registry) for seed in (0, 1))
+    student, teacher = (setup.new_network("resnet18", data, options, seed, registry) for seed in (0, 1))
     for network in (student, teacher):
-        network.model.to(device, memory_format=kd_step.memory_format(device))
+        network.model.to(device, memory_format=memory_format(device))
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
-    kept = targets.Targets(Path(folder, "targets"), teacher, data, 1, needs=objective.needed(terms), precision=precision,
+    kept = teacher_cache.Targets(Path(folder, "targets"), teacher, data, 1, needs=objective.needed(terms), precision=precision,
                            kind=options["augment"], device=device)
-    step = kd_step.Step(student, teacher, terms, data, options, device, precision, kept)
-    kept.build(step.ask_teacher, batch=BATCH, device=device, workers=1)
+    step = Step(student, teacher, terms, data, options, device, precision, kept)
+    kept.build(step.teacher_forward, batch=BATCH, device=device, workers=1)
     student.model.train()
     shares = []
     for epoch in (1, 2, 3):
         waited, begun = 0.0, time.perf_counter()
-        batches = kd_data.training_batches(data, batch=BATCH, seed=0, epoch=epoch, device=device, workers=options["workers"],
-                                           view=targets.view(epoch, 1))
+        batches = loader.training_batches(data, batch=BATCH, seed=0, epoch=epoch, device=device, workers=options["workers"],
+                                           view=teacher_cache.view(epoch, 1))
         while True:
             start = time.perf_counter()
             batch = next(batches, None)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms
 
-from kd import augment
+from kd.data import augment
 from kd.image import MEAN, STD
 
 TEMPERATURE, ALPHA = 4.0, 0.5
@@ -29,7 +29,7 @@ class Files(torch.utils.data.Dataset):
 
 
 def heavy(size):
-    """The augmentation of kd.augment in torchvision's transforms of one PIL image."""
+    """The augmentation of kd.data.augment in torchvision's transforms of one PIL image."""
     return transforms.Compose([
         transforms.RandomResizedCrop(size, augment.SCALE, augment.RATIO),
         transforms.RandomHorizontalFlip(),

@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image
 
 import registry
-from kd.dataset import Dataset
+from kd.data.dataset import Dataset
 
 WIDTH, HEIGHT = 600, 450
 
 
 def dataset(root, count, folder):
-    """A kd.dataset.Dataset of about `count` pictures in official splits, eight of ten of a class for training.
+    """A kd.data.dataset.Dataset of about `count` pictures in official splits, eight of ten of a class for training.
 
     root: of HAM10000, or None; folder: for drawn ones.
     """

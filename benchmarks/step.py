@@ -25,8 +25,11 @@ import distill  # noqa: E402
 import naive  # noqa: E402
 import registry  # noqa: E402
 import turns  # noqa: E402
-from kd import augment, config, engine, errors, machine, models, objective, targets, training  # noqa: E402
-from kd import step as kd_step  # noqa: E402
+from kd import errors, machine, objective  # noqa: E402
+from kd.data import augment  # noqa: E402
+from kd.train import engine, networks, setup, teacher_cache  # noqa: E402
+from kd.train.options import parse_options  # noqa: E402
+from kd.train.step import Step, memory_format, normalise_for  # noqa: E402
 
 TEACHER, STUDENT = "resnet50", "resnet18"
 PARTS = ("teacher", "student forward", "optimizer")
@@ -74,34 +77,34 @@ def make(side, args, folder):
     words = ["--student", STUDENT, "--data", "lesions,images=100", "--size", str(args["size"]), "--batch", str(args["batch"]),
              "--cache", folder, "--device", args["device"], "--precision", args["precision"], "--hard", "ce"]
     words += ["--compile"] if "compiled" in side else []
-    options = config.parse(distill.parser(), words)
+    options = parse_options(distill.parser(), words)
     device, precision = engine.device_and_precision(options)
-    data = training.load_data(options, registry)
+    data = setup.load_data(options, registry)
     rows = data.where("train")[np.resize(np.arange(60), args["batch"])]
     pixels = augment.crop(data.pixels(rows), augment.draw(0, 1, rows), args["size"])
     images, labels, index = augment.to_float(pixels, device), torch.from_numpy(data.labels[rows]).to(device), torch.arange(60)
     index = index[torch.from_numpy(np.resize(np.arange(60), args["batch"]))]
-    student, teacher = (training.new_network(arch, data, {**options, "stem": "imagenet"}, 0, registry) for arch in (STUDENT, TEACHER))
+    student, teacher = (setup.new_network(arch, data, {**options, "stem": "imagenet"}, 0, registry) for arch in (STUDENT, TEACHER))
     if side == "naive":
         return usual(naive.Loop(student.model, teacher.model, device), augment.normalise(images, naive.MEAN, naive.STD).contiguous(),
                      labels)
-    models.fold_batch_norm(teacher.model.eval())  # as training.load_teacher does
+    networks.fold_batch_norm(teacher.model.eval())  # as training.load_teacher does
     for network in (student, teacher):
-        network.model.to(device, memory_format=kd_step.memory_format(device))
+        network.model.to(device, memory_format=memory_format(device))
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
-    kept = targets.Targets(Path(folder) / "targets", teacher, data, 1, needs=objective.needed(terms),
+    kept = teacher_cache.Targets(Path(folder) / "targets", teacher, data, 1, needs=objective.needed(terms),
                            precision=precision) if "cached" in side else None
-    step = kd_step.Step(student, teacher, terms, data, options, device, precision, kept)
+    step = Step(student, teacher, terms, data, options, device, precision, kept)
     if kept:
-        kept.build(step.ask_teacher, batch=len(images), device=device, workers=0)
+        kept.build(step.teacher_forward, batch=len(images), device=device, workers=0)
     student.model.train()
 
     def forward():
         with step.autocast():
-            step.student(kd_step.normalised(images, student))
+            step.student(normalise_for(images, student))
 
     return {"step": lambda: step(images, labels, index, 1, 1.0), "optimizer": step.optimizer.step,
-            "teacher": lambda: kept(index, 1, device) if kept else step.ask_teacher(images),
+            "teacher": lambda: kept(index, 1, device) if kept else step.teacher_forward(images),
             "student forward": forward}
 
 

@@ -13,7 +13,7 @@ import functools
 
 import numpy as np
 
-from kd import calibration, metrics, operating
+from kd import calibration, metrics, operating_points
 from kd.errors import UserError
 
 LEVEL = 0.95
@@ -243,7 +243,7 @@ def probabilistic(labels, probabilities, index, weights, images, bins):
     n = top[:, 0].sum(-1)
     correct = probabilities.argmax(1) == labels
     return {"nll": nll / n, "brier": brier / n, **calibration.errors(calibration.Sums(top, mass, classes)),
-            "aurc": operating.aurc(correct, probabilities.max(1), images)}
+            "aurc": operating_points.aurc(correct, probabilities.max(1), images)}
 
 
 def overall(counts):

@@ -94,3 +94,10 @@ def each(operation, images, *further):
     for into, *arguments in zip(result, images, *further):
         into[...] = operation(*arguments)
     return result
+
+
+def is_grey(image):
+    """Whether the channels of [H, W, 3] are equal; one row tells most colour images apart."""
+    def equal(part):
+        return (part == part[..., :1]).all()
+    return bool(equal(image[len(image) // 2]) and equal(image))

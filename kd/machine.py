@@ -1,13 +1,12 @@
 """What a latency depends on beside the model: processor, instruction set, clock, load, memory."""
 
 import ctypes
+import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
-
-from kd import environment
 
 SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "asimddp", "i8mm", "sve", "bf16")
 PACKAGES = ("numpy", "onnxruntime", "torch")
@@ -15,9 +14,9 @@ PACKAGES = ("numpy", "onnxruntime", "torch")
 
 def describe():
     """A dict of plain values; what this system does not tell is None."""
-    return {"cpu": environment.cpu_name(), "instructions": " ".join(instructions()) or None, "cores": os.cpu_count(),
+    return {"cpu": cpu_name(), "instructions": " ".join(instructions()) or None, "cores": os.cpu_count(),
             "governor": governor(), "load": load(), "platform": platform.platform(terse=True),
-            "python": platform.python_version(), **{name: environment.version(name) for name in PACKAGES}}
+            "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def line(state):
@@ -92,3 +91,53 @@ def _output(*command):
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+ENVIRONMENT_PACKAGES = ("torch", "torchvision", "numpy", "pillow")
+
+
+def environment():
+    """Versions, CPU, threads and git revision, as a dict of plain values."""
+    import torch
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in ENVIRONMENT_PACKAGES},
+        "platform": platform.platform(terse=True),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpus,
+        "git": git_revision(),
+    }
+
+
+def version(package):
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def git_revision(file=__file__):
+    """The commit of the project that `file` belongs to, with `+changes` where files differ from it.
+
+    None where git does not know the file: installed elsewhere, or copied without its history.
+    """
+    def git(*arguments):
+        return subprocess.run(["git", "-C", Path(file).parent, *arguments], capture_output=True, text=True,
+                              check=True).stdout
+
+    try:
+        git("ls-files", "--error-unmatch", Path(file).name)  # else the folder around may be another project's
+        return git("rev-parse", "HEAD").strip()[:12] + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

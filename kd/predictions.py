@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import metrics, runs
+from kd import metrics
 from kd.errors import UserError, listing
+from kd.files import read_csv, read_npz
 
 NEEDED = ("ids", "labels", "logits", "groups", "class_names")  # what training writes
 
@@ -62,7 +63,7 @@ def of_run(folder, split="test"):
         raise UserError(f"{folder.parent}: val.npz and {split}.npz have different class names")
     train = []
     if (folder.parent / "split.csv").is_file():
-        train = [row for row in runs.read_csv(folder.parent / "split.csv", ("id", "group", "split"))
+        train = [row for row in read_csv(folder.parent / "split.csv", ("id", "group", "split"))
                  if row["split"] == "train"]
     refuse_leaks(folder.parent, {"validation": (val.ids, val.groups), "test": (test.ids, test.groups),
                                  "training": ([row["id"] for row in train], [row["group"] for row in train])})
@@ -111,7 +112,7 @@ def refuse_leaks(path, members, hint="Metrics of such a split would flatter. Spl
 
 def read(path, required=()):
     """Predictions of a .npz file, checked; each thing that is wrong with it is a UserError."""
-    arrays = runs.read_npz(path, required)
+    arrays = read_npz(path, required)
 
     def fail(message, hint=""):
         raise UserError(f"{path}: {message}", hint)
@@ -192,7 +193,7 @@ def strings(array):
 
 def read_groups(file):
     """{id: group} of a CSV with columns id,group."""
-    rows = runs.read_csv(file, ("id", "group"))
+    rows = read_csv(file, ("id", "group"))
     group = {row["id"]: row["group"] for row in rows}
     twice = {row["id"] for row in rows if row["group"] != group[row["id"]]}
     if twice:
@@ -209,3 +210,29 @@ def groups_of(ids, group, path):
     if missing:
         raise UserError(f"--groups has no group for {len(missing)} of {len(ids)} images of {path}: {listing(missing)}")
     return np.array([group[i] for i in ids])
+
+
+def difference_between(a, b):
+    """What keeps two test Predictions from being compared image by image, or ''."""
+    if a.class_names != b.class_names:
+        return f"different classes: {listing(a.class_names)}; {listing(b.class_names)}"
+    if len(a.labels) != len(b.labels):
+        return f"{len(a.labels)} and {len(b.labels)} images"
+    if a.ids is not None and b.ids is not None:
+        shared = len(set(a.ids) & set(b.ids))
+        if shared < len(a.ids):
+            return f"only {shared} of {len(a.ids)} images in common"
+    order = matching_order(a, b)
+    if (a.labels != b.labels[order]).any():
+        return "different labels of the same images" if a.ids is not None else "different labels, and no ids to match by"
+    if a.groups is not None and b.groups is not None and (a.groups != b.groups[order]).any():
+        return "different groups of the same images"
+    return ""
+
+
+def matching_order(a, b):
+    """Positions in Predictions `b` of the images of `a`; without ids, images are taken to be in one order."""
+    if a.ids is None or b.ids is None:
+        return np.arange(len(a.labels))
+    order = np.argsort(b.ids)
+    return order[np.searchsorted(b.ids, a.ids, sorter=order)]

@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from kd import evaluation, metrics, runs
+from kd import metrics
+from kd.evaluation import protocol
+from kd.files import write_csv, write_json, write_npz, write_yaml
 from kd.predictions import Predictions
 
 HAM = {"akiec": .033, "bcc": .051, "bkl": .110, "df": .011, "mel": .111, "nv": .669, "vasc": .015}
@@ -35,36 +37,36 @@ def pair(rng, n=2000, **options):
 
 def result(val, test, replicates=40):
     """What evaluation would write to metrics.json, with few replicates."""
-    return evaluation.evaluate(val, test, evaluation.Settings(replicates=replicates)).result
+    return protocol.evaluate(val, test, protocol.Settings(replicates=replicates)).result
 
 
 def write(folder, val, test, role="student", history=True, evaluated=None, seed=0, robustness=False, **environment):
     """A run folder of these predictions; its curve ends at what val.npz says."""
     rng = np.random.default_rng([seed, *map(ord, folder.parent.name)])
     for part, held in (("val", val), ("test", test)):
-        runs.write_npz(folder / "predictions" / f"{part}.npz", ids=held.ids, labels=held.labels, groups=held.groups,
+        write_npz(folder / "predictions" / f"{part}.npz", ids=held.ids, labels=held.labels, groups=held.groups,
                        logits=held.logits.astype(np.float32), class_names=np.array(held.class_names))
     counts = metrics.confusion(val.labels, val.logits.astype(np.float32).argmax(1), len(val.class_names))
     best = float(metrics.accuracy(counts)), float(metrics.macro_f1(counts))
     if history:
-        runs.write_csv(folder / "history.csv", [
+        write_csv(folder / "history.csv", [
             {"epoch": e, "lr": .001, "loss": 2 / e + rng.uniform(0, .1), "val_loss": 1.5 / e + rng.uniform(0, .1),
              "val_accuracy": best[0] - (5 - e) * rng.uniform(.01, .02),
              "val_macro_f1": best[1] - (5 - e) * rng.uniform(.01, .02), "seconds": 20.} for e in range(1, 6)])
-    runs.write_yaml(folder / "config.yaml", {"data": "toy", "size": 64, "seeds": [seed]})
-    runs.write_json(folder / "environment.json", {"role": role, "arch": "tiny", **environment})
+    write_yaml(folder / "config.yaml", {"data": "toy", "size": 64, "seeds": [seed]})
+    write_json(folder / "environment.json", {"role": role, "arch": "tiny", **environment})
     rows = [{"id": i, "group": g, "label": held.class_names[y], "split": part, "sha256": f"{part}{i}"}
             for part, held in (("val", val), ("test", test)) for i, g, y in zip(held.ids, held.groups, held.labels)]
     rows += [{"id": f"train_{k}", "group": f"train_{k}", "label": name, "split": "train", "sha256": f"t{k}"}
              for k, name in enumerate(test.class_names)]
-    runs.write_csv(folder / "split.csv", rows)
+    write_csv(folder / "split.csv", rows)
     if robustness:
         noise = rng.normal(size=test.logits.shape)
         sizes = {"clean": 0, "jpeg_90": .02, "jpeg_50": .2, "contrast_0.6": 2}
-        runs.write_csv(folder / "robustness.csv", [scores(tag, test, test.logits + size * noise)
+        write_csv(folder / "robustness.csv", [scores(tag, test, test.logits + size * noise)
                                                    for tag, size in sizes.items()])
     if evaluated is not None:
-        runs.write_json(folder / "metrics.json", evaluated)
+        write_json(folder / "metrics.json", evaluated)
     return folder
 
 

@@ -20,7 +20,9 @@ import torch._dynamo  # noqa: E402,F401  (an optimizer imports it at its first s
 
 import distill  # noqa: E402,F401  (imports all that a run needs, before the forks)
 import small  # noqa: E402
-from kd import engine, models, runs  # noqa: E402
+from kd.files import read_csv, read_npz  # noqa: E402
+from kd.train import engine
+from kd.train.weights import safe_load
 
 with contextlib.suppress(ImportError):
     import tensorboard.compat.proto.event_pb2, tensorboard.summary.writer.record_writer  # noqa: F401,E401
@@ -81,10 +83,10 @@ def child(folder, kill_at):
 
 def outcome(folder):
     """All that must not depend on having been killed."""
-    weights = models.read(folder / "best.pt")["state_dict"]
+    weights = safe_load(folder / "best.pt")["state_dict"]
     history = [{key: value for key, value in row.items() if key != "seconds"}
-               for row in runs.read_csv(folder / "history.csv")]
-    logits = [runs.read_npz(folder / "predictions" / f"{split}.npz")["logits"] for split in ("val", "test")]
+               for row in read_csv(folder / "history.csv")]
+    logits = [read_npz(folder / "predictions" / f"{split}.npz")["logits"] for split in ("val", "test")]
     return weights, history, logits, sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 

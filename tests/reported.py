@@ -13,14 +13,18 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+import evaluate as evaluate_script
 import honest
 import report
-from kd import board, evaluation, figures, pdf, runs
+from kd import event_writer, runs
+from kd.evaluation import protocol
+from kd.files import read_json, read_npz, write_csv, write_json, write_npz, write_yaml
+from kd.report import figures, pdf
 
 CLASSES = {"mel": .4, "nv": .4, "df": .2}
 MODELS = {"teacher_big": (3.0, (0,)), "small_alone": (1.0, (0, 1)), "small_kd": (2.2, (0, 1))}
 COMPILE = jinja2.Environment.compile
-SETTINGS = evaluation.Settings(replicates=200)
+SETTINGS = protocol.Settings(replicates=200)
 
 
 def write_run(folder, skill=1.5, seed=0, shares=CLASSES, role="student", synthetic=False, formula="ce", noise=None, **config):
@@ -33,10 +37,10 @@ def write_run(folder, skill=1.5, seed=0, shares=CLASSES, role="student", synthet
     for one in (val, test):
         one.logits += rng.normal(size=one.logits.shape)
     honest.write(folder, val, test, role, seed=seed)
-    runs.write_npz(folder / "samples.npz", ids=test.ids[:4],
+    write_npz(folder / "samples.npz", ids=test.ids[:4],
                    images=np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8))
-    runs.write_yaml(folder / "config.yaml", {"data": "toy", "size": 8, "epochs": 5, "seeds": [seed], **config})
-    runs.write_json(folder / "environment.json", {
+    write_yaml(folder / "config.yaml", {"data": "toy", "size": 8, "epochs": 5, "seeds": [seed], **config})
+    write_json(folder / "environment.json", {
         "python": "3.12.1", "cpu": "a CPU", "threads": 2, "git": "abc1234", "role": role, "formula": formula, "arch": "small",
         "parameters": 12345, "started": f"2025-01-0{seed + 1}",
         "data": {"name": "toy", "synthetic": synthetic, "images": 36, "classes": names, "fingerprint": "f1f2f3"}})
@@ -65,7 +69,7 @@ def _study():
 
 
 def evaluate(root):
-    return evaluation.over_seeds({folder: evaluation.of_run(folder, SETTINGS) for folder in runs.find(root)})
+    return protocol.over_seeds({folder: evaluate_script.evaluate_run(folder, SETTINGS) for folder in runs.find(root)})
 
 
 def write_parts(root):
@@ -73,7 +77,7 @@ def write_parts(root):
     the study robustness_summary.csv and its sheet."""
     summary = []
     for k, folder in enumerate(sorted(path for path in root.glob("*/seed_0"))):
-        result = runs.read_json(folder / "metrics.json")["test"]
+        result = read_json(folder / "metrics.json")["test"]
         model, rng = folder.parent.name, np.random.default_rng(k)
         rows = []
         for file, backend, share in (("best.pt", "eager", 8), ("exports/model.onnx", "onnxruntime", 2), (
@@ -86,7 +90,7 @@ def write_parts(root):
                          "params_mib": (1 + k) / 256, "parameters": 1024 * (1 + k), "macs": 5000, "file_bytes": 5000 * share,
                          "peak_cuda_bytes": "", "peak_rss_mib": 70.5, "peak_cuda_mib": "", "cold_start_ms": 300.25,
                          "backend": backend, "threads": 1, "measured": "pixels to logits", "speedup": 8 / share, "cpu": "a CPU"})
-        runs.write_csv(folder / "benchmark.csv", rows)
+        write_csv(folder / "benchmark.csv", rows)
 
         def part(name, shift):
             value = result[name]["value"]
@@ -97,7 +101,7 @@ def write_parts(root):
             return {"images": 120, "flips": abs(shift), "largest": 1e-6, "macro_f1": part("macro_f1", shift),
                     "accuracy": part("accuracy", shift), "ece": {"reference": .1, "model": .1, "shift": shift / 2}}
 
-        runs.write_json(folder / "exports/parity.json", {"checkpoint": "x", "formats": {
+        write_json(folder / "exports/parity.json", {"checkpoint": "x", "formats": {
             name: {"file": file, "bytes": size, "test": lost(shift)} for name, file, size, shift in (
                 ("onnx", "model.onnx", 10_000, 0.0), ("int8", "model.int8.onnx", 5_000, -.02))}})
         rows = []
@@ -109,7 +113,7 @@ def write_parts(root):
                 row.update({name: value, f"{name}_lo": value - .03, f"{name}_hi": value + .03, f"{name}_difference": -shift,
                             f"{name}_difference_lo": -shift - .02, f"{name}_difference_hi": -shift + .02})
             rows.append(row)
-        runs.write_csv(folder / "robustness.csv", rows)
+        write_csv(folder / "robustness.csv", rows)
         row = {"model": model, "seed": "seed_0", "file": "best.pt", "suite": "default", "baseline": "teacher_big/seed_0", "cells": 2,
                "images": 120, "rank": 1 + k, "worst_tag": "contrast_5"}
         for name, value in (("clean_macro_f1", rows[0]["macro_f1"]), ("mean_macro_f1", rows[1]["macro_f1"]), ("be", 1 + k / 8),
@@ -117,14 +121,14 @@ def write_parts(root):
             row.update({name: value, f"{name}_lo": value - .05, f"{name}_hi": value + .05})
         summary.append(row)
         if not model.startswith("teacher") and not model.endswith("alone"):
-            runs.write_npz(folder / "attention.npz", ids=runs.read_npz(folder / "samples.npz")["ids"], **{f"cka{end}": np.array([.9, .8, .7, .6]) + gap
+            write_npz(folder / "attention.npz", ids=read_npz(folder / "samples.npz")["ids"], **{f"cka{end}": np.array([.9, .8, .7, .6]) + gap
                                for end, gap in (("", 0), ("_lo", -.05), ("_hi", .05))},
                            **{name: rng.random((4, 4, 4, 4)).astype(np.float16) for name in ("student", "teacher")})
-        with board.opened(folder / "tb", 0) as log:
+        with event_writer.opened(folder / "tb", 0) as log:
             log({"epoch": 1, "loss": 2.5 - k, "val_macro_f1": .25})
             log({"epoch": 2, "loss": 1.5, "val_macro_f1": .125 * k})
-        board.image(folder / "tb", "samples", 0, runs.read_npz(folder / "samples.npz")["images"])
-    runs.write_csv(root / "robustness_summary.csv", summary)
+        event_writer.image(folder / "tb", "samples", 0, read_npz(folder / "samples.npz")["images"])
+    write_csv(root / "robustness_summary.csv", summary)
     Image.new("RGB", (40, 30), "red").save(root / "robustness_sheet.png")
     return root
 

@@ -3,8 +3,11 @@
 import numpy as np
 
 import registry
-from kd import config, dataset, objective, training
-from kd import data as kd_data
+from kd import objective
+from kd.data import loader
+from kd.data.dataset import Dataset
+from kd.train import setup
+from kd.train.options import parse_options
 
 
 def data(count=96, classes=3, size=32, seed=0, split_seed=0, folder=None, name="squares"):
@@ -15,16 +18,16 @@ def data(count=96, classes=3, size=32, seed=0, split_seed=0, folder=None, name="
     for image, label in zip(images, labels):
         top, left = rng.integers(4, size - 16, 2)
         image[top:top + 12, left:left + 12, label % 3] = 250
-    found = dataset.Dataset(name, [f"class {k}" for k in range(classes)], list(images),
+    found = Dataset(name, [f"class {k}" for k in range(classes)], list(images),
                             [f"i{k}" for k in range(count)], labels, groups=[f"g{k // 2}" for k in range(count)],
                             version=f"{count} {classes} {size} {seed}")
-    return kd_data.prepare(found, size=size, split_seed=split_seed, cache_folder=folder)
+    return loader.prepare(found, size=size, split_seed=split_seed, cache_folder=folder)
 
 
 def options(*argv):
     """Options of distill.py as a run has them, resolved for `data`."""
     import distill
-    result = config.parse(distill.parser(), ["--student", "tiny", "--epochs", "2", "--batch", "16", "--workers", "0",
+    result = parse_options(distill.parser(), ["--student", "tiny", "--epochs", "2", "--batch", "16", "--workers", "0",
                                              *argv])
     return {**result, "hard": result["hard"] or "ce", "stem": "small", "device": "cpu", "precision": "fp32", "size": 32}
 
@@ -34,4 +37,4 @@ def terms(options):
 
 
 def network(options, data, seed=0, arch="tiny"):
-    return training.new_network(arch, data, options, seed, registry)
+    return setup.new_network(arch, data, options, seed, registry)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import honest
-from kd import audit, class_order, evidence, metrics, rules, runs
+from kd import metrics
+from kd.audit import class_order, evidence, examine, rules
 from kd.errors import UserError
+from kd.files import read_csv, write_csv, write_json
 from kd.predictions import Predictions
 
 RNG = np.random.default_rng(0)
@@ -41,7 +43,7 @@ def test_every_rule_has_an_example_and_a_near_miss():
 
 
 def test_honest_predictions_have_no_findings():
-    assert audit.metrics(RESULT, VAL, TEST) == []
+    assert examine.audit_metrics(RESULT, VAL, TEST) == []
 
 
 def judged(result=None, val=VAL, test=TEST, **tests):
@@ -49,7 +51,7 @@ def judged(result=None, val=VAL, test=TEST, **tests):
     result = copy.deepcopy(RESULT if result is None else result)
     for name, value in tests.items():
         result["test"][name] = {"value": value, "lo": value - .01, "hi": value + .01}
-    return audit.metrics(result, val, test)
+    return examine.audit_metrics(result, val, test)
 
 
 def answered(answers, base=TEST, sure=4.0):
@@ -61,7 +63,7 @@ def answered(answers, base=TEST, sure=4.0):
 
 def study(folder, *made, **options):
     """Findings about a study of runs: (model, seed, role, val, test)."""
-    return audit.study([honest.write(folder / "toy" / model / f"seed_{seed}", val, test, role, seed=seed, **options)
+    return examine.audit_study([honest.write(folder / "toy" / model / f"seed_{seed}", val, test, role, seed=seed, **options)
                         for model, seed, role, val, test in made])
 
 
@@ -191,7 +193,7 @@ def chosen_on_validation(_):
 
 def table(folder, name, text):
     (folder / name).write_text(text, encoding="utf-8")
-    return audit.tables(folder)
+    return examine.audit_tables(folder)
 
 
 def robust(folder, *lines):
@@ -267,7 +269,7 @@ def gaussian_noise(tmp_path):
 def one_history_for_two_runs(tmp_path):
     study(tmp_path, ("a_kd", 0, "student", VAL, TEST), ("b_kd", 0, "student", *honest.pair(RNG, 300)))
     (tmp_path / "toy/b_kd/seed_0/history.csv").write_bytes((tmp_path / "toy/a_kd/seed_0/history.csv").read_bytes())
-    return audit.everything([tmp_path])
+    return examine.audit_paths([tmp_path])
 
 
 @example("same-curve", True)
@@ -284,16 +286,16 @@ def curves(tmp_path, scores):
     study(tmp_path, ("a_kd", 0, "student", VAL, TEST), ("b_kd", 0, "student", VAL, answered(TEST.labels)))
     for model in ("a_kd", "b_kd"):
         path = tmp_path / "toy" / model / "seed_0" / "history.csv"
-        runs.write_csv(path, [{**row, "val_macro_f1": score, "val_accuracy": score}
-                              for row, score in zip(runs.read_csv(path), scores)])
-    return audit.everything([tmp_path])
+        write_csv(path, [{**row, "val_macro_f1": score, "val_accuracy": score}
+                              for row, score in zip(read_csv(path), scores)])
+    return examine.audit_paths([tmp_path])
 
 
 @example("two-figures", False)
 def one_name_in_two_studies(tmp_path):
     study(tmp_path / "a", ("teacher_x", 0, "teacher", VAL, TEST))
     study(tmp_path / "b", ("teacher_x", 0, "teacher", *honest.pair(np.random.default_rng(5), 300)))
-    return audit.everything([tmp_path])
+    return examine.audit_paths([tmp_path])
 
 
 @example("same-predictions", True)
@@ -373,7 +375,7 @@ def another_class_list(_):
 @example("label-order", True)
 def two_rare_classes_exchanged(_):
     val, test = honest.pair(np.random.default_rng(5), 2000, skill=5.0)
-    return audit.metrics({}, val, reordered(test, [0, 1, 2, 6, 4, 5, 3]))
+    return examine.audit_metrics({}, val, reordered(test, [0, 1, 2, 6, 4, 5, 3]))
 
 
 @example("label-order", False)
@@ -437,10 +439,10 @@ def who_counts_from_one(tmp_path):
 
 def split(tmp_path, change):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST)
-    rows = runs.read_csv(folder / "split.csv")
+    rows = read_csv(folder / "split.csv")
     change({part: [row for row in rows if row["split"] == part] for part in ("train", "val", "test")})
-    runs.write_csv(folder / "split.csv", rows)
-    return audit.run(folder)
+    write_csv(folder / "split.csv", rows)
+    return examine.audit_run(folder)
 
 
 @example("shared-by-splits", True)
@@ -483,12 +485,12 @@ def test_few_identical_images_are_a_warning_and_many_an_error(tmp_path):
 def split_is_gone(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST)
     (folder / "split.csv").unlink()
-    return audit.run(folder)
+    return examine.audit_run(folder)
 
 
 @example("split-not-seen", False)
 def split_is_there(tmp_path):
-    return audit.run(honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST))
+    return examine.audit_run(honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST))
 
 
 def only(part, keep):
@@ -515,7 +517,7 @@ def one_test_image_of_df(_):
 
 @example("test-above-val", True)
 def the_test_images_were_in_training(_):
-    return audit.metrics({}, VAL, answered(TEST.labels))
+    return examine.audit_metrics({}, VAL, answered(TEST.labels))
 
 
 @example("test-above-val", False)
@@ -523,19 +525,19 @@ def a_little_above(_):
     rng = np.random.default_rng(4)
     val, test = (answered(np.where(rng.random(len(p.labels)) < share, p.labels, NV), p)
                  for p, share in ((VAL, .60), (TEST, .65)))
-    return audit.metrics({}, val, test)
+    return examine.audit_metrics({}, val, test)
 
 
 @example("test-above-val", False)
 def a_handful_of_lesions(_):
     val, test = (only(p, slice(8)) for p in (answered(np.full(len(VAL.labels), NV), VAL), answered(TEST.labels)))
-    return audit.metrics({}, val, test)
+    return examine.audit_metrics({}, val, test)
 
 
 @example("other-preprocessing", True)
 def another_size_was_evaluated(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated={**RESULT, "input": {"size": 96}})
-    return audit.run(folder)
+    return examine.audit_run(folder)
 
 
 @example("other-preprocessing", True)
@@ -543,7 +545,7 @@ def validation_is_not_what_it_was(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST)
     honest.write(folder, answered(np.where(np.arange(len(VAL.labels)) % 10, VAL.probabilities.argmax(1), 3), VAL), TEST,
                  history=False)
-    return audit.run(folder)
+    return examine.audit_run(folder)
 
 
 @example("other-preprocessing", False)
@@ -552,14 +554,14 @@ def the_same_size_and_nearly_the_same_validation(tmp_path):
     answers = VAL.probabilities.argmax(1)
     answers[:4] = (answers[:4] + 1) % 7  # as another machine may round
     honest.write(folder, answered(answers, VAL), TEST, history=False)
-    return audit.run(folder)
+    return examine.audit_run(folder)
 
 
 @example("two-figures", True)
 def metrics_of_another_day(tmp_path):
     result = copy.deepcopy(RESULT)
     result["test"]["accuracy"]["value"] -= .03
-    return audit.run(honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=result))
+    return examine.audit_run(honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=result))
 
 
 @example("two-figures", True)
@@ -580,8 +582,8 @@ def the_same_figure_rounded(tmp_path):
 
 def over(tmp_path, name, content):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=RESULT)
-    runs.write_json(folder.parent / name, content)
-    return audit.study([folder])
+    write_json(folder.parent / name, content)
+    return examine.audit_study([folder])
 
 
 # ---- what a reader should know
@@ -614,7 +616,7 @@ def intervals_beside_the_figures(tmp_path):
 def figures_without_predictions(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=RESULT)
     (folder / "predictions/test.npz").unlink()
-    return audit.run(folder)
+    return examine.audit_run(folder)
 
 
 @example("run-not-found", True)
@@ -625,38 +627,38 @@ def a_seed_that_is_gone(tmp_path):
 @example("run-not-found", True)
 def a_compared_model_that_is_gone(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=RESULT)
-    runs.write_csv(tmp_path / "toy/comparison.csv", [{"reference": "teacher_x", "model": "a_kd", "metric": "accuracy",
+    write_csv(tmp_path / "toy/comparison.csv", [{"reference": "teacher_x", "model": "a_kd", "metric": "accuracy",
                                                       "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
-    return audit.study([folder])
+    return examine.audit_study([folder])
 
 
 @example("run-not-found", False)
 def a_compared_model_beside_the_one_that_is_asked_about(tmp_path):
     folder, other = (honest.write(tmp_path / f"toy/{model}/seed_0", VAL, TEST) for model in ("a_kd", "b_kd"))
-    runs.write_csv(tmp_path / "toy/comparison.csv", [{"reference": "b_kd", "model": "a_kd", "metric": "accuracy",
+    write_csv(tmp_path / "toy/comparison.csv", [{"reference": "b_kd", "model": "a_kd", "metric": "accuracy",
                                                       "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
-    return audit.study([folder])
+    return examine.audit_study([folder])
 
 
 @example("run-not-found", False)
 def a_table_beside_its_runs(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=RESULT)
     (tmp_path / "calibration.csv").write_text(f"model,seed,accuracy\na_kd,seed_0,{1 - WRONG}\n", encoding="utf-8")
-    return audit.study([folder], [tmp_path])
+    return examine.audit_study([folder], [tmp_path])
 
 
 @example("damaged-file", True)
 def half_a_file(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST)
     (folder / "metrics.json").write_text('{"test": ', encoding="utf-8")
-    return audit.run(folder)
+    return examine.audit_run(folder)
 
 
 @example("damaged-file", False)
 def a_file_that_is_not_there(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST)
     (folder / "config.yaml").unlink()
-    return audit.run(folder)
+    return examine.audit_run(folder)
 
 
 # ---- odd input
@@ -685,7 +687,7 @@ def test_no_damaged_file_is_a_traceback(tmp_path, name):
     (folder / "split.csv").unlink()
     for garbage in GARBAGE:
         (folder / name).write_bytes(garbage)
-        for finding in audit.study([folder]):
+        for finding in examine.audit_study([folder]):
             assert "Traceback" not in finding["saw"] and "\n" not in finding["saw"]
 
 
@@ -694,17 +696,17 @@ def test_hostile_names_are_text(tmp_path):
     rng = np.random.default_rng(0)
     val, test = (honest.predictions(rng, 200, shares=dict.fromkeys(names, 1.0), part=part) for part in ("val", "test"))
     test = answered(np.zeros(200, int), test)
-    found = audit.run(honest.write(tmp_path / "toy/{a}/seed_0", val, test, evaluated=honest.result(val, test)))
+    found = examine.audit_run(honest.write(tmp_path / "toy/{a}/seed_0", val, test, evaluated=honest.result(val, test)))
     assert any("<script>alert(1)</script>" in f["saw"] for f in found)
 
 
 @pytest.mark.parametrize("call, error", [
-    (lambda p: audit.run(p / "nowhere"), "no such folder"),
-    (lambda p: audit.tables(p / "nowhere"), "no such folder"),
-    (lambda p: audit.tables(p), "no tables in"),
-    (lambda p: audit.everything([p]), "nothing to audit"),
-    (lambda p: audit.everything([p / "nowhere"]), "no such folder"),
-    (lambda p: audit.everything([p / "file"]), "is no folder"),
+    (lambda p: examine.audit_run(p / "nowhere"), "no such folder"),
+    (lambda p: examine.audit_tables(p / "nowhere"), "no such folder"),
+    (lambda p: examine.audit_tables(p), "no tables in"),
+    (lambda p: examine.audit_paths([p]), "nothing to audit"),
+    (lambda p: examine.audit_paths([p / "nowhere"]), "no such folder"),
+    (lambda p: examine.audit_paths([p / "file"]), "is no folder"),
 ])
 def test_a_folder_with_nothing_in_it_is_one_line(tmp_path, call, error):
     (tmp_path / "file").write_text("", encoding="utf-8")
@@ -716,7 +718,7 @@ def test_a_folder_with_nothing_in_it_is_one_line(tmp_path, call, error):
 def test_findings_come_worst_first_and_say_which_rules_were_held(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, answered(np.full(len(TEST.labels), NV)))
     (folder / "split.csv").unlink()
-    found, held = audit.examine(audit.gather([folder]))
+    found, held = examine.apply_rules(examine.gather_cases([folder]))
     ranks = [rules.SEVERITIES.index(f["severity"]) for f in found]
     assert ranks == sorted(ranks) and len(set(ranks)) > 1
     assert {f["rule"] for f in found} <= set(held) <= {rule.name for rule in rules.RULES}
@@ -724,4 +726,4 @@ def test_findings_come_worst_first_and_say_which_rules_were_held(tmp_path):
 
 
 def test_of_an_empty_case_nothing_is_said():
-    assert audit.examine([evidence.Case("a")])[0] == []
+    assert examine.apply_rules([evidence.Case("a")])[0] == []

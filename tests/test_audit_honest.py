@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import honest
-from kd import audit
+from kd.audit import examine
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUAL = {f"c{k}": 1.0 for k in range(4)}
@@ -28,7 +28,7 @@ def study(folder, number):
 @pytest.mark.parametrize("studies", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_honest_runs_raise_no_error(tmp_path, studies):
     for number in range(studies):
-        found = audit.study(list(study(tmp_path / f"study_{number}", number)))
+        found = examine.audit_study(list(study(tmp_path / f"study_{number}", number)))
         graver = {finding["rule"] for finding in found if finding["severity"] != "note"}
         assert graver <= COLLAPSED | {"idle-corruption"}, found
         assert not [finding for finding in found if finding["severity"] == "error"]
@@ -39,5 +39,5 @@ def test_runs_kept_in_this_project_raise_no_error():
     studies = {run.parents[1] for run in runs}
     assert len(studies) > 2
     for folder in studies:
-        found = audit.study([run for run in runs if folder in run.parents])
+        found = examine.audit_study([run for run in runs if folder in run.parents])
         assert not [finding for finding in found if finding["severity"] != "note"]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from kd import augment, data as kd_data, image
-from kd.dataset import Dataset
+from kd import image
+from kd.data import augment, loader
+from kd.data.dataset import Dataset
 from kd.errors import UserError
 
 rng = np.random.default_rng(0)
@@ -25,7 +26,7 @@ def draws(count=1, **given):
 def views(data, seed=0, epoch=1, **options):
     """{image: pixels} of an epoch's batches."""
     result = {}
-    for images, labels, index in kd_data.training_batches(data, seed=seed, epoch=epoch, device="cpu", **options):
+    for images, labels, index in loader.training_batches(data, seed=seed, epoch=epoch, device="cpu", **options):
         for k, i in enumerate(index.tolist()):
             assert i not in result and labels[k] == data.labels[data.where("train")][i]
             result[i] = images[k].clone()
@@ -38,7 +39,7 @@ def data(tmp_path_factory):
     pixels = np.random.default_rng(1).integers(0, 256, (50, 24, 24, 3), dtype=np.uint8)
     split = ["train", "val", "train", "test", "train"] * 10
     dataset = Dataset("noise", ["a", "b"], list(pixels), range(50), np.arange(50) % 2, split=split)
-    return kd_data.prepare(dataset, size=24, cache_folder=tmp_path_factory.mktemp("cache"))
+    return loader.prepare(dataset, size=24, cache_folder=tmp_path_factory.mktemp("cache"))
 
 
 # The generator
@@ -272,7 +273,7 @@ def test_a_view_can_be_drawn_again(data):
 
 
 def test_a_last_batch_of_one_image_is_left_out(data):
-    seen = [len(index) for _, _, index in kd_data.training_batches(data, batch=29, seed=0, epoch=1, device="cpu")]
+    seen = [len(index) for _, _, index in loader.training_batches(data, batch=29, seed=0, epoch=1, device="cpu")]
     assert seen == [29]
     with pytest.raises(UserError, match="no batch of 2 images"):
         views(data, batch=1)
@@ -294,9 +295,9 @@ def test_evaluation_sees_the_centre_in_the_order_of_the_images(tmp_path):
     paths = sorted(tmp_path.glob("*.png"))
     dataset = Dataset("files", ["a", "b"], paths, [p.name for p in paths], np.arange(12) % 2,
                       split=["test", "train", "val"] * 4)
-    data = kd_data.prepare(dataset, size=32, cache_folder=tmp_path)
+    data = loader.prepare(dataset, size=32, cache_folder=tmp_path)
     assert data.input()["resize"] == 36
-    seen = torch.cat(list(kd_data.evaluation_batches(data, "test", batch=3, device="cpu")))
+    seen = torch.cat(list(loader.evaluation_batches(data, "test", batch=3, device="cpu")))
     expected = np.stack([image.centre_crop(image.square(paths[k], 36)[None], 32)[0] for k in (0, 3, 6, 9)])
     assert torch.equal(seen, augment.to_float(expected, "cpu"))
 

@@ -8,8 +8,9 @@ import torch
 
 import benchmark
 import registry
-from kd import macs, models, runs
 from kd.errors import UserError
+from kd.files import read_csv
+from kd.train import networks
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--seconds", "0.05", "--queries", "16"]
@@ -22,8 +23,8 @@ REPORT = ["ckpt", "model", "seed", "device", "batch", "imsz", "lat_ms_mean", "la
     ("efficientnetb0", 0.3845, 4_016_515, 16_234_516)])
 def test_macs_parameters_and_bytes_are_those_known(arch, giga, parameters, size_in_bytes):
     model = registry.create("architecture", arch, num_classes=7, stem="imagenet", weights=None)
-    assert macs.count(model, 224) == pytest.approx(giga * 1e9, rel=1e-3)
-    assert models.parameters(model) == parameters and models.size_in_bytes(model) == size_in_bytes
+    assert networks.count_macs(model, 224) == pytest.approx(giga * 1e9, rel=1e-3)
+    assert networks.parameters(model) == parameters and networks.size_in_bytes(model) == size_in_bytes
     assert model.training  # it is left as it was
 
 
@@ -31,7 +32,7 @@ def test_macs_of_a_network_counted_by_hand():
     from torch import nn
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=4),
                           nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
-    assert macs.count(model, 10) == 8 * 3 * 9 * 25 + 8 * 2 * 9 * 25 + 8 * 5
+    assert networks.count_macs(model, 10) == 8 * 3 * 9 * 25 + 8 * 2 * 9 * 25 + 8 * 5
 
 
 def test_macs_of_attention_are_those_of_its_linear_layers():
@@ -45,7 +46,7 @@ def test_macs_of_attention_are_those_of_its_linear_layers():
             return self.attend(tokens, tokens, tokens, need_weights=False)[0]
 
     with torch.no_grad():  # where torch would take one fused operation, that nothing counts
-        assert macs.count(Attention(), 8) == 16 * 12 * (3 * 12 + 12)
+        assert networks.count_macs(Attention(), 8) == 16 * 12 * (3 * 12 + 12)
 
 
 def test_a_run_and_its_exports_stand_in_one_table_with_the_reference_columns_first(exported, tmp_path, capsys):
@@ -60,14 +61,14 @@ def test_a_run_and_its_exports_stand_in_one_table_with_the_reference_columns_fir
     assert {(row["model"], row["seed"], row["parameters"], row["macs"]) for row in rows} == {
         ("tiny_alone", "seed_0", rows[0]["parameters"], rows[0]["macs"])}
     assert all(row["queries"] >= 16 and row["lat_ms_p50"] > 0 and row["cpu_ms_p50"] > 0 for row in rows)
-    table = runs.read_csv(run / "benchmark.csv")
-    assert len(table) == 10 and table == runs.read_csv(tmp_path / "all.csv")
+    table = read_csv(run / "benchmark.csv")
+    assert len(table) == 10 and table == read_csv(tmp_path / "all.csv")
     assert table[0]["lat_ms_p99_mlperf"] == ""  # 16 queries say nothing about a 99th percentile
     printed = capsys.readouterr().out
     assert "MACs in convolutions and linear layers (tools that count more" in printed
     again = benchmark.main([str(run / "exports" / "model.onnx"), *QUICK, "--no-memory"])
     assert again[0]["speedup"] == 1
-    kept = runs.read_csv(run / "benchmark.csv")  # the row that was measured again, and the nine others as they were
+    kept = read_csv(run / "benchmark.csv")  # the row that was measured again, and the nine others as they were
     assert kept[0]["lat_ms_mean"] == str(again[0]["lat_ms_mean"])
     assert kept[1:] == [row for row in table if (Path(row["ckpt"]).name, row["batch"]) != ("model.onnx", "1")]
 
@@ -106,11 +107,12 @@ def test_end_to_end_includes_the_file(exported):
 
 
 def test_torchscript_and_other_sizes_are_timed(exported, tmp_path):
-    from kd import checkpoint, export
+    from kd.edge import convert
+    from kd.train import checkpoint
     run = shutil.copytree(exported[0], tmp_path / "seed_0")
     model, content = checkpoint.load(run / "best.pt", registry.create)
-    told = export.describe(model, content)
-    (run / "exports" / "model.ts.pt").write_bytes(export.to_torchscript(export.deployed(model, content), 32, told))
+    told = convert.describe(model, content)
+    (run / "exports" / "model.ts.pt").write_bytes(convert.to_torchscript(convert.deployed(model, content), 32, told))
     row, = benchmark.main([str(run), *QUICK, "--no-memory", "--backends", "torchscript"])
     assert row["backend"] == "torchscript" and row["macs"] == told["macs"]
     row, = benchmark.main([str(run / "best.pt"), *QUICK, "--no-memory", "--size", "64"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd import bootstrap, calibration, metrics, operating
+from kd import bootstrap, calibration, metrics, operating_points
 
 sk = pytest.importorskip("sklearn.metrics")
 
@@ -47,7 +47,7 @@ def test_intervals_equal_a_plain_loop_over_the_same_replicates():
         areas = [sk.roc_auc_score(y == c, p[:, c]) if here[c] else np.nan for c in range(4)]
         for name, metric in alike.items():
             loop[name].append(metric(y, p))
-        loop["aurc"].append(operating.aurc(guess == y, p.max(1)))
+        loop["aurc"].append(operating_points.aurc(guess == y, p.max(1)))
         gaps = [(p.max(1) - (guess == y))[np.searchsorted(edges, p.max(1)) == k].sum() for k in range(len(edges))]
         loop["ece_equal_mass"].append(np.abs(gaps).sum() / len(y))
         loop["accuracy"].append(sk.accuracy_score(y, guess))

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd import cache, image
-from kd.dataset import Dataset
+from kd import image
+from kd.data import cache
+from kd.data.dataset import Dataset
 from kd.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,8 +221,8 @@ def test_a_damaged_cache_is_named_and_built_again_once_deleted(tmp_path, damage)
 SCRIPT = textwrap.dedent("""
     import os, sys, time
     import numpy as np
-    from kd import cache
-    from kd.dataset import Dataset
+    from kd.data import cache
+    from kd.data.dataset import Dataset
     folder, endless = sys.argv[1], int(sys.argv[2])
 
     def drawn(value):

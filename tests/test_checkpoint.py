@@ -7,8 +7,8 @@ import torch
 
 import registry
 import small
-from kd import checkpoint, models
 from kd.errors import UserError
+from kd.train import checkpoint, networks
 
 CLASSES = ["a", "b", "c"]
 INPUT = {"resize": 36, "size": 32, "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -231,12 +231,12 @@ def test_any_torchvision_classifier_can_be_named():
 def test_an_input_that_a_network_cannot_take_is_found_before_training():
     model = registry.create("architecture", "torchvision:squeezenet1_1", num_classes=3, stem="imagenet", weights=None)
     with pytest.raises(UserError, match="squeezenet1_1 cannot take images of 8 px"):
-        models.check_input(model, "torchvision:squeezenet1_1", 8, 3)
+        networks.check_input(model, "torchvision:squeezenet1_1", 8, 3)
 
 
 def test_a_checkpoint_holds_plain_values_only(tmp_path):
     data = small.data(folder=tmp_path)
-    from kd import splits
+    from kd.data import splits
     checkpoint.save(tmp_path / "best.pt", tiny(), arch="tiny", stem="small", class_names=data.class_names,
                     input={**INPUT, **data.input()}, provenance={"seen": splits.seen_by(data)})
 

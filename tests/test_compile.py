@@ -6,8 +6,9 @@ import torch
 
 import distill
 import small
-from kd import checkpoint, engine, models, runs
 from kd.errors import UserError
+from kd.files import read_csv
+from kd.train import checkpoint, engine, loop, networks
 
 
 def test_without_a_compiler_the_error_says_what_is_missing_and_nothing_is_written(tmp_path, monkeypatch):
@@ -25,7 +26,7 @@ def test_only_whole_batches_are_compiled_and_features_are_read_there_too(monkeyp
     seen = []
     monkeypatch.setattr(torch, "compile", lambda look, **options: lambda images: seen.append(len(images)) or look(images))
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 2))
-    plain, compiled = models.Reader(model, ("0",), "3"), models.Reader(model, ("0",), "3", compiled=5)
+    plain, compiled = networks.FeatureExtractor(model, ("0",), "3"), networks.FeatureExtractor(model, ("0",), "3", compiled=5)
     for count in (5, 3, 5, 10):
         images = torch.rand(count, 3, 8, 8)
         assert torch.equal(plain(images), compiled(images))
@@ -38,9 +39,9 @@ def train(folder, cache, *flags, epochs="2", dropout=0.0):
     options = small.options("--epochs", epochs, "--beta", "100", *flags)
     student, teacher = small.network(options, data, seed=0), small.network(options, data, seed=7)
     student.model.flatten = torch.nn.Sequential(student.model.flatten, torch.nn.Dropout(dropout))
-    models.fold_batch_norm(teacher.model.eval())
+    networks.fold_batch_norm(teacher.model.eval())
     engine.run(folder, student, small.terms(options), data, options, seed=0, teacher=teacher, role="student", provenance={})
-    return runs.read_csv(folder / "history.csv")
+    return read_csv(folder / "history.csv")
 
 
 @pytest.mark.slow
@@ -54,7 +55,7 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_compiled_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_path, monkeypatch):
     train(tmp_path / "whole", tmp_path, "--compile", epochs="3", dropout=0.3)
-    usual, calls = engine.validate, []
+    usual, calls = loop.validate, []
 
     def stopped(*arguments):
         calls.append(1)
@@ -63,7 +64,7 @@ def test_a_compiled_run_that_was_stopped_ends_with_the_weights_of_one_that_was_n
         return usual(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "validate", stopped)
+        patch.setattr(loop, "validate", stopped)
         train(tmp_path / "again", tmp_path, "--compile", epochs="3", dropout=0.3)
     assert len(train(tmp_path / "again", tmp_path, "--compile", epochs="3", dropout=0.3)) == 3
     states = [checkpoint.read(tmp_path / name / "best.pt")["state_dict"] for name in ("whole", "again")]

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image, ImageEnhance
 
 import registry
-from kd import corruptions, filters, image, noise, suites
+from kd import corruptions, image
 from kd.errors import UserError
+from kd.robustness import suites
+from registry.corruptions import blur, noise
 
 NAMES = registry.names("corruption")
 SIZES = (28, 64, 225)  # px
@@ -184,7 +186,7 @@ def hard_images(size):
 @pytest.mark.parametrize("size, sigma", [(28, .4), (64, 1), (100, 2.3), (100, 2.4), (99, 3.6), (90, 5), (90, 8), (30, 12)])
 def test_blur_is_a_true_gaussian_to_one_level(size, sigma):
     for pixels in hard_images(size):
-        assert np.abs(filters.gaussian(pixels, sigma) - true_gaussian(pixels, sigma)).max() < 1
+        assert np.abs(blur.gaussian(pixels, sigma) - true_gaussian(pixels, sigma)).max() < 1
 
 
 def test_a_flat_image_stays_flat_under_every_blur_and_sigma_0_changes_nothing():
@@ -222,7 +224,7 @@ def test_convolution_by_fourier_is_the_sum_over_the_kernel():
     pixels, kernel = rng.integers(0, 256, (20, 23, 3), np.uint8), rng.random((5, 5)) / 13
     padded = np.pad(pixels, ((2, 2), (2, 2), (0, 0)), mode="edge").astype(float)
     expected = sum(kernel[dy, dx] * padded[dy:dy + 20, dx:dx + 23] for dy in range(5) for dx in range(5))
-    assert np.abs(filters.correlate(pixels, kernel, "edge") - expected.clip(0, 255)).max() <= .501
+    assert np.abs(blur.correlate(pixels, kernel, "edge") - expected.clip(0, 255)).max() <= .501
 
 
 # ---- what Pillow computes
@@ -351,7 +353,7 @@ def test_the_severities_are_those_that_medmnist_c_computes():
         if cell.corruption == "motion_blur":
             radius, sigma = corruptor.severity_params[place]
             angle = rng.uniform(-45, 45)
-            ours = np.stack([filters.correlate(each, filters.trail(radius, sigma, angle, 1), "edge") for each in images])
+            ours = np.stack([blur.correlate(each, blur.trail(radius, sigma, angle, 1), "edge") for each in images])
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(np.random, "uniform", lambda low, high: angle)
                 patch.setattr(np, "fromstring", np.frombuffer)  # NumPy 2 has no binary fromstring

@@ -12,7 +12,7 @@ Seen, by lesion and (blind to lesions) by image: accuracy .947 and .896, differe
 import numpy as np
 import pytest
 
-from kd import bootstrap, comparison, metrics
+from kd import bootstrap, metrics, paired
 
 SHARES = np.array([327, 514, 1099, 115, 1113, 6705, 142]) / 10015  # akiec bcc bkl df mel nv vasc
 IMAGES_A_LESION = np.array([5514, 1423, 490, 34, 5, 4]) / 7470  # 1 to 6
@@ -67,8 +67,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say(capsys):
             one, two = (bootstrap.confusions(labels, p, 7, index, weights) for p in (first, second))
             found = {"accuracy": bootstrap.interval(metrics.accuracy(one)),
                      "macro_f1": bootstrap.interval(metrics.macro_f1(one)),
-                     "difference": comparison.paired(metrics.accuracy(one), metrics.accuracy(two)),
-                     "macro_f1 difference": comparison.paired(metrics.macro_f1(one), metrics.macro_f1(two))}
+                     "difference": paired.paired(metrics.accuracy(one), metrics.accuracy(two)),
+                     "macro_f1 difference": paired.paired(metrics.macro_f1(one), metrics.macro_f1(two))}
             for name, metric in found.items():
                 held[name, by].append((metric["hi"] < true[name], metric["lo"] > true[name]))
     coverage = {}

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 import registry
-from kd import cache, data as kd_data
-from kd.dataset import Dataset
+from kd.data import cache, loader
+from kd.data.dataset import Dataset
 from kd.errors import UserError
-from kd.runs import write_csv
+from kd.files import write_csv
 
 
 def make(name, *args, **options):
@@ -169,7 +169,7 @@ def test_medmnist_of_any_size_and_colour(tmp_path, shape, size, column):
     assert data.name == "own" and data.class_names == ["0", "1"] and data.groups is None
     assert data.split == ["train"] * 8 + ["val"] * 3 + ["test"] * 4 and data.ids[8] == "val_0"
     assert data.labels.tolist() == [0, 1] * 4 + [0, 1, 0] + [0, 1] * 2
-    ready = kd_data.prepare(data, size=size, cache_folder=tmp_path)
+    ready = loader.prepare(data, size=size, cache_folder=tmp_path)
     assert ready.images.shape == (15, size, size, 3) and ready.split.tolist() == data.split
     if shape[:2] == (size, size):
         stored = content["val_images"] if len(shape) == 3 else np.repeat(content["val_images"][..., None], 3, 3)
@@ -340,14 +340,14 @@ def test_groups_stay_together_and_a_shared_one_stops_the_run(tmp_path):
     names = [f"{c}/{k}.png" for c in "ab" for k in range(20)]
     tree(tmp_path / "set", *names)
     write_csv(tmp_path / "g.csv", [{"id": name, "group": f"p{k % 20 // 2}{name[0]}"} for k, name in enumerate(names)])
-    data = kd_data.prepare(make("folder", tmp_path / "set", groups=tmp_path / "g.csv"), size=8, root=tmp_path / "set")
+    data = loader.prepare(make("folder", tmp_path / "set", groups=tmp_path / "g.csv"), size=8, root=tmp_path / "set")
     assert data.grouped and data.images.shape[1] == 8 + 2 * round(8 / 16)
     assert (data.split.reshape(20, 2) == data.split[::2, None]).all()
     official = [f"{split}/{c}/{k}.png" for split in ("train", "val", "test") for c in "ab" for k in range(2)]
     tree(tmp_path / "official", *official)
     write_csv(tmp_path / "h.csv", [{"id": name, "group": name.replace("train", "val")} for name in official])
     with pytest.raises(UserError, match="4 groups are in more than one split"):
-        kd_data.prepare(make("folder", tmp_path / "official", groups=tmp_path / "h.csv"), size=8, cache_folder=tmp_path / "c")
+        loader.prepare(make("folder", tmp_path / "official", groups=tmp_path / "h.csv"), size=8, cache_folder=tmp_path / "c")
 
 
 def test_one_image_under_two_names_stays_in_one_split(tmp_path):
@@ -355,7 +355,7 @@ def test_one_image_under_two_names_stays_in_one_split(tmp_path):
     root = tree(tmp_path / "set", *names)
     for name in names:
         (root / name.replace(".png", "_copy.png")).write_bytes((root / name).read_bytes())
-    data = kd_data.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache")
+    data = loader.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache")
     split = dict(zip(data.ids, data.split))
     assert all(split[name] == split[name.replace(".png", "_copy.png")] for name in names)
     assert set(data.split) == {"train", "val", "test"}
@@ -366,22 +366,22 @@ def test_skipped_images_are_recorded_and_left_out(tmp_path):
     (root / "a" / "0.png").write_bytes(b"")
     (root / "b" / "19.png").write_bytes(b"text")
     with pytest.raises(UserError, match="2 of 40 images cannot be used: a/0.png"):
-        kd_data.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache")
-    data = kd_data.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache", skip_bad=True)
+        loader.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache")
+    data = loader.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache", skip_bad=True)
     assert data.skipped == ["a/0.png", "b/19.png"] and len(data.ids) == len(data.labels) == len(data.split) == 38
     shown = data.pixels(np.arange(38))[:, 0, 0, 0].tolist()  # image k is filled with k: rows follow their ids
     assert shown == [int(i.split("/")[1][:-4]) + 20 * (i[0] == "b") for i in data.ids]
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="not one of the 40 images can be read"):
-        kd_data.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache", skip_bad=True)
+        loader.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache", skip_bad=True)
 
 
 def test_the_fingerprint_follows_the_content(tmp_path):
     root = tree(tmp_path / "set", *[f"{c}/{k}.png" for c in "ab" for k in range(12)])
 
     def fingerprint(**options):
-        return kd_data.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache", **options).fingerprint
+        return loader.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache", **options).fingerprint
 
     first = fingerprint()
     assert fingerprint(split_seed=1) == first and len(first) == 16

@@ -10,8 +10,12 @@ import distill
 import registry
 import small
 import train_teacher
-from kd import checkpoint, engine, models, objective, runs, training
+from kd import objective
 from kd.errors import UserError
+from kd.files import read_csv, read_json, read_npz, read_yaml
+from kd.train import checkpoint, engine, loop, networks, setup
+from kd.train.step import normalise_for
+from kd.train.weights import fingerprint
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -37,7 +41,7 @@ def setting(tmp_path):
     data = small.data(folder=tmp_path)
     options = small.options("--alpha", "0.5")
     torch.manual_seed(0)
-    student, teacher = (models.Network(Recorder(3), name, "small") for name in ("student", "teacher"))
+    student, teacher = (networks.Network(Recorder(3), name, "small") for name in ("student", "teacher"))
     teacher.model.train()  # as it comes from a constructor
     step = engine.Step(student, teacher, small.terms(options), data, options, torch.device("cpu"), "fp32")
     return step, student.model, teacher.model, data, options
@@ -46,8 +50,8 @@ def setting(tmp_path):
 def epochs(step, data, options, count=2):
     for epoch in range(1, count + 1):
         with tqdm(disable=True) as bar:
-            engine.train_epoch(step, data, options, seed=0, epoch=epoch, steps_before=0, steps=100, bar=bar)
-        engine.validate(step.networks[0], data, step.device)
+            loop.train_epoch(step, data, options, seed=0, epoch=epoch, steps_before=0, steps=100, bar=bar)
+        loop.validate(step.networks[0], data, step.device)
 
 
 def test_the_teacher_does_not_drift(setting):
@@ -98,8 +102,8 @@ def test_the_student_trains_in_train_mode_after_a_validation_too(setting):
 def test_validation_is_in_eval_mode_and_predicts_the_same_twice(setting):
     step, student, _, data, _ = setting
     student.train()
-    assert np.array_equal(engine.predict(step.networks[0], data, "val", step.device),
-                          engine.predict(step.networks[0], data, "val", step.device))
+    assert np.array_equal(loop.predict(step.networks[0], data, "val", step.device),
+                          loop.predict(step.networks[0], data, "val", step.device))
     assert student.training
 
 
@@ -113,9 +117,9 @@ def test_teacher_and_student_see_the_same_crop_in_the_same_order(setting):
 
 def test_labels_and_index_belong_to_the_images(setting, monkeypatch):
     _, _, _, data, _ = setting
-    from kd import data as kd_data
+    from kd.data import loader
     rows = data.where("train")
-    for images, labels, index in kd_data.training_batches(data, batch=16, seed=0, epoch=1, device=torch.device("cpu"),
+    for images, labels, index in loader.training_batches(data, batch=16, seed=0, epoch=1, device=torch.device("cpu"),
                                                           workers=2):
         assert torch.equal(labels, torch.from_numpy(data.labels[rows[index.numpy()]]))
         for image, position in zip(images, index):
@@ -134,10 +138,10 @@ def test_what_the_losses_are_given_belongs_to_the_images(tmp_path):
     step.close()
     assert torch.equal(seen["labels"], labels) and torch.equal(seen["index"], index)
     assert seen["class_counts"].tolist() == np.bincount(data.labels[data.where("train")]).tolist()
-    alone = models.Reader(teacher.model, teacher.stages)
+    alone = networks.FeatureExtractor(teacher.model, teacher.stages)
     for k in range(6):
         with torch.no_grad():
-            logits = alone(engine.normalised(images[k:k + 1], teacher))
+            logits = alone(normalise_for(images[k:k + 1], teacher))
         assert torch.allclose(seen["teacher_logits"][k], logits[0], atol=1e-5)
         assert len(alone.features) == 4 == len(seen["teacher_features"])
         assert all(torch.allclose(a[k], b[0], atol=1e-5) for a, b in zip(seen["teacher_features"], alone.features))
@@ -145,7 +149,7 @@ def test_what_the_losses_are_given_belongs_to_the_images(tmp_path):
 
 def one_image(data, row):
     """The training view of one image in epoch 1, made apart from any batch."""
-    from kd import augment
+    from kd.data import augment
     draws = augment.draw(0, 1, np.array([row]))
     view = augment.crop(data.pixels(np.array([row])), draws, data.size)
     yield augment.colour(augment.to_float(view, "cpu"), draws)[0]
@@ -191,11 +195,11 @@ def test_a_teacher_of_the_same_split_teaches_and_is_not_needed_for_alpha_1(tmp_p
 
 
 def test_without_a_teacher_one_is_trained_first_and_used_again(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
+    monkeypatch.setattr(setup, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
     common = [*COMMON, "--out", str(tmp_path), "--student", "tiny", "--split-seed", "3"]
     student, = distill.main(common)
     teacher = tmp_path / "lesions_32px" / "teacher_tiny" / "seed_0"
-    assert runs.read_yaml(student / "config.yaml")["teacher"] == teacher.as_posix()
+    assert read_yaml(student / "config.yaml")["teacher"] == teacher.as_posix()
     out = capsys.readouterr().out
     assert "no teacher in" in out and "training a tiny first" in out
     suggested = out.split("next: python distill.py ")[1].split("   #")[0].split()
@@ -210,7 +214,7 @@ def test_without_a_teacher_one_is_trained_first_and_used_again(tmp_path, capsys,
 
 def interrupted(monkeypatch, *argv):
     """A teacher's training that was stopped in its second epoch."""
-    usual, calls = engine.train_epoch, []
+    usual, calls = loop.train_epoch, []
 
     def stopped(*given, **options):
         calls.append(1)
@@ -219,12 +223,12 @@ def interrupted(monkeypatch, *argv):
         return usual(*given, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "train_epoch", stopped)
+        patch.setattr(loop, "train_epoch", stopped)
         train_teacher.main([*COMMON, "--teacher", "tiny", "--epochs", "3", "--lr", "0.002", *argv])
 
 
 def test_a_teacher_whose_training_was_stopped_is_trained_to_its_end_first(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(training, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
+    monkeypatch.setattr(setup, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
     interrupted(monkeypatch, "--out", str(tmp_path / "before"))
     (tmp_path / "before").rename(tmp_path / "now")
     capsys.readouterr()
@@ -232,13 +236,13 @@ def test_a_teacher_whose_training_was_stopped_is_trained_to_its_end_first(tmp_pa
     teacher = tmp_path / "now" / "lesions_32px" / "teacher_tiny" / "seed_0"
     out = capsys.readouterr().out
     assert "going on with it first" in out and f"{teacher}: going on after epoch 1" in out
-    assert len(runs.read_csv(teacher / "history.csv")) == 3  # as its own options say, not the student's
-    assert runs.read_json(student / "environment.json")["teacher"] == models.fingerprint(
+    assert len(read_csv(teacher / "history.csv")) == 3  # as its own options say, not the student's
+    assert read_json(student / "environment.json")["teacher"] == fingerprint(
         checkpoint.read(teacher / "best.pt")["state_dict"])
 
 
 def test_another_teacher_whose_training_was_stopped_is_named_and_none_is_trained(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
+    monkeypatch.setattr(setup, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
     interrupted(monkeypatch, "--out", str(tmp_path), "--name", "mine")
     common = [*COMMON, "--out", str(tmp_path), "--student", "tiny"]
     with pytest.raises(UserError, match="teacher .*mine.seed_0 has not ended") as caught:
@@ -252,8 +256,8 @@ def test_another_teacher_whose_training_was_stopped_is_named_and_none_is_trained
 
 
 def test_the_best_epoch_is_chosen_on_validation_alone(tmp_path, monkeypatch):
-    usual, asked = engine.predict, []
-    monkeypatch.setattr(engine, "predict", lambda model, data, split, device: asked.append(split)
+    usual, asked = loop.predict, []
+    monkeypatch.setattr(loop, "predict", lambda model, data, split, device: asked.append(split)
                         or usual(model, data, split, device))
     distill.main([*COMMON, "--out", str(tmp_path), "--student", "tiny", "--alpha", "1", "--epochs", "2"])
     assert asked == ["val", "val", "val", "test"]  # after each epoch, and the predictions of the best
@@ -267,15 +271,15 @@ def test_the_best_epoch_is_what_is_kept_and_what_predicts(tmp_path, monkeypatch)
         states.append({key: value.clone() for key, value in network.model.state_dict().items()})
         return {"val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": next(scores)}
 
-    monkeypatch.setattr(engine, "validate", scripted)
+    monkeypatch.setattr(loop, "validate", scripted)
     engine.run(tmp_path / "run", student, small.terms(options), data, options, seed=0, role="student", provenance={})
     kept = checkpoint.read(tmp_path / "run" / "best.pt")["state_dict"]
     assert all(torch.equal(kept[key], value) for key, value in states[1].items())
     assert not torch.equal(states[1]["head.weight"], states[2]["head.weight"])
-    loaded, _ = training.load_network(tmp_path / "run" / "best.pt", registry)
+    loaded, _ = setup.load_network(tmp_path / "run" / "best.pt", registry)
     for split in ("val", "test"):
-        assert np.array_equal(engine.predict(loaded, data, split, torch.device("cpu")),
-                              runs.read_npz(tmp_path / "run" / "predictions" / f"{split}.npz")["logits"])
+        assert np.array_equal(loop.predict(loaded, data, split, torch.device("cpu")),
+                              read_npz(tmp_path / "run" / "predictions" / f"{split}.npz")["logits"])
 
 
 def test_a_teacher_of_another_input_size_is_refused(tmp_path):
@@ -289,7 +293,7 @@ def test_a_loss_on_stages_refuses_a_network_whose_stages_are_not_known(tmp_path)
     data, options = small.data(folder=tmp_path), small.options("--beta", "10")
     student = small.network(options, data)
     with pytest.raises(UserError, match="stages of other are not known"):
-        engine.Step(student, models.Network(Recorder(3), "other", "small"), small.terms(options), data, options,
+        engine.Step(student, networks.Network(Recorder(3), "other", "small"), small.terms(options), data, options,
                     torch.device("cpu"), "fp32")
 
 
@@ -297,7 +301,7 @@ def test_the_attention_term_reads_four_stages_of_every_architecture(tmp_path):
     for name in ("resnet18", "resnet34", "resnet50", "mobilenetv2", "efficientnetb0", "tiny"):
         entry = registry.get("architecture", name)
         model = entry.make(num_classes=3, stem="imagenet", weights=None).eval()
-        reader = models.Reader(model, entry.info["stages"], entry.info["head"])
+        reader = networks.FeatureExtractor(model, entry.info["stages"], entry.info["head"])
         with torch.no_grad():
             logits = reader(torch.randn(2, 3, 64, 64))
         assert [64 // feature.shape[2] for feature in reader.features] == [4, 8, 16, 32]
@@ -309,7 +313,7 @@ def test_the_attention_term_reads_four_stages_of_every_architecture(tmp_path):
 def test_the_small_stem_keeps_the_resolution_of_the_input_in_the_first_stage():
     for name in ("resnet18", "mobilenetv2", "efficientnetb0", "tiny"):
         entry = registry.get("architecture", name)
-        reader = models.Reader(entry.make(num_classes=3, stem="small", weights=None).eval(), entry.info["stages"])
+        reader = networks.FeatureExtractor(entry.make(num_classes=3, stem="small", weights=None).eval(), entry.info["stages"])
         with torch.no_grad():
             reader(torch.randn(1, 3, 32, 32))
         assert [feature.shape[2] for feature in reader.features] == [32, 16, 8, 4]
@@ -317,7 +321,7 @@ def test_the_small_stem_keeps_the_resolution_of_the_input_in_the_first_stage():
 
 def test_parameter_counts_are_the_published_ones():
     for name, count in (("resnet18", 11_180_103), ("mobilenetv2", 2_232_839), ("efficientnetb0", 4_016_515)):
-        assert models.parameters(registry.create("architecture", name, num_classes=7, stem="imagenet", weights=None)) == count
+        assert networks.parameters(registry.create("architecture", name, num_classes=7, stem="imagenet", weights=None)) == count
 
 
 def test_a_nan_loss_stops_with_step_terms_and_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -346,14 +350,14 @@ def test_init_fine_tunes_from_a_checkpoint(tmp_path):
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "validate", lambda *_: {"val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": 0.5})
+    monkeypatch.setattr(loop, "validate", lambda *_: {"val_loss": 1.0, "val_accuracy": 0.5, "val_macro_f1": 0.5})
     run, = distill.main([*COMMON, "--out", str(tmp_path), "--student", "tiny", "--alpha", "1", "--epochs", "9",
                          "--patience", "2"])
     assert len((run / "history.csv").read_text().splitlines()) == 1 + 3  # the best epoch, and two without a better
 
 
 def test_the_learning_rate_rises_then_falls_to_0():
-    rates = [engine.schedule(step, 100, 0.1) for step in range(100)]
+    rates = [loop.schedule(step, 100, 0.1) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
     assert all(a >= b for a, b in zip(rates[9:], rates[10:])) and rates[-1] < 1e-3
 

@@ -12,8 +12,9 @@ import torch
 import distill
 import small
 import train_teacher
-from kd import checkpoint, runs
-from kd import data as kd_data
+from kd.data import loader
+from kd.files import read_csv, read_json, read_npz
+from kd.train import checkpoint
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -71,12 +72,12 @@ def test_two_processes_give_the_loss_curve_of_one(study):
     distill.main(arguments("one"))
     done = torchrun(arguments("two"))
     assert done.returncode == 0, done.stderr
-    one, two = (runs.read_csv(student(root, out) / "history.csv") for out in ("one", "two"))
+    one, two = (read_csv(student(root, out) / "history.csv") for out in ("one", "two"))
     assert len(one) == len(two) == 3
     for name in ("loss", "logit_adjusted", "kd", "val_loss"):
         assert np.allclose([float(row[name]) for row in one], [float(row[name]) for row in two], atol=1e-4), name
-    assert runs.read_json(student(root, "two") / "environment.json")["processes"] == 2
-    logits = [runs.read_npz(student(root, out) / "predictions" / "test.npz")["logits"] for out in ("one", "two")]
+    assert read_json(student(root, "two") / "environment.json")["processes"] == 2
+    logits = [read_npz(student(root, out) / "predictions" / "test.npz")["logits"] for out in ("one", "two")]
     assert logits[0].shape == logits[1].shape and np.allclose(*logits, atol=1e-3)
     assert done.stdout.count("macro F1") == 1  # one process tells the result
 
@@ -86,7 +87,7 @@ def test_a_lost_worker_ends_the_run_and_the_same_command_goes_on_to_the_same_wei
     root, arguments = study
     assert torchrun(arguments("two")).returncode == 0
     lost = torchrun(arguments("lost"), FATAL="1")
-    assert lost.returncode != 0 and len(runs.read_csv(student(root, "lost") / "history.csv")) == 1
+    assert lost.returncode != 0 and len(read_csv(student(root, "lost") / "history.csv")) == 1
     again = torchrun(arguments("lost"))
     assert again.returncode == 0 and "going on after epoch 1" in again.stdout, again.stderr
     states = [checkpoint.read(student(root, out) / "best.pt")["state_dict"] for out in ("two", "lost")]
@@ -95,8 +96,8 @@ def test_a_lost_worker_ends_the_run_and_the_same_command_goes_on_to_the_same_wei
 
 def test_the_shares_of_all_processes_are_the_batches_of_one_in_their_order(tmp_path):
     data = small.data(folder=tmp_path)
-    whole = [index for _, _, index in kd_data.training_batches(data, batch=20, seed=1, epoch=2, device=CPU)]
-    shares = [[index for _, _, index in kd_data.training_batches(data, batch=20, seed=1, epoch=2, device=CPU, share=(rank, 3))]
+    whole = [index for _, _, index in loader.training_batches(data, batch=20, seed=1, epoch=2, device=CPU)]
+    shares = [[index for _, _, index in loader.training_batches(data, batch=20, seed=1, epoch=2, device=CPU, share=(rank, 3))]
               for rank in range(3)]
     assert [len(batch) for batch in whole] == [20, 20, 20, 6]
     for batch, *parts in zip(whole, *shares, strict=True):
@@ -104,6 +105,6 @@ def test_the_shares_of_all_processes_are_the_batches_of_one_in_their_order(tmp_p
 
 
 def test_a_last_batch_too_small_for_every_process_is_left_out():
-    assert kd_data.batch_sizes(23, 10) == [(0, 10), (10, 10), (20, 3)]
-    assert kd_data.batch_sizes(23, 10, 2) == [(0, 10), (10, 10)]
-    assert kd_data.batch_sizes(21, 10) == [(0, 10), (10, 10)]
+    assert loader.batch_sizes(23, 10) == [(0, 10), (10, 10), (20, 3)]
+    assert loader.batch_sizes(23, 10, 2) == [(0, 10), (10, 10)]
+    assert loader.batch_sizes(21, 10) == [(0, 10), (10, 10)]

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 import registry
-from kd import models
 from kd.errors import UserError
+from kd.train import networks
+from kd.train.weights import _renamed
 from registry.architectures import efficientnet_lite
 
 
@@ -35,8 +36,8 @@ def test_imagenet_logits_are_those_of_an_independent_implementation(number, size
     theirs.load_state_dict(state)
     scale = {0: (1.0, 1.0, .2), 1: (1.0, 1.1, .2), 2: (1.1, 1.2, .3)}[number]
     ours = efficientnet_lite.EfficientNetLite(1000, *scale)
-    assert models.parameters(ours) == parameters
-    ours.load_state_dict(models._renamed(state, ours.state_dict(), "package"))
+    assert networks.parameters(ours) == parameters
+    ours.load_state_dict(_renamed(state, ours.state_dict(), "package"))
     images = pictures(size)
     with torch.no_grad():
         a, b = ours.eval()(images), theirs.eval()(images)
@@ -78,7 +79,7 @@ def test_weights_of_another_scale_are_refused_with_the_keys_that_differ(tmp_path
 
 def test_the_stages_of_a_lite_network_are_at_strides_4_to_32():
     entry = registry.get("architecture", "efficientnetlite2")
-    reader = models.Reader(entry.make(num_classes=3, stem="imagenet", weights=None).eval(), entry.info["stages"], entry.info["head"])
+    reader = networks.FeatureExtractor(entry.make(num_classes=3, stem="imagenet", weights=None).eval(), entry.info["stages"], entry.info["head"])
     with torch.no_grad():
         reader(torch.zeros(1, 3, 224, 224))
     assert [feature.shape[-1] for feature in reader.features] == [56, 28, 14, 7] and reader.pooled.shape == (1, 1280)

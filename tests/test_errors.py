@@ -11,9 +11,10 @@ import pytest
 import distill
 import registry
 import train_teacher
-from kd import data as kd_data
-from kd import engine, errors, runs
+from kd import errors, runs
+from kd.data import loader
 from kd.errors import Parser, UserError, listing, nearest
+from kd.train import engine
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,7 +104,7 @@ def test_a_dataset_function_that_gives_something_else_is_named(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("from registry import register\n@register('dataset', 'gives_a_list')\n"
                                       "def mine(): return [1, 2]\n")
-    with pytest.raises(UserError, match="the dataset gives_a_list gave list, not a kd.dataset.Dataset\nSee .*mine.py"):
+    with pytest.raises(UserError, match="the dataset gives_a_list gave list, not a kd.data.dataset.Dataset\nSee .*mine.py"):
         train_teacher.main(["--data", "gives_a_list", "--plugin", "mine.py"])
     registry._entries["dataset"].pop("gives_a_list")
 
@@ -167,7 +168,7 @@ def test_a_part_that_does_not_fit_is_named_before_a_teacher_is_trained(argv, err
 
 def test_an_out_that_cannot_be_written_is_found_before_images_are_decoded(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(kd_data, "prepare", lambda *given, **options: pytest.fail("decoding began"))
+    monkeypatch.setattr(loader, "prepare", lambda *given, **options: pytest.fail("decoding began"))
     with pytest.raises(UserError, match="cannot write to"):
         train_teacher.main(["--data=lesions,images=70", "--size=16", "--out", str(tmp_path / "file")])
 

@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 
 import evaluate
-from kd import evaluation, metrics, runs
-from kd import predictions as predictions_of
+from kd import metrics
 from kd.errors import UserError
+from kd.evaluation import protocol
+from kd.files import read_json, write_csv, write_npz
+from kd.predictions import of_files
+from kd.predictions import read as read_predictions
 
-FAST = evaluation.Settings(replicates=100)
+FAST = protocol.Settings(replicates=100)
 ROOT = Path(__file__).parents[1]
 NAMES = ["nv", "mel", "a class with quite a long name"]
 
 
-def predictions(split, n, seed=0):
+def arrays_of(split, n, seed=0):
     rng = np.random.default_rng([seed, n])
     labels = np.arange(n) % 5 % 3  # two fifths, two fifths, one fifth
     logits = rng.normal(size=(n, 3)).astype(np.float32)
@@ -33,13 +36,13 @@ def make_run(path, seed=0, **changes):
     rows = [{"id": f"train{i}", "group": f"train-lesion{i}", "label": "nv", "split": "train",
              "sha256": ""} for i in range(10)]
     for split, n in (("val", 40), ("test", 90)):
-        arrays = predictions(split, n, seed)
+        arrays = arrays_of(split, n, seed)
         arrays.update({k.split("__")[1]: v for k, v in changes.items() if k.startswith(split + "__")})
-        runs.write_npz(path / "predictions" / f"{split}.npz",
+        write_npz(path / "predictions" / f"{split}.npz",
                        **{k: v for k, v in arrays.items() if v is not None})
         rows += [{"id": i, "group": g, "label": "nv", "split": split, "sha256": ""}
                  for i, g in zip(arrays["ids"], arrays["groups"])]
-    runs.write_csv(path / "split.csv", rows)
+    write_csv(path / "split.csv", rows)
     return path
 
 
@@ -49,8 +52,8 @@ def run(tmp_path):
 
 
 def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
-    returned = evaluation.of_run(run, FAST).result
-    read = runs.read_json(run / "metrics.json")
+    returned = evaluate.evaluate_run(run, FAST).result
+    read = read_json(run / "metrics.json")
     assert read["test"] == json.loads(json.dumps(returned["test"]))
     told = read["conventions"]
     assert (told["level"], told["replicates"], told["clusters"], told["n_clusters"]) == (.95, 100, "group", 45)
@@ -63,7 +66,7 @@ def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
         f"{metric}/{name}" for metric in ("f1", "recall", "precision", "auroc") for name in NAMES}
     assert set(read["val"]) == names  # the temperature was fitted there: calibrated figures would flatter
     assert set(read["test"]) == names | {f"{name}_calibrated" for name in probabilistic}
-    test = predictions("test", 90)
+    test = arrays_of("test", 90)
     counts = metrics.confusion(test["labels"], test["logits"].argmax(1), 3)
     assert read["confusion"] == counts.tolist()
     assert read["test"]["accuracy"]["value"] == pytest.approx(np.trace(counts) / 90)
@@ -72,27 +75,27 @@ def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
 
 def test_the_majority_rule_answers_what_is_largest_on_validation(tmp_path):
     run = make_run(tmp_path / "run", val__labels=np.full(40, 2))
-    result = evaluation.of_run(run, FAST).result
+    result = evaluate.evaluate_run(run, FAST).result
     assert result["conventions"]["majority_class"] == NAMES[2]
     assert result["majority"]["accuracy"]["value"] == pytest.approx(.2)  # though two are larger on test
     assert set(result["majority"]) == {"accuracy", "macro_f1", "balanced_accuracy"}
 
 
 def test_an_undefined_number_is_null_in_the_file_and_a_word_in_the_table(tmp_path, capsys):
-    labels = np.where(predictions("test", 90)["labels"] == 1, 0, predictions("test", 90)["labels"])
-    logits = predictions("test", 90)["logits"] - [0, 99, 0]
+    labels = np.where(arrays_of("test", 90)["labels"] == 1, 0, arrays_of("test", 90)["labels"])
+    logits = arrays_of("test", 90)["logits"] - [0, 99, 0]
     run = make_run(tmp_path / "study" / "model" / "seed_0", test__labels=labels, test__logits=logits)
     evaluate.main([str(run), "--replicates", "100"])
     shown = capsys.readouterr().out
     assert "No test image of mel" in shown and "n/a" in shown and "nan" not in shown.lower()
-    assert runs.read_json(run / "metrics.json")["test"]["f1/mel"] == {
+    assert read_json(run / "metrics.json")["test"]["f1/mel"] == {
         "value": None, "lo": None, "hi": None, "replicates": 100, "undefined": 100}
 
 
 def test_one_run_prints_the_full_tables(run, capsys):
     evaluate.main([str(run)])
     shown = capsys.readouterr().out
-    result = runs.read_json(run / "metrics.json")
+    result = read_json(run / "metrics.json")
     assert "95% intervals, 2,000 bootstrap replicates over 45 groups" in shown
     accuracy = result["test"]["accuracy"]
     assert f"{accuracy['value']:.3f} [{accuracy['lo']:.3f}, {accuracy['hi']:.3f}]" in shown
@@ -128,7 +131,7 @@ def test_a_damaged_run_is_named_and_the_others_are_evaluated(run, capsys):
 
 
 def test_runs_and_files_of_other_systems_stand_in_one_table(run, tmp_path, capsys):
-    path = save(tmp_path / "theirs.npz", **{key: predictions("test", 90)[key] for key in ("ids", "groups", "class_names")})
+    path = save(tmp_path / "theirs.npz", **{key: arrays_of("test", 90)[key] for key in ("ids", "groups", "class_names")})
     evaluate.main([str(run), str(path), "--replicates", "100"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("tiny_kd/seed_0 ") and lines[2].startswith(str(path)) and len(lines) == 6
@@ -136,7 +139,7 @@ def test_runs_and_files_of_other_systems_stand_in_one_table(run, tmp_path, capsy
 
 
 def test_different_test_sets_are_told_apart(run, tmp_path, capsys):
-    other = predictions("test", 90)
+    other = arrays_of("test", 90)
     make_run(tmp_path / "other" / "tiny_kd" / "seed_0", test__groups=other["ids"])
     evaluate.main([str(tmp_path), "--replicates", "100"])
     shown = capsys.readouterr().out
@@ -155,26 +158,26 @@ def test_different_test_sets_are_told_apart(run, tmp_path, capsys):
 def test_a_leak_is_an_error_before_any_metric(tmp_path, changes, words):
     run = make_run(tmp_path / "run", **changes)
     with pytest.raises(UserError, match=words):
-        evaluation.of_run(run, FAST)
+        evaluate.evaluate_run(run, FAST)
     assert not (run / "metrics.json").exists()
 
 
 def test_images_without_groups_share_none(tmp_path, capsys):
     empty = {f"{split}__groups": np.full(n, "") for split, n in (("val", 40), ("test", 90))}
-    result = evaluation.of_run(make_run(tmp_path / "run", **empty), FAST).result
+    result = evaluate.evaluate_run(make_run(tmp_path / "run", **empty), FAST).result
     assert result["conventions"]["clusters"] == "image" and result["conventions"]["n_clusters"] == 90
 
 
 # ---- predictions of other systems
 
 def of_file(path, groups=None):
-    return evaluation.evaluate(*predictions_of.of_files(path, groups=groups), FAST).result
+    return protocol.evaluate(*of_files(path, groups=groups), FAST).result
 
 
 def save(path, drop=(), **arrays):
-    given = predictions("test", 90)
+    given = arrays_of("test", 90)
     arrays = {"y_true": given["labels"], "y_prob": metrics.softmax(given["logits"]), **arrays}
-    runs.write_npz(path, **{k: v for k, v in arrays.items() if k not in drop})
+    write_npz(path, **{k: v for k, v in arrays.items() if k not in drop})
     return path
 
 
@@ -187,7 +190,7 @@ def test_labels_and_probabilities_are_enough(tmp_path, capsys):
     result = of_file(path)
     assert result["class_names"] == ["0", "1", "2"] and "val" not in result
     assert result["conventions"]["majority_class"] == "0"
-    logits = save(tmp_path / "logits.npz", drop=["y_prob"], logits=predictions("test", 90)["logits"])
+    logits = save(tmp_path / "logits.npz", drop=["y_prob"], logits=arrays_of("test", 90)["logits"])
     assert of_file(logits)["test"] == result["test"]
 
 
@@ -196,21 +199,21 @@ def test_out_is_where_the_metrics_of_a_file_go(tmp_path, capsys):
     evaluate.main([str(path), "--out", str(tmp_path / "new" / "place"), "--replicates", "100"])
     written = tmp_path / "new" / "place" / "metrics.json"
     assert str(written) in capsys.readouterr().out
-    assert runs.read_json(written)["split"]["test"]["images"] == 90
+    assert read_json(written)["split"]["test"]["images"] == 90
 
 
 def test_groups_from_a_csv_are_the_groups_in_the_file(tmp_path):
-    given = predictions("test", 90)
-    runs.write_csv(tmp_path / "groups.csv", [{"id": i, "group": g} for i, g in
+    given = arrays_of("test", 90)
+    write_csv(tmp_path / "groups.csv", [{"id": i, "group": g} for i, g in
                                              zip(given["ids"][::-1], given["groups"][::-1])])
     inside = save(tmp_path / "inside.npz", ids=given["ids"], groups=given["groups"])
     beside = save(tmp_path / "beside.npz", ids=given["ids"])
     assert (of_file(beside, tmp_path / "groups.csv")
             == of_file(inside))
-    runs.write_csv(tmp_path / "short.csv", [{"id": i, "group": "g"} for i in given["ids"][3:]])
+    write_csv(tmp_path / "short.csv", [{"id": i, "group": "g"} for i in given["ids"][3:]])
     with pytest.raises(UserError, match="no group for 3 of 90 images of .*beside.npz: test0, test1, test2"):
         of_file(beside, tmp_path / "short.csv")
-    runs.write_csv(tmp_path / "twice.csv", [{"id": "test0", "group": g} for g in "ab"])
+    write_csv(tmp_path / "twice.csv", [{"id": "test0", "group": g} for g in "ab"])
     with pytest.raises(UserError, match="two groups: test0"):
         of_file(beside, tmp_path / "twice.csv")
     with pytest.raises(UserError, match="has no ids"):
@@ -218,16 +221,16 @@ def test_groups_from_a_csv_are_the_groups_in_the_file(tmp_path):
 
 
 def test_probabilities_that_nearly_sum_to_one_are_renormalised_and_noted(tmp_path, capsys):
-    exact = metrics.softmax(predictions("test", 90)["logits"])
+    exact = metrics.softmax(arrays_of("test", 90)["logits"])
     path = save(tmp_path / "near.npz", y_prob=exact * 1.0005)
     evaluate.main([str(path), "--replicates", "100"])
     assert "renormalised" in capsys.readouterr().out
-    rows = predictions_of.read(path).probabilities
+    rows = read_predictions(path).probabilities
     np.testing.assert_allclose(rows, exact, atol=1e-12)
-    assert predictions_of.read(save(tmp_path / "f4.npz", y_prob=exact.astype("f4"))).note == ""
+    assert read_predictions(save(tmp_path / "f4.npz", y_prob=exact.astype("f4"))).note == ""
 
 
-N, ROW, P = 90, np.arange(90)[:, None], metrics.softmax(predictions("test", 90)["logits"])
+N, ROW, P = 90, np.arange(90)[:, None], metrics.softmax(arrays_of("test", 90)["logits"])
 BAD = {
     "no labels": (dict(drop=["y_true"]), "neither labels nor y_true"),
     "no scores": (dict(drop=["y_prob"]), "neither logits nor y_prob"),
@@ -244,7 +247,7 @@ BAD = {
     "words": (dict(y_prob=P.astype(str)), "not numbers"),
     "NaN": (dict(y_prob=np.where(ROW < 2, np.nan, P)), "2 of 90 images are not finite"),
     "infinite": (dict(logits=np.where(ROW < 2, np.inf, P)), "logits of 2 of 90 images are not finite"),
-    "logits as probabilities": (dict(y_prob=predictions("test", N)["logits"]), "look like logits"),
+    "logits as probabilities": (dict(y_prob=arrays_of("test", N)["logits"]), "look like logits"),
     "sums": (dict(y_prob=P * .9), "90 of 90 images do not sum to 1"),
     "few ids": (dict(ids=np.array(["a"])), r"ids has shape \(1,\)"),
     "equal ids": (dict(ids=np.array(["a"] * N)), "ids are not unique: a"),

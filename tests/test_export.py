@@ -9,10 +9,11 @@ import pytest
 
 import export
 import registry
-from kd import checkpoint, image, quantization, runs
-from kd import export as kd_export
-from kd import onnx as kd_onnx
+from kd import image, onnx_model
+from kd.edge import convert, quantize
 from kd.errors import UserError
+from kd.files import read_json, read_npz, read_yaml, write_yaml
+from kd.train import checkpoint
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def copy(exported, tmp_path):
 
 
 def pixels(run, root, split):
-    ids = runs.read_npz(run / "predictions" / f"{split}.npz")["ids"]
+    ids = read_npz(run / "predictions" / f"{split}.npz")["ids"]
     given = checkpoint.read(run / "best.pt")["input"]
     return np.stack([image.centre_crop(image.square(root / i, given["resize"])[None], given["size"])[0] for i in ids])
 
@@ -32,8 +33,8 @@ def pixels(run, root, split):
 @pytest.mark.parametrize("batch", [1, 5, 64])
 def test_the_float_file_gives_the_logits_of_the_predictions_at_any_batch(exported, split, batch):
     run, root = exported
-    held = runs.read_npz(run / "predictions" / f"{split}.npz")
-    model, images = kd_onnx.Model(run / "exports" / "model.onnx"), pixels(run, root, split)
+    held = read_npz(run / "predictions" / f"{split}.npz")
+    model, images = onnx_model.Model(run / "exports" / "model.onnx"), pixels(run, root, split)
     found = np.concatenate([model.logits(images[k:k + batch]) for k in range(0, len(images), batch)])
     assert np.abs(found - held["logits"]).max() < 1e-4
 
@@ -41,8 +42,8 @@ def test_the_float_file_gives_the_logits_of_the_predictions_at_any_batch(exporte
 def test_the_int8_file_is_near_and_in_integers(exported):
     onnx = pytest.importorskip("onnx")
     run, root = exported
-    held = runs.read_npz(run / "predictions" / "test.npz")
-    found = kd_onnx.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
+    held = read_npz(run / "predictions" / "test.npz")
+    found = onnx_model.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
     assert np.abs(found - held["logits"]).max() < 0.2 * np.abs(held["logits"]).max()
     weights = [tensor for tensor in onnx.load(run / "exports" / "model.int8.onnx").graph.initializer if len(tensor.dims) == 4]
     assert [tensor.data_type for tensor in weights if tensor.dims[0] > 1] == [onnx.TensorProto.INT8] * 5  # its convolutions
@@ -51,9 +52,9 @@ def test_the_int8_file_is_near_and_in_integers(exported):
 
 def test_a_file_says_its_classes_input_temperature_thresholds_and_origin(exported):
     run, _ = exported
-    content, evaluated = checkpoint.read(run / "best.pt"), runs.read_json(run / "metrics.json")
+    content, evaluated = checkpoint.read(run / "best.pt"), read_json(run / "metrics.json")
     for name in ("model.onnx", "model.int8.onnx"):
-        model = kd_onnx.Model(run / "exports" / name)
+        model = onnx_model.Model(run / "exports" / name)
         assert model.class_names == content["class_names"]
         assert model.metadata["input"] == content["input"]
         assert model.temperature == evaluated["calibration"]["temperature"]
@@ -73,9 +74,9 @@ def test_a_file_holds_no_path_of_the_machine_that_made_it(exported):
 
 def test_parity_tells_what_was_lost(exported):
     run, root = exported
-    told = runs.read_json(run / "exports" / "parity.json")
-    held = runs.read_npz(run / "predictions" / "test.npz")
-    found = kd_onnx.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
+    told = read_json(run / "exports" / "parity.json")
+    held = read_npz(run / "predictions" / "test.npz")
+    found = onnx_model.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
     assert told["formats"]["int8"]["test"]["flips"] == pytest.approx((found.argmax(1) != held["logits"].argmax(1)).mean())
     assert told["formats"]["onnx"]["test"]["flips"] == 0
     assert max(told["predictions"].values()) < 1e-4
@@ -83,18 +84,18 @@ def test_parity_tells_what_was_lost(exported):
     assert gap["lo"] <= gap["value"] <= gap["hi"]
     tried = told["formats"]["int8"]["recipes"]
     assert told["formats"]["int8"]["recipe"] == min(tried, key=lambda one: one["val_divergence"])
-    assert {one["ranges"] for one in tried} == set(quantization.RECIPES)
+    assert {one["ranges"] for one in tried} == set(quantize.RECIPES)
 
 
 def test_a_failed_check_writes_nothing_and_deletes_nothing(copy, monkeypatch):
     before = {path.name: path.read_bytes() for path in (copy / "exports").iterdir() if path.name[0] != "."}
 
     def wrong(network, size, metadata):
-        with_noise = kd_export.Deployed(network.model, [0.4] * 3, [0.3] * 3, size).eval()
+        with_noise = convert.Deployed(network.model, [0.4] * 3, [0.3] * 3, size).eval()
         return original(with_noise, size, metadata)
 
-    original = kd_export.to_onnx
-    monkeypatch.setattr(kd_export, "to_onnx", wrong)
+    original = convert.to_onnx
+    monkeypatch.setattr(convert, "to_onnx", wrong)
     with pytest.raises(UserError, match="gives other logits than it should"):
         export.main([str(copy), "--formats", "onnx"])
     assert before == {path.name: path.read_bytes() for path in (copy / "exports").iterdir() if path.name[0] != "."}
@@ -102,12 +103,12 @@ def test_a_failed_check_writes_nothing_and_deletes_nothing(copy, monkeypatch):
 
 def test_torchscript_is_exported_beside_what_was_there(copy):
     import torch
-    told = runs.read_json(copy / "exports" / "parity.json")
+    told = read_json(copy / "exports" / "parity.json")
     export.main([str(copy), "--formats", "torchscript"])
-    now = runs.read_json(copy / "exports" / "parity.json")
+    now = read_json(copy / "exports" / "parity.json")
     assert now["formats"].pop("torchscript")["test"]["flips"] == 0 and now == told
     extra = {"metadata.json": ""}
-    with kd_export.silent():
+    with convert.silent():
         torch.jit.load(copy / "exports" / "model.ts.pt", _extra_files=extra)
     assert json.loads(extra["metadata.json"])["class_names"] == checkpoint.read(copy / "best.pt")["class_names"]
 
@@ -117,10 +118,10 @@ def test_fx_int8_is_smaller_near_the_checkpoint_and_refused_where_it_is_not(copy
     if "x86" not in torch.backends.quantized.supported_engines:
         pytest.skip("no integer kernels of x86")
     export.main([str(copy), "--formats", "torchscript", "fx", "--max-flips", "0.3"])  # of nine images
-    told = runs.read_json(copy / "exports" / "parity.json")["formats"]["fx"]
+    told = read_json(copy / "exports" / "parity.json")["formats"]["fx"]
     assert 0 < told["test"]["largest"] < 1 and told["test"]["flips"] <= 0.2
     file = copy / "exports" / "model.fx.int8.ts.pt"
-    with kd_export.silent():
+    with convert.silent():
         assert "quantized" in str(torch.jit.load(file).inlined_graph)
     before = file.read_bytes()
 
@@ -128,9 +129,9 @@ def test_fx_int8_is_smaller_near_the_checkpoint_and_refused_where_it_is_not(copy
         def forward(self, logits):
             return -logits
 
-    network = kd_export.deployed(*checkpoint.load(copy / "best.pt", registry.create))
-    wrong = kd_export.to_torchscript(torch.nn.Sequential(network, Backwards()).eval(), 32, {})
-    monkeypatch.setattr(kd_export, "to_fx", lambda *_: wrong)
+    network = convert.deployed(*checkpoint.load(copy / "best.pt", registry.create))
+    wrong = convert.to_torchscript(torch.nn.Sequential(network, Backwards()).eval(), 32, {})
+    monkeypatch.setattr(convert, "to_fx", lambda *_: wrong)
     with pytest.raises(UserError, match="changes the label of .* more than --max-flips"):
         export.main([str(copy), "--formats", "fx", "--max-flips", "0.3"])
     assert file.read_bytes() == before
@@ -145,8 +146,8 @@ def test_other_images_than_the_runs_are_refused(exported, copy, tmp_path):
 
 
 def test_images_that_are_gone_are_asked_for(exported, copy, tmp_path):
-    options = runs.read_yaml(copy / "config.yaml")
-    runs.write_yaml(copy / "config.yaml", {**options, "root": str(tmp_path / "gone")})
+    options = read_yaml(copy / "config.yaml")
+    write_yaml(copy / "config.yaml", {**options, "root": str(tmp_path / "gone")})
     with pytest.raises(UserError, match="no such folder") as error:
         export.main([str(copy)])
     assert "--root" in error.value.hint

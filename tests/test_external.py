@@ -7,8 +7,11 @@ from PIL import Image
 
 import evaluate
 import registry
-from kd import checkpoint, image, runs, splits
+from kd import image
+from kd.data import splits
 from kd.errors import UserError
+from kd.files import read_json, read_npz, write_csv
+from kd.train import checkpoint
 from test_evaluate import NAMES, make_run
 
 INPUT = {"resize": 36, "size": 32, "interpolation": image.INTERPOLATION, "mean": list(image.MEAN), "std": list(image.STD)}
@@ -47,7 +50,7 @@ def score(run, root, *more):
 def test_every_image_goes_the_way_of_all_pixels(run, tmp_path, capsys):
     root = pictures(tmp_path / "clinic")
     score(run, root)
-    held = runs.read_npz(run / "predictions" / "clinic.npz")
+    held = read_npz(run / "predictions" / "clinic.npz")
     assert len(held["ids"]) == 12 and held["class_names"].tolist() == NAMES
     model = save(run)
     for name, label, logits in zip(held["ids"], held["labels"], held["logits"]):
@@ -64,9 +67,9 @@ def test_every_image_goes_the_way_of_all_pixels(run, tmp_path, capsys):
 def test_what_was_chosen_on_the_runs_validation_is_tested_on_the_set(run, tmp_path):
     before = {path.name: path.read_bytes() for path in (run / "predictions").iterdir()}
     score(run, pictures(tmp_path / "clinic"), "--out", tmp_path / "out")
-    external = runs.read_json(tmp_path / "out" / "metrics.json")
+    external = read_json(tmp_path / "out" / "metrics.json")
     evaluate.main([str(run), "--replicates", "100"])
-    own = runs.read_json(run / "metrics.json")
+    own = read_json(run / "metrics.json")
     for key in ("temperature", "nll_val_before"):
         assert external["calibration"][key] == own["calibration"][key]
     assert [p["threshold"] for p in external["operating_points"]] == [p["threshold"] for p in own["operating_points"]]
@@ -76,7 +79,7 @@ def test_what_was_chosen_on_the_runs_validation_is_tested_on_the_set(run, tmp_pa
 
 def test_classes_are_matched_by_name_and_may_be_fewer(run, tmp_path, capsys):
     score(run, pictures(tmp_path / "clinic", classes=[NAMES[2], NAMES[0]]))
-    held = runs.read_npz(run / "predictions" / "clinic.npz")
+    held = read_npz(run / "predictions" / "clinic.npz")
     assert sorted(set(held["labels"])) == [0, 2] and held["logits"].shape == (8, 3)
     assert "No test image of mel" in capsys.readouterr().out
 
@@ -84,17 +87,17 @@ def test_classes_are_matched_by_name_and_may_be_fewer(run, tmp_path, capsys):
 def test_patients_of_the_set_are_its_clusters(run, tmp_path, capsys):
     root = pictures(tmp_path / "clinic")
     rows = [{"id": f"{name}/{k}.png", "group": f"patient{k // 2}"} for name in NAMES for k in range(4)]
-    runs.write_csv(tmp_path / "groups.csv", rows)
+    write_csv(tmp_path / "groups.csv", rows)
     score(run, root, "--groups", tmp_path / "groups.csv")
     assert "over 2 groups" in capsys.readouterr().out
-    assert set(runs.read_npz(run / "predictions" / "clinic.npz")["groups"]) == {"clinic/patient0", "clinic/patient1"}
+    assert set(read_npz(run / "predictions" / "clinic.npz")["groups"]) == {"clinic/patient0", "clinic/patient1"}
 
 
 def test_of_a_set_with_official_splits_the_test_split_is_scored(run, tmp_path):
     for k, split in enumerate(splits.NAMES):
         pictures(tmp_path / "official" / split, each=2, seed=k)
     score(run, tmp_path / "official")
-    held = runs.read_npz(run / "predictions" / "official.npz")
+    held = read_npz(run / "predictions" / "official.npz")
     assert len(held["ids"]) == 6 and all(name.startswith("official/test/") for name in held["ids"])
 
 

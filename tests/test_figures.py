@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd import figures, figures_quality
+from kd.report import figures, figures_quality
 from reported import words
 
 NAN = float("nan")

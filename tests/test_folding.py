@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import registry
-from kd import models
+from kd.train import networks
 
 
 def used(name):
@@ -25,14 +25,14 @@ def used(name):
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2", "efficientnetb0", "efficientnetlite0", "tiny"])
 def test_logits_features_and_pooled_stay_and_no_normalisation_is_left(name):
     model, stages, head = used(name)
-    images, reader = torch.randn(2, 3, 64, 64), models.Reader(model, stages, head)
+    images, reader = torch.randn(2, 3, 64, 64), networks.FeatureExtractor(model, stages, head)
     with torch.no_grad():
         logits, features, pooled = reader(images), reader.features, reader.pooled
         count = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
         reader.close()
-        assert models.fold_batch_norm(model) == count > 0
+        assert networks.fold_batch_norm(model) == count > 0
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-        reader = models.Reader(model, stages, head)
+        reader = networks.FeatureExtractor(model, stages, head)
         for before, after in zip([logits, pooled, *features], [reader(images), reader.pooled, *reader.features], strict=True):
             assert (before - after).abs().max() < 1e-4 * before.abs().max()
 
@@ -75,4 +75,4 @@ class Branching(nn.Module):
 def test_what_cannot_be_folded_is_left_as_it_is(kind):
     model, images = kind().eval(), torch.rand(2, 3, 8, 8)
     before = model(images)
-    assert models.fold_batch_norm(model) == 0 and torch.equal(model(images), before)
+    assert networks.fold_batch_norm(model) == 0 and torch.equal(model(images), before)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from kd import latex
+from kd.report import latex
 
 EVIL = r"\input{/etc/passwd} {a} $x$ & # _ % ~ ^ <b> | \end{table}" + "\n\nnext\x00 \u202eשלום 😀 α→Δ" + "x" * 2000
 

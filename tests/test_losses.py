@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from kd import losses
+from registry.losses.class_balanced import class_balanced, effective_number_weights
+from registry.losses.focal import focal
+from registry.losses.logit_adjusted import logit_adjusted
 
 torch.manual_seed(0)
 STUDENT, TEACHER = torch.randn(6, 4), torch.randn(6, 4)
@@ -63,8 +66,8 @@ def test_half_precision_logits_give_finite_losses_and_gradients(dtype):
     teacher = torch.tensor([[-300.0, 300.0, 0.0], [250.0, -10.0, -250.0]], dtype=dtype)
     labels, counts = torch.tensor([1, 0]), torch.tensor([10, 5, 1])
     for value in (losses.knowledge_distillation(student, teacher, temperature=1.0),
-                  losses.cross_entropy(student, labels), losses.focal(student, labels),
-                  losses.class_balanced(student, labels, counts), losses.logit_adjusted(student, labels, counts)):
+                  losses.cross_entropy(student, labels), focal(student, labels),
+                  class_balanced(student, labels, counts), logit_adjusted(student, labels, counts)):
         assert value.dtype == torch.float32 and torch.isfinite(value)
         gradient, = torch.autograd.grad(value, student)
         assert torch.isfinite(gradient).all()
@@ -78,38 +81,38 @@ def test_cross_entropy_smoothing_mixes_in_the_mean_over_classes():
 
 
 def test_focal_with_gamma_0_is_cross_entropy_and_by_hand_with_gamma_2():
-    assert torch.allclose(losses.focal(STUDENT, LABELS, gamma=0.0), losses.cross_entropy(STUDENT, LABELS))
+    assert torch.allclose(focal(STUDENT, LABELS, gamma=0.0), losses.cross_entropy(STUDENT, LABELS))
     logits = torch.tensor([[math.log(3.0), 0.0]])  # p = 3/4
     expected = -0.25 ** 2 * math.log(0.75)
-    assert float(losses.focal(logits, torch.tensor([0]), gamma=2.0)) == pytest.approx(expected, rel=1e-5)
+    assert float(focal(logits, torch.tensor([0]), gamma=2.0)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_focal_gradient_is_finite_where_the_label_is_certain():
     logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
-    losses.focal(logits, torch.tensor([0]), gamma=1.5).backward()
+    focal(logits, torch.tensor([0]), gamma=1.5).backward()
     assert torch.isfinite(logits.grad).all()
 
 
 def test_effective_numbers_by_hand_and_in_their_limits():
     # beta = .5: effective numbers of 1 and 2 images are 1 and 1.5; weights 1 and 2/3, scaled to sum to 2
-    assert losses.effective_number_weights(torch.tensor([1, 2]), 0.5).tolist() == pytest.approx([1.2, 0.8])
-    assert losses.effective_number_weights(torch.tensor([5, 500]), 0.0).tolist() == pytest.approx([1, 1])
-    near_inverse = losses.effective_number_weights(torch.tensor([10, 30]), 0.999999)
+    assert effective_number_weights(torch.tensor([1, 2]), 0.5).tolist() == pytest.approx([1.2, 0.8])
+    assert effective_number_weights(torch.tensor([5, 500]), 0.0).tolist() == pytest.approx([1, 1])
+    near_inverse = effective_number_weights(torch.tensor([10, 30]), 0.999999)
     assert float(near_inverse[0] / near_inverse[1]) == pytest.approx(3, rel=1e-3)
 
 
 def test_class_balanced_with_beta_0_is_cross_entropy():
     counts = torch.tensor([7, 1, 3, 2])
-    assert torch.allclose(losses.class_balanced(STUDENT, LABELS, counts, beta=0.0), losses.cross_entropy(STUDENT, LABELS))
+    assert torch.allclose(class_balanced(STUDENT, LABELS, counts, beta=0.0), losses.cross_entropy(STUDENT, LABELS))
 
 
 def test_logit_adjustment_adds_the_log_prior():
     counts = torch.tensor([70, 10, 15, 5])
     prior = torch.tensor([0.70, 0.10, 0.15, 0.05])
     expected = F.cross_entropy(STUDENT + prior.log(), LABELS)
-    assert torch.allclose(losses.logit_adjusted(STUDENT, LABELS, counts), expected)
+    assert torch.allclose(logit_adjusted(STUDENT, LABELS, counts), expected)
     equal = torch.tensor([9, 9, 9, 9])
-    assert torch.allclose(losses.logit_adjusted(STUDENT, LABELS, equal), losses.cross_entropy(STUDENT, LABELS))
+    assert torch.allclose(logit_adjusted(STUDENT, LABELS, equal), losses.cross_entropy(STUDENT, LABELS))
 
 
 def stages(channels=(3, 5, 7, 9), sides=(8, 4, 2, 2), batch=4, seed=0):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd import notes, pdf
 from kd.errors import UserError
+from kd.report import notes, pdf
 
 MARKDOWN = """\
 # A *study* of `code` ##

@@ -5,9 +5,10 @@ import torch
 
 import distill
 import registry
-from kd import config, objective
+from kd import objective
 from kd.errors import UserError
 from kd.objective import Objective, Term, check_options, method, parse_spec
+from kd.train.options import parse_options
 
 GIVEN = {"student_logits": torch.tensor([[1.0, 2.0], [0.5, -1.0]]), "teacher_logits": torch.tensor([[0.0, 3.0], [1.0, 1.0]]),
          "labels": torch.tensor([1, 0]), "epoch": 4, "class_counts": torch.tensor([9, 1])}
@@ -18,7 +19,7 @@ def find(name):
 
 
 def plan(*argv, find=find):
-    return objective.plan(config.parse(distill.parser(), ["--student", "tiny", "--hard", "ce", *argv]), find)
+    return objective.plan(parse_options(distill.parser(), ["--student", "tiny", "--hard", "ce", *argv]), find)
 
 
 def shown(*argv):
@@ -217,4 +218,4 @@ def test_a_plugin_that_asks_for_what_nothing_gives_is_refused():
     (["--soft", "a/b:c d", "--beta", "1", "--term", "../x = 1"], "a_b_c_d_at_.._x"), (["--alpha", "1", "--hard", "focal"], "alone"),
 ])
 def test_a_method_is_named_after_what_is_learned_beside_the_labels(argv, name):
-    assert method(config.parse(distill.parser(), ["--student", "tiny", *argv])) == name
+    assert method(parse_options(distill.parser(), ["--student", "tiny", *argv])) == name

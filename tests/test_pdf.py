@@ -11,8 +11,8 @@ from PIL import Image
 pytest.importorskip("reportlab")
 pdfium = pytest.importorskip("pypdfium2")
 
-from kd import figures, pdf  # noqa: E402
 from kd.errors import UserError  # noqa: E402
+from kd.report import figures, pdf
 
 EVIL = "<b>&amp;</b> <img src='file:///etc/passwd'/> \"q\" =1+1 ../../x \u202eשלום مرحبا 😀🧬 漢字 αβγ → \ud800\x00\x07 " + "x" * 2000
 

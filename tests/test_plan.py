@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 import study
-from kd import plan as kd_plan
-from kd import stages
 from kd.errors import UserError
+from kd.study import stages
+from kd.study.plan import read_plan
 
 PLAN = """
 data: lesions,images=100
@@ -36,7 +36,7 @@ def read(tmp_path, parsers):
     def reader(text=PLAN, **changes):
         (tmp_path / "my study.yaml").write_text(text if isinstance(text, str) and not changes else
                                                 yaml.safe_dump({**yaml.safe_load(text), **changes}), encoding="utf-8")
-        return kd_plan.read(tmp_path / "my study.yaml", parsers)
+        return read_plan(tmp_path / "my study.yaml", parsers)
     return reader
 
 
@@ -163,7 +163,7 @@ def test_notes_are_found_from_here_and_else_beside_the_plan(read, tmp_path, monk
     (tmp_path / "plans").mkdir()
     (tmp_path / "plans" / "there.md").touch()
     (tmp_path / "plans" / "p.yaml").write_text(yaml.safe_dump({**yaml.safe_load(PLAN), "report": {"notes": ["here.md", "there.md"]}}))
-    plan = kd_plan.read("plans/p.yaml", study.parsers())
+    plan = read_plan("plans/p.yaml", study.parsers())
     assert [file.as_posix() for file in plan.notes] == ["here.md", "plans/there.md"]
     assert plan.words["report"] == ["--notes", "here.md", "plans/there.md"]
 

@@ -16,12 +16,13 @@ import pytest
 
 import exported as parts
 import predict
-from kd import bundle, metrics, runs
-from kd import onnx as kd_onnx
+from kd import metrics, onnx_model
+from kd.edge import bundle
 from kd.errors import UserError
+from kd.files import read_json, read_npz
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = ("predict.py", "kd/__init__.py", "kd/errors.py", "kd/image.py", "kd/metrics.py", "kd/onnx.py")
+ALONE = ("predict.py", "kd/__init__.py", "kd/errors.py", "kd/image.py", "kd/metrics.py", "kd/onnx_model.py")
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def answered(capsys, *argv):
 
 def test_a_test_images_file_gives_the_logits_of_the_predictions_whatever_its_kind(exported, model):
     run, root = exported
-    held, ready = runs.read_npz(run / "predictions" / "test.npz"), kd_onnx.Model(model)
+    held, ready = read_npz(run / "predictions" / "test.npz"), onnx_model.Model(model)
     kinds = {name.split("_", 1)[1] for name in held["ids"]}
     assert kinds >= {kind for kind in parts.KINDS if kind != "plain.bmp"}, kinds
     for name, logits in zip(held["ids"], held["logits"]):
@@ -46,8 +47,8 @@ def test_a_test_images_file_gives_the_logits_of_the_predictions_whatever_its_kin
 
 def test_probabilities_are_those_of_the_predictions_after_temperature(exported, model, capsys):
     run, root = exported
-    held = runs.read_npz(run / "predictions" / "test.npz")
-    temperature = runs.read_json(run / "metrics.json")["calibration"]["temperature"] or 1
+    held = read_npz(run / "predictions" / "test.npz")
+    temperature = read_json(run / "metrics.json")["calibration"]["temperature"] or 1
     bad, rows = answered(capsys, model, *(root / name for name in held["ids"]), "--batch", 4)
     assert bad == 0 and [row["file"] for row in rows] == [str(root / name) for name in held["ids"]]
     found = [[row["probabilities"][name] for name in held["class_names"]] for row in rows]
@@ -71,7 +72,7 @@ def changed(model, path, **metadata):
 
 def test_thresholds_are_of_raw_probabilities_and_abstention_leaves_the_label_out(exported, model, tmp_path, capsys):
     run, root = exported
-    held = runs.read_npz(run / "predictions" / "test.npz")
+    held = read_npz(run / "predictions" / "test.npz")
     raw = metrics.softmax(held["logits"].astype(np.float64))
     keep, bar = float(np.median(raw.max(1))), float(np.median(raw[:, 1]))
     points = [{"name": "a", "kind": "abstention", "class": None, "threshold": keep, "promised": 0.1},
@@ -228,7 +229,7 @@ def test_the_checksums_of_a_bundle_are_those_of_its_files(exported):
 
 def test_the_card_says_data_metrics_with_intervals_and_limits(exported):
     text = (exported[0].parent / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    accuracy = runs.read_json(exported[0] / "metrics.json")["test"]["accuracy"]
+    accuracy = read_json(exported[0] / "metrics.json")["test"]["accuracy"]
     assert f"| accuracy | {accuracy['value']:.3f} | {accuracy['lo']:.3f} to {accuracy['hi']:.3f} |" in text
     assert "not a medical device" in text and "## Limits" in text and "at sensitivity 0.95" in text
     assert str(exported[1]) not in text

@@ -6,7 +6,7 @@ import pytest
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import strategies as st  # noqa: E402
 
-from kd import calibration, comparison, metrics, operating  # noqa: E402
+from kd import calibration, metrics, operating_points, paired  # noqa: E402
 
 CALIBRATION = (calibration.ece, calibration.ece_equal_mass, calibration.ece_classwise, calibration.mce,
                calibration.rms_ce_debiased)
@@ -33,7 +33,7 @@ def every(labels, probabilities):
     counts = metrics.confusion(labels, probabilities.argmax(1), probabilities.shape[1])
     correct, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
     return {**{f.__name__: f(counts) for f in OVERALL}, "nll": metrics.nll(labels, probabilities),
-            "brier": metrics.brier(labels, probabilities), "aurc": operating.aurc(correct, confidence),
+            "brier": metrics.brier(labels, probabilities), "aurc": operating_points.aurc(correct, confidence),
             **{f.__name__: f(labels, probabilities) for f in CALIBRATION},
             "macro_auroc": metrics.mean_defined(metrics.auroc(labels, probabilities))}
 
@@ -52,8 +52,8 @@ def test_the_order_of_images_changes_nothing(given, random):
     labels, probabilities = given
     order = np.array(random.sample(range(len(labels)), len(labels)))
     same(every(labels, probabilities), every(labels[order], probabilities[order]))
-    np.testing.assert_allclose(operating.macro_f1_multipliers(labels, probabilities),
-                               operating.macro_f1_multipliers(labels[order], probabilities[order]), rtol=1e-9)
+    np.testing.assert_allclose(operating_points.macro_f1_multipliers(labels, probabilities),
+                               operating_points.macro_f1_multipliers(labels[order], probabilities[order]), rtol=1e-9)
 
 
 @settings
@@ -103,7 +103,7 @@ def test_temperature_moves_no_decision_and_of_two_classes_no_ranking(n, classes,
     raw, calibrated = metrics.softmax(logits), metrics.softmax(logits / temperature)
     np.testing.assert_array_equal(raw.argmax(1), calibrated.argmax(1))
     if classes == 2:
-        same(*({"aurc": operating.aurc(p.argmax(1) == labels, p.max(1))} for p in (raw, calibrated)))
+        same(*({"aurc": operating_points.aurc(p.argmax(1) == labels, p.max(1))} for p in (raw, calibrated)))
 
 
 @settings
@@ -120,7 +120,7 @@ def test_temperature_never_raises_the_nll_it_vouches_for(given):
 @hypothesis.given(predictions())
 def test_multipliers_never_lower_macro_f1_where_they_were_chosen(given):
     labels, probabilities = given
-    multipliers = operating.macro_f1_multipliers(labels, probabilities)
+    multipliers = operating_points.macro_f1_multipliers(labels, probabilities)
     before, after = (metrics.macro_f1(metrics.confusion(labels, (w * probabilities).argmax(1), probabilities.shape[1]))
                      for w in (1, multipliers))
     assert after >= before - 1e-12 and (multipliers > 0).all() and np.isfinite(multipliers).all()
@@ -132,14 +132,14 @@ def test_a_threshold_keeps_its_promise_where_it_was_chosen(given, sensitivity):
     labels, probabilities = given
     positive, scores = labels == 0, probabilities[:, 0]
     hypothesis.assume(positive.any())
-    threshold = operating.threshold_for(sensitivity, positive, scores)
-    assert operating.binary(positive, scores >= threshold)["sensitivity"] >= sensitivity - 1e-9
+    threshold = operating_points.threshold_for(sensitivity, positive, scores)
+    assert operating_points.binary(positive, scores >= threshold)["sensitivity"] >= sensitivity - 1e-9
 
 
 @settings
 @hypothesis.given(st.lists(st.floats(0, 1), max_size=8))
 def test_holm_never_lowers_a_p_value_nor_turns_their_order(p):
-    corrected = comparison.holm(p)
+    corrected = paired.holm(p)
     assert (corrected >= np.array(p) - 1e-15).all() and (corrected <= 1).all()
     order = np.argsort(p)
     assert (np.diff(corrected[order]) >= 0).all()

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 
 import reported
-from kd import audit, document, evaluation, figures, model_comparison, report_performance, report_study, runs, sections, study_folder
+from kd.audit import examine
 from kd.errors import UserError
+from kd.evaluation import compare, protocol
+from kd.files import read_csv, read_json, read_npz, write_json, write_npz
+from kd.report import blocks, build, figures, study_files
+from kd.report.sections import overview, performance
 from reported import CLASSES, Page, paged, words, write_run, write_study
 
 import report
@@ -46,15 +50,15 @@ def interval(metric):
 
 def test_every_metric_and_interval_is_that_of_the_run(study):
     root, page = study
-    held = runs.read_json(root / "teacher_big/seed_0/metrics.json")["test"]
+    held = read_json(root / "teacher_big/seed_0/metrics.json")["test"]
     row = page.rows("teacher_summary")["teacher_big",]
-    for name in report_performance.METRICS:
+    for name in performance.METRICS:
         assert row[f"{name}_mean"] == interval(held[name])
     seeds = page.rows("seeds")
     assert len(seeds) == 5
     for model, seed in seeds:
-        held = runs.read_json(root / model / f"seed_{seed}/metrics.json")["test"]
-        for name in report_performance.METRICS:
+        held = read_json(root / model / f"seed_{seed}/metrics.json")["test"]
+        for name in performance.METRICS:
             assert seeds[model, seed][name] == interval(held[name])
         row = page.rows("calibration")[model, seed]
         for column, name in (("nll", "nll"), ("ece_uniform", "ece"), ("ece_adaptive", "ece_equal_mass"), ("brier", "brier"),
@@ -64,15 +68,15 @@ def test_every_metric_and_interval_is_that_of_the_run(study):
 
 def test_means_over_seeds_are_those_of_seeds_json(study):
     root, page = study
-    held = runs.read_json(root / "small_kd/seeds.json")["test"]
+    held = read_json(root / "small_kd/seeds.json")["test"]
     row = page.rows("students_summary")["small_kd",]
-    for name in report_performance.METRICS:
+    for name in performance.METRICS:
         assert row[f"{name}_mean"] == [held[name][key] for key in ("mean", "lo", "hi")]
 
 
 def test_differences_are_those_that_evaluate_compares(study):
     root, page = study
-    compared = model_comparison.compare(model_comparison.models([root]), evaluation.Settings())
+    compared = compare.compare(compare.models([root]), protocol.Settings())
     rows, classes = page.rows("deltas"), page.rows("deltas_per_class")
     assert len(rows) == 4 * len(compared["pairs"]) == 12
     for pair in compared["pairs"]:
@@ -91,24 +95,24 @@ def test_differences_are_those_that_evaluate_compares(study):
 def test_latency_memory_and_exports_are_those_of_the_run(study):
     root, page = study
     rows = page.rows("cpu_latency")
-    for row in runs.read_csv(root / "small_kd/seed_0/benchmark.csv"):
+    for row in read_csv(root / "small_kd/seed_0/benchmark.csv"):
         kind = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8"}[row["ckpt"].split("/")[-1]]
         shown = rows["small_kd", "0", kind]
         assert shown["lat_ms_p50"] == [float(row["lat_ms_p50"])] and shown["throughput_fps"] == [float(row["throughput_fps"])]
         assert shown.get("noise", ["–"]) == (["noisy"] if row["noisy"] == "True" else ["–"])
-    held = runs.read_json(root / "small_kd/seed_0/exports/parity.json")["formats"]["int8"]["test"]
+    held = read_json(root / "small_kd/seed_0/exports/parity.json")["formats"]["int8"]["test"]
     shown = page.rows("exports")["small_kd", "0", "ONNX INT8"]
     assert shown["flips"] == [held["flips"]] and shown["delta_macro_f1"] == interval(held["macro_f1"]["difference"])
     points = {(row["model"], row["precision"]): row for row in table(root, "pareto")}
     assert len(points) == 6
     assert float(points["small_kd", "int8"]["score"]) == held["macro_f1"]["model"]
-    assert float(points["small_kd", "fp32"]["score"]) == runs.read_json(
+    assert float(points["small_kd", "fp32"]["score"]) == read_json(
         root / "small_kd/seed_0/metrics.json")["test"]["macro_f1"]["value"]
 
 
 def test_operating_points_and_robustness_are_those_of_the_run(study):
     root, page = study
-    held = runs.read_json(root / "small_kd/seed_1/metrics.json")["operating_points"]
+    held = read_json(root / "small_kd/seed_1/metrics.json")["operating_points"]
     rows = page.rows("thresholds")
     for point in held:
         if point["kind"] == "sensitivity":
@@ -119,7 +123,7 @@ def test_operating_points_and_robustness_are_those_of_the_run(study):
     assert [row["name"] for row in mine] == [point["name"] for point in held]
     assert list(mine[0])[:4] == ["model", "seed", "tau", "macro_f1_opt"]
     told = {(row["model"], row["tag"]): row for row in table(root, "robustness")}
-    for row in runs.read_csv(root / "small_kd/seed_0/robustness.csv"):
+    for row in read_csv(root / "small_kd/seed_0/robustness.csv"):
         assert {key: told["small_kd", row["tag"]][key] for key in ("acc", "macro_f1", "ece_lo")} == {
             key: str(float(row[key])) for key in ("acc", "macro_f1", "ece_lo")}
 
@@ -145,7 +149,7 @@ def test_a_table_of_an_earlier_report_does_not_outlive_its_figures(tmp_path, qui
     root = reported.write_parts(write_study(tmp_path / "toy"))
     paged(root)
     tables = root / "tables"
-    assert {path.stem for path in tables.iterdir()} <= set(document.TABLES)
+    assert {path.stem for path in tables.iterdir()} <= set(blocks.TABLES)
     (tables / "mine.csv").write_text("a\n1\n", encoding="utf-8")
     for path in root.rglob("benchmark.csv"):
         path.unlink()
@@ -165,7 +169,7 @@ def test_every_number_of_the_page_stands_in_the_csv_of_its_table(study):
     root, page = study
     derived = {"mb", "file_mb", "macs_m"}  # units that a reader has use for
     for name, rows in page.tables.items():
-        held = {float(cell) for row in table(root, name) for cell in row.values() if document._is_number(cell)}
+        held = {float(cell) for row in table(root, name) for cell in row.values() if blocks._is_number(cell)}
         shown = {value for row in rows for key, cells in row.items() if key not in derived for value in cells if isinstance(value, float)}
         assert not {value for value in shown if value not in held}, name
 
@@ -174,8 +178,8 @@ def test_every_cell_of_every_table_stands_in_the_pdf(study, quick):
     pdfium = pytest.importorskip("pypdfium2")
     root, page = study
     held = "".join("".join(one.get_textpage().get_text_range().split()) for one in pdfium.PdfDocument(root / "report.pdf"))
-    parts = sections.build(study_folder.read_study(root))
-    cells = {cell for block in document.blocks_of(parts, "table") for row in document.texts(block)[1] for cell in row}
+    parts = build.build(study_files.read_study(root))
+    cells = {cell for block in blocks.blocks_of(parts, "table") for row in blocks.texts(block)[1] for cell in row}
     assert len(cells) > 300
     missing = {cell for cell in cells if "".join(cell.split()) not in held}
     assert not missing
@@ -186,7 +190,7 @@ def test_every_number_in_words_stands_in_a_table(study):
     root, page = study
     said = "".join(re.findall(r"<ul>(.*?)</ul>", page.source.split('id="words"')[1].split("</section>")[0], re.S))
     held = [float(cell) for path in (root / "tables").glob("*.csv") for row in csv.DictReader(path.open(encoding="utf-8"))
-            for cell in row.values() if document._is_number(cell or "")]
+            for cell in row.values() if blocks._is_number(cell or "")]
     shown = {form.format(value) for value in held for form in ("{:.3f}", "{:+.3f}", "{:+.4f}", "{:.0%}", "{:.1%}", "{:g}")}
     numbers = re.findall(r"(?<![\w.])[+-]?\d+\.?\d*%?(?![\w])", re.sub(r"macro-F1|seed \d|_\d|small_\w+|teacher_\w+", " ", said))
     assert len(numbers) > 20
@@ -208,16 +212,16 @@ def test_confusion_matrices_show_the_counts(study):
     root, page = study
     shown = [d for d in page.drawings() if d.get("aria-label").startswith("Confusion")]
     assert len(shown) == 3
-    counts = np.array(runs.read_json(root / "teacher_big/seed_0/metrics.json")["confusion"])
+    counts = np.array(read_json(root / "teacher_big/seed_0/metrics.json")["confusion"])
     assert sorted(int(word) for word in words(shown[0]) if word.isdigit()) == sorted(counts[counts > 0].tolist())
 
 
 def test_forest_names_every_run_with_its_value_and_the_majority_rule(study):
     root, page = study
-    always = runs.read_json(root / "teacher_big/seed_0/metrics.json")["majority"]["macro_f1"]["value"]
+    always = read_json(root / "teacher_big/seed_0/metrics.json")["majority"]["macro_f1"]["value"]
     wide, narrow = [d for d in page.drawings() if d.get("aria-label").startswith("Macro-F1 on the test split")]
     for run, name in (("teacher_big/seed_0", "teacher_big"), ("small_kd/seed_1", "small_kd · seed 1")):
-        value = runs.read_json(root / run / "metrics.json")["test"]["macro_f1"]["value"]
+        value = read_json(root / run / "metrics.json")["test"]["macro_f1"]["value"]
         for drawing in (wide, narrow):
             assert {f"{value:.3f}", name, f"majority rule {always:.3f}"} <= set(words(drawing))
 
@@ -229,7 +233,7 @@ def test_sample_answers_are_the_argmax_of_the_logits_of_that_image(study):
     assert len(alt) == 4
     names = list(CLASSES)
     for model in reported.MODELS:
-        test = runs.read_npz(root / model / "seed_0/predictions/test.npz")
+        test = read_npz(root / model / "seed_0/predictions/test.npz")
         for i in range(4):
             true, answer = names[test["labels"][i]], names[test["logits"][i].argmax()]
             assert f"true class {true}." in alt[f"test_{i}"]
@@ -240,9 +244,9 @@ def test_sample_answers_are_the_argmax_of_the_logits_of_that_image(study):
 def test_undefined_numbers_are_a_dash_and_an_empty_cell(tmp_path, quick):
     root = write_study(tmp_path / "toy")
     path = root / "teacher_big/seed_0/metrics.json"
-    held = runs.read_json(path)
+    held = read_json(path)
     held["test"]["macro_auroc"] = {"value": None, "lo": None, "hi": None, "replicates": 0, "undefined": 200}
-    runs.write_json(path, held)
+    write_json(path, held)
     page = paged(root)
     assert page.rows("seeds")["teacher_big", "0"]["macro_auroc"] == ["–"]
     assert [row["macro_auroc"] for row in table(root, "seeds") if row["model"] == "teacher_big"] == [""]
@@ -270,7 +274,7 @@ def test_synthetic_data_are_called_so_and_real_data_are_not(study, tmp_path, qui
 
 def test_best_is_chosen_on_validation_and_says_what_it_rests_on(study):
     root, page = study
-    scores = {model: np.mean([runs.read_json(root / model / f"seed_{k}/metrics.json")["val"]["macro_f1"]["value"] for k in (0, 1)])
+    scores = {model: np.mean([read_json(root / model / f"seed_{k}/metrics.json")["val"]["macro_f1"]["value"] for k in (0, 1)])
               for model in ("small_alone", "small_kd")}
     assert scores["small_kd"] > scores["small_alone"]
     own = next(row for row in table(root, "students_summary") if row["model"] == "small_kd")
@@ -288,8 +292,8 @@ def test_a_sentence_never_claims_more_than_its_interval(tmp_path, quick):
         folder = tmp_path / f"toy/{name}_alone/seed_0"
         write_run(folder, 1.5, noise=1, student=["small"], teacher=None)
         for part in ("val", "test"):
-            held = runs.read_npz(folder / f"predictions/{part}.npz")
-            runs.write_npz(folder / f"predictions/{part}.npz", **{
+            held = read_npz(folder / f"predictions/{part}.npz")
+            write_npz(folder / f"predictions/{part}.npz", **{
                 **held, "logits": held["logits"] + np.random.default_rng(ord(name)).normal(scale=.2, size=held["logits"].shape)})
     reported.evaluate(tmp_path / "toy")
     text = paged(tmp_path / "toy").text
@@ -308,8 +312,8 @@ def test_a_weak_teacher_bars_any_conclusion(study, tmp_path, quick):
 def test_a_student_without_its_control_is_named(study, tmp_path, quick):
     root = write_study(tmp_path / "toy")
     write_run(root / "tiny_kd" / "seed_0", student=["tiny"], teacher="runs/toy/teacher_big/seed_0")
-    held = runs.read_json(root / "tiny_kd/seed_0/environment.json")
-    runs.write_json(root / "tiny_kd/seed_0/environment.json", {**held, "arch": "tiny"})
+    held = read_json(root / "tiny_kd/seed_0/environment.json")
+    write_json(root / "tiny_kd/seed_0/environment.json", {**held, "arch": "tiny"})
     reported.evaluate(root)
     text = paged(root).text
     assert "No tiny was trained without a teacher" in text and "No small was" not in text
@@ -320,7 +324,7 @@ def test_a_student_without_its_control_is_named(study, tmp_path, quick):
 def test_networks_of_unknown_architecture_are_not_called_the_same(study, tmp_path, quick):
     root = write_study(tmp_path / "toy")
     for path in root.glob("small_*/seed_*/environment.json"):
-        runs.write_json(path, {key: value for key, value in runs.read_json(path).items() if key != "arch"})
+        write_json(path, {key: value for key, value in read_json(path).items() if key != "arch"})
     text = paged(root).text
     assert "the same network without one" in study[1].text and "the same network without one" not in text
     assert {(row["reference"], row["model"]) for row in table(root, "deltas")} == {
@@ -330,8 +334,8 @@ def test_networks_of_unknown_architecture_are_not_called_the_same(study, tmp_pat
 def test_runs_tested_on_different_images_are_not_compared(study, tmp_path, quick):
     root = write_study(tmp_path / "toy")
     path = root / "small_kd/seed_0/predictions/test.npz"
-    held = runs.read_npz(path)
-    runs.write_npz(path, **{**held, "ids": np.char.add("other_", held["ids"])})
+    held = read_npz(path)
+    write_npz(path, **{**held, "ids": np.char.add("other_", held["ids"])})
     page = paged(root)
     assert "must not be compared" in page.text and "must not be compared" not in study[1].text
     assert {row["model"] for row in table(root, "deltas")} == {"small_alone"}
@@ -367,26 +371,26 @@ def test_findings_stand_above_every_figure_worst_first_with_their_severity_in_wo
     page = paged(root)
     found = findings(page)
     assert list(found)[0] == ("error", "same-curve") and ("note", "split-not-seen") in found
-    ranks = [audit.SEVERITIES.index(severity) for severity, _ in found]
+    ranks = [examine.SEVERITIES.index(severity) for severity, _ in found]
     assert ranks == sorted(ranks)
     for (severity, rule), text in found.items():
         assert text.startswith(f"{severity} {rule}") and "What to do:" in text
     assert "small_kd/seed_0, small_kd/seed_1 share the curve" in found["error", "same-curve"]
     assert page.source.index('id="findings"') < min(map(page.source.index, ("<table", "<svg", "<nav", 'id="performance"')))
-    told = audit.study([path.parents[1] for path in sorted(root.rglob("predictions/test.npz"))])
+    told = examine.audit_study([path.parents[1] for path in sorted(root.rglob("predictions/test.npz"))])
     assert {(f["severity"], f["rule"]) for f in told} == set(found)
 
 
 def test_the_page_names_the_rules_that_were_held(study):
     root, page = study
-    held = audit.examine(audit.gather([path.parents[1] for path in root.rglob("predictions/test.npz")]))[1]
-    assert f"{len(held)} of {len(audit.RULES)} rules could be held against these runs: {', '.join(held)}." in page.text
+    held = examine.apply_rules(examine.gather_cases([path.parents[1] for path in root.rglob("predictions/test.npz")]))[1]
+    assert f"{len(held)} of {len(examine.RULES)} rules could be held against these runs: {', '.join(held)}." in page.text
 
 
 def test_the_tables_of_a_report_give_an_audit_nothing_new(study):
     root, _ = study
-    before = {(f["rule"], f["saw"]) for f in audit.study([path.parents[1] for path in root.rglob("predictions/test.npz")])}
-    after = {(f["rule"], f["saw"]) for f in audit.everything([root])}
+    before = {(f["rule"], f["saw"]) for f in examine.audit_study([path.parents[1] for path in root.rglob("predictions/test.npz")])}
+    after = {(f["rule"], f["saw"]) for f in examine.audit_paths([root])}
     assert not after - before
 
 
@@ -394,7 +398,7 @@ def test_the_faults_of_the_reference_report_are_listed_and_its_figures_named_as_
     from test_foreign import PAGES, write
     folder = write(tmp_path / "phase1", PAGES)
     page = Page(report.main([str(folder), "--out", str(tmp_path / "out")]).read_text(encoding="utf-8"))
-    told = {f["rule"] for f in audit.tables(folder)}
+    told = {f["rule"] for f in examine.audit_tables(folder)}
     assert {rule for _, rule in findings(page)} == told >= {"ece-is-error-rate", "idle-threshold", "idle-corruption", "same-curve"}
     assert "0.893" not in page.text.split("What is not shown")[1] and not page.tables
     assert re.search(r"calibration\.csv: 3 rows, model, seed, accuracy, \S.* Missing: a run .* an interval, a split .* an environment",
@@ -457,7 +461,7 @@ def test_colours_of_drawings_follow_the_page(study):
 def test_a_teacher_of_another_study_is_named_with_it(tmp_path):
     for name in ("toy", "aside"):
         run = SimpleNamespace(config={"teacher": f"runs/{name}/teacher_big/seed_0"}, path=tmp_path / "toy" / "small_kd" / "seed_0")
-        assert report_study.taught_by(run) == {"toy": "teacher_big", "aside": "aside/teacher_big"}[name]
+        assert overview.taught_by(run) == {"toy": "teacher_big", "aside": "aside/teacher_big"}[name]
 
 
 def test_hostile_names_are_shown_as_text_and_harm_no_table(tmp_path):
@@ -470,7 +474,7 @@ def test_hostile_names_are_shown_as_text_and_harm_no_table(tmp_path):
     assert [tag for tag, _ in page.tags].count("script") == 1 and not {"u", "i"} & {tag for tag, _ in page.tags}
     assert all(attributes["src"].startswith("data:") for tag, attributes in page.tags if tag == "img")
     text = re.sub(r"\s+", " ", page.text)
-    assert name in text and all(" ".join(document.printable(hostile).split()) in text for hostile in HOSTILE)
+    assert name in text and all(" ".join(blocks.printable(hostile).split()) in text for hostile in HOSTILE)
     labels = [word for drawing in page.drawings() for word in words(drawing)]
     assert any(word.startswith('<script>alert("1') for word in labels) and "$\\frac12$ & 'co'" in labels
     assert max(map(len, labels)) <= 60
@@ -479,7 +483,7 @@ def test_hostile_names_are_shown_as_text_and_harm_no_table(tmp_path):
             rows = list(csv.reader(file))
         assert len({len(row) for row in rows}) == 1, path
         for cell in (cell for row in rows for cell in row):
-            assert cell[:1] not in ("=", "+", "@", "-") or document._is_number(cell), (path, cell)
+            assert cell[:1] not in ("=", "+", "@", "-") or blocks._is_number(cell), (path, cell)
 
 
 def test_the_same_runs_give_the_same_page_and_nothing_else_is_written(tmp_path, quick):

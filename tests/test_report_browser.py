@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from browser import Browser
-from kd import figures
+from kd.report import figures
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,11 @@ import pytest
 
 import distill
 import train_teacher
-from kd import checkpoint, runs, splits
+from kd import runs
+from kd.data import splits
 from kd.errors import UserError
+from kd.files import read_csv, read_json, read_npz, write_json
+from kd.train import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -59,7 +62,7 @@ def test_other_options_on_the_same_folder_are_an_error_that_names_them(tmp_path)
 def test_config_yaml_fed_back_repeats_the_run(tmp_path):
     run, = distill.main([*COMMON, "--out", str(tmp_path / "a"), "--hard", "focal,gamma=1.5"])
     again, = distill.main(["--config", str(run / "config.yaml"), "--out", str(tmp_path / "b")])
-    first, second = (runs.read_npz(folder / "predictions" / "test.npz")["logits"] for folder in (run, again))
+    first, second = (read_npz(folder / "predictions" / "test.npz")["logits"] for folder in (run, again))
     assert (first == second).all()
     teacher, = train_teacher.main(["--data", "lesions,images=120", "--size", "32", "--epochs", "1", "--teacher", "tiny",
                                    "--out", str(tmp_path / "a")])
@@ -77,11 +80,11 @@ def test_all_seeds_share_one_test_set(tmp_path):
 def test_changed_data_stop_a_run_that_was_begun_with_others(tmp_path, monkeypatch):
     run, = distill.main([*COMMON, "--out", str(tmp_path)])
     (run / "predictions" / "test.npz").unlink()
-    rows = runs.read_csv(run / "split.csv")
+    rows = read_csv(run / "split.csv")
     begun = (run / "environment.json").read_text()
-    environment = runs.read_json(run / "environment.json")
+    environment = read_json(run / "environment.json")
     environment["data"]["fingerprint"] = "0" * 16
-    runs.write_json(run / "environment.json", environment)
+    write_json(run / "environment.json", environment)
     with pytest.raises(UserError, match="begun with other data"):
         distill.main([*COMMON, "--out", str(tmp_path)])
     (run / "environment.json").write_text(begun)
@@ -89,7 +92,7 @@ def test_changed_data_stop_a_run_that_was_begun_with_others(tmp_path, monkeypatc
     monkeypatch.setattr(splits, "stratified", lambda *given, **options: usual(*given, **{**options, "seed": 5}))
     with pytest.raises(UserError, match="begun with other groups or split"):
         distill.main([*COMMON, "--out", str(tmp_path)])
-    assert rows == runs.read_csv(run / "split.csv")
+    assert rows == read_csv(run / "split.csv")
 
 
 def test_a_study_that_was_moved_or_is_named_otherwise_goes_on(tmp_path, monkeypatch, capsys):

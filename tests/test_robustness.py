@@ -18,22 +18,28 @@ import distill
 import registry
 import robustness as script
 import train_teacher
-from kd import audit, corrupted, corruptions, figures_robustness, report_robustness, robustness, robustness_tables, runs
-from kd import study_folder, suites, targets
-from kd import data as kd_data
+from kd import corruptions
+from kd.audit import examine
+from kd.data import loader
 from kd.errors import UserError
+from kd.files import read_csv, read_json, read_npz, read_yaml, write_npz, write_yaml
+from kd.report import figures_robustness, study_files
+from kd.report.sections import robustness
+from kd.robustness import answers, scores, suites, terminal
+from kd.train import teacher_cache
+from kd.train.options import TRAINED_CORRUPTIONS
 
 CELLS = [suites.Cell("noise_1", "noise", 1), suites.Cell("noise_2", "noise", 2), suites.Cell("blur_1", "blur", 1)]
 REFERENCE = ["acc", "macro_f1", "tag", "model", "seed"]
 
 
 def answer(logits):
-    return robustness.Answer(np.asarray(logits, float), np.ones(len(logits)), 1.0, 0.5)
+    return scores.Answer(np.asarray(logits, float), np.ones(len(logits)), 1.0, 0.5)
 
 
 def model(name, cells, kind="student", temperature=None, points=()):
     """A Model of logits a tag, clean first."""
-    return robustness.Model(name, "seed_0", "best.pt", kind, temperature, list(points), {tag: answer(z) for tag, z in cells.items()})
+    return scores.Model(name, "seed_0", "best.pt", kind, temperature, list(points), {tag: answer(z) for tag, z in cells.items()})
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +53,8 @@ def honestly():
 
 
 def measured(models, test, cells=CELLS, baseline=0, replicates=200):
-    rows = robustness.measure(models, cells, test, replicates=replicates, teacher=models[0])
-    return rows, robustness.summarise(models, cells, baseline=models[baseline])
+    rows = scores.measure(models, cells, test, replicates=replicates, teacher=models[0])
+    return rows, scores.summarise(models, cells, baseline=models[baseline])
 
 
 # ---- measures
@@ -57,15 +63,15 @@ def measured(models, test, cells=CELLS, baseline=0, replicates=200):
 def test_the_clean_row_is_what_evaluation_said(honestly, tmp_path):
     val, test, result, cells = honestly
     result = json.loads(json.dumps(result))
-    temperature, points = robustness.frozen(result, tmp_path)
+    temperature, points = scores.frozen(result, tmp_path)
     rows, _ = measured([model("a", cells, temperature=temperature, points=points)], test)
     clean, told = rows[0][0], result["test"]
-    names = {name: f"{name}_calibrated" if name in ("nll", "ece", "aurc") else name for name in robustness.METRICS}
+    names = {name: f"{name}_calibrated" if name in ("nll", "ece", "aurc") else name for name in scores.METRICS}
     for name, theirs in names.items():
         assert [clean[name], clean[f"{name}_lo"], clean[f"{name}_hi"]] == pytest.approx([told[theirs][k] for k in ("value", "lo", "hi")])
     point = next(point for point in result["operating_points"] if point["class"] == "mel" and point["kind"] == "sensitivity")
     for name in ("sensitivity", "specificity"):
-        assert [clean[f"{name}/mel{end}"] for end in robustness.ENDS] == pytest.approx([point["test"][name][k] for k in ("value", "lo", "hi")])
+        assert [clean[f"{name}/mel{end}"] for end in scores.ENDS] == pytest.approx([point["test"][name][k] for k in ("value", "lo", "hi")])
     assert list(clean)[:5] == REFERENCE and clean["acc"] == clean["accuracy"] and clean["tag"] == "clean"
     assert np.isnan(clean["accuracy_difference"]) and np.isnan(clean["agreement_clean"])
 
@@ -105,7 +111,7 @@ def test_be_and_rbe_by_hand_and_a_baseline_fed_back_gives_exactly_one(honestly):
     assert summary[1]["rbe"] == pytest.approx((sum(e[1:]) - 3 * e[0]) / (sum(base[1:]) - 3 * base[0]))
     assert summary[1]["be/noise"] == pytest.approx((e[1] + e[2]) / (base[1] + base[2]))
     for row in (summary[0], summary[2]):
-        assert [row[f"{name}{end}"] for name in ("be", "rbe") for end in robustness.ENDS] == [1.0] * 6
+        assert [row[f"{name}{end}"] for name in ("be", "rbe") for end in scores.ENDS] == [1.0] * 6
     assert summary[1]["be_lo"] < summary[1]["be"] < summary[1]["be_hi"]
     assert [row["rank"] for row in summary] == [1, 3, 1]  # equals share a rank
 
@@ -124,28 +130,28 @@ def test_rbe_is_undefined_where_what_the_baseline_loses_is_not_clearly_above_not
     for teacher, count in ((gains, 3), (model("teacher", wrong(5), "teacher"), 5)):
         _, summary = measured([teacher, loses], test, CELLS[:1])
         assert summary[1]["be"] == pytest.approx(8 / count) and all(np.isnan([row["rbe"], row["rbe_hi"]]).all() for row in summary)
-        assert "rBE n/a: what teacher/seed_0 loses" in " ".join(robustness_tables.quality(summary).split())
+        assert "rBE n/a: what teacher/seed_0 loses" in " ".join(terminal.quality(summary).split())
     _, summary = measured([gains, loses], test, CELLS[:1], baseline=1)
     assert [row["rbe"] for row in summary] == [pytest.approx(-1 / 4), 1] and summary[0]["rbe_hi"] < 1
-    assert "rBE n/a" not in robustness_tables.quality(summary)
+    assert "rBE n/a" not in terminal.quality(summary)
 
 
 def test_models_with_thresholds_for_different_classes_are_told_each_with_its_own(honestly):
     _, test, _, cells = honestly
     points = [{"class": name, "threshold": .3, "promised": promised} for name, promised in (("mel", .9), ("bcc", .85))]
     _, summary = measured([model("a", cells, points=points[:1]), model("b", cells, points=points[1:]), model("c", cells)], test)
-    told = robustness_tables.printed(summary, test)
+    told = terminal.printed(summary, test)
     assert re.search(r"^1 .* mel 0.9 ", told, re.M) and re.search(r"^2 .* bcc 0.85 ", told, re.M)
     assert max(map(len, told.splitlines())) <= 110
-    blank = robustness_tables.printed(measured([model("c", cells)], test)[1], test)
+    blank = terminal.printed(measured([model("c", cells)], test)[1], test)
     assert "promised" not in blank
 
 
 def test_the_image_that_is_shown_is_of_melanoma_where_there_is_one():
     test = SimpleNamespace(labels=np.array([0, 1, 1]), ids=np.array(["x", "y", "z"]), class_names=["nv", "mel"])
-    assert robustness.example(test) == "y"
+    assert scores.example(test) == "y"
     for labels, names in (([0, 0, 0], ["nv", "mel"]), ([0, 1, 1], ["a", "b"])):
-        assert robustness.example(SimpleNamespace(labels=np.array(labels), ids=test.ids, class_names=names)) == "x"
+        assert scores.example(SimpleNamespace(labels=np.array(labels), ids=test.ids, class_names=names)) == "x"
 
 
 def test_means_and_the_worst_cell_are_of_the_cells(honestly):
@@ -165,9 +171,9 @@ def test_differences_are_paired_with_clean_on_the_same_replicates(honestly):
     shifted = {**cells, "blur_1": cells["clean"] + 5.0}  # the same probabilities
     rows, _ = measured([model("a", shifted, temperature=1.3)], test)
     same = rows[0][-1]
-    for name in robustness.METRICS:
-        assert [same[f"{name}_difference{end}"] for end in robustness.ENDS] == pytest.approx([0, 0, 0], abs=1e-12)
-    assert [same[f"agreement_clean{end}"] for end in robustness.ENDS] == [1, 1, 1]
+    for name in scores.METRICS:
+        assert [same[f"{name}_difference{end}"] for end in scores.ENDS] == pytest.approx([0, 0, 0], abs=1e-12)
+    assert [same[f"agreement_clean{end}"] for end in scores.ENDS] == [1, 1, 1]
     paired = rows[0][1]
     assert paired["accuracy_difference_hi"] - paired["accuracy_difference_lo"] < paired["accuracy_hi"] - paired["accuracy_lo"]
 
@@ -183,24 +189,24 @@ def test_agreement_with_the_teacher_is_of_the_same_cell(honestly):
 
 def test_a_part_of_the_images_is_whole_groups_and_has_every_class():
     test = honest.predictions(np.random.default_rng(0), 900)
-    few = robustness.part(test, 200)
+    few = scores.part(test, 200)
     assert 195 <= len(few.labels) < 215 and set(few.labels) == set(test.labels)
     assert all(np.sum(few.labels == k) >= 200 * np.sum(test.labels == k) / 900 - 1e-9 for k in set(test.labels))
     assert set(few.groups).isdisjoint(set(test.groups[~np.isin(test.ids, few.ids)]))
     assert np.array_equal(few.logits, test.logits[np.isin(test.ids, few.ids)])
-    assert np.array_equal(robustness.part(test, 5000).ids, test.ids)
+    assert np.array_equal(scores.part(test, 5000).ids, test.ids)
 
 
 def test_what_is_frozen_is_melanomas_threshold_or_the_classes_asked_for(honestly, tmp_path):
     result = honestly[2]
-    assert [point["class"] for point in robustness.frozen(result, tmp_path)[1]] == ["mel"]
-    assert [point["class"] for point in robustness.frozen(result, tmp_path, ["nv", "bcc"])[1]] == ["nv", "bcc"]
+    assert [point["class"] for point in scores.frozen(result, tmp_path)[1]] == ["mel"]
+    assert [point["class"] for point in scores.frozen(result, tmp_path, ["nv", "bcc"])[1]] == ["nv", "bcc"]
     with pytest.raises(UserError, match="--target mell: .* no operating point") as caught:
-        robustness.frozen(result, tmp_path / "metrics.json", ["mell"])
+        scores.frozen(result, tmp_path / "metrics.json", ["mell"])
     assert "mel" in caught.value.hint
     for nothing in (None, {}, {"calibration": None}):
         with pytest.raises(UserError, match="no temperature and operating points") as caught:
-            robustness.frozen(nothing, tmp_path / "metrics.json")
+            scores.frozen(nothing, tmp_path / "metrics.json")
         assert "python evaluate.py" in caught.value.hint
 
 
@@ -213,17 +219,17 @@ def test_a_table_keeps_rows_of_other_suites_and_files_and_never_gives_more_image
                 "images": images, **more}
 
     path = tmp_path / "robustness.csv"
-    assert robustness.write(path, [row("clean", .5), row("a_1", .25)])
-    assert robustness.write(path, [row("clean", .1, file="model.onnx"), row("clean", .2, suite="phase1")])
-    assert robustness.write(path, [row("clean", .75), row("a_2", float("nan"))])
-    held = robustness.read(path)
+    assert scores.write(path, [row("clean", .5), row("a_1", .25)])
+    assert scores.write(path, [row("clean", .1, file="model.onnx"), row("clean", .2, suite="phase1")])
+    assert scores.write(path, [row("clean", .75), row("a_2", float("nan"))])
+    held = scores.read(path)
     assert [(r["file"], r["suite"], r["tag"], r["macro_f1"]) for r in held[:3]] == [
         ("best.pt", "default", "clean", .75), ("best.pt", "default", "a_2", pytest.approx(np.nan, nan_ok=True)), ("model.onnx", "default", "clean", .1)]
-    assert not robustness.write(path, [row("clean", .9, images=5)]) and robustness.read(path)[0]["macro_f1"] == .75
-    assert robustness.write(path, [row("clean", .9, images=5, suite="medmnist-c")])
+    assert not scores.write(path, [row("clean", .9, images=5)]) and scores.read(path)[0]["macro_f1"] == .75
+    assert scores.write(path, [row("clean", .9, images=5, suite="medmnist-c")])
     (tmp_path / "odd.csv").write_text("model,acc\nm,1\n", encoding="utf-8")
     with pytest.raises(UserError, match="no column tag"):
-        robustness.read(tmp_path / "odd.csv")
+        scores.read(tmp_path / "odd.csv")
 
 
 # ---- running
@@ -262,8 +268,8 @@ TWO = ["--corruption", "gaussian_noise,sigma=0.3", "--corruption", "contrast_dow
 
 def test_three_models_share_each_corrupted_batch_and_what_was_killed_goes_on(study, counted, capsys, monkeypatch, no_figures):
     words = [study, study / "exports" / "model.onnx", *TWO]
-    monkeypatch.setattr(corrupted, "BATCH", 10)
-    real, made = runs.write_npz, []
+    monkeypatch.setattr(answers, "BATCH", 10)
+    real, made = write_npz, []
 
     def killed(path, **arrays):
         if len(made) == 5:  # three clean cells, two of the first corruption
@@ -271,10 +277,10 @@ def test_three_models_share_each_corrupted_batch_and_what_was_killed_goes_on(stu
         made.append(path)
         real(path, **arrays)
 
-    monkeypatch.setattr(runs, "write_npz", killed)
+    monkeypatch.setattr(answers, "write_npz", killed)
     with pytest.raises(KeyboardInterrupt):
         run(*words)
-    monkeypatch.setattr(runs, "write_npz", real)
+    monkeypatch.setattr(answers, "write_npz", real)
     assert not (study / "robustness.csv").exists()
     counted.clear()
     summary = run(*words)
@@ -295,17 +301,17 @@ def test_three_models_share_each_corrupted_batch_and_what_was_killed_goes_on(stu
 
 def test_the_answers_are_those_of_the_files_and_clean_ones_those_of_training(study, no_figures):
     run(study, study / "exports" / "model.onnx", *TWO, "--baseline", study)
-    rows = runs.read_csv(study / "robustness.csv")
+    rows = read_csv(study / "robustness.csv")
     assert list(rows[0])[:5] == REFERENCE and [row["tag"] for row in rows[:3]] == ["clean", "gaussian_noise,sigma=0.3", "contrast_down,factor=0.2"]
-    told = runs.read_json(study / "metrics.json")["test"]
+    told = read_json(study / "metrics.json")["test"]
     assert float(rows[0]["acc"]) == told["accuracy"]["value"] and float(rows[0]["macro_f1"]) == told["macro_f1"]["value"]
     by_file = {row["file"]: row for row in rows if row["tag"] == rows[1]["tag"]}
     assert by_file["model.onnx"]["acc"] == by_file["best.pt"]["acc"] != rows[0]["acc"]
     assert float(by_file["model.onnx"]["nll"]) == pytest.approx(float(by_file["best.pt"]["nll"]), abs=1e-4)
     assert float(by_file["best.pt"]["pixel_change"]) > 20 and rows[0]["pixel_change"] == "0"
-    kept = runs.read_npz(study / "robustness" / "custom" / "best.pt" / "clean.npz")
-    assert np.abs(kept["logits"] - runs.read_npz(study / "predictions" / "test.npz")["logits"]).max() < 1e-4
-    summary = runs.read_csv(study.parents[1] / "robustness_summary.csv")
+    kept = read_npz(study / "robustness" / "custom" / "best.pt" / "clean.npz")
+    assert np.abs(kept["logits"] - read_npz(study / "predictions" / "test.npz")["logits"]).max() < 1e-4
+    summary = read_csv(study.parents[1] / "robustness_summary.csv")
     assert [(row["be"], row["rbe"]) for row in summary][0] == ("1.0", "1.0") and summary[1]["baseline"] == "tiny_alone/seed_0"
 
 
@@ -313,15 +319,15 @@ def test_kept_answers_are_used_only_for_what_they_are_of(study, counted, monkeyp
     words = [study, "--corruption", "gaussian_noise,sigma=0.3"]
     path = study / "robustness" / "custom" / "best.pt" / "gaussian_noise_sigma_0.3.npz"
     run(*words)
-    monkeypatch.setattr(robustness, "QUICK", 6)
+    monkeypatch.setattr(scores, "QUICK", 6)
     counted.clear()
     run(*words, "--quick")  # a part of what is kept
-    assert not counted and len(runs.read_csv(study / "robustness.csv")) == 4
+    assert not counted and len(read_csv(study / "robustness.csv")) == 4
     good = path.read_bytes()
     for spoil in (lambda: path.write_bytes(good[:100]),
-                  lambda: runs.write_npz(path, **{**runs.read_npz(path), "key": np.array("another")}),
-                  lambda: runs.write_npz(path, **{key: value[1:] if key in ("ids", "logits", "change") else value
-                                                  for key, value in runs.read_npz(path).items()})):
+                  lambda: write_npz(path, **{**read_npz(path), "key": np.array("another")}),
+                  lambda: write_npz(path, **{key: value[1:] if key in ("ids", "logits", "change") else value
+                                                  for key, value in read_npz(path).items()})):
         spoil()
         counted.clear()
         run(*words)
@@ -332,12 +338,12 @@ def test_a_suite_writes_its_figures_and_the_audit_reads_its_table(study, capsys)
     run(study, "--suite", "phase1", "--quick")
     told = capsys.readouterr().out
     assert "not a blur" in told and "next: " not in told  # that is for the command line
-    rows = robustness.read(study / "robustness.csv")
+    rows = scores.read(study / "robustness.csv")
     assert [row["tag"] for row in rows[:4]] == ["clean", "gaussian_0.1", "gaussian_0.3", "jpeg_90"]
     for name in ("sheet.png", "curves.svg", "heatmap.svg"):
         assert (study.parents[1] / f"robustness_phase1_{name}").stat().st_size > 1000
     assert ElementTree.parse(study.parents[1] / "robustness_phase1_curves.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
-    notes = [finding for finding in audit.study([study]) if finding["rule"] == "unclear-corruption"]
+    notes = [finding for finding in examine.audit_study([study]) if finding["rule"] == "unclear-corruption"]
     assert [note["saw"].split(":")[0] for note in notes] == [f"tiny_alone/seed_0 {which}" for which in ("phase1", "model.int8.onnx phase1")]
 
 
@@ -353,7 +359,7 @@ def idle_test(images, *, radius):
 ''', encoding="utf-8")
     run(study, "--corruption", "idle_test", "--plugin", plugin)
     told = capsys.readouterr().out
-    found = [finding for finding in audit.study([study]) if finding["rule"] == "idle-corruption"]
+    found = [finding for finding in examine.audit_study([study]) if finding["rule"] == "idle-corruption"]
     assert {finding["severity"] for finding in found} == {"error"} and "idle-corruption" in told
     assert any("idle_test_1 scores as the clean images to all digits in 2 of 2 models" in finding["saw"] for finding in found)
     assert "seed_0 model.int8.onnx" in found[0]["saw"]
@@ -409,9 +415,9 @@ def test_a_part_of_a_study_does_not_replace_the_summary_of_the_whole(both, tmp_p
     run(*both, *TWO)
     assert path.read_bytes() == table and "--out DIR writes" in capsys.readouterr().out
     run(third, *TWO)
-    assert path.read_bytes() == table and len(runs.read_csv(third / "robustness_summary.csv")) == 1
+    assert path.read_bytes() == table and len(read_csv(third / "robustness_summary.csv")) == 1
     run(*both, *TWO, "--out", tmp_path / "out")
-    assert [row["model"] for row in runs.read_csv(tmp_path / "out" / "robustness_summary.csv")] == ["other", "tiny_alone"][::-1]
+    assert [row["model"] for row in read_csv(tmp_path / "out" / "robustness_summary.csv")] == ["other", "tiny_alone"][::-1]
 
 
 @pytest.mark.parametrize("spoil, said", [
@@ -423,8 +429,8 @@ def test_a_run_that_cannot_be_measured_is_named_and_the_others_are_measured(both
     with pytest.raises(UserError, match=f"left out: .*other.*{said}") as caught:
         run(good.parents[1], *TWO)
     assert "\n" not in caught.value.message
-    row, = runs.read_csv(good.parents[1] / "robustness_summary.csv")
-    assert row["model"] == "tiny_alone" and len(robustness.read(good / "robustness.csv")) == 3 and not (bad / "robustness.csv").exists()
+    row, = read_csv(good.parents[1] / "robustness_summary.csv")
+    assert row["model"] == "tiny_alone" and len(scores.read(good / "robustness.csv")) == 3 and not (bad / "robustness.csv").exists()
     with pytest.raises(UserError, match="left out, and nothing can be relative"):
         run(good, *TWO, "--baseline", bad)
 
@@ -437,7 +443,7 @@ def test_models_of_one_name_in_two_studies_are_told_apart(study, tmp_path, monke
     summary = run(study, other, *TWO, "--baseline", study, "--out", tmp_path / "out")
     names = ["images/tiny_alone", "again/tiny_alone"]
     assert [row["model"] for row in summary] == [name for name, _ in drawn] == names and summary[1]["baseline"] == f"{names[0]}/seed_0"
-    assert {row["model"] for row in runs.read_csv(other / "robustness.csv")} == {"tiny_alone"}
+    assert {row["model"] for row in read_csv(other / "robustness.csv")} == {"tiny_alone"}
 
 
 def test_an_export_of_other_weights_is_refused_and_a_checkpoint_that_answers_otherwise(study, no_figures):
@@ -508,12 +514,12 @@ def test_a_sheet_is_a_picture_of_every_cell():
 def reported(honestly, names=("a", "b"), suite="default"):
     """A study as the report reads it, of models that answered the cells of `honestly`."""
     _, test, result, cells = honestly
-    temperature, points = robustness.frozen(json.loads(json.dumps(result)), None)
+    temperature, points = scores.frozen(json.loads(json.dumps(result)), None)
     models = [model(name, cells, temperature=temperature, points=points) for name in names]
-    rows = robustness.measure(models, CELLS, test, replicates=100, suite=suite)
-    written = [{key: robustness.text(key, value) for key, value in row.items()} for row in robustness.summarise(models, CELLS, suite, models[0])]
+    rows = scores.measure(models, CELLS, test, replicates=100, suite=suite)
+    written = [{key: scores.text(key, value) for key, value in row.items()} for row in scores.summarise(models, CELLS, suite, models[0])]
     held = [SimpleNamespace(model=name, seed="seed_0", kind="student", test={"ids": test.ids}, metrics={},
-                            robustness=[{key: str(robustness.text(key, value)) for key, value in row.items()} for row in own])
+                            robustness=[{key: str(scores.text(key, value)) for key, value in row.items()} for row in own])
             for name, own in zip(names, rows)]
     return SimpleNamespace(runs=held, firsts=held, summary=written, sheets={}, command="runs/x")
 
@@ -523,9 +529,9 @@ def tables_of(blocks):
 
 
 def test_the_report_tells_what_is_left_of_calibration_and_of_the_promised_sensitivity(honestly, monkeypatch):
-    monkeypatch.setattr(report_robustness, "drawings", lambda *more: [])
+    monkeypatch.setattr(robustness, "drawings", lambda *more: [])
     study = reported(honestly)
-    shown = tables_of(report_robustness.robustness(study))
+    shown = tables_of(robustness.robustness(study))
     record, told = shown["robustness_certainty"]["records"][0], study.summary[0]
     assert (record["class"], record["promised"]) == ("mel", float(told["promised_sensitivity/mel"]))
     for name, column in (("clean_ece", "clean_ece"), ("mean_ece_hi", "mean_ece_hi"), ("mean", "mean_sensitivity/mel"),
@@ -535,24 +541,24 @@ def test_the_report_tells_what_is_left_of_calibration_and_of_the_promised_sensit
     assert all("Suite" not in [column.title for column in block["columns"]] for block in shown.values())
     for run_, more in zip(study.runs, reported(honestly, suite="custom").runs):
         run_.robustness += more.robustness
-    assert "Suite" in [column.title for column in tables_of(report_robustness.robustness(study))["robustness"]["columns"]]
+    assert "Suite" in [column.title for column in tables_of(robustness.robustness(study))["robustness"]["columns"]]
 
 
 def test_a_sentence_on_the_lowest_cell_claims_no_more_than_its_interval(honestly):
-    first, _ = report_robustness.sentences(reported(honestly))
+    first, _ = robustness.sentences(reported(honestly))
     assert re.search(r"that a \(seed 0\) was seen with, of 3 cells of suite default, is that under \w+_\d: "
                      r"-0\.\d+ \[-0\.\d+, -0\.\d+\] from clean, an interval of this cell alone", first)
 
 
 def test_a_suite_of_ones_own_has_its_sheet_and_its_note_in_the_report(honestly, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_robustness, "drawings", lambda *more: [])
+    monkeypatch.setattr(robustness, "drawings", lambda *more: [])
     study = reported(honestly, suite="custom")
     study.runs[0].path = tmp_path / "m" / "seed_0"
     for name, colour in (("robustness_custom_sheet.png", "red"), ("robustness_sheet.png", "blue")):
         Image.new("RGB", (4, 4), colour).save(tmp_path / name)
-    study_folder._add_summary(study)
+    study_files._add_summary(study)
     assert list(study.sheets) == ["custom", "default"]
-    captions = [block["alt"] for block in report_robustness.robustness(study) if block["kind"] == "picture"]
+    captions = [block["alt"] for block in robustness.robustness(study) if block["kind"] == "picture"]
     assert len(captions) == 2 and "suite custom" in captions[0]
     assert suites.note("custom", {"ink"}) is None and suites.note("custom", {"jpeg", "ink"}) == suites.SIZES
     assert suites.note("phase1", ()) == suites.NOTES["phase1"]
@@ -566,21 +572,21 @@ def test_what_is_trained_on_is_of_no_family_that_a_suite_measures():
         return registry.get("corruption", name).info["family"]
 
     measured = {family(cell.corruption) for suite in suites.NOTES for cell in suites.cells(suite, lambda name: registry.get("corruption", name))}
-    assert measured.isdisjoint(map(family, suites.TRAINED)) and len(measured) >= 5
+    assert measured.isdisjoint(map(family, TRAINED_CORRUPTIONS)) and len(measured) >= 5
     for script_ in (distill, train_teacher):
-        assert all(name in script_.parser().format_help().replace("\n", " ") for name in suites.TRAINED)
+        assert all(name in script_.parser().format_help().replace("\n", " ") for name in TRAINED_CORRUPTIONS)
 
 
 def views(data, seed=0, epoch=1, kind="corruption", **options):
     """{image: pixels} of an epoch's batches."""
-    batches = kd_data.training_batches(data, seed=seed, epoch=epoch, device="cpu", kind=kind, **options)
+    batches = loader.training_batches(data, seed=seed, epoch=epoch, device="cpu", kind=kind, **options)
     return {i: pixels for images, _, index in batches for i, pixels in zip(index.tolist(), images.numpy())}
 
 
 def test_corrupted_views_follow_from_seed_epoch_and_image_and_half_stay_as_they_were(tmp_path):
     data = small.data(folder=tmp_path)
     plain = views(data, kind="heavy", batch=16)
-    data.corruptions = tuple(registry.get("corruption", name) for name in suites.TRAINED)
+    data.corruptions = tuple(registry.get("corruption", name) for name in TRAINED_CORRUPTIONS)
     first = views(data, batch=16)
     for options in ({"batch": 7, "workers": 3}, {"batch": 64, "workers": 0}, {"batch": 16, "seed": 5, "view": (0, 1)}):
         again = views(data, **options)
@@ -594,10 +600,10 @@ def test_targets_of_a_teacher_are_not_taken_for_views_that_were_corrupted(tmp_pa
     data = small.data(folder=tmp_path)
     teacher = small.network(small.options(), data)
     teacher.fingerprint = "abc"
-    targets.Targets(tmp_path / "targets", teacher, data, 2, needs=set(), precision="fp32")
-    data.corruptions = tuple(registry.get("corruption", name) for name in suites.TRAINED)
+    teacher_cache.Targets(tmp_path / "targets", teacher, data, 2, needs=set(), precision="fp32")
+    data.corruptions = tuple(registry.get("corruption", name) for name in TRAINED_CORRUPTIONS)
     with pytest.raises(UserError, match="were made from other augmentation"):
-        targets.Targets(tmp_path / "targets", teacher, data, 2, needs=set(), precision="fp32", kind="corruption")
+        teacher_cache.Targets(tmp_path / "targets", teacher, data, 2, needs=set(), precision="fp32", kind="corruption")
 
 
 def test_a_run_trained_against_corruptions_has_a_name_of_its_own_and_older_runs_stay_finished(tmp_path, no_report, capsys):
@@ -605,13 +611,13 @@ def test_a_run_trained_against_corruptions_has_a_name_of_its_own_and_older_runs_
     words = ["--data", "folder", "--root", str(root), "--size", "32", "--epochs", "1", "--batch", "8", "--workers", "0", "--alpha", "1",
              "--student", "tiny", "--stem", "small", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "runs"), "--device", "cpu"]
     run_, = distill.main([*words, "--augment", "corruption"])
-    assert run_.parent.name == "tiny_alone_corruption" and runs.read_yaml(run_ / "config.yaml")["augment"] == "corruption"
+    assert run_.parent.name == "tiny_alone_corruption" and read_yaml(run_ / "config.yaml")["augment"] == "corruption"
     plain, = distill.main(words)
     assert plain.parent.name == "tiny_alone"
-    assert not np.array_equal(*(runs.read_npz(folder / "predictions" / "test.npz")["logits"] for folder in (run_, plain)))
-    old = runs.read_yaml(plain / "config.yaml")
+    assert not np.array_equal(*(read_npz(folder / "predictions" / "test.npz")["logits"] for folder in (run_, plain)))
+    old = read_yaml(plain / "config.yaml")
     del old["augment"]
-    runs.write_yaml(plain / "config.yaml", old)
+    write_yaml(plain / "config.yaml", old)
     capsys.readouterr()
     distill.main(words)
     assert "finished already" in capsys.readouterr().out

@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd import environment, runs
+from kd import files, machine, runs
 from kd.errors import UserError
+from kd.files import (
+    _replace, atomic, check_writable, lock, read_csv, read_json, read_npz, read_yaml, write_csv, write_json,
+    write_npz, write_text, write_yaml)
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,20 +41,20 @@ def finish(process):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, error):
-    runs.write_text(tmp_path / "file", "old")
+    write_text(tmp_path / "file", "old")
     with pytest.raises(error):
-        with runs.atomic(tmp_path / "file", "w") as file:
+        with atomic(tmp_path / "file", "w") as file:
             file.write("new")
             raise error
     assert (tmp_path / "file").read_text() == "old" and os.listdir(tmp_path) == ["file"]
     with pytest.raises(TypeError):
-        runs.write_json(tmp_path / "other.json", {"value": object()})
+        write_json(tmp_path / "other.json", {"value": object()})
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
-    runs.write_text(tmp_path / "file", "old")
-    with runs.atomic(tmp_path / "file") as file:
+    write_text(tmp_path / "file", "old")
+    with atomic(tmp_path / "file") as file:
         file.write(b"new")
         file.flush()
         assert (tmp_path / "file").read_text() == "old"
@@ -59,8 +62,8 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
 
 
 def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
-    runs.write_text(tmp_path / "file", "old")
-    process = python("import sys\nfrom kd import runs\nwith runs.atomic(sys.argv[1]) as file:\n"
+    write_text(tmp_path / "file", "old")
+    process = python("import sys\nfrom kd import files\nwith files.atomic(sys.argv[1]) as file:\n"
                      "    file.write(b'new'); file.flush(); print('writing', flush=True); input()", tmp_path / "file")
     assert process.stdout.readline() == "writing\n"
     finish(process)
@@ -68,7 +71,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
 
 
 def test_a_written_file_has_the_usual_rights_and_new_folders_are_made(tmp_path):
-    runs.write_text(tmp_path / "a" / "b" / "file", "text")
+    write_text(tmp_path / "a" / "b" / "file", "text")
     (tmp_path / "plain").write_text("text")
     assert (tmp_path / "a" / "b" / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
@@ -81,45 +84,45 @@ def test_a_file_that_another_program_holds_for_a_moment_is_replaced_when_it_lets
             raise refusals.pop()
         replace(source, target)
 
-    monkeypatch.setattr(runs.os, "replace", held)
-    monkeypatch.setattr(runs, "WINDOWS", True)
+    monkeypatch.setattr(files.os, "replace", held)
+    monkeypatch.setattr(files, "WINDOWS", True)
     handle = os.open(tmp_path / "temporary", os.O_CREAT)
     os.close(handle)
-    runs._replace(str(tmp_path / "temporary"), str(tmp_path / "file"))
+    _replace(str(tmp_path / "temporary"), str(tmp_path / "file"))
     assert os.listdir(tmp_path) == ["file"] and not refusals
 
 
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(full_disk):
     import torch
 
-    from kd import checkpoint
+    from kd.train import checkpoint
     values = np.random.default_rng(0).random(30_000)
     (full_disk / "history.csv").write_text("old")
-    writers = {"test.npz": lambda path: runs.write_npz(path, values=values),
-               "history.csv": lambda path: runs.write_csv(path, [{"value": value} for value in values]),
-               "metrics.json": lambda path: runs.write_json(path, values),
+    writers = {"test.npz": lambda path: write_npz(path, values=values),
+               "history.csv": lambda path: write_csv(path, [{"value": value} for value in values]),
+               "metrics.json": lambda path: write_json(path, values),
                "best.pt": lambda path: checkpoint.save_tensors(path, {"values": torch.from_numpy(values)})}
     for name, write in writers.items():
         with pytest.raises(OSError) as caught:
             write(full_disk / name)
         assert caught.value.filename == str(full_disk / name) and caught.value.strerror == "No space left on device"
         assert os.listdir(full_disk) == ["history.csv"] and (full_disk / "history.csv").read_text() == "old"
-    code = ("import sys\nfrom kd import errors, runs\n"
-            "errors.run(lambda: runs.write_text(sys.argv[1], 'x' * 10**6))")
+    code = ("import sys\nfrom kd import errors, files\n"
+            "errors.run(lambda: files.write_text(sys.argv[1], 'x' * 10**6))")
     done = subprocess.run([sys.executable, "-c", code, str(full_disk / "a.txt")], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: no space left on device: {full_disk / 'a.txt'}\nFree some space")
 
 
 def test_a_place_that_cannot_be_written_is_found_without_making_anything(tmp_path):
-    runs.check_writable(tmp_path / "a" / "b")
+    check_writable(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("x")
     places = [tmp_path / "file", tmp_path / "file" / "study"]
     places += [Path("/proc/nope/study")] if Path("/proc/self").exists() else []
     for place in places:
         with pytest.raises(UserError, match="cannot write to .*\nChoose another place with --out"):
-            runs.check_writable(place)
+            check_writable(place)
 
 
 # ---- what is written reads back
@@ -127,18 +130,18 @@ def test_a_place_that_cannot_be_written_is_found_without_making_anything(tmp_pat
 def test_an_undefined_number_is_null_in_json(tmp_path):
     data = {"a": math.nan, "b": [math.inf, -math.inf, 1.5], 3: np.float32("nan"), "n": np.int64(7), "t": np.bool_(True),
             "x": np.array([[1.0, np.nan]]), "s": "é", "none": None, "pair": (1, 2)}
-    runs.write_json(tmp_path / "a.json", data)
+    write_json(tmp_path / "a.json", data)
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     assert "NaN" not in text and "Infinity" not in text and "é" in text
-    assert runs.read_json(tmp_path / "a.json") == {
+    assert read_json(tmp_path / "a.json") == {
         "a": None, "b": [None, None, 1.5], "3": None, "n": 7, "t": True, "x": [[1.0, None]], "s": "é", "none": None,
         "pair": [1, 2]}
 
 
 def test_csv_reads_back_as_text(tmp_path):
     rows = [{"id": "a,b", "text": 'say "yes"\nor\tno'}, {"id": "Łódź ☃", "text": ""}, {"id": " x ", "text": None, "more": 0.1}]
-    runs.write_csv(tmp_path / "a.csv", rows)
-    assert runs.read_csv(tmp_path / "a.csv", ("id", "text")) == [
+    write_csv(tmp_path / "a.csv", rows)
+    assert read_csv(tmp_path / "a.csv", ("id", "text")) == [
         {"id": "a,b", "text": 'say "yes"\nor\tno', "more": ""}, {"id": "Łódź ☃", "text": "", "more": ""},
         {"id": " x ", "text": "", "more": "0.1"}]
     assert b"\r" not in (tmp_path / "a.csv").read_bytes()
@@ -146,22 +149,22 @@ def test_csv_reads_back_as_text(tmp_path):
 
 def test_files_as_windows_programs_save_them_are_read(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfid,group\r\nx,1\r\n\r\ny,2,\r\n")
-    assert runs.read_csv(tmp_path / "a.csv", ("id", "group")) == [{"id": "x", "group": "1"}, {"id": "y", "group": "2"}]
+    assert read_csv(tmp_path / "a.csv", ("id", "group")) == [{"id": "x", "group": "1"}, {"id": "y", "group": "2"}]
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
-    assert runs.read_json(tmp_path / "a.json") == {"a": 1}
+    assert read_json(tmp_path / "a.json") == {"a": 1}
     (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbfa: 1\r\n")
-    assert runs.read_yaml(tmp_path / "a.yaml") == {"a": 1}
+    assert read_yaml(tmp_path / "a.yaml") == {"a": 1}
 
 
 def test_yaml_and_npz_read_back(tmp_path):
     options = {"none": None, "yes": True, "list": [0, 1.5, "x"], "text": "no", "number as text": "1_000", "small": 1e-5}
-    runs.write_yaml(tmp_path / "a.yaml", options)
-    assert runs.read_yaml(tmp_path / "a.yaml") == options and list(runs.read_yaml(tmp_path / "a.yaml")) == list(options)
+    write_yaml(tmp_path / "a.yaml", options)
+    assert read_yaml(tmp_path / "a.yaml") == options and list(read_yaml(tmp_path / "a.yaml")) == list(options)
     (tmp_path / "empty.yaml").write_text("")
-    assert runs.read_yaml(tmp_path / "empty.yaml") == {}
+    assert read_yaml(tmp_path / "empty.yaml") == {}
     arrays = {"ids": np.array(["a", "é"]), "logits": np.eye(2, dtype=np.float32)}
-    runs.write_npz(tmp_path / "a.npz", **arrays)
-    read = runs.read_npz(tmp_path / "a.npz", ("ids",))
+    write_npz(tmp_path / "a.npz", **arrays)
+    read = read_npz(tmp_path / "a.npz", ("ids",))
     assert list(read) == list(arrays)
     for name, array in arrays.items():
         assert read[name].dtype == array.dtype and (read[name] == array).all()
@@ -169,7 +172,7 @@ def test_yaml_and_npz_read_back(tmp_path):
 
 # ---- what cannot be read
 
-READERS = {"json": runs.read_json, "yaml": runs.read_yaml, "csv": runs.read_csv, "npz": runs.read_npz}
+READERS = {"json": read_json, "yaml": read_yaml, "csv": read_csv, "npz": read_npz}
 
 
 def refused(kind, path, words):
@@ -211,23 +214,23 @@ def test_what_a_table_lacks_is_named(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id;group\n1;2\n")
     with pytest.raises(UserError) as caught:
-        runs.read_csv(path, ("id", "group"))
+        read_csv(path, ("id", "group"))
     assert caught.value.message.endswith("no column id, group") and "separated by ';'; save it again with commas" in caught.value.hint
     path.write_text("id,grp\n1,2\n")
     with pytest.raises(UserError, match="no column group\nIt has: id, grp"):
-        runs.read_csv(path, ("id", "group"))
+        read_csv(path, ("id", "group"))
     path.write_bytes("id,group\nmélanome,1\n".encode("latin-1"))
     with pytest.raises(UserError, match="is not text in UTF-8\nSave it again in UTF-8"):
-        runs.read_csv(path, ("id", "group"))
+        read_csv(path, ("id", "group"))
     path.write_text("")
     with pytest.raises(UserError, match="no column id\nIt has: nothing"):
-        runs.read_csv(path, ("id",))
+        read_csv(path, ("id",))
     path.write_text("id,group\n1,2\n3\n")
     with pytest.raises(UserError, match="shorter than its header"):
-        runs.read_csv(path, ("id", "group"))
+        read_csv(path, ("id", "group"))
     path.write_text("id,label\n1,nevus, dysplastic\n")  # a shifted column is worse than none
     with pytest.raises(UserError, match="longer than its header"):
-        runs.read_csv(path)
+        read_csv(path)
 
 
 def test_npz_files_that_are_something_else_are_refused(tmp_path):
@@ -240,9 +243,9 @@ def test_npz_files_that_are_something_else_are_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("ids", "text")
     refused("npz", path, "other files than arrays")
-    runs.write_npz(path, labels=np.arange(3))
+    write_npz(path, labels=np.arange(3))
     with pytest.raises(UserError, match="no array ids\nIt has: labels"):
-        runs.read_npz(path, ("ids", "labels"))
+        read_npz(path, ("ids", "labels"))
 
 
 class Trap:
@@ -259,7 +262,7 @@ def test_code_hidden_in_an_npz_never_runs(tmp_path, monkeypatch):
 
 def test_no_damage_to_an_npz_gives_a_traceback(tmp_path):
     path, rng = tmp_path / "a.npz", np.random.default_rng(0)
-    runs.write_npz(path, ids=np.array(["a", "b"] * 20), logits=rng.random((40, 3)))
+    write_npz(path, ids=np.array(["a", "b"] * 20), logits=rng.random((40, 3)))
     whole = path.read_bytes()
     intact = 0
     for _ in range(400):
@@ -268,7 +271,7 @@ def test_no_damage_to_an_npz_gives_a_traceback(tmp_path):
             broken[place] = rng.integers(256)
         path.write_bytes(broken[:rng.integers(1, len(whole) + 200)])
         try:
-            intact += len(runs.read_npz(path)) > 0
+            intact += len(read_npz(path)) > 0
         except UserError:
             pass
     assert intact < 400
@@ -285,8 +288,8 @@ def test_an_npz_that_claims_to_be_huge_is_refused(tmp_path):
 
 HOLD = """
 import sys
-from kd import runs
-with runs.lock(sys.argv[1]):
+from kd import files
+with files.lock(sys.argv[1]):
     print("held", flush=True)
     input()
 """
@@ -304,7 +307,7 @@ def holder(tmp_path):
 
 def test_a_second_writer_gets_an_error_that_names_the_first(holder, tmp_path):
     with pytest.raises(UserError) as caught:
-        with runs.lock(tmp_path / ".lock", what="runs/study"):
+        with lock(tmp_path / ".lock", what="runs/study"):
             pytest.fail("two writers")
     assert f"runs/study is being written by process {holder.pid} on " in caught.value.message
     assert holder.poll() is None  # and the first goes on
@@ -312,13 +315,13 @@ def test_a_second_writer_gets_an_error_that_names_the_first(holder, tmp_path):
 
 def test_a_killed_holder_leaves_no_lock(holder, tmp_path):
     finish(holder)
-    with runs.lock(tmp_path / ".lock"):
+    with lock(tmp_path / ".lock"):
         assert f"process {os.getpid()} on" in (tmp_path / ".lock.owner").read_text()
     assert not (tmp_path / ".lock.owner").exists()
 
 
 def test_who_waits_gets_the_lock_when_it_is_free(holder, tmp_path):
-    process = python("import sys\nfrom kd import runs\nwith runs.lock(sys.argv[1], wait=True, what='the cache'):\n"
+    process = python("import sys\nfrom kd import files\nwith files.lock(sys.argv[1], wait=True, what='the cache'):\n"
                      "    print('mine')", tmp_path / ".lock")
     assert process.stdout.readline() == f"waiting for {(tmp_path / '.lock.owner').read_text()}, which is writing the cache\n"
     time.sleep(0.2)
@@ -332,11 +335,11 @@ def test_who_waits_gets_the_lock_when_it_is_free(holder, tmp_path):
 def test_a_lock_ends_with_its_block_even_after_an_error(tmp_path):
     for _ in range(2):
         with pytest.raises(ValueError):
-            with runs.lock(tmp_path / ".lock"):
+            with lock(tmp_path / ".lock"):
                 raise ValueError
-    with runs.lock(tmp_path / ".lock"):
+    with lock(tmp_path / ".lock"):
         with pytest.raises(UserError, match="is being written by process"):
-            with runs.lock(tmp_path / ".lock"):
+            with lock(tmp_path / ".lock"):
                 pass
 
 
@@ -350,7 +353,7 @@ def test_a_run_is_found_by_its_test_predictions(tmp_path):
     with pytest.raises(UserError, match="no finished run at or below"):
         runs.find(tmp_path)
     for seed in seeds[:2]:
-        runs.write_npz(seed / "predictions" / "test.npz", ids=np.arange(2))
+        write_npz(seed / "predictions" / "test.npz", ids=np.arange(2))
     assert runs.find(tmp_path) == runs.find(tmp_path / "study") == seeds[:2] and runs.find(seeds[1]) == [seeds[1]]
     assert runs.is_run(tmp_path) and runs.is_run(seeds[0]) and not runs.is_run(seeds[2])
     assert runs.finished(seeds[0]) and not runs.finished(tmp_path)
@@ -372,8 +375,8 @@ def test_a_folders_place_tells_study_model_and_seed(tmp_path, monkeypatch):
 # ---- what a result depends on
 
 def test_the_environment_is_plain_values_and_a_missing_package_is_null(monkeypatch):
-    monkeypatch.setattr(environment, "PACKAGES", ("numpy", "no-such-package"))
-    found = environment.describe()
+    monkeypatch.setattr(machine, "ENVIRONMENT_PACKAGES", ("numpy", "no-such-package"))
+    found = machine.environment()
     assert json.loads(json.dumps(found)) == found
     assert found["numpy"] == np.__version__ and found["no-such-package"] is None and found["cpu"] and found["threads"] >= 1
 
@@ -386,11 +389,11 @@ def test_the_revision_is_that_of_the_projects_own_history(tmp_path):
 
     (tmp_path / "own.py").write_text("1")
     (tmp_path / "copied.py").write_text("1")
-    assert environment.git_revision(tmp_path / "own.py") is None
+    assert machine.git_revision(tmp_path / "own.py") is None
     git("init")
     git("add", "own.py")
     git("commit", "-m", "first")
-    revision = environment.git_revision(tmp_path / "own.py")
-    assert len(revision) == 12 and environment.git_revision(tmp_path / "copied.py") is None
+    revision = machine.git_revision(tmp_path / "own.py")
+    assert len(revision) == 12 and machine.git_revision(tmp_path / "copied.py") is None
     (tmp_path / "own.py").write_text("2")
-    assert environment.git_revision(tmp_path / "own.py") == f"{revision}+changes"
+    assert machine.git_revision(tmp_path / "own.py") == f"{revision}+changes"

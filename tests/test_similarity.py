@@ -9,7 +9,9 @@ import torch
 import distill
 import small
 import train_teacher
-from kd import image, losses, models, runs, similarity
+from kd import image, losses
+from kd.files import read_npz, write_npz
+from kd.train import networks, similarity
 
 pytestmark = pytest.mark.usefixtures("no_report")
 COMMON = ["--data", "lesions,images=200", "--size", "32", "--epochs", "1", "--batch", "32", "--workers", "0", "--device", "cpu",
@@ -111,14 +113,14 @@ def run(tmp_path):
     data, options = small.data(folder=tmp_path / "cache"), small.options("--alpha", "0.5")
     student, teacher = small.network(options, data), small.network(options, data, seed=1)
     test = data.where("test")[:3]
-    runs.write_npz(tmp_path / "samples.npz", images=image.centre_crop(data.pixels(test), 32), ids=data.ids[test])
+    write_npz(tmp_path / "samples.npz", images=image.centre_crop(data.pixels(test), 32), ids=data.ids[test])
     return tmp_path, student, teacher, data
 
 
 def test_a_network_is_wholly_similar_to_itself_and_looks_where_it_looks(run):
     folder, student, _, data = run
     similarity.write(folder, student, student, data, "cpu")
-    held = runs.read_npz(folder / "attention.npz")
+    held = read_npz(folder / "attention.npz")
     assert held["cka"] == pytest.approx(np.ones(4)) and held["cka_lo"] == pytest.approx(np.ones(4), abs=1e-6)
     assert np.array_equal(held["student"], held["teacher"]) and held["student"].shape == (3, 4, 32, 32)
     assert held["student"].dtype == np.float16 and held["cka_images"] == len(data.where("val"))
@@ -128,7 +130,7 @@ def test_a_network_is_wholly_similar_to_itself_and_looks_where_it_looks(run):
 def test_maps_and_similarity_are_those_of_the_stages(run):
     folder, student, teacher, data = run
     similarity.write(folder, student, teacher, data, "cpu")
-    held, samples = runs.read_npz(folder / "attention.npz"), runs.read_npz(folder / "samples.npz")
+    held, samples = read_npz(folder / "attention.npz"), read_npz(folder / "samples.npz")
     assert held["ids"].tolist() == samples["ids"].tolist()
     assert (held["cka"] < .999).all() and (held["cka_lo"] < held["cka"]).all() and (held["cka"] < held["cka_hi"]).all()
 
@@ -155,13 +157,13 @@ def test_a_large_validation_split_is_sampled_evenly_and_the_same_each_time(run, 
     found = []
     for _ in range(2):
         similarity.write(folder, student, teacher, data, "cpu")
-        found.append(runs.read_npz(folder / "attention.npz"))
+        found.append(read_npz(folder / "attention.npz"))
     assert 4 <= found[0]["cka_images"] <= 5 and np.array_equal(found[0]["cka"], found[1]["cka"])
 
 
 def test_where_the_stages_are_not_known_a_line_says_so(run, capsys):
     folder, student, teacher, data = run
-    teacher = models.Network(teacher.model, "torchvision:alexnet", "imagenet")
+    teacher = networks.Network(teacher.model, "torchvision:alexnet", "imagenet")
     similarity.write(folder, student, teacher, data, "cpu")
     assert not (folder / "attention.npz").exists()
     assert "the stages of torchvision:alexnet are not known: no attention maps" in capsys.readouterr().out
@@ -172,10 +174,10 @@ def test_a_taught_run_has_them_a_finished_one_gets_them_and_one_without_a_teache
     teacher, = train_teacher.main([*COMMON, "--out", str(tmp_path), "--teacher", "tiny"])
     taught, = distill.main([*common, "--alpha", "0.5"])
     assert "similarity to the teacher by stage (linear CKA, " in capsys.readouterr().out
-    first = runs.read_npz(taught / "attention.npz")
+    first = read_npz(taught / "attention.npz")
     (taught / "attention.npz").unlink()
     distill.main([*common, "--alpha", "0.5"])
-    again = runs.read_npz(taught / "attention.npz")
+    again = read_npz(taught / "attention.npz")
     assert all(np.array_equal(first[key], again[key]) for key in first)
     alone, = distill.main([*common, "--alpha", "1"])
     assert not (alone / "attention.npz").exists() and not (teacher / "attention.npz").exists()

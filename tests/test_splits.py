@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from kd import data as kd_data
-from kd import splits
-from kd.dataset import Dataset
+from kd.data import loader, splits
+from kd.data.dataset import Dataset
 from kd.errors import UserError
-from kd.runs import write_csv
+from kd.files import write_csv
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
@@ -38,7 +37,7 @@ def drawn(count=60, classes=3, per_group=2, groups=True, name="drawn", first=0, 
 
 @pytest.fixture
 def prepared(tmp_path):
-    return lambda dataset, **options: kd_data.prepare(dataset, size=8, cache_folder=tmp_path / "cache", **options)
+    return lambda dataset, **options: loader.prepare(dataset, size=8, cache_folder=tmp_path / "cache", **options)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -110,7 +109,7 @@ def test_no_lesion_of_ham10000_is_in_two_splits(real_data, tmp_path, seed):
     groups = np.array([row["lesion_id"] for row in rows])
     data = SimpleNamespace(ids=[row["image_id"] for row in rows], groups=groups, shown_groups=lambda rows: groups, class_names=classes, labels=labels,
                            split=splits.stratified(labels, groups, seed=seed), sha256=["-"] * len(rows))
-    write_csv(tmp_path / "split.csv", kd_data.Data.table(data))
+    write_csv(tmp_path / "split.csv", loader.Data.table(data))
 
     lesion = {row["image_id"]: row["lesion_id"] for row in rows}
     diagnosis = {row["image_id"]: row["dx"] for row in rows}

@@ -16,9 +16,10 @@ import yaml
 
 import evaluate
 import study
-from kd import plan as kd_plan
-from kd import runs, workers
+from kd import runs
 from kd.errors import UserError
+from kd.files import lock, read_csv, read_json, read_npz, write_npz
+from kd.study import plan, workers
 
 PLAN = {"data": "lesions,images=90", "size": 32, "epochs": 1, "batch": 32, "workers": 0,
         "train_teacher": {"teacher": "tiny"},
@@ -90,7 +91,7 @@ def test_what_has_changed_is_done_again_with_all_that_rests_on_it(done):
     evaluate.main(["runs/plan", "--replicates", "100"])                    # as it was: nothing is stale
     assert done()[0] == []
     evaluate.main(["runs/plan/tiny_kd/seed_0", "--replicates", "200"])     # other figures than the plan's
-    assert done()[0] == ["evaluate"] and runs.read_json(metrics)["conventions"]["replicates"] == 100
+    assert done()[0] == ["evaluate"] and read_json(metrics)["conventions"]["replicates"] == 100
     (done.folder / "comparison.csv").unlink()
     assert done()[0] == ["evaluate"]                                         # the report's input is back as it was
     changed = {**PLAN, "evaluate": {"replicates": 150}}
@@ -98,8 +99,8 @@ def test_what_has_changed_is_done_again_with_all_that_rests_on_it(done):
     more = {**changed, "distill": {**PLAN["distill"], "seeds": [0, 1], "methods": {"alone": {"alpha": 1}, "kd": {"alpha": 0.5, "seeds": 0}}}}
     assert done(more)[0] == ["distill", "evaluate", "evaluate", "report"]
     predictions = done.folder / "tiny_alone" / "seed_1" / "predictions" / "test.npz"
-    held = runs.read_npz(predictions)
-    runs.write_npz(predictions, **{**held, "logits": held["logits"][::-1].copy()})
+    held = read_npz(predictions)
+    write_npz(predictions, **{**held, "logits": held["logits"][::-1].copy()})
     assert done(more)[0] == ["distill", "evaluate", "evaluate", "report"]    # distill.py finds that run finished
 
 
@@ -116,7 +117,7 @@ def test_a_study_that_was_copied_or_touched_is_as_far_as_it_was(done, tmp_path):
 def test_runs_made_by_a_scheduler_are_looked_at_and_left(go):
     commands = [shlex.split(line)[1:] for line in go(PLAN, "--dry-run")[1].splitlines() if not line.startswith("#")]
     for script, *arguments in commands[:3]:
-        assert study.work(kd_plan.Task("", Path(script).stem, arguments, [], [])) == ""
+        assert study.work(plan.Task("", Path(script).stem, arguments, [], [])) == ""
     before = {file: file.stat().st_mtime_ns for file in go.folder.rglob("best.pt")}
     ran, printed = go()
     assert ran == WHOLE and printed.count("finished already, left as it is") == 3 and printed.count("to check") == 3
@@ -157,7 +158,7 @@ def test_without_its_teacher_a_student_is_not_begun_and_the_others_are(go, capsy
 
 def test_results_that_a_failed_step_leaves_behind_are_said_to_be_out_of_date(done, capsys, monkeypatch):
     with monkeypatch.context() as broken, pytest.raises(UserError, match="1 of 3 steps failed"):
-        broken.setattr(evaluate, "compare", lambda *given: 1 / 0)
+        broken.setattr(evaluate, "compare_models", lambda *given: 1 / 0)
         done({**PLAN, "evaluate": {"replicates": 150}})
     assert "compare: ZeroDivisionError: division by zero (what it wrote before is out of date)" in capsys.readouterr().out
     assert done()[0] == ["evaluate", "report"]  # the comparison is that of the old options again, as the plan now says
@@ -182,14 +183,14 @@ def tables(folder):
         if file.name in ("metrics.json", "seeds.json", "comparison.csv"):
             held[place] = file.read_text(encoding="utf-8")
         if file.suffix == ".npz" and file.parent.name == "predictions":
-            held[place] = runs.read_npz(file)["logits"].tolist()
+            held[place] = read_npz(file)["logits"].tolist()
         if file.name in ("robustness.csv", "robustness_summary.csv"):
-            held[place] = [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in runs.read_csv(file)]
+            held[place] = [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in read_csv(file)]
         if file.parent.name == "tables" and file.stem in ("students_summary", "seeds", "deltas_per_class", "calibration", "operating_points",
                                                           "exports", "roles"):
             held[place] = file.read_text(encoding="utf-8")
         if file.name == "parity.json":
-            held[place] = runs.read_json(file)
+            held[place] = read_json(file)
     return held
 
 
@@ -214,7 +215,7 @@ def test_stopped_at_any_write_and_started_again_it_ends_with_the_same_tables(don
 
 
 def test_two_studies_of_one_plan_do_not_write_side_by_side(go):
-    with runs.lock(go.folder / ".study.lock"):
+    with lock(go.folder / ".study.lock"):
         with pytest.raises(UserError, match="the study .* is being written by"):
             go()
 
@@ -247,7 +248,7 @@ def real(tmp_path, *more, **options):
 
 
 def test_seeds_of_a_model_with_a_long_name_have_logs_of_their_own():
-    tasks = [kd_plan.Task(f"{stage}{'x' * 80}/seed_{seed}", "", [], [], []) for stage in ("", "export ") for seed in (0, 1)]
+    tasks = [plan.Task(f"{stage}{'x' * 80}/seed_{seed}", "", [], [], []) for stage in ("", "export ") for seed in (0, 1)]
     assert len({study.log_name(task) for task in tasks}) == 4 and all("/" not in study.log_name(task) for task in tasks)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kd import workers
+from kd.study import workers
 
 HERE = Path(__file__).parent
 

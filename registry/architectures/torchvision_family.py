@@ -6,7 +6,7 @@ from torch import nn
 from torchvision import models
 
 from kd.errors import UserError
-from kd.models import load_pretrained
+from kd.train.weights import load_pretrained
 from registry import register
 
 

@@ -10,8 +10,7 @@ import string
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from kd.corruptions import each
-from kd.noise import is_grey
+from kd.corruptions import each, is_grey
 from registry import register
 
 CANVAS = 896           # px of the canvas: 4 a pixel at 224 px

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from kd.dataset import Dataset
+from kd.data.dataset import Dataset
+from kd.data.splits import NAMES
 from kd.errors import UserError, listing
+from kd.files import read_csv
 from kd.image import SUFFIXES, find
-from kd.runs import read_csv
-from kd.splits import NAMES
 from registry import register
 
 LIKE_SPLITS = {*NAMES, "training", "valid", "validation", "testing"}

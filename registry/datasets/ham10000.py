@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from kd.dataset import Dataset
+from kd.data.dataset import Dataset
 from kd.errors import UserError, listing
+from kd.files import read_csv
 from kd.image import find
-from kd.runs import read_csv
 from registry import register
 
 CLASSES = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-import kd.dataset
+from kd.data.dataset import Dataset
 from kd.errors import UserError
 from registry import register
 
@@ -56,7 +56,7 @@ def lesions(*, size=48, images=740, seed=0):
             draws.append(partial(draw, kind, seed, lesion, len(draws), size))
             labels.append(names.index(kind))
             groups.append(f"LES_{lesion:05d}")
-    return kd.dataset.Dataset(
+    return Dataset(
         name="lesions", class_names=names, images=draws,
         ids=[f"IMG_{i:05d}" for i in range(len(draws))], labels=labels, groups=groups,
         version=f"5-{size}px-{images}-seed{seed}", synthetic=True)

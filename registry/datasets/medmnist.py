@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from kd.dataset import Dataset
+from kd.data.dataset import Dataset
+from kd.data.splits import NAMES
 from kd.errors import UserError
-from kd.runs import atomic, read_npz, read_yaml
-from kd.splits import NAMES
+from kd.files import atomic, read_npz, read_yaml
 from registry import register
 
 KNOWN = Path(__file__).with_suffix(".yaml")

@@ -1,0 +1,1 @@
+"""Images in files come in; batches for training and evaluation come out."""

@@ -1,0 +1,247 @@
+"""What all figures of a report share, and the simplest of them, as text to be put into a page.
+
+Drawings are inline SVG whose text stays text and whose colours are CSS variables with the
+light colour to fall back on, so that one drawing serves light, dark and print. They are
+laid out at 1 unit = 1 CSS px. Photographs are PNG data URIs. Names come from the user:
+they are never read as mathtext, and whatever XML cannot hold is taken out.
+
+Colour follows the role of a model and never stands alone: shape and label say the same.
+"""
+
+import base64
+import functools
+import hashlib
+import io
+import re
+import warnings
+from xml.etree import ElementTree
+
+import numpy as np
+
+from kd.errors import need
+from kd.text import one_line
+
+# Vermilion and blue of Okabe & Ito (2008), told apart by colour-blind readers, and greys.
+LIGHT = {"paper": "#ffffff", "ink": "#1a2026", "muted": "#5b6670", "rule": "#d8dde1",
+         "teacher": "#d55e00", "alone": "#66727c", "student": "#0072b2",
+         "shade": "#0072b3", "note": "#fdf1d3", "error": "#b00020"}
+DARK = {"paper": "#14181c", "ink": "#e5e9ec", "muted": "#9ba7b0", "rule": "#39424a",
+        "teacher": "#f28a45", "alone": "#a7b1b9", "student": "#5ab4ea",
+        "shade": "#1f80c2", "note": "#3b3013", "error": "#ff8a8f"}
+MARKERS = {"teacher": "s", "alone": "o", "student": "o"}
+DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2))]  # tell lines of one role apart
+
+STYLE = {
+    "svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False,
+    "font.size": 12, "axes.labelsize": 12, "xtick.labelsize": 12, "ytick.labelsize": 12,
+    "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["muted"], "axes.edgecolor": LIGHT["rule"],
+    "xtick.color": LIGHT["rule"], "ytick.color": LIGHT["rule"],
+    "xtick.labelcolor": LIGHT["muted"], "ytick.labelcolor": LIGHT["muted"],
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 1,
+    "grid.color": LIGHT["rule"], "grid.linewidth": .75, "axes.axisbelow": True,
+    "lines.linewidth": 1.75, "lines.solid_capstyle": "round",
+}
+
+
+def drawing(draw):
+    """Make `draw(figure, ...)` a function that returns inline SVG; `alt` is its text for those
+    who cannot see it. Raises UserError without matplotlib."""
+    @functools.wraps(draw)
+    def drawn(*args, alt, **options):
+        return to_svg(draw, args, options, alt)
+    return drawn
+
+
+def to_svg(draw, args, options, alt):
+    matplotlib = need("matplotlib", "report")
+    canvas = need("matplotlib.figure", "report").Figure
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for them
+        matplotlib.rcdefaults()  # a matplotlibrc of the user's could ask for LaTeX
+        matplotlib.rcParams.update(STYLE)
+        figure, text = canvas(layout="constrained", dpi=72), io.StringIO()
+        draw(figure, *args, **options)
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(text.getvalue(), alt)
+
+
+def _inline(svg, alt):
+    """matplotlib's SVG file as an element for HTML: no namespaces, no global style, own ids."""
+    root = ElementTree.fromstring(svg)
+    prefix = "f" + hashlib.sha256((alt + svg).encode(errors="replace")).hexdigest()[:8]
+    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+    variables = {colour: f"var(--{name}, {colour})" for name, colour in LIGHT.items()}
+    for element in root.iter():
+        for child in [c for c in element if c.tag.endswith(("}metadata", "}style"))]:
+            element.remove(child)
+        element.tag = element.tag.split("}")[-1]
+        attributes = {key.split("}")[-1]: value for key, value in element.items()}
+        element.attrib.clear()
+        for key, value in attributes.items():
+            if key == "id" and value not in used:
+                continue
+            if key == "style":
+                value = re.sub(r"(font: [^;]*?px|font-family:) [^;]+", r"\1 var(--sans, sans-serif)", value)
+                value = re.sub("#[0-9a-f]{6}", lambda hit: variables.get(hit[0], hit[0]), value)
+            elif key == "id":
+                value = prefix + value
+            if key in ("href", "clip-path"):
+                value = value.replace("#", "#" + prefix)
+            element.set(key, value)
+    width, height = root.get("viewBox").split()[2:]
+    root.attrib.update({"width": width, "height": height, "role": "img", "aria-label": one_line(alt, 10 ** 6),
+                        "style": "stroke-linejoin: round"})
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+@drawing
+def forest(figure, rows, reference=None, narrow=False):
+    """Dots with intervals, one row each, top to bottom.
+
+    rows: (label, kind, value, lo, hi); kind is teacher | alone | student; NaN where undefined.
+    reference: (label, value) drawn as a vertical line, or None.
+    narrow: for a telephone, with each label above its line.
+    """
+    width, line = (400, 46) if narrow else (840, 30)
+    figure.set_size_inches(width / 72, (line * len(rows) + 76) / 72)
+    axes = figure.add_subplot()
+    for y, (_, kind, value, lo, hi) in enumerate(rows):
+        colour = LIGHT[kind]
+        axes.plot([lo, hi], [y, y], color=colour, linewidth=2.25)
+        axes.plot([value], [y], MARKERS[kind], color=colour, markersize=8, markeredgewidth=2,
+                  markerfacecolor=LIGHT["paper"] if kind == "alone" else colour)
+        axes.annotate(f"{value:.3f}" if np.isfinite(value) else "undefined", (1, y),
+                      xycoords=("axes fraction", "data"), xytext=(10, 0), va="center",
+                      textcoords="offset points")
+    names = [one_line(row[0], 44) for row in rows]
+    numbers = [number for row in rows for number in row[2:]]
+    if reference:
+        name, value = reference
+        numbers.append(value)
+        axes.axvline(value, color=LIGHT["muted"], linewidth=1.25, linestyle=(0, (4, 3)), zorder=.5)
+        axes.annotate(f"{name} {value:.3f}", (value, 1), xycoords=("data", "axes fraction"),
+                      xytext=(0, 6), textcoords="offset points", color=LIGHT["muted"])
+    numbers = [number for number in numbers if np.isfinite(number)] or [0, 1]
+    room = .06 * (max(numbers) - min(numbers)) + .01
+    axes.set_xlim(max(0, min(numbers) - room), min(1, max(numbers) + room))
+    axes.set_ylim(len(rows) - .4, -.6 - .2 * narrow)
+    axes.set_yticks([] if narrow else range(len(rows)), [] if narrow else names, color=LIGHT["ink"])
+    for y, name in enumerate(names) if narrow else ():
+        axes.annotate(name, (0, y), xycoords=("axes fraction", "data"), xytext=(0, 10),
+                      textcoords="offset points",
+                      bbox={"facecolor": LIGHT["paper"], "linewidth": 0, "pad": 1})
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_xlabel("macro-F1 on the test split")
+
+
+@drawing
+def confusion(figure, matrix, class_names):
+    """Counts [C, C], rows true and columns predicted; shaded by the share of the row.
+
+    A zero is left blank, and so are all counts beyond 15 classes, where they would not be legible.
+    """
+    from matplotlib.patches import Rectangle
+    matrix, names = np.asarray(matrix), [one_line(name, 18) for name in class_names]
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    count, longest = len(matrix), max(map(len, names))
+    side = min(max(42 * count, 190), 588)
+    room = 7 * longest
+    figure.set_size_inches((side + room + 40) / 72, (side + room * (longest > 5) + 50) / 72)
+    axes = figure.add_subplot(aspect="equal")
+    for row, column in zip(*np.nonzero(matrix)):
+        # At three quarters of full blue the ink is legible on it, in light and in dark.
+        axes.add_patch(Rectangle((column - .5, row - .5), 1, 1, linewidth=0,
+                                 facecolor=(LIGHT["shade"], .75 * shares[row, column])))
+        if count <= 15:
+            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=11,
+                      fontweight="bold" if row == column else None)
+    for edge in np.arange(-.5, count):
+        axes.axhline(edge, color=LIGHT["rule"], linewidth=.75)
+        axes.axvline(edge, color=LIGHT["rule"], linewidth=.75)
+    axes.set_xlim(-.5, count - .5)
+    axes.set_ylim(count - .5, -.5)
+    slant = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"} if longest > 5 else {}
+    axes.set_xticks(range(count), names, color=LIGHT["ink"], **slant)
+    axes.set_yticks(range(count), names, color=LIGHT["ink"])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+
+
+@drawing
+def curves(figure, seeds, kind, top=1, last=None):
+    """Validation macro-F1 above training loss, by epoch; one line a seed.
+
+    seeds: (label, epochs, losses, scores, best) each; best is the index of the best epoch or
+    None. top, last: ends of the macro-F1 and epoch axes, so that drawings can be compared.
+    """
+    from matplotlib.ticker import MaxNLocator
+    figure.set_layout_engine("none")  # the same axes in every drawing, whatever stands beside them
+    figure.set_size_inches(420 / 72, 330 / 72)
+    score_axes, loss_axes = figure.subplots(2, sharex=True, gridspec_kw={
+        "left": .125, "right": .82, "top": .97, "bottom": .13, "hspace": .22})
+    ends = []  # (height, seed's place, style, name): what stands beside the end of a line
+    for i, (name, epochs, losses, scores, best) in enumerate(seeds):
+        style = DASHES[i % len(DASHES)]
+        look = {"color": LIGHT[kind], "linestyle": style, "marker": "." if len(epochs) < 3 else None}
+        score_axes.plot(epochs, scores, **look)
+        loss_axes.plot(epochs, losses, **look)
+        if best is not None:
+            score_axes.plot([epochs[best]], [scores[best]], MARKERS[kind], color=LIGHT[kind],
+                            markersize=8, markeredgewidth=2, markerfacecolor=LIGHT["paper"])
+            ends.append(([score for score in scores if np.isfinite(score)][-1], i, style, name))
+    ends = sorted(ends) if len(seeds) > 1 else []
+    for height, (_, _, style, name) in zip(apart([end[0] for end in ends], .13 * top), ends):
+        beside = score_axes.get_yaxis_transform()  # x in widths of the axes, y in macro-F1
+        score_axes.plot([1.02, 1.075], [height] * 2, color=LIGHT[kind], linestyle=style,
+                        transform=beside, clip_on=False)
+        score_axes.text(1.09, height, one_line(name, 10), transform=beside, va="center", fontsize=11)
+    score_axes.set_ylim(0, top)
+    if last is not None:
+        score_axes.set_xlim(.5, last + .5)
+    loss_axes.set_ylim(bottom=0)
+    score_axes.set_ylabel("val. macro-F1")
+    loss_axes.set_ylabel("training loss")
+    loss_axes.set_xlabel("epoch")
+    loss_axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for axes in (score_axes, loss_axes):
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        plain(axes, "y")
+    figure.align_ylabels()
+
+
+def dashes(kinds):
+    """The line style of each of several lines: what tells those of one role apart."""
+    return [DASHES[list(kinds[:k]).count(kind) % len(DASHES)] for k, kind in enumerate(kinds)]
+
+
+def plain(axes, grid):
+    """No ticks and no line at the left, but a grid: of "x", "y" or "both"."""
+    axes.grid(axis=grid)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def apart(heights, gap):
+    """Sorted heights, moved as little as lets neighbours stand `gap` apart."""
+    blocks = []  # [sum of wanted bottoms, number]: labels that touch move as one
+    for height in heights:
+        blocks.append([height, 1])
+        while len(blocks) > 1:
+            (a, n), (b, m) = blocks[-2:]
+            if b / m - a / n >= gap * (n + m) / 2:
+                break
+            blocks[-2:] = [[a + b, n + m]]
+    return [total / n + gap * (i - (n - 1) / 2) for total, n in blocks for i in range(n)]
+
+
+def thumbnail(image, most=192):
+    """A uint8 image [H, W, 3] as a PNG data URI, its longer side at most `most` px."""
+    from PIL import Image
+    picture, file = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((most, most), Image.Resampling.LANCZOS)
+    picture.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,1 @@
+"""A plan in YAML comes in; tasks that are run once each, and resumed after a stop, come out."""

@@ -1,0 +1,219 @@
+"""From options to parts: what the two training scripts do alike, with the registry's help.
+
+`registry` is handed in by the script: an object with get, create and load_plugin.
+"""
+
+import inspect
+from pathlib import Path
+
+import torch
+
+from kd import machine, objective, runs
+from kd.data import loader, splits
+from kd.data.dataset import Dataset
+from kd.errors import UserError, listing
+from kd.files import check_writable, read_json, read_yaml
+from kd.train import checkpoint, distributed, engine, networks
+from kd.train.options import TRAINED_CORRUPTIONS, parse_options, to_arguments
+from kd.train.weights import fingerprint
+
+
+def start(parser, argv, registry):
+    """The options of a training script, or None where it was asked to --list and has.
+
+    Plugins are loaded; device, precision, epochs, batch and the hard loss are resolved,
+    by what the data set says of itself (`defaults=` where it is registered).
+    """
+    options = parse_options(parser, argv)
+    for file in options["plugin"]:
+        registry.load_plugin(file)
+    if options.pop("list"):
+        print(registry.table())
+        return None
+    name, _ = objective.parse_spec(options["data"])
+    defaults = {"epochs": 30, "batch": 64, "hard": "ce", **registry.get("dataset", name).info.get("defaults", {})}
+    for key in ("epochs", "batch", "hard"):
+        options[key] = options[key] or defaults[key]
+    device, options["precision"] = engine.device_and_precision(options)
+    options["device"] = str(device)
+    if options["compile"]:
+        networks.check_compiler(device)
+    distributed.begin(device.type)
+    machine.keep_memory()
+    return options
+
+
+def load_data(options, registry):
+    """The Data that `options` name. Resolves size and study where they are open."""
+    name, _ = objective.parse_spec(options["data"])
+    entry = registry.get("dataset", name)
+    if options["size"] is None and not entry.info.get("size_from_file"):
+        options["size"] = entry.info.get("defaults", {}).get("size", 64)
+    dataset = load_dataset(options, registry)
+    if options["size"] is None:
+        options["size"] = len(dataset.images[0])
+    if options["study"] is None:
+        options["study"] = f"{runs.safe(dataset.name)}_{options['size']}px"
+    for key in ("study", "name"):
+        if options[key] is not None and options[key] != runs.safe(options[key]):
+            raise UserError(f"--{key} becomes a folder's name, and {options[key]!r} does not do for one",
+                            f"--{key} {runs.safe(options[key])} would.")
+    check_writable(Path(options["out"]) / options["study"])
+    data = loader.prepare(dataset, size=options["size"], split_seed=options["split_seed"],
+                           split_file=options["split"], cache_folder=options["cache"],
+                           root=options["root"] and Path(options["root"]), skip_bad=options["skip_bad"])
+    if options.get("augment") == "corruption":
+        data.corruptions = tuple(registry.get("corruption", name) for name in TRAINED_CORRUPTIONS)
+    counts = ", ".join(f"{len(data.where(split))} {split}" for split in ("train", "val", "test"))
+    what = "synthetic images" if data.synthetic else "images"
+    units = f" of {len(set(data.groups))} groups" if data.grouped else ""
+    print(f"data: {data.name}, {len(data.ids)} {what}{units}, {len(data.class_names)} classes at {data.size} px ({counts})")
+    if data.skipped:
+        print(f"note: left out, since unreadable: {listing(data.skipped)}")
+    return data
+
+
+def data_of_run(run, registry, root=None, cache=None):
+    """The Data that a run was made on, with its split, held against its fingerprint. root, cache: where they are now."""
+    run = Path(run)
+    options = read_yaml(run / "config.yaml")
+    known = read_json(run / "environment.json").get("data", {})
+    asked = {"download": False, **options, "study": None, "name": None, "out": str(run), "split": str(run / "split.csv")}
+    asked.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None})
+    try:
+        data = load_data(asked, registry)
+    except KeyError as error:
+        raise UserError(f"{run / 'config.yaml'} lacks the option {error}") from None
+    except UserError as error:
+        raise UserError(error.message, error.hint if root else "Say with --root where the images of this run are now.") from None
+    if known.get("fingerprint") not in (None, data.fingerprint):
+        raise UserError(f"these are not the images of {run}: their fingerprint is {data.fingerprint}, the run's "
+                        f"{known['fingerprint']}", "Give the folder it was trained on with --root.")
+    return data
+
+
+def load_dataset(options, registry):
+    """The kd.data.dataset.Dataset that --data, with --root, --groups, --size and --download, names."""
+    name, given = objective.parse_spec(options["data"])
+    entry = registry.get("dataset", name)
+    accepted = inspect.signature(entry.make).parameters
+    for option in ("root", "groups"):
+        if options[option] is not None and option not in accepted:
+            raise UserError(f"--{option} has no meaning for --data {name}", "Leave it out, or name your data with --data.")
+    fixed = {key: options[key] for key in ("root", "size", "groups", "download") if key in accepted}
+    clash = sorted(set(given) & set(fixed))
+    if clash:
+        raise UserError(f"{clash[0]} has an option of its own: --{clash[0]}")
+    own = {key: p.default for key, p in accepted.items() if p.kind is p.KEYWORD_ONLY and key not in fixed}
+    checked = objective.check_options(entry.make, given, name)
+    dataset = entry.make(**fixed, **{key: checked[key] for key in own})
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"the dataset {name} gave {type(dataset).__name__}, not a kd.data.dataset.Dataset", f"See {entry.path}.")
+    return dataset
+
+
+def canonical(arch, registry):
+    """The registered name of an architecture that may be given by an alias."""
+    entry = registry.get("architecture", arch)
+    return arch if entry.name.endswith(":") else entry.name
+
+
+def check_architecture(arch, registry):
+    """An unknown name is an error now; of a family's member, its maker says so."""
+    if registry.get("architecture", arch).name.endswith(":"):
+        registry.create("architecture", arch, num_classes=2, stem="imagenet", weights=None)
+
+
+def new_network(arch, data, options, seed, registry):
+    """A network of a registered architecture, fresh from `seed`, from --weights or from --init."""
+    entry = registry.get("architecture", arch)
+    name = canonical(arch, registry)
+    info = _inside(entry)
+    torch.manual_seed(seed)
+    if options["init"]:
+        if options["weights"] != "none":
+            raise UserError("--init and --weights both say where to start", "Give one of them.")
+        model, content = checkpoint.load(options["init"], registry.create, arch=name, class_names=data.class_names)
+        _check_input(content, data, options["init"], "Fine-tune at the size that it was trained at.")
+        splits.refuse_leak(seen(content, options["init"]), data, "the network in --init")
+        return networks.Network(model, name, content["stem"], **{**info, **_normalisation(content)})
+    weights = None if options["weights"] == "none" else options["weights"]
+    stem = networks.resolve_stem(options["stem"], data.size, entry.info.get("small_stem", True))
+    model = registry.create("architecture", arch, num_classes=len(data.class_names), stem=stem, weights=weights)
+    return networks.Network(model, name, stem, **info)
+
+
+def _inside(entry):
+    """What the registry says of an architecture, as kd.train.networks.Network takes it."""
+    return {key: entry.info[key] for key in ("stages", "head", "mean", "std") if key in entry.info}
+
+
+def _normalisation(content):
+    return {key: tuple(content["input"][key]) for key in ("mean", "std")}
+
+
+def _check_input(content, data, path, hint):
+    """A checkpoint whose pixels come to it in another way; normalisation is each network's own."""
+    here = data.input()
+    differing = [f"{key} {content['input'].get(key)}, here {value}" for key, value in here.items()
+                 if content["input"].get(key) != value]
+    if differing:
+        raise UserError(f"{path} was trained on another input: {'; '.join(differing)}", hint)
+
+
+def load_teacher(path, data, registry):
+    """The frozen network of a checkpoint, refused where it cannot teach on these data."""
+    network, content = load_network(path, registry, data.class_names)
+    _check_input(content, data, f"the teacher {path}", "Teacher and student see the same pixels.")
+    splits.refuse_leak(seen(content, path), data, f"the teacher {path}")
+    networks.fold_batch_norm(network.model)  # it stays in eval mode, and is asked in every step
+    return network
+
+
+def load_network(path, registry, class_names=None):
+    """(Network of a checkpoint, the checkpoint's content); another class list is an error."""
+    model, content = checkpoint.load(path, registry.create, class_names=class_names)
+    info = _inside(registry.get("architecture", content["arch"]))
+    return networks.Network(model, content["arch"], content["stem"], fingerprint=fingerprint(content["state_dict"]),
+                          **{**info, **_normalisation(content)}), content
+
+
+def seen(content, path):
+    """Which images and groups a checkpoint's network was trained and selected on, as splits.seen_by() gives them."""
+    held = content["provenance"].get("seen")
+    try:
+        lists = [held[split][what] for split in ("train", "val") for what in ("images", "groups")]
+    except (KeyError, TypeError):
+        lists = [None]
+    if not all(isinstance(keys, list) for keys in lists):
+        raise UserError(f"{path} does not say which images it was trained on",
+                        "Only a checkpoint that does can be held against the test split.")
+    return held
+
+
+def default_teacher(options, registry):
+    """--teacher, else what suits the data: the embedded set names a small one for itself."""
+    if options["teacher"]:
+        return canonical(options["teacher"], registry)
+    name, _ = objective.parse_spec(options["data"])
+    return registry.get("dataset", name).info.get("defaults", {}).get("teacher", "resnet50")
+
+
+def checkpoint_in(path):
+    """The best.pt that a run folder, a model folder (its first seed) or a file stands for."""
+    path = Path(path)
+    for candidate in (path, path / "best.pt", *sorted(path.glob("seed_*/best.pt"))):
+        if candidate.is_file():
+            if (candidate.parent / "last.pt").exists() and candidate.name == "best.pt":
+                raise UserError(f"the training of {candidate.parent} has not ended", "Give its command again to finish it.")
+            return candidate
+    raise UserError(f"no checkpoint at {path}", "A teacher is a run folder with best.pt, or such a file.")
+
+
+def data_arguments(options, parser):
+    """The part of a command line that names the same data, split and study again."""
+    words = []
+    for key in ("data", "root", "size", "groups", "split", "split_seed", "skip_bad", "cache", "plugin", "out", "study"):
+        if options[key] != parser.get_default(key):
+            words += to_arguments(parser, {key: options[key]})
+    return "".join(f' "{word}"' if " " in word else f" {word}" for word in words)

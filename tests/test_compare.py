@@ -1,0 +1,238 @@
+"""Models against each other: paired on the same images, whatever the order of the files, over seeds as well."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+import evaluate
+from kd import bootstrap, metrics
+from kd.errors import UserError
+from kd.evaluation import compare, protocol
+from kd.files import read_csv, write_json, write_npz, write_yaml
+from test_evaluate import NAMES, arrays_of, make_run
+
+FAST = protocol.Settings(replicates=200)
+
+
+def teach(run, role, arch="tiny", teacher="there"):
+    write_json(run / "environment.json", {"role": role, "arch": arch})
+    write_yaml(run / "config.yaml", {"teacher": teacher} if role == "student" else {})
+    return run
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A teacher, a student alone and one taught with two seeds."""
+    folder = tmp_path / "study"
+    teach(make_run(folder / "teacher_big" / "seed_0", seed=7), "teacher", "big")
+    teach(make_run(folder / "tiny_alone" / "seed_0", seed=8), "student", teacher=None)
+    for seed in (0, 1):
+        teach(make_run(folder / "tiny_kd" / f"seed_{seed}", seed=seed), "student")
+    return folder
+
+
+def compared(*paths):
+    return compare.compare(compare.models(paths), FAST)
+
+
+def rows(pair):
+    return {row["metric"]: row for row in pair["rows"]}
+
+
+def test_the_reference_is_the_first_and_in_a_study_the_teacher(study):
+    def pairs(*paths):
+        return [(pair["reference"], pair["model"]) for pair in compared(*paths)["pairs"]]
+
+    teacher, alone, taught = (study / name for name in ("teacher_big", "tiny_alone", "tiny_kd"))
+    assert pairs(taught, teacher) == [("tiny_kd", "teacher_big")]
+    # a taught student is compared with the same network alone as well
+    assert pairs(study) == [("teacher_big", "tiny_alone"), ("teacher_big", "tiny_kd"), ("tiny_alone", "tiny_kd")]
+    assert pairs(alone, teacher, taught) == [("tiny_alone", "teacher_big"), ("tiny_alone", "tiny_kd")]
+    for begun in ({"weights": "imagenet"}, {"init": "best.pt"}):  # another beginning makes it another network
+        write_yaml(alone / "seed_0" / "config.yaml", {"teacher": None, **begun})
+        assert pairs(study) == [("teacher_big", "tiny_alone"), ("teacher_big", "tiny_kd")]
+    teach(alone / "seed_0", "student", arch="other", teacher=None)
+    assert pairs(study) == [("teacher_big", "tiny_alone"), ("teacher_big", "tiny_kd")]
+
+
+def test_a_difference_is_that_of_the_figures_and_its_interval_that_of_paired_replicates(study):
+    pair, = compared(study / "teacher_big", study / "tiny_alone")["pairs"]
+    teacher, student = arrays_of("test", 90, 7), arrays_of("test", 90, 8)
+    found = rows(pair)
+    scores = [f1_score(one["labels"], one["logits"].argmax(1), average=None) for one in (teacher, student)]
+    for k, name in enumerate(NAMES):
+        row = found[f"f1/{name}"]
+        assert (row["reference_value"], row["model_value"]) == pytest.approx((scores[0][k], scores[1][k]))
+        assert row["difference"] == pytest.approx(scores[1][k] - scores[0][k])
+        assert row["retention"] == pytest.approx(scores[1][k] / scores[0][k])
+        assert row["relative_gap"] == pytest.approx((scores[0][k] - scores[1][k]) / scores[0][k])
+    right = [one["labels"] == one["logits"].argmax(1) for one in (teacher, student)]
+    lesions = sorted(set(teacher["groups"]))
+    weights = bootstrap.resample(len(lesions), 200)
+    drawn = []
+    for row in weights[1:]:
+        times = np.array([row[lesions.index(g)] for g in teacher["groups"]])
+        drawn.append(np.average(right[1], weights=times) - np.average(right[0], weights=times))
+    lo, hi = np.quantile(drawn, [.025, .975])
+    accuracy = found["accuracy"]
+    assert (accuracy["lo"], accuracy["hi"]) == pytest.approx((lo, hi))
+    assert pair["mcnemar"]["reference_only"] == (right[0] & ~right[1]).sum()
+    assert pair["mcnemar"]["model_only"] == (~right[0] & right[1]).sum()
+    answers = [one["logits"].argmax(1) for one in (teacher, student)]
+    assert pair["agreement"]["agreement"]["value"] == pytest.approx((answers[0] == answers[1]).mean())
+
+
+def test_calibrated_figures_are_compared_with_each_models_own_temperature(study):
+    pair, = compared(study / "teacher_big", study / "tiny_alone")["pairs"]
+    for name, side in (("teacher_big", "reference"), ("tiny_alone", "model")):
+        own = evaluate.evaluate_run(study / name / "seed_0", FAST).result["test"]["nll_calibrated"]
+        row = rows(pair)["nll_calibrated"]
+        assert [row[f"{side}_{key}"] for key in ("value", "lo", "hi")] == pytest.approx([own[k] for k in ("value", "lo", "hi")])
+
+
+def test_a_model_against_itself_differs_in_nothing(study, tmp_path):
+    copy = tmp_path / "copy" / "again" / "seed_0"
+    make_run(copy, seed=7)
+    pair, = compared(study / "teacher_big", copy)["pairs"]
+    for row in pair["rows"]:
+        assert [row[key] for key in ("difference", "lo", "hi")] == [0, 0, 0] and row["p"] == 1, row["metric"]
+    assert pair["agreement"]["agreement"]["value"] == pair["mcnemar"]["p"] == 1
+
+
+def test_the_order_of_images_in_a_file_changes_nothing(study, tmp_path):
+    order = np.random.default_rng(0).permutation(90)
+    given = arrays_of("test", 90, 8)
+    shuffled = {f"test__{key}": given[key][order] for key in ("ids", "labels", "logits", "groups")}
+    make_run(tmp_path / "other" / "tiny_alone" / "seed_0", seed=8, **shuffled)
+    first, = compared(study / "teacher_big", study / "tiny_alone")["pairs"]
+    other, = compared(study / "teacher_big", tmp_path / "other" / "tiny_alone")["pairs"]
+    for a, b in zip(first["rows"], other["rows"]):
+        assert a["metric"] == b["metric"]
+        assert [a[key] for key in ("difference", "lo", "hi")] == pytest.approx([b[key] for key in ("difference", "lo", "hi")])
+    assert first["agreement"] == other["agreement"] and first["mcnemar"] == other["mcnemar"]
+
+
+def test_seeds_are_averaged_and_widen_the_interval(study):
+    pair, = compared(study / "teacher_big", study / "tiny_kd")["pairs"]
+    both = [rows(compared(study / "teacher_big", study / "tiny_kd" / f"seed_{seed}")["pairs"][0]) for seed in (0, 1)]
+    for name, row in rows(pair).items():
+        assert row["difference"] == pytest.approx(np.mean([one[name]["difference"] for one in both])), name
+    wide, narrow = rows(pair)["accuracy"], both[0]["accuracy"]
+    assert wide["hi"] - wide["lo"] > narrow["hi"] - narrow["lo"] and wide["lo"] < wide["difference"] < wide["hi"]
+    assert pair["seeds"] == {"reference": 1, "model": 2}
+
+
+def test_equal_seeds_are_matched_and_others_are_not(tmp_path):
+    # both models gain about the same from seed 1: matched, the difference has hardly any spread over seeds
+    for name, gain in (("a", 0.0), ("b", .2)):
+        for seed in (0, 1):
+            given = arrays_of("test", 90, 0)
+            logits = given["logits"] + (gain + .4 * seed) * np.eye(3)[given["labels"]]
+            make_run(tmp_path / "matched" / name / f"seed_{seed}", test__logits=logits)
+            make_run(tmp_path / "apart" / name / f"seed_{seed + 10 * (name == 'b')}", test__logits=logits)
+    matched, = compared(tmp_path / "matched")["pairs"]
+    apart, = compared(tmp_path / "apart")["pairs"]
+    matched, apart = rows(matched)["nll"], rows(apart)["nll"]
+    assert matched["difference"] == pytest.approx(apart["difference"])
+    assert apart["hi"] - apart["lo"] > 2 * (matched["hi"] - matched["lo"])
+
+
+def test_no_interval_leaves_what_a_metric_can_be(tmp_path):
+    for seed, better in ((0, 4), (1, -4)):  # two seeds that contradict each other tell next to nothing
+        given = arrays_of("test", 90, 0)
+        make_run(tmp_path / "a" / f"seed_{seed}")
+        make_run(tmp_path / "b" / f"seed_{seed}", test__logits=given["logits"] + better * np.eye(3)[given["labels"]])
+    pair, = compared(tmp_path)["pairs"]
+    assert (rows(pair)["accuracy"]["lo"], rows(pair)["accuracy"]["hi"]) == (-1, 1)
+    assert rows(pair)["accuracy"]["retention_lo"] == 0 < rows(pair)["accuracy"]["retention_hi"]
+    assert rows(pair)["nll"]["hi"] > 1
+
+
+def test_the_t_values_have_the_quantiles_of_students_t_and_no_mean():
+    values = bootstrap.student_t(1, 2000)
+    assert abs(values.mean()) < 1e-9
+    np.testing.assert_allclose(np.quantile(values, [.75, .9, .975]), [1, 3.0777, 12.706], rtol=.06)
+    np.testing.assert_allclose(np.quantile(bootstrap.student_t(4, 2000), [.025, .975]), [-2.776, 2.776], rtol=.03)
+
+
+def test_p_values_are_corrected_over_the_pairs_for_each_metric_apart(study):
+    pairs = compared(study)["pairs"]
+    for name in ("accuracy", "macro_f1", "recall/mel"):
+        raw = sorted((rows(pair)[name]["p"], rows(pair)[name]["p_corrected"]) for pair in pairs)
+        expected, least = [], 0
+        for k, (p, _) in enumerate(raw):  # Holm, by hand
+            least = max(least, min(1, p * (3 - k)))
+            expected.append(least)
+        assert [corrected for _, corrected in raw] == pytest.approx(expected)
+    assert max(pair["mcnemar"]["p_corrected"] / pair["mcnemar"]["p"] for pair in pairs) > 1.5
+
+
+def test_several_tests_of_one_hypothesis_give_twice_their_median():
+    assert compare.combined([.03]) == .03
+    assert compare.combined([.01, .03]) == pytest.approx(.04)
+    assert compare.combined([.9, .8]) == 1
+
+
+def test_the_table_of_a_study_is_written_whole_and_can_be_read(study, capsys):
+    evaluate.main(["--compare", str(study), "--replicates", "200"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines()[:-1])) <= 120
+    assert "less teacher_big" in shown and "less tiny_alone" in shown and "tiny_kd, 2 seeds" in shown
+    assert "not that of teacher_big, tiny_alone, with one seed alone" in shown
+    held = read_csv(study / "comparison.csv", compare.COLUMNS)
+    one = {row["metric"]: row for row in held if (row["reference"], row["model"]) == ("teacher_big", "tiny_kd")}
+    assert {"accuracy", "ece_calibrated", "f1/mel", "recall/mel", "agreement", "wrong_to_right", "mcnemar"} <= set(one)
+    found = rows(compared(study)["pairs"][1])
+    assert float(one["macro_f1"]["difference"]) == pytest.approx(found["macro_f1"]["difference"], rel=1e-5)
+    assert (one["macro_f1"]["reference_seeds"], one["macro_f1"]["model_seeds"]) == ("1", "2")
+    assert "nan" not in json.dumps(held)
+
+
+def test_part_of_a_study_does_not_replace_the_table_of_the_whole(study, tmp_path, capsys):
+    pair = [str(study / name) for name in ("tiny_alone", "tiny_kd")]
+    evaluate.main(["--compare", *pair, "--replicates", "200"])
+    shown = capsys.readouterr().out
+    assert not (study / "comparison.csv").exists() and "--out DIR" in shown
+    assert max(map(len, shown.splitlines())) <= 120 and "relative gap" in shown and "McNemar" in shown
+    evaluate.main(["--compare", *pair, "--out", str(tmp_path / "out"), "--replicates", "200"])
+    assert {row["model"] for row in read_csv(tmp_path / "out" / "comparison.csv")} == {"tiny_kd"}
+
+
+def test_predictions_of_other_systems_are_compared_with_runs_and_with_each_other(study, tmp_path, capsys):
+    theirs = arrays_of("test", 90, 8)
+    path = tmp_path / "theirs.npz"
+    write_npz(path, y_true=theirs["labels"], y_prob=metrics.softmax(theirs["logits"]), ids=theirs["ids"],
+                   class_names=theirs["class_names"])
+    pair, = compared(study / "teacher_big", path)["pairs"]
+    own, = compared(study / "teacher_big", study / "tiny_alone")["pairs"]
+    shared = [row for row in own["rows"] if not row["metric"].endswith("_calibrated")]  # no validation, no temperature
+    for a, b in zip(shared, pair["rows"]):
+        assert a["metric"] == b["metric"] and (a["lo"], a["hi"]) == pytest.approx((b["lo"], b["hi"]))  # lesions of the run
+    bare = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for file, seed in zip(bare, (0, 1)):
+        given = arrays_of("test", 90, seed)
+        write_npz(file, labels=given["labels"], logits=given["logits"])
+    evaluate.main(["--compare", *map(str, bare), "--replicates", "200"])
+    assert "90 images, taken as independent" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"ids": np.array([f"other{i}" for i in range(90)])}, "only 0 of 90 images in common"),
+    ({"labels": np.arange(90) % 3}, "different labels of the same images"),
+    ({"groups": np.array([f"lesion{i}" for i in range(90)])}, "different groups of the same images"),
+    ({"class_names": np.array(["nv", "mel", "bcc"])}, "different classes: nv, mel, a class.*; nv, mel, bcc"),
+    ({key: value[:80] for key, value in arrays_of("test", 90).items() if key != "class_names"}, "90 and 80 images"),
+])
+def test_models_of_different_test_sets_are_not_compared(study, tmp_path, changes, words):
+    changes = {f"{split}__{key}": value for key, value in changes.items()
+               for split in (["val", "test"] if key == "class_names" else ["test"])}
+    make_run(tmp_path / "study2" / "tiny_kd" / "seed_0", **changes)
+    with pytest.raises(UserError, match=f"tiny_kd/seed_0 cannot be compared with .*teacher_big: {words}"):
+        evaluate.main(["--compare", str(study / "teacher_big"), str(tmp_path / "study2")])
+
+
+def test_one_model_is_not_compared(study):
+    with pytest.raises(UserError, match="there is tiny_kd alone"):
+        evaluate.main(["--compare", str(study / "tiny_kd"), str(study / "tiny_kd" / "seed_0")])

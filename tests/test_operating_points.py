@@ -1,0 +1,220 @@
+"""Operating points keep on validation what they promise, and undefined rates are NaN."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from kd import bootstrap, metrics, operating_points
+
+
+def draw(n=300, classes=4, seed=0, decimals=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(classes, n, p=np.array([.6, .2, .15, .05])[:classes] / sum([.6, .2, .15, .05][:classes]))
+    logits = rng.normal(size=(n, classes)) + np.log([.6, .2, .15, .05])[:classes]
+    logits[np.arange(n), labels] += 1.5
+    probabilities = metrics.softmax(logits)
+    return labels, probabilities if decimals is None else np.round(probabilities, decimals)
+
+
+# ---- one class against the rest
+
+@pytest.mark.parametrize("sensitivity", [.01, .5, .8, .9, .95, .99, 1])
+@pytest.mark.parametrize("decimals", [None, 1])
+def test_the_threshold_is_the_best_that_a_trial_of_every_score_finds(sensitivity, decimals):
+    for seed in range(5):
+        labels, probabilities = draw(120, seed=seed, decimals=decimals)
+        positive, scores = labels == 1, probabilities[:, 1]
+        tried = {t: operating_points.binary(positive, scores >= t) for t in scores.tolist()}
+        kept = [t for t, rates in tried.items() if rates["sensitivity"] >= sensitivity - 1e-12]
+        found = operating_points.threshold_for(sensitivity, positive, scores)
+        assert found == max(kept)
+        assert tried[found]["specificity"] == max(tried[t]["specificity"] for t in kept)
+
+
+def test_a_share_that_floating_point_cannot_write_asks_for_no_positive_too_many():
+    scores = np.arange(1, 101) / 100
+    for percent in range(1, 101):
+        assert operating_points.threshold_for(percent / 100, np.ones(100, bool), scores) == scores[100 - percent]
+
+
+def test_without_positives_there_is_no_threshold():
+    assert np.isnan(operating_points.threshold_for(.9, [False, False], [.1, .2]))
+
+
+def test_rates_are_scikit_learns_and_by_hand():
+    sk = pytest.importorskip("sklearn.metrics")
+    labels, probabilities = draw()
+    positive, called = labels == 2, probabilities[:, 2] > .2
+    rates = operating_points.binary(positive, called)
+    assert rates["sensitivity"] == pytest.approx(sk.recall_score(positive, called), abs=1e-12)
+    assert rates["specificity"] == pytest.approx(sk.recall_score(~positive, ~called), abs=1e-12)
+    assert rates["ppv"] == pytest.approx(sk.precision_score(positive, called), abs=1e-12)
+    assert rates["npv"] == pytest.approx(sk.precision_score(~positive, ~called), abs=1e-12)
+    assert operating_points.binary([1, 1, 1, 0, 0], [1, 1, 0, 1, 0]) == {
+        "sensitivity": 2 / 3, "specificity": 1 / 2, "ppv": 2 / 3, "npv": 1 / 2}
+
+
+def test_what_has_nothing_to_divide_by_is_nan_and_not_one():
+    nothing_called = operating_points.binary([True, False], [False, False])
+    assert nothing_called["sensitivity"] == 0 and np.isnan(nothing_called["ppv"])
+    no_positive = operating_points.binary([False, False], [True, False])
+    assert np.isnan(no_positive["sensitivity"]) and no_positive["ppv"] == 0
+    no_negative = operating_points.binary([True, True], [True, True])
+    assert np.isnan(no_negative["specificity"]) and np.isnan(no_negative["npv"])
+
+
+def repeated(weights, *arrays):
+    return [np.repeat(a, weights, axis=0) for a in arrays]
+
+
+def test_weights_count_each_image_as_often_as_copies_would():
+    labels, probabilities = draw(80, decimals=1)
+    correct, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
+    weights = np.random.default_rng(1).integers(0, 4, (30, 80)).astype(np.uint8)
+    weights[0] = 0
+    weights[0, 5] = 1  # a single image is left
+    rates = operating_points.binary(labels == 1, confidence > .5, weights)
+    kept = operating_points.selective(correct, confidence, .5, weights)
+    areas = operating_points.aurc(correct, confidence, weights)
+    for b, w in enumerate(weights):
+        alone = operating_points.binary(*repeated(w, labels == 1, confidence > .5))
+        for name, value in alone.items():
+            np.testing.assert_allclose(rates[name][b], value, atol=1e-12)
+        some_correct, some_confidence = repeated(w, correct, confidence)
+        for name, value in operating_points.selective(some_correct, some_confidence, .5).items():
+            np.testing.assert_allclose(kept[name][b], value, atol=1e-12)
+        np.testing.assert_allclose(areas[b], operating_points.aurc(some_correct, some_confidence), atol=1e-12)
+
+
+# ---- multipliers
+
+def score(labels, probabilities, multipliers):
+    predicted = (multipliers * probabilities).argmax(1)
+    return metrics.macro_f1(metrics.confusion(labels, predicted, probabilities.shape[1]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_classes_reach_the_best_macro_f1_there_is(seed):
+    labels, probabilities = draw(100, 2, seed)
+    found = score(labels, probabilities, operating_points.macro_f1_multipliers(labels, probabilities))
+    ratios = np.sort(probabilities[:, 0] / probabilities[:, 1])
+    tried = [score(labels, probabilities, np.array([1, r])) for r in
+             np.concatenate([[ratios[0] / 2], (ratios[1:] + ratios[:-1]) / 2, [ratios[-1] * 2]])]
+    assert found == pytest.approx(max(tried), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_more_classes_are_at_least_as_good_as_a_grid(seed):
+    labels, probabilities = draw(150, 3, seed)
+    found = score(labels, probabilities, operating_points.macro_f1_multipliers(labels, probabilities))
+    grid = np.geomspace(.1, 10, 13)
+    tried = max(score(labels, probabilities, np.array([1, a, b])) for a, b in itertools.product(grid, grid))
+    assert found >= tried - .01  # coordinate ascent is local: near enough, and usually above
+    assert found >= score(labels, probabilities, np.ones(3))
+
+
+def test_multipliers_stay_at_one_where_nothing_can_be_gained():
+    labels = np.arange(30) % 3
+    np.testing.assert_array_equal(operating_points.macro_f1_multipliers(labels, np.eye(3)[labels]), [1, 1, 1])
+    one = operating_points.macro_f1_multipliers(np.array([1]), np.array([[.2, .8]]))
+    np.testing.assert_array_equal(one, [1, 1])
+
+
+def test_a_class_without_labels_keeps_its_multiplier_and_zero_probabilities_do_no_harm():
+    labels, probabilities = draw(100, 3, 1)
+    probabilities = np.hstack([probabilities, np.zeros((100, 1))])
+    found = operating_points.macro_f1_multipliers(labels, probabilities)
+    assert found[3] == 1 and np.isfinite(found).all() and (found > 0).all()
+    probabilities[::9, 3] = .9  # it is even predicted
+    assert operating_points.macro_f1_multipliers(labels, probabilities)[3] == 1
+
+
+def test_prior_correction_is_bayes_rule_for_other_shares():
+    support, target = np.array([80, 15, 5]), np.array([.2, .3, .5])
+    rng = np.random.default_rng(0)
+    likelihood = rng.random((50, 3))
+    before, after = likelihood * support / support.sum(), likelihood * target
+    before, after = before / before.sum(1, keepdims=True), after / after.sum(1, keepdims=True)
+    turned = before * operating_points.prior_multipliers(support, target)
+    np.testing.assert_allclose(turned / turned.sum(1, keepdims=True), after, atol=1e-12)
+    np.testing.assert_allclose(operating_points.prior_multipliers([10, 10]), [1, 1])
+    np.testing.assert_allclose(operating_points.prior_multipliers([9, 0, 1]), [1 / 2.7, 1, 1 / .3])
+
+
+# ---- abstention
+
+def brute_aurc(correct, confidence):
+    """Mean over many orders of ties of the trapezoid over single images."""
+    rng, areas = np.random.default_rng(0), []
+    n = len(correct)
+    for _ in range(4000 if len(set(confidence)) < n else 1):
+        order = np.lexsort((rng.random(n), -np.asarray(confidence)))
+        risk = np.cumsum(~np.asarray(correct)[order]) / np.arange(1, n + 1)
+        areas.append(sum((a + b) / 2 for a, b in zip(risk, risk[1:])) / (n - 1))
+    return np.mean(areas)
+
+
+def test_published_risk_coverage():
+    p, y = np.array([.1, .2, .3, .4, .2]), np.array([0, 0, 1, 1, 0])
+    correct, confidence = (p > .5) == y, np.maximum(p, 1 - p)
+    coverage, risk = operating_points.risk_coverage(correct, confidence)
+    np.testing.assert_allclose(coverage, [.2, .4, .6, .8, 1])
+    np.testing.assert_allclose(risk, [0, 0, 0, 1 / 4, 2 / 5])
+    assert operating_points.aurc(correct, confidence) == pytest.approx(.1125, abs=1e-12)
+    assert risk.mean() == pytest.approx(.13)  # Geifman & El-Yaniv's
+
+
+def test_aurc_is_the_trapezoid_of_its_curve():
+    for seed, decimals in itertools.product(range(5), (None, 1)):
+        labels, probabilities = draw(90, seed=seed, decimals=decimals)
+        correct, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
+        coverage, risk = operating_points.risk_coverage(correct, confidence)
+        area = ((risk[1:] + risk[:-1]) / 2 * np.diff(coverage)).sum() / (1 - 1 / 90)
+        assert operating_points.aurc(correct, confidence) == pytest.approx(area, abs=1e-12)
+
+
+def test_ties_count_as_the_mean_over_their_orders():
+    confidence = [.9, .9, .7, .7, .7, .5]
+    for correct in ([1, 0, 1, 0, 1, 1], [0, 1, 1, 1, 0, 0]):
+        correct = np.array(correct, dtype=bool)
+        assert operating_points.aurc(correct, confidence) == pytest.approx(brute_aurc(correct, confidence), abs=.01)
+    distinct = np.array([.9, .8, .7, .6, .5, .4])
+    assert operating_points.aurc(correct, distinct) == pytest.approx(brute_aurc(correct, distinct), abs=1e-12)
+    assert operating_points.aurc([True, False, False, True], [.5] * 4) == pytest.approx(.5)
+
+
+def test_the_ends_of_aurc():
+    assert operating_points.aurc([True] * 5, [.5, .6, .7, .8, .9]) == 0
+    assert operating_points.aurc([False] * 5, [.5, .6, .7, .8, .9]) == pytest.approx(1)
+    assert np.isnan(operating_points.aurc([True], [.9]))
+
+
+@pytest.mark.parametrize("risk", [0, .05, .1, .3, 1])
+def test_coverage_at_a_risk_is_the_largest_that_any_threshold_reaches(risk):
+    for seed, decimals in itertools.product(range(5), (None, 1)):
+        labels, probabilities = draw(90, seed=seed, decimals=decimals)
+        correct, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
+        coverage, threshold = operating_points.coverage_at(risk, correct, confidence)
+        tried = [operating_points.selective(correct, confidence, t) for t in confidence]
+        possible = [point["coverage"] for point in tried if point["risk"] <= risk + 1e-12]
+        assert coverage == (max(possible) if possible else 0)
+        reached = operating_points.selective(correct, confidence, threshold)
+        assert reached["coverage"] == coverage
+        assert reached["risk"] <= risk + 1e-12 or not possible
+
+
+def test_a_risk_that_cannot_be_kept_is_answered_by_silence():
+    coverage, threshold = operating_points.coverage_at(.1, [False, False, True], [.9, .8, .7])
+    assert (coverage, threshold) == (0, float("inf"))
+    assert np.isnan(operating_points.selective([True], [.9], threshold)["risk"])
+
+
+def test_rates_of_replicates_make_an_interval():
+    labels, probabilities = draw(400)
+    index, count = bootstrap.clusters(np.arange(400) // 2)
+    rates = operating_points.binary(labels == 1, probabilities[:, 1] > .3, bootstrap.resample(count, 300)[:, index])
+    for name, values in rates.items():
+        metric = bootstrap.interval(values)
+        assert metric["lo"] < metric["value"] == operating_points.binary(
+            labels == 1, probabilities[:, 1] > .3)[name] < metric["hi"]
