@@ -9,7 +9,6 @@ import numpy as np
 
 from kd import metrics
 
-
 # ---- one class against the rest
 
 def threshold_for(sensitivity, labels, scores):

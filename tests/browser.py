@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-
 # The browser reads commands from its file 3 and answers on its file 4.
 LAUNCH = """import fcntl, os, sys
 pipes = [fcntl.fcntl(int(file), fcntl.F_DUPFD, 10) for file in sys.argv[1:3]]

@@ -25,7 +25,7 @@ def made(split, n, seed=0, **changes):
 
 
 def choices(result):
-    points = [{key: value for key, value in point.items() if key not in ("test", "missed")}
+    points = [{key: value for key, value in point.items() if key not in ("test", "shortfall")}
               for point in result["operating_points"]]
     fit = {key: value for key, value in result["calibration"].items() if key != "reliability"}
     return json.dumps([points, fit, result["val"], result["conventions"]["majority_class"]])
@@ -64,7 +64,7 @@ def test_a_threshold_keeps_its_promise_on_validation_and_is_held_against_it_on_t
     found = {name: metric["value"] for name, metric in point["test"].items()}
     assert found == pytest.approx({"sensitivity": tp / (tp + fn), "specificity": tn / (tn + fp),
                                    "ppv": tp / (tp + fp), "npv": tn / (tn + fn)})
-    missed, own = point["missed"], point["test"]["sensitivity"]
+    missed, own = point["shortfall"], point["test"]["sensitivity"]
     assert [missed[key] for key in ("value", "lo", "hi")] == pytest.approx([.9 - own[key] for key in ("value", "hi", "lo")])
     assert own["lo"] < own["value"] < own["hi"]
 
@@ -91,7 +91,7 @@ def test_abstention_answers_above_the_confidence_that_validation_gave():
         answered = held.probabilities.max(1) >= point["threshold"]
         wrong = held.probabilities.argmax(1) != held.labels
         assert found == pytest.approx({"coverage": answered.mean(), "risk": wrong[answered].mean()})
-    assert point["val"]["risk"] <= .2 and point["missed"]["value"] == pytest.approx(point["test"]["risk"]["value"] - .2)
+    assert point["val"]["risk"] <= .2 and point["shortfall"]["value"] == pytest.approx(point["test"]["risk"]["value"] - .2)
 
 
 def test_the_risk_coverage_curve_ends_at_the_error_rate():
@@ -106,7 +106,7 @@ def test_a_class_that_validation_lacks_gets_no_threshold(tmp_path, capsys):
     val = arrays_of("val", 40)["labels"]
     run = make_run(tmp_path / "study" / "tiny_kd" / "seed_0", val__labels=np.where(val == 2, 0, val))
     point = next(p for p in evaluate.evaluate_run(run, FAST).result["operating_points"] if p["class"] == NAMES[2])
-    assert all(np.isnan(figure["value"]) for figure in (*point["test"].values(), point["missed"]))
+    assert all(np.isnan(figure["value"]) for figure in (*point["test"].values(), point["shortfall"]))
     evaluate.main([str(run), "--replicates", "100"])
     assert read_json(run / "metrics.json")["operating_points"][2]["threshold"] is None
     table = capsys.readouterr().out.split("\n\nclass  threshold")[1].splitlines()

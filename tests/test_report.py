@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import report
 import reported
 from kd.audit import examine
 from kd.errors import UserError
@@ -19,8 +20,6 @@ from kd.files import read_csv, read_json, read_npz, write_json, write_npz
 from kd.report import blocks, build, figures, study_files
 from kd.report.sections import overview, performance
 from reported import CLASSES, Page, paged, words, write_run, write_study
-
-import report
 
 HOSTILE = ['<script>alert("1")</script>', "$\\frac12$ & 'co' \x1b", "=cmd|' /C calc'!A0", "אבג \u202e", "😀" + "x" * 1999]
 
@@ -118,7 +117,7 @@ def test_operating_points_and_robustness_are_those_of_the_run(study):
         if point["kind"] == "sensitivity":
             shown = rows["small_kd", "1", point["class"]]
             assert shown["sensitivity"] == interval(point["test"]["sensitivity"]) and shown["tau"] == [point["threshold"]]
-            assert shown["missed"] == interval(point["missed"])
+            assert shown["shortfall"] == interval(point["shortfall"])
     mine = [row for row in table(root, "operating_points") if (row["model"], row["seed"]) == ("small_kd", "seed_1")]
     assert [row["name"] for row in mine] == [point["name"] for point in held]
     assert list(mine[0])[:4] == ["model", "seed", "tau", "macro_f1_opt"]
@@ -395,7 +394,7 @@ def test_the_tables_of_a_report_give_an_audit_nothing_new(study):
 
 
 def test_the_faults_of_the_reference_report_are_listed_and_its_figures_named_as_missing(tmp_path, quick):
-    from test_foreign import PAGES, write
+    from test_other_tables import PAGES, write
     folder = write(tmp_path / "phase1", PAGES)
     page = Page(report.main([str(folder), "--out", str(tmp_path / "out")]).read_text(encoding="utf-8"))
     told = {f["rule"] for f in examine.audit_tables(folder)}

@@ -7,16 +7,16 @@ import shutil
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
-import exported as exported_parts
-import honest
 import numpy as np
 import pytest
-import small
 from PIL import Image
 
 import distill
+import exported as exported_parts
+import honest
 import registry
 import robustness as script
+import small
 import train_teacher
 from kd import corruptions
 from kd.audit import examine

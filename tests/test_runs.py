@@ -17,8 +17,20 @@ import pytest
 from kd import files, machine, runs
 from kd.errors import UserError
 from kd.files import (
-    _replace, atomic, check_writable, lock, read_csv, read_json, read_npz, read_yaml, write_csv, write_json,
-    write_npz, write_text, write_yaml)
+    _replace,
+    atomic,
+    check_writable,
+    lock,
+    read_csv,
+    read_json,
+    read_npz,
+    read_yaml,
+    write_csv,
+    write_json,
+    write_npz,
+    write_text,
+    write_yaml,
+)
 
 ROOT = Path(__file__).parent.parent
 

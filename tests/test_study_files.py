@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+import report
 import reported
 from kd.audit import evidence, examine
 from kd.errors import UserError
@@ -11,8 +12,6 @@ from kd.evaluation import compare
 from kd.files import read_json, write_json, write_yaml
 from kd.report import study_files
 from reported import paged, write_run, write_study
-
-import report
 
 
 @pytest.fixture(autouse=True)

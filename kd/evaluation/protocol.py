@@ -162,14 +162,14 @@ def test_points(points, test, index, weights):
             values = operating_points.binary(test.labels == k, test.probabilities[:, k] >= threshold, images)
             if np.isnan(threshold):  # no positive on validation: nothing was promised
                 values = {name: np.full(len(weights), np.nan) for name in values}
-            values["missed"] = point["promised"] - values["sensitivity"]
+            values["shortfall"] = point["promised"] - values["sensitivity"]
         elif kind == "abstention":
             values = operating_points.selective(*certainty(test), threshold, images)
-            values["missed"] = values["risk"] - point["promised"]
+            values["shortfall"] = values["risk"] - point["promised"]
         else:
             values = decisions(test, np.array(list(threshold.values())), index, weights)
         figures = bootstrap.intervals(bootstrap.spread(values, weights))
-        tested.append({**point, "missed": figures.pop("missed", None), "test": figures})
+        tested.append({**point, "shortfall": figures.pop("shortfall", None), "test": figures})
     return tested
 
 

@@ -60,11 +60,11 @@ def operating_points(result):
     parts = ["Operating points, chosen on validation, tested once on test:"]
     if kinds["sensitivity"]:
         short = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
-        parts.append(align_columns([["class", "threshold", "sensitivity", "missed", "specificity", "PPV", "NPV"]] + [
-            [short[p["class"]], format_number(p["threshold"]), format_metric(p["test"]["sensitivity"], bounds_form=".2f"), format_number(p["missed"]["value"]),
+        parts.append(align_columns([["class", "threshold", "sensitivity", "shortfall", "specificity", "PPV", "NPV"]] + [
+            [short[p["class"]], format_number(p["threshold"]), format_metric(p["test"]["sensitivity"], bounds_form=".2f"), format_number(p["shortfall"]["value"]),
              *(format_metric(p["test"][name], bounds_form=".2f") for name in ("specificity", "ppv", "npv"))] for p in kinds["sensitivity"]])
             + f"\nEach threshold promises a sensitivity of {kinds['sensitivity'][0]['promised']:g}; "
-              "missed: that minus the one on test.")
+              "shortfall: that minus the sensitivity on test.")
     if rules:
         parts.append(align_columns([["decision", *(TITLES[name] for name in SHORT)],
                               ["most probable class", *(format_metric(result["test"][name]) for name in SHORT)]] + [

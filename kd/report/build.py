@@ -1,8 +1,16 @@
 """The sections of a report, in their order."""
 
 from kd.report.blocks import Section
-from kd.report.sections import (calibration, efficiency, findings, overview, performance, robustness, students,
-                                    tensorboard)
+from kd.report.sections import (
+    calibration,
+    efficiency,
+    findings,
+    overview,
+    performance,
+    robustness,
+    students,
+    tensorboard,
+)
 
 
 def build(study, notes=()):

@@ -26,7 +26,7 @@ def is_metrics(held, classes):
 
     def points(held):
         return isinstance(held, list) and all(
-            isinstance(p, dict) and is_table(p.get("test", {})) and is_table({"": p.get("missed") or {}})
+            isinstance(p, dict) and is_table(p.get("test", {})) and is_table({"": p.get("shortfall") or {}})
             and (is_number(p.get("threshold")) or isinstance(p["threshold"], dict)) and is_number(p.get("promised"))
             and (p.get("kind") not in ("sensitivity", "abstention") or p.get("promised") is not None)
             and (p.get("kind") != "sensitivity" or {"value", "lo", "hi"} <= p.get("test", {}).get("sensitivity", {}).keys())

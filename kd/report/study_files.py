@@ -242,6 +242,9 @@ def read_run(folder):
     require(test["labels"].dtype.kind in "iu" and 0 <= test["labels"].min()
             and test["labels"].max() < shape[1], "predictions/test.npz", "has a label that is no class")
     metrics = optional("metrics.json", read_json)
+    for point in metrics.get("operating_points") or () if isinstance(metrics, dict) else ():
+        if isinstance(point, dict) and "missed" in point:  # the key of older files
+            point["shortfall"] = point.pop("missed")
     require(metrics is None or file_checks.is_metrics(metrics, shape[1]), "metrics.json",
             f"is not what evaluate.py writes for {shape[1]} classes")
     samples = optional("samples.npz", read_npz, required=("images", "ids"))

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 import torch.fx
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
 
 from kd.errors import UserError
 from kd.image import MEAN, STD
-from torch.utils.flop_counter import FlopCounterMode
+
 
 @dataclass
 class Network:

@@ -10,6 +10,7 @@ import torch
 
 from kd.errors import UserError, listing
 
+
 def fingerprint(state):
     """Sixteen hex digits of a state dict."""
     digest = hashlib.sha256()

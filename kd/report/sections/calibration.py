@@ -109,7 +109,7 @@ def operating_points(held):
     if kinds["sensitivity"]:
         blocks.append(table("thresholds", f"Thresholds that promise a sensitivity of {kinds['sensitivity'][0]['promised']:g} on validation", [
             *model, Column("Class", "class"), Column("Threshold", "tau", ".3g"), interval("Sensitivity", "sensitivity"),
-            interval("Missed by", "missed", form="+.3f"), interval("Specificity", "specificity"), interval("PPV", "ppv"),
+            interval("Shortfall", "shortfall", form="+.3f"), interval("Specificity", "specificity"), interval("PPV", "ppv"),
             interval("NPV", "npv")], kinds["sensitivity"]))
     if kinds["abstention"]:
         blocks.append(table("abstention", f"Abstention that promises an error rate of {kinds['abstention'][0]['promised']:g}", [
@@ -130,7 +130,7 @@ def point_record(run, point):
     for name in ("macro_f1", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "coverage", "risk"):
         if point.get("test", {}).get(name):
             record.update(spread("macro_f1_opt" if name == "macro_f1" else name, bounded(point["test"][name])))
-    record.update(spread("missed", bounded(point.get("missed"))))
+    record.update(spread("shortfall", bounded(point.get("shortfall"))))
     if isinstance(threshold, dict):
         record.update({f"weight/{name}": weight for name, weight in threshold.items()})
     return record
@@ -162,7 +162,7 @@ def threshold_sentences(study):
     found = []
     for run in study.firsts:
         missed = [point for point in run.metrics.get("operating_points") or () if point.get("kind") == "sensitivity"
-                  and is_defined((point.get("missed") or {}).get("lo")) and point["missed"]["lo"] > 0]
+                  and is_defined((point.get("shortfall") or {}).get("lo")) and point["shortfall"]["lo"] > 0]
         if missed:
             found.append(f"{run.model} misses the sensitivity of {missed[0]['promised']:g} that its thresholds promised on validation: "
                          + "; ".join(f"{point.get('class')} {format_metric(point['test']['sensitivity'])}" for point in missed) + ".")

@@ -4,10 +4,21 @@ import math
 from collections import Counter
 from pathlib import Path
 
-
 from kd.report import figures
 from kd.report.blocks import (
-    Column, aside, bullets, code, facts, figure, grid, heading, missing, paragraph, picture, table)
+    Column,
+    aside,
+    bullets,
+    code,
+    facts,
+    figure,
+    grid,
+    heading,
+    missing,
+    paragraph,
+    picture,
+    table,
+)
 from kd.report.study_files import command_path
 from kd.text import format_count
 
