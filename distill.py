@@ -84,7 +84,7 @@ def main(argv=None):
             folder = study / name / f"seed_{seed}"
             engine.run(folder, network, terms, data,
                        {**options, "student": [network.arch], "stem": network.stem, "name": name, "seeds": [seed]},
-                       seed=seed, teacher=teacher, kept=kept,
+                       seed=seed, teacher=teacher, targets=kept,
                        role="student", provenance={"method": objective.method(options), "seed": seed,
                                                    "teacher": options["teacher"]})
             if teacher and distributed.first() and not (folder / "attention.npz").exists():

@@ -20,6 +20,7 @@ from kd.audit.terminal import findings_text
 from kd.errors import UserError
 from kd.evaluation import compare, protocol, terminal
 from kd.files import write_csv, write_json
+from kd.run_folder import Run
 
 
 def main(argv=None):
@@ -54,7 +55,7 @@ def main(argv=None):
 def measure(path, options, settings, of_file):
     """Evaluated of a run's folder, or of a predictions file."""
     if options.data:  # what is chosen is chosen on the run's own validation split
-        val, test = predictions.of_run(path.parents[1], path.stem)
+        val, test = Run(path.parents[1]).predictions(path.stem)
     elif of_file:
         val, test = predictions.of_files(path, options.val, options.groups)
     else:
@@ -69,9 +70,9 @@ def evaluate_run(folder, settings=protocol.Settings()):
 
     Raises UserError, before any metric, on faulty predictions and on leaks between the splits.
     """
-    val, test = predictions.of_run(folder)
-    evaluated = protocol.evaluate(val, test, settings)
-    evaluated.result["audit"] = examine.audit_run(folder, evaluated.result, (val, test))
+    run = Run(folder)
+    evaluated = protocol.evaluate(*run.predictions(), settings)
+    evaluated.result["audit"] = examine.audit_run(run, evaluated.result)
     write_json(Path(folder) / "metrics.json", evaluated.result)
     return evaluated
 

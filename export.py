@@ -11,6 +11,7 @@ from kd import errors, runs
 from kd.edge import bundle, checked_export
 from kd.errors import UserError
 from kd.files import lock
+from kd.run_folder import Run
 from kd.text import align_columns
 
 
@@ -23,9 +24,9 @@ def main(argv=None):
         bundle.check_free(Path(options.bundle))
         if not {"onnx", "int8"} & set(options.formats):
             raise UserError("--bundle wants a file in ONNX, since it is to run without torch", "Add onnx or int8 to --formats.")
-    run = the_run(options.run)
+    run = Run(the_run(options.run))
     source = checked_export.open_run(run, registry, root=options.root, cache=options.cache)
-    folder = run / "exports"
+    folder = run.folder / "exports"
     with lock(folder / ".lock", what=str(folder)):
         parity = checked_export.write(source, folder, options.formats, calibration=options.calibration,
                                    reduce_range=options.reduce_range, most_flips=options.max_flips)
@@ -36,7 +37,7 @@ def main(argv=None):
         bundle.write(run, best, source.pixels("val", bundle.CHECKED), options.bundle)
         print(f"written: {options.bundle}: copy this folder; RUN.md in it says how to go on")
     if argv is None:
-        print(f"next: python predict.py {best.as_posix()} IMAGE" if best.is_file() else f"next: python benchmark.py {run.as_posix()}")
+        print(f"next: python predict.py {best.as_posix()} IMAGE" if best.is_file() else f"next: python benchmark.py {run.folder.as_posix()}")
     return folder
 
 

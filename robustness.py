@@ -49,7 +49,7 @@ def main(argv=None):
     models = [subject.model for subject in subjects]
     teacher = next((model for model in models if model.kind == "teacher" and model.file == "best.pt"), None)
     baseline = answers.named(options.baseline, subjects).model if options.baseline else teacher
-    groups = [(data, [one for one in own if one.run not in failed]) for data, own in groups]
+    groups = [(data, [one for one in own if one.folder not in failed]) for data, own in groups]
     answers.answer(groups, cells, test.ids, suite, registry, spent)
 
     begin = time.perf_counter()
@@ -76,7 +76,7 @@ def main(argv=None):
         raise UserError(f"left out: {errors.listing(f'{run}: {error.message}' for run, error in failed.items())}",
                         next(iter(failed.values())).hint)
     if argv is None:
-        print(f"next: python report.py {runs.study(subjects[0].run).as_posix()}")
+        print(f"next: python report.py {runs.study(subjects[0].folder).as_posix()}")
     return summary
 
 
@@ -137,7 +137,7 @@ def asked(options):
 def home(subjects):
     """Where summary and figures go: the study whose models these are, all of them, else the one run; None of other parts."""
     files = {subject.path.resolve() for subject in subjects}
-    for folder in (runs.study(subjects[0].run), subjects[0].run):
+    for folder in (runs.study(subjects[0].folder), subjects[0].folder):
         whole = {subject.path.resolve() for subject in answers.find([folder])}
         if whole <= files and all(folder.resolve() in file.parents for file in files):
             return folder
@@ -152,7 +152,7 @@ def write(where, subjects, rows, summary):
     """robustness.csv of each run and, in the folder `where` if any, the summary of all; the paths written."""
     tables_ = {}
     for subject, own in zip(subjects, rows):
-        tables_.setdefault(subject.run / "robustness.csv", []).extend(own)
+        tables_.setdefault(subject.folder / "robustness.csv", []).extend(own)
     if where:
         tables_[where / SUMMARY] = summary
     written = []

@@ -6,7 +6,6 @@ A file is a .npz with `labels` (or `y_true`) and `logits` (or `y_prob`), and whe
 
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -50,24 +49,6 @@ class Predictions:
         support = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
         return {"images": len(self.labels), "groups": len(np.unique(self.clusters)),
                 "support": dict(zip(self.class_names, support))}
-
-
-def of_run(folder, split="test"):
-    """(val, test) of a run's folder; `split` may name another file than test beside it.
-
-    Raises UserError on faulty files, and on an image or a group that two splits share.
-    """
-    folder = Path(folder) / "predictions"
-    val, test = (read(folder / f"{name}.npz", NEEDED) for name in ("val", split))
-    if val.class_names != test.class_names:
-        raise UserError(f"{folder.parent}: val.npz and {split}.npz have different class names")
-    train = []
-    if (folder.parent / "split.csv").is_file():
-        train = [row for row in read_csv(folder.parent / "split.csv", ("id", "group", "split"))
-                 if row["split"] == "train"]
-    refuse_leaks(folder.parent, {"validation": (val.ids, val.groups), "test": (test.ids, test.groups),
-                                 "training": ([row["id"] for row in train], [row["group"] for row in train])})
-    return val, test
 
 
 def of_files(test, val=None, groups=None):
@@ -224,7 +205,8 @@ def difference_between(a, b):
             return f"only {shared} of {len(a.ids)} images in common"
     order = matching_order(a, b)
     if (a.labels != b.labels[order]).any():
-        return "different labels of the same images" if a.ids is not None else "different labels, and no ids to match by"
+        by_id = a.ids is not None
+        return "different labels of the same images" if by_id else "different labels, and no ids to match by"
     if a.groups is not None and b.groups is not None and (a.groups != b.groups[order]).any():
         return "different groups of the same images"
     return ""

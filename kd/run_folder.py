@@ -1,19 +1,420 @@
-"""The one reader of a run."""
+"""The one reader of a run folder: each file is read when it is first needed, once, and checked once.
+
+    run = Run("runs/lesions_48px/mobilenetv2_kd/seed_0")
+    run.environment, run.history, run.test ...     a file that is missing is None or empty; a damaged one is a UserError
+    run.tolerate("history", "metrics")             a damaged file counts as missing from here on; returns its error
+
+Files may come from other systems, and hold anything; what has passed the checks here needs no further check.
+"""
 
 import hashlib
+import math
+from functools import cached_property
 from pathlib import Path
 
-from kd.files import _reading, read_csv
+import numpy as np
+
+from kd import predictions, runs
+from kd.errors import UserError
+from kd.files import parse_number, read_csv, read_json, read_npz, read_yaml
+
+HISTORY = ("epoch", "loss", "val_macro_f1", "seconds")  # columns of history.csv that every training writes
+UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan, "undefined": 0}
+
+
+class _File:
+    """An attribute of Run: the content of one file, as `check` returns it; `empty` where there is no such file."""
+
+    def __init__(self, name, read, check=None, empty=None):
+        self.name, self.read, self.check, self.empty = name, read, check, empty
+
+    def __set_name__(self, owner, attribute):
+        self.attribute = attribute
+
+    def __get__(self, run, owner):
+        if run is None:
+            return self
+        if self.attribute not in run.parts:
+            run.parts[self.attribute] = self._content(run)
+        content = run.parts[self.attribute]
+        if isinstance(content, UserError):
+            raise content
+        return content
+
+    def _content(self, run):
+        path = run.folder / self.name
+        if not path.exists():
+            return self.empty
+        try:
+            content = self.read(path)
+            return self.check(run, path, content) if self.check else content
+        except UserError as error:
+            return error
+
+
+# ---- checks: each returns what a Run keeps of a file's content, or raises UserError
+
+
+def _is_number(value):
+    return value is None or isinstance(value, (int, float))
+
+
+def _is_metrics(table):
+    """Whether this is {NAME: METRIC}."""
+    numbers = ("value", "lo", "hi", "mean", "undefined")
+    return isinstance(table, dict) and all(
+        isinstance(metric, dict) and all(_is_number(metric.get(key)) for key in numbers) for metric in table.values())
+
+
+def _is_square(rows, classes):
+    return isinstance(rows, list) and len(rows) == classes and all(
+        isinstance(row, list) and len(row) == classes and all(type(n) is int and 0 <= n < 2 ** 53 for n in row)
+        for row in rows)
+
+
+def _is_point(point):
+    """Whether this is an operating point of metrics.json."""
+    if not isinstance(point, dict) or not _is_metrics(point.get("test", {})):
+        return False
+    if not _is_metrics({"": point.get("shortfall") or {}}) or not _is_number(point.get("promised")):
+        return False
+    threshold, kind = point.get("threshold"), point.get("kind")
+    if isinstance(threshold, dict):
+        if not all(map(_is_number, threshold.values())):
+            return False
+    elif not _is_number(threshold):
+        return False
+    if kind in ("sensitivity", "abstention") and point.get("promised") is None:
+        return False
+    return kind != "sensitivity" or {"value", "lo", "hi"} <= point.get("test", {}).get("sensitivity", {}).keys()
+
+
+def _is_calibration(calibration):
+    if not isinstance(calibration, dict) or not isinstance(calibration.get("reliability", {}), dict):
+        return False
+    numbers = ("temperature", "fitted", "nll_val_before", "nll_val_after")
+    bounds = calibration.get("bounds", [])
+    if not all(_is_number(calibration.get(key)) for key in numbers):
+        return False
+    if not isinstance(bounds, list) or not all(map(_is_number, bounds)):
+        return False
+    return all(_are_bins(rows or []) for rows in calibration.get("reliability", {}).values())
+
+
+def _are_bins(rows):
+    """Whether these are the bins of a reliability diagram."""
+    columns = ("confidence", "accuracy", "count")
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and all(column in row and _is_number(row[column]) for column in columns) for row in rows)
+
+
+def _is_curve(curve):
+    """Whether this is risk over coverage."""
+    if not isinstance(curve, dict):
+        return False
+    columns = [curve.get(key) for key in ("coverage", "risk")]
+    if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
+        return False
+    return all(isinstance(x, (int, float)) for column in columns for x in column)
+
+
+def _metrics(run, path, content):
+    """metrics.json, in which keys of older files have today's names."""
+    def fail():
+        raise UserError(f"{path} is not what evaluate.py writes" + (f" for {classes} classes" if classes else ""))
+
+    try:
+        classes = len(run.test.class_names) if run.test else 0
+    except UserError:
+        classes = 0
+    if not isinstance(content, dict):
+        fail()
+    names, confusion = content.get("class_names"), content.get("confusion")
+    if names is not None and not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
+        fail()
+    classes = classes or len(names or confusion or ())
+    conventions, points = content.get("conventions", {}), content.get("operating_points") or []
+    if isinstance(points, list):
+        for point in points:
+            if isinstance(point, dict) and "missed" in point:
+                point["shortfall"] = point.pop("missed")
+    sound = (_is_metrics(content.get("test")) and _is_metrics(content.get("val", {}))
+             and _is_metrics(content.get("majority", {}))
+             and (confusion is None or _is_square(confusion, classes))
+             and isinstance(conventions, dict) and _is_number(conventions.get("level"))
+             and isinstance(points, list) and all(map(_is_point, points))
+             and _is_calibration(content.get("calibration") or {})
+             and _is_curve(content.get("risk_coverage") or {"coverage": [], "risk": []}))
+    return content if sound else fail()
+
+
+def _mapping(run, path, content):
+    if not isinstance(content, dict) or not isinstance(content.get("data", {}), (dict, str)):
+        raise UserError(f"{path} is not a mapping")
+    return content
+
+
+def _environment(run, path, content):
+    if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
+        raise UserError(f"{path} is not a mapping")
+    return content
+
+
+def _history(run, path, rows):
+    """Rows of numbers; NaN where a cell is empty or, in a column that training does not write, no number."""
+    parsed = [{key: parse_number(cell or "nan") for key, cell in row.items() if key} for row in rows]
+    for row, texts in zip(parsed, rows):
+        wrong = [key for key in HISTORY if texts[key] and math.isnan(row[key]) and texts[key].strip().lower() != "nan"]
+        if wrong:
+            raise UserError(f"{path}: {wrong[0]} is no number: {texts[wrong[0]][:40]}")
+        if not math.isfinite(row["epoch"]):
+            raise UserError(f"{path} has a row without an epoch")
+    return parsed
+
+
+def _samples(run, path, arrays):
+    images = arrays["images"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(arrays["ids"]):
+        raise UserError(f"{path} holds no uint8 images [K, H, W, 3]")
+    return arrays
+
+
+def _attention(run, path, arrays):
+    student, teacher, cka = (arrays[key] for key in ("student", "teacher", "cka"))
+    ends = [arrays.get(f"cka_{end}", cka) for end in ("lo", "hi")]
+    if student.ndim != 4 or student.shape != teacher.shape or len(arrays["ids"]) != len(student) or any(
+            values.shape != student.shape[1:2] for values in (cka, *ends)):
+        raise UserError(f"{path} holds no maps [K, stages, h, w] of student and teacher")
+    return arrays
+
+
+def _parity(run, path, content):
+    """{format: what parity.json says of it}."""
+    def is_sound(entry):
+        test = entry.get("test") if isinstance(entry, dict) else None
+        if not isinstance(test, dict) or not _is_number(entry.get("bytes")) or not _is_number(test.get("flips")):
+            return False
+        return all(isinstance(test.get(name), dict) and _is_number(test[name].get("model"))
+                   and _is_metrics({"": test[name].get("difference")}) for name in ("macro_f1", "accuracy"))
+
+    formats = content.get("formats") if isinstance(content, dict) else None
+    if not isinstance(formats, dict) or not all(map(is_sound, formats.values())):
+        raise UserError(f"{path} is not what export.py writes")
+    return formats
+
+
+def check_rows(path, rows, columns, numbers):
+    """`rows` of a CSV, texts, if they are whole, have these columns, and what is not empty in `numbers` is a number."""
+    if not rows:
+        raise UserError(f"{path} has no rows")
+    for row in rows:
+        if None in row.values():
+            raise UserError(f"{path} has rows that are shorter than its header")
+        for column in columns:
+            if column not in row:
+                raise UserError(f"{path} has no column {column}")
+        for column in numbers:
+            text = row.get(column) or "nan"
+            if math.isnan(parse_number(text)) and text.strip().lower() != "nan":
+                raise UserError(f"{path}: {column} is no number: {text[:40]}")
+    return rows
+
+
+def _rows_of(columns, numbers):
+    return lambda run, path, rows: check_rows(path, rows, columns, numbers)
+
 
 _SPLITS = {}  # digest of a split.csv -> its rows
 
 
-def read_split(path):
-    """The rows of a split.csv, not to be changed: all runs of a study have the same one, which is parsed and kept once."""
-    with _reading(path):
-        digest = hashlib.sha256(Path(path).read_bytes()).digest()
+def _read_split(path):
+    """The rows of a split.csv, not to be changed: all runs of a study have the same one, which is parsed once."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read()).digest()
     if digest not in _SPLITS:
         if len(_SPLITS) >= 4:
             _SPLITS.clear()
         _SPLITS[digest] = read_csv(path, ("group", "label", "split"))
     return _SPLITS[digest]
+
+
+# ---- the run
+
+
+class Run:
+    """A seed's folder. study, model, seed: its names, read from its place in the tree.
+
+    A file that does not exist is None, or an empty mapping or list; one that is damaged raises UserError.
+    """
+
+    options = _File("config.yaml", read_yaml, empty={})
+    environment = _File("environment.json", read_json, _environment, {})
+    split = _File("split.csv", _read_split, empty=[])
+    history = _File("history.csv", lambda path: read_csv(path, HISTORY), _history, [])
+    val = _File("predictions/val.npz", predictions.read)
+    test = _File("predictions/test.npz", predictions.read)
+    metrics = _File("metrics.json", read_json, _metrics)
+    samples = _File("samples.npz", lambda path: read_npz(path, ("images", "ids")), _samples)
+    attention = _File("attention.npz", lambda path: read_npz(path, ("ids", "student", "teacher", "cka")), _attention)
+    exports = _File("exports/parity.json", read_json, _parity, {})
+    benchmark = _File("benchmark.csv", read_csv, _rows_of(
+        ("model", "lat_ms_p50", "batch"), ("lat_ms_p50", "lat_ms_p90", "batch")), [])
+    robustness = _File("robustness.csv", read_csv, _rows_of(("tag",), ("macro_f1", "acc")), [])
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.study, self.model, self.seed = runs.describe(folder)
+        self.parts = {}   # attribute -> content, or the UserError that reading it raised
+        self.errors = {}  # attribute -> UserError, of what tolerate() has taken for missing
+
+    def tolerate(self, *attributes):
+        """{attribute: UserError} of those whose file is damaged; from here on they count as missing."""
+        for attribute in attributes:
+            try:
+                getattr(self, attribute)
+            except UserError as error:
+                self.errors[attribute] = error
+                self.parts[attribute] = getattr(Run, attribute).empty
+        return {attribute: self.errors[attribute] for attribute in attributes if attribute in self.errors}
+
+    def require(self, *attributes):
+        """UserError for the first of these whose file is missing or damaged."""
+        for attribute in attributes:
+            if not (self.folder / getattr(Run, attribute).name).exists():
+                raise UserError(f"no such file: {self.folder / getattr(Run, attribute).name}")
+            getattr(self, attribute)
+
+    @property
+    def name(self):
+        return f"{self.model}/{self.seed}"
+
+    def setting(self, key):
+        """What config.yaml, else environment.json, says of `key`, else None."""
+        return self.options.get(key, self.environment.get(key))
+
+    @property
+    def kind(self):
+        """teacher, alone (a student without a teacher) or student; the model's name tells where the files do not."""
+        if (self.setting("role") or self.model.split("_")[0]) == "teacher":
+            return "teacher"
+        without_teacher = {**self.environment, **self.options}.get("teacher", "unknown") is None
+        return "alone" if self.model.endswith("_alone") or without_teacher else "student"
+
+    @property
+    def network(self):
+        """What a student and its baseline share: the architecture, and the weights that it began with where these are
+        pretrained; '' if not known."""
+        begun = [str(self.setting(key)) for key in ("weights", "init") if self.setting(key) not in (None, "none")]
+        arch = self.setting("arch")
+        return " from ".join([str(arch), *begun]) if arch else ""
+
+    # ---- predictions
+
+    def predictions(self, split="test"):
+        """(val, test) Predictions, checked for leaks; `split` may name another file than test beside it.
+
+        Raises UserError on missing or faulty files, and on an image or a group that two splits share.
+        """
+        self.require("val")
+        val = self.val
+        if split == "test":
+            self.require("test")
+            test = self.test
+        else:
+            test = predictions.read(self.folder / "predictions" / f"{split}.npz")
+        if val.class_names != test.class_names:
+            raise UserError(f"{self.folder}: val.npz and {split}.npz have different class names")
+        train = [row for row in self.split if row["split"] == "train"]
+        ids, groups = ([row.get(key, "") for row in train] for key in ("id", "group"))
+        predictions.refuse_leaks(self.folder, {"validation": (val.ids, val.groups), "test": (test.ids, test.groups),
+                                               "training": (ids, groups)})
+        return val, test
+
+    # ---- figures
+
+    @cached_property
+    def is_stale(self):
+        """Whether metrics.json states another accuracy than the predictions beside it."""
+        if not self.metrics or not self.test:
+            return False
+        accuracy = np.mean(self.test.probabilities.argmax(axis=1) == self.test.labels)
+        return abs(self.stated_accuracy - accuracy) > 1e-3  # results of other systems may be rounded
+
+    @property
+    def evaluation(self):
+        """metrics.json, where it belongs to predictions/test.npz, else None."""
+        return None if self.is_stale else self.metrics
+
+    @property
+    def stated_accuracy(self):
+        """The test accuracy that metrics.json states, NaN where none."""
+        value = (self.metrics or {}).get("test", {}).get("accuracy", {}).get("value")
+        return math.nan if value is None else value
+
+    def metric(self, name, table="test"):
+        """METRIC of the evaluation, with NaN for what is undefined, not there or without an interval."""
+        return bounded((self.evaluation or {}).get(table, {}).get(name))
+
+    @property
+    def best_epoch(self):
+        """Index into `history` of the epoch with the highest validation macro-F1, the first on ties, or None."""
+        scores = np.array([row["val_macro_f1"] for row in self.history])
+        return int(np.nanargmax(scores)) if np.isfinite(scores).any() else None
+
+
+def bounded(metric):
+    """A METRIC in which what is undefined is NaN; a value without an interval is no result."""
+    metric = {**UNDEFINED, **{key: value for key, value in (metric or {}).items() if value is not None}}
+    whole = all(math.isfinite(metric[key]) for key in ("value", "lo", "hi"))
+    return metric if whole else {**metric, "value": math.nan, "lo": math.nan, "hi": math.nan}
+
+
+# ---- files over runs
+
+
+class StudyFolder:
+    """What stands over the runs of a study: seeds.json of each model, comparison.csv, robustness_summary.csv.
+
+    Each is read once. A file that does not exist is None or empty; one that is damaged raises UserError.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.contents = Path(folder), {}
+
+    def _once(self, name, read):
+        if name not in self.contents:
+            try:
+                self.contents[name] = read(self.folder / name) if (self.folder / name).exists() else None
+            except UserError as error:
+                self.contents[name] = error
+        content = self.contents[name]
+        if isinstance(content, UserError):
+            raise content
+        return content
+
+    def seeds(self, model):
+        """A model's seeds.json: {"seeds": [...], "test": {NAME: {"mean", "values", "lo", "hi", ...}}}, or None."""
+        def read(path):
+            content = read_json(path)
+            if not isinstance(content, dict) or not _is_metrics(content.get("test")):
+                raise UserError(f"{path} is not what evaluate.py writes")
+            if not isinstance(content.get("seeds", []), list) or not all(
+                    isinstance(metric.get("values", []), list) and all(map(_is_number, metric.get("values", [])))
+                    for metric in content["test"].values()):
+                raise UserError(f"{path} is not what evaluate.py writes")
+            return content
+
+        return self._once(f"{model}/seeds.json", read)
+
+    @property
+    def comparison(self):
+        """Rows of comparison.csv, texts."""
+        return self._once("comparison.csv", lambda path: read_csv(path, ("model", "metric", "model_value"))) or []
+
+    @property
+    def robustness_summary(self):
+        """Rows of robustness_summary.csv, texts."""
+        columns = ("model", "seed", "file", "suite", "mean_macro_f1")
+        numbers = ("clean_macro_f1", "mean_macro_f1", "mean_macro_f1_lo", "mean_macro_f1_hi", "worst_macro_f1")
+        rows = self._once("robustness_summary.csv", lambda path: check_rows(path, read_csv(path), columns, numbers))
+        return rows or []

@@ -1,12 +1,14 @@
 """Parts for tests: a small learnable data set, and runs that take a second."""
 
+from unittest import mock
+
 import numpy as np
 
 import registry
 from kd import objective
 from kd.data import loader
 from kd.data.dataset import Dataset
-from kd.train import setup
+from kd.train import loop, setup
 from kd.train.options import parse_options
 
 
@@ -38,3 +40,29 @@ def terms(options):
 
 def network(options, data, seed=0, arch="tiny"):
     return setup.new_network(arch, data, options, seed, registry)
+
+
+class Journal:
+    """In the place of kd.train.engine.Journal: so many epochs, and no files."""
+
+    def __init__(self, count):
+        self.count, self.rows = count, []
+
+    def epochs(self):
+        yield from range(1, self.count + 1)
+
+    def best(self):
+        return max((row["val_macro_f1"] for row in self.rows), default=-1.0)
+
+    def step_done(self):
+        pass
+
+    def write(self, row, best):
+        self.rows.append(row)
+
+
+def one_step(step, data, options, batch):
+    """One step of kd/train/loop.py on (images, labels, index), at the peak of the learning rate."""
+    sizes, batches = [(0, len(batch[0]))], [batch]
+    with mock.patch.multiple(loader, batch_sizes=lambda *_: sizes, training_batches=lambda *_, **options: batches):
+        loop.train(step, data, {**options, "epochs": 1, "warmup": 1}, 0, Journal(1))

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from tqdm import tqdm
 
 import distill
 import registry
@@ -48,10 +47,7 @@ def setting(tmp_path):
 
 
 def epochs(step, data, options, count=2):
-    for epoch in range(1, count + 1):
-        with tqdm(disable=True) as bar:
-            loop.train_epoch(step, data, options, seed=0, epoch=epoch, steps_before=0, steps=100, bar=bar)
-        loop.validate(step.networks[0], data, step.device)
+    loop.train(step, data, {**options, "epochs": count}, 0, small.Journal(count))
 
 
 def test_the_teacher_does_not_drift(setting):
@@ -85,7 +81,7 @@ def test_the_teacher_gets_no_gradients(setting):
 def test_dropout_is_off_in_the_teacher(setting):
     step, *_ = setting
     images = torch.randn(8, 3, 32, 32)
-    assert torch.equal(step._forward(images)["teacher_logits"], step._forward(images)["teacher_logits"])
+    assert torch.equal(*(step.teacher_outputs(images, None, 1)["teacher_logits"] for _ in range(2)))
 
 
 def test_the_student_trains_in_train_mode_after_a_validation_too(setting):
@@ -102,8 +98,8 @@ def test_the_student_trains_in_train_mode_after_a_validation_too(setting):
 def test_validation_is_in_eval_mode_and_predicts_the_same_twice(setting):
     step, student, _, data, _ = setting
     student.train()
-    assert np.array_equal(loop.predict(step.networks[0], data, "val", step.device),
-                          loop.predict(step.networks[0], data, "val", step.device))
+    assert np.array_equal(loop.predict(step.student, data, "val", step.device),
+                          loop.predict(step.student, data, "val", step.device))
     assert student.training
 
 
@@ -134,7 +130,7 @@ def test_what_the_losses_are_given_belongs_to_the_images(tmp_path):
     usual, seen = step.objective, {}
     step.objective = lambda given: seen.update(given) or usual(given)
     images, labels, index = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([9, 4, 7, 1, 0, 5])
-    step(images, labels, index, 1, 0.0)
+    small.one_step(step, data, {**options, "lr": 0.0}, (images, labels, index))
     step.close()
     assert torch.equal(seen["labels"], labels) and torch.equal(seen["index"], index)
     assert seen["class_counts"].tolist() == np.bincount(data.labels[data.where("train")]).tolist()
@@ -214,7 +210,7 @@ def test_without_a_teacher_one_is_trained_first_and_used_again(tmp_path, capsys,
 
 def interrupted(monkeypatch, *argv):
     """A teacher's training that was stopped in its second epoch."""
-    usual, calls = loop.train_epoch, []
+    usual, calls = engine.Step.begin_epoch, []
 
     def stopped(*given, **options):
         calls.append(1)
@@ -223,7 +219,7 @@ def interrupted(monkeypatch, *argv):
         return usual(*given, **options)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "train_epoch", stopped)
+        patch.setattr(engine.Step, "begin_epoch", stopped)
         train_teacher.main([*COMMON, "--teacher", "tiny", "--epochs", "3", "--lr", "0.002", *argv])
 
 
@@ -326,18 +322,18 @@ def test_parameter_counts_are_the_published_ones():
 
 def test_a_nan_loss_stops_with_step_terms_and_the_last_good_checkpoint(tmp_path, monkeypatch):
     common = [*COMMON, "--out", str(tmp_path), "--student", "tiny", "--alpha", "1", "--epochs", "3"]
-    usual, calls = engine.Step.__call__, []
+    usual, calls = engine.Step.student_outputs, []
 
-    def broken(self, images, *rest):
+    def broken(self, images):
         calls.append(1)
-        return usual(self, images * (float("nan") if len(calls) > 4 else 1), *rest)
+        return usual(self, images * (float("nan") if len(calls) > 4 else 1))
 
-    monkeypatch.setattr(engine.Step, "__call__", broken)
+    monkeypatch.setattr(engine.Step, "student_outputs", broken)
     with pytest.raises(UserError, match=r"no longer a number at epoch 2, step \d+: loss nan, ce nan") as caught:
         distill.main(common)
     folder = tmp_path / "lesions_32px" / "tiny_alone" / "seed_0"
     assert str(folder / "best.pt") in caught.value.hint and not (folder / "predictions").exists()
-    monkeypatch.setattr(engine.Step, "__call__", usual)
+    monkeypatch.setattr(engine.Step, "student_outputs", usual)
     distill.main([*common, "--init", str(folder / "best.pt"), "--lr", "1e-4", "--name", "rescued"])  # as the hint says
 
 
@@ -368,7 +364,7 @@ def test_the_head_has_a_learning_rate_of_its_own_where_one_is_named(tmp_path):
     network = small.network(options, data)
     step = engine.Step(network, None, small.terms(options), data, options, torch.device("cpu"), "fp32")
     before = {key: value.clone() for key, value in network.model.named_parameters()}
-    step(torch.rand(8, 3, 32, 32), torch.arange(8) % 3, torch.arange(8), 1, 1.0)
+    small.one_step(step, data, options, (torch.rand(8, 3, 32, 32), torch.arange(8) % 3, torch.arange(8)))
     moved = {key for key, value in network.model.named_parameters() if not torch.equal(before[key], value)}
     assert moved == {"head.weight", "head.bias"}
     assert sum(len(group["params"]) for group in step.optimizer.param_groups) == len(before)
@@ -376,9 +372,10 @@ def test_the_head_has_a_learning_rate_of_its_own_where_one_is_named(tmp_path):
 
 def test_each_network_sees_the_pixels_normalised_as_its_own_weights_expect(setting):
     step, student, teacher, data, options = setting
-    step.networks[1].mean, step.networks[1].std = (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)
+    step.teacher.mean, step.teacher.std = (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)
     images = torch.rand(8, 3, 32, 32)
-    step._forward(images)
+    step.teacher_forward(images)
+    step.student_outputs(images)
     for model, mean, std in ((student, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (teacher, (0.5,) * 3, (0.25, 0.5, 1.0))):
         expected = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         assert torch.allclose(model.inputs[-1], expected, atol=1e-6)

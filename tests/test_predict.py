@@ -20,6 +20,7 @@ from kd import metrics, onnx_model
 from kd.edge import bundle
 from kd.errors import UserError
 from kd.files import read_json, read_npz
+from kd.run_folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 ALONE = ("predict.py", "kd/__init__.py", "kd/errors.py", "kd/image.py", "kd/metrics.py", "kd/onnx_model.py")
@@ -238,7 +239,7 @@ def test_the_card_says_data_metrics_with_intervals_and_limits(exported):
 def test_a_bundle_is_not_laid_over_other_files(exported, tmp_path):
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UserError, match="exists and is not empty"):
-        bundle.write(exported[0], exported[0] / "exports" / "model.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path)
+        bundle.write(Run(exported[0]), exported[0] / "exports" / "model.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path)
     with pytest.raises(UserError, match="no such file"):
-        bundle.write(exported[0], exported[0] / "exports" / "none.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path / "new")
+        bundle.write(Run(exported[0]), exported[0] / "exports" / "none.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path / "new")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -6,6 +6,7 @@ import pytest
 from kd import onnx_model
 from kd.edge import checked_export, parity, quantize
 from kd.errors import UserError
+from kd.run_folder import Run
 
 onnx = pytest.importorskip("onnx")
 
@@ -107,7 +108,7 @@ def test_correction_restores_the_mean_of_each_channel(folded):
 def test_the_recipe_is_chosen_on_validation_and_a_hopeless_one_writes_nothing(exported, monkeypatch):
     import registry
     monkeypatch.setattr(checked_export, "GROUPS", 1)
-    source = checked_export.open_run(exported[0], registry)
+    source = checked_export.open_run(Run(exported[0]), registry)
     folder = exported[0] / "exports"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
     touched = []
@@ -138,7 +139,7 @@ def test_weights_alone_are_rounded_to_what_codes_can_say_and_the_rest_is_float(f
 
 def test_a_network_that_bears_no_rounded_activations_keeps_its_labels_by_rounded_weights(exported, monkeypatch):
     import registry
-    source = checked_export.open_run(exported[0], registry)
+    source = checked_export.open_run(Run(exported[0]), registry)
     monkeypatch.setattr(checked_export.quantize, "quantize", lambda model, *given, **options: quantize.round_weights(
         with_noise(model)))
     folder = exported[0] / "elsewhere"
@@ -160,12 +161,12 @@ def with_noise(model):
 
 def test_a_recipe_that_changes_few_labels_comes_before_one_that_is_nearer(exported, monkeypatch):
     import registry
-    source = checked_export.open_run(exported[0], registry)
+    source = checked_export.open_run(Run(exported[0]), registry)
     made = []  # recipes in their order: the nearest changes too many labels, the last too few to matter
     monkeypatch.setattr(checked_export.parity, "divergence", lambda reference, logits: made.append(0) or .1 * len(made))
     monkeypatch.setattr(checked_export.parity, "flips", lambda reference, logits: .5 if len(made) == 1 else .01)
     images = {split: source.pixels(split) for split in ("val", "test")}
-    run = checked_export._Run(source, images, images)
+    run = checked_export._Checks(source, images, images)
     model = checked_export.convert.to_onnx(source.network, source.size, source.metadata)
     _, told = checked_export.int8(run, model, 8, False, .03)
     assert told["recipe"] == told["recipes"][1] and len(told["recipes"]) == len(quantize.RECIPES)

@@ -68,7 +68,7 @@ def test_a_second_run_asks_no_teacher(setting, tmp_path, capsys):
     teacher.model.forward = None  # whoever calls it fails
     result, step = kept(tmp_path / "targets", setting)
     images, labels, index = next(loader.training_batches(data, batch=16, seed=0, epoch=1, device=CPU))
-    step(images, labels, index, 1, 1.0)
+    small.one_step(step, data, options, (images, labels, index))
     assert capsys.readouterr().out == ""
 
 

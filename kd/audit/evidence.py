@@ -1,7 +1,6 @@
-"""What an audit knows of a model: one Case for each run folder, cleaned of all that is not as it should be.
+"""What an audit knows of a model: one Case for each run folder, without what is not as it should be.
 
-Files are read as they come from anybody's hands: one that is not there is passed over, one that
-is damaged is named in `Case.unreadable`, a figure that is no number is left out.
+Files may come from anybody: one that is not there is passed over, one that is damaged is named in `Case.unreadable`.
 """
 
 import math
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import metrics, predictions, run_folder, runs
+from kd import metrics, predictions, runs
 from kd.errors import UserError
-from kd.files import last_digit, parse_number, read_csv, read_json, read_yaml
+from kd.files import last_digit, parse_number
+from kd.run_folder import StudyFolder
 
 
 @dataclass
@@ -83,43 +83,25 @@ class Case:
         return min(found, key=lambda f: f.tolerance, default=None)
 
 
-def of_run(folder, result=None, held=None):
-    """The Case of a run folder. UserError only where there is no such folder.
+def of_run(run, result=None):
+    """The Case of a Run (kd/run_folder.py). UserError only where there is no such folder.
 
-    result: what is about to be written to its metrics.json, in place of what stands there. held: its
-    (val, test) Predictions, in place of reading them again.
+    result: what is about to be written to its metrics.json, in place of what stands there.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
-    _, model, seed = runs.describe(folder)
-    case = Case(model, seed, folder=folder)
-
-    def read(name, reader, kind, **options):
-        if not (folder / name).exists():
-            return kind()
-        try:
-            held = reader(folder / name, **options)
-            if not isinstance(held, kind):
-                raise UserError(f"{folder / name} is not what it should be")
-            return held
-        except UserError as error:
-            case.unreadable.append(error.message)
-            return kind()
-
-    environment = read("environment.json", read_json, dict)
-    config = read("config.yaml", read_yaml, dict)
-    taught = runs.kind(model, {**environment, **config}) != "teacher"
-    case.role = ("student" if environment.get("role") or config.get("role") else "") if taught else "teacher"
-    case.split = read("split.csv", run_folder.read_split, list)
-    case.curves = columns(read("history.csv", read_csv, list))
-    add_predictions(case, *(held or (read(f"predictions/{split}.npz", predictions.read, object) for split in ("val", "test"))))
-    add_metrics(case, read("metrics.json", read_json, dict) if result is None else result)
-    for key, rows in by_file(read("robustness.csv", read_csv, list)).items():
-        for row in rows if key == OWN else ():
-            add_corruption(case, row, "robustness.csv")
-    case.inputs = {"config.yaml": {"size": config.get("size")}, "environment.json": environment.get("input"),
+    if not run.folder.is_dir():
+        raise UserError(f"no such folder: {run.folder}")
+    run.tolerate("options", "environment", "split", "history", "val", "test", "metrics", "robustness")
+    case = Case(run.model, run.seed, folder=run.folder)
+    case.role = "teacher" if run.kind == "teacher" else "student" if run.setting("role") else ""
+    case.split = run.split
+    case.curves = curves_of(run.history)
+    add_predictions(case, run.val, run.test)
+    add_metrics(case, run.metrics if result is None else result)
+    for row in by_file(run.robustness).get(OWN, ()):
+        add_corruption(case, row, "robustness.csv")
+    case.inputs = {"config.yaml": {"size": run.options.get("size")}, "environment.json": run.environment.get("input"),
                    **case.inputs}
+    case.unreadable = [error.message for error in run.errors.values()]
     return case
 
 
@@ -128,63 +110,76 @@ OWN = "best.pt", "default"
 
 def by_file(rows):
     """{(file, suite): rows} of a run's robustness.csv; what names neither is the checkpoint under the default suite."""
-    found = {}
+    groups = {}
     for row in rows:
-        found.setdefault((row.get("file") or OWN[0], row.get("suite") or OWN[1]), []).append(row)
-    return found
+        groups.setdefault((row.get("file") or OWN[0], row.get("suite") or OWN[1]), []).append(row)
+    return groups
 
 
-def over_runs(folders):
-    """Cases of what the files over run folders state: each model's seeds.json, each study's comparison.csv; and of
-    exported files and further suites in a run's robustness.csv.
+def over_runs(runs_, studies=()):
+    """Cases of what the files over Runs state: each model's seeds.json, each study's comparison.csv; and of exported
+    files and further suites in a run's robustness.csv.
 
-    Their figures are Cases of their own, so that they can be held against the runs'.
+    Their figures are Cases of their own, so that they can be compared with the runs'. studies: StudyFolders that have
+    been read already.
     """
     cases = []
-    for folder in map(Path, folders):
-        if (folder / "robustness.csv").exists():
-            _, model, seed = runs.describe(folder)
-            for key, rows in by_file(_tried(read_csv, folder / "robustness.csv")[0] or ()).items():
-                if key != OWN:  # those are the run's; and what cannot be read is told of it
-                    cases.append(Case(model, " ".join([seed, *(part for part, own in zip(key, OWN) if part != own)])))
-                    for row in rows:
-                        add_corruption(cases[-1], row, "robustness.csv")
-    for model in dict.fromkeys(Path(folder).parent for folder in folders):
-        if (model / "seeds.json").exists():
-            told, problem = _tried(read_json, model / "seeds.json")
-            told = _mapping(told)
-            for place, seed in enumerate(_list(told.get("seeds"))):
-                case = Case(model.name, f"seed_{seed}", stated=True, sources=["seeds.json"])
-                for name, metric in _mapping(told.get("test")).items():
-                    values = _list(_mapping(metric).get("values"))
-                    if place < len(values) and math.isfinite(parse_number(values[place])):
-                        case.figures.append(Figure("test", str(name), parse_number(values[place]), "seeds.json"))
-                case.traced = runs.finished(model / case.seed)
-                cases.append(case)
-            cases += problem
-    for study in dict.fromkeys(Path(folder).parent.parent for folder in folders):
-        if (study / "comparison.csv").exists():
-            rows, problem = _tried(read_csv, study / "comparison.csv",
-                                   required=("model", "metric", "model_value"))
-            named = {}
-            for row in rows or ():
-                for side in ("model", "reference"):
-                    name, text = row.get(side), row.get(f"{side}_value")
-                    if name and row["metric"] in METRICS and math.isfinite(parse_number(text)):
-                        case = named.setdefault(name, Case(name, stated=True, sources=["comparison.csv"],
-                                                           traced=runs.is_run(study / name) or name.endswith(".npz")))
-                        case.figures.append(Figure("test", row["metric"], parse_number(text), "comparison.csv",
-                                                   max(last_digit(text) / 2, 1e-6 * abs(parse_number(text)))))
-            cases += [*named.values(), *problem]
+    for run in runs_:
+        for key, rows in by_file(run.robustness).items():
+            if key != OWN:  # those are the run's
+                further = [part for part, own in zip(key, OWN) if part != own]
+                cases.append(Case(run.model, " ".join([run.seed, *further])))
+                for row in rows:
+                    add_corruption(cases[-1], row, "robustness.csv")
+    folders = {study.folder.resolve(): study for study in studies}
+    models = {}  # study's folder -> names of its models
+    for run in runs_:
+        folder = runs.study(run.folder)
+        folders.setdefault(folder.resolve(), StudyFolder(folder))
+        models.setdefault(folder.resolve(), {})[run.model] = None
+    for folder, names in models.items():
+        for name in names:
+            cases += _of_seeds(folders[folder], name)
+    for folder in models:
+        cases += _of_comparison(folders[folder])
     return cases
 
 
-def _tried(read, path, **options):
-    """(what was read, []), or (None, [a Case that says why not])."""
+def _of_seeds(study, model):
+    """Cases of a model's seeds.json, one a seed."""
     try:
-        return read(path, **options), []
+        content = study.seeds(model) or {}
     except UserError as error:
-        return None, [Case(path.parent.name, unreadable=[error.message])]
+        return [Case(model, unreadable=[error.message])]
+    cases = []
+    for place, seed in enumerate(content.get("seeds", ())):
+        case = Case(model, f"seed_{seed}", stated=True, sources=["seeds.json"])
+        for name, metric in content["test"].items():
+            values = metric.get("values", [])
+            if place < len(values) and math.isfinite(parse_number(values[place])):
+                case.figures.append(Figure("test", name, parse_number(values[place]), "seeds.json"))
+        case.traced = runs.finished(study.folder / model / case.seed)
+        cases.append(case)
+    return cases
+
+
+def _of_comparison(study):
+    """Cases of a study's comparison.csv, one a model."""
+    try:
+        rows = study.comparison
+    except UserError as error:
+        return [Case(study.folder.name, unreadable=[error.message])]
+    cases = {}
+    for row in rows:
+        for side in ("model", "reference"):
+            name, text = row.get(side), row.get(f"{side}_value")
+            value = parse_number(text)
+            if name and row["metric"] in METRICS and math.isfinite(value):
+                traced = name in cases or runs.is_run(study.folder / name) or name.endswith(".npz")
+                case = cases.setdefault(name, Case(name, stated=True, sources=["comparison.csv"], traced=traced))
+                tolerance = max(last_digit(text) / 2, 1e-6 * abs(value))
+                case.figures.append(Figure("test", row["metric"], value, "comparison.csv", tolerance))
+    return list(cases.values())
 
 
 def of_metrics(result, val=None, test=None, model="", seed=""):
@@ -196,12 +191,13 @@ def of_metrics(result, val=None, test=None, model="", seed=""):
 
 
 def add_predictions(case, val, test):
-    for split, held in (("val", val), ("test", test)):
-        if not isinstance(held, predictions.Predictions):
+    """What Predictions of validation and test tell; either may be None."""
+    for split, part in (("val", val), ("test", test)):
+        if part is None:
             continue
-        setattr(case, split, held)
-        case.class_names = held.class_names
-        counts = metrics.confusion(held.labels, held.probabilities.argmax(1), len(held.class_names))
+        setattr(case, split, part)
+        case.class_names = part.class_names
+        counts = metrics.confusion(part.labels, part.probabilities.argmax(1), len(part.class_names))
         case.confusions[split] = counts
         for name, measure in (("accuracy", metrics.accuracy), ("macro_f1", metrics.macro_f1)):
             case.figures.append(Figure(split, name, float(measure(counts)), f"predictions/{split}.npz"))
@@ -209,44 +205,44 @@ def add_predictions(case, val, test):
 
 
 def add_metrics(case, result):
-    """What a metrics.json tells."""
-    result = _mapping(result)
+    """What the content of a metrics.json tells; None where there is none."""
+    if not result:
+        return
     for split in ("val", "test"):
-        for name, metric in _mapping(result.get(split)).items():
-            metric = _mapping(metric)
+        for name, metric in result.get(split, {}).items():
             value, lo, hi = (parse_number(metric.get(key)) for key in ("value", "lo", "hi"))
             if math.isfinite(value):
                 case.stated = True
-                case.figures.append(Figure(split, str(name), value, "metrics.json",
-                                           interval=math.isfinite(lo) and math.isfinite(hi)))
-    names = result.get("class_names")
-    if case.class_names is None and isinstance(names, list) and names:
-        case.class_names = [str(name) for name in names]
-    if "test" not in case.confusions:
-        counts = _square(result.get("confusion"))
-        if counts is not None and case.class_names and len(counts) == len(case.class_names):
-            case.confusions["test"] = counts
-            _add_majority(case)
-    told = _mapping(result.get("calibration"))
-    lo, hi = [parse_number(bound) for bound in (*_list(told.get("bounds")), None, None)][:2]
-    case.temperature = {"value": parse_number(told.get("temperature", told.get("fitted"))), "lo": lo, "hi": hi,
-                        "before": parse_number(told.get("nll_val_before")), "after": parse_number(told.get("nll_val_after")),
-                        "reason": str(told.get("reason") or "")} if told else {}
-    for told in _list(result.get("operating_points")):
-        told = _mapping(told)
-        threshold, test = told.get("threshold"), _mapping(told.get("test"))
-        case.points.append(Point(
-            str(told.get("name") or "an operating point"), str(told.get("kind") or ""), parse_number(threshold),
-            {str(key): parse_number(value) for key, value in threshold.items()} if isinstance(threshold, dict) else None,
-            {str(key): Figure("test", str(key), value, "metrics.json") for key, value in
-             ((key, parse_number(_mapping(metric).get("value"))) for key, metric in test.items()) if math.isfinite(value)},
-            str(told.get("chosen_on") or "")))
-    case.inputs["metrics.json"] = result.get("input") or _mapping(result.get("conventions")).get("input")
+                has_interval = math.isfinite(lo) and math.isfinite(hi)
+                case.figures.append(Figure(split, name, value, "metrics.json", interval=has_interval))
+    case.class_names = case.class_names or result.get("class_names")
+    if "test" not in case.confusions and result.get("confusion") and case.class_names:
+        case.confusions["test"] = np.array(result["confusion"])
+        _add_majority(case)
+    calibration = result.get("calibration")
+    if calibration:
+        lo, hi = [*map(parse_number, calibration.get("bounds", ())), math.nan, math.nan][:2]
+        value = parse_number(calibration.get("temperature", calibration.get("fitted")))
+        before, after = (parse_number(calibration.get(f"nll_val_{when}")) for when in ("before", "after"))
+        case.temperature = {"value": value, "lo": lo, "hi": hi, "before": before, "after": after,
+                            "reason": str(calibration.get("reason") or "")}
+    for point in result.get("operating_points") or ():
+        threshold, figures, weights = point.get("threshold"), {}, None
+        if isinstance(threshold, dict):
+            weights = {name: parse_number(weight) for name, weight in threshold.items()}
+        for name, metric in point.get("test", {}).items():
+            value = parse_number(metric.get("value"))
+            if math.isfinite(value):
+                figures[name] = Figure("test", name, value, "metrics.json")
+        case.points.append(Point(str(point.get("name") or "an operating point"), str(point.get("kind") or ""),
+                                 parse_number(threshold), weights, figures, str(point.get("chosen_on") or "")))
+    case.inputs["metrics.json"] = result.get("input") or result.get("conventions", {}).get("input")
 
 
 def add_corruption(case, row, source):
     """A row of a robustness table: a tag (or corruption and severity), and a score a column."""
-    tag = row.get("tag") or "_".join(filter(None, (row.get("corruption"), row.get("severity") or row.get("level"))))
+    level = row.get("severity") or row.get("level")
+    tag = row.get("tag") or "_".join(filter(None, (row.get("corruption"), level)))
     scores = {name: figure for name, figure in figures_in(row, source) if figure.split == "test"}
     if tag and scores:
         case.corruptions[tag] = scores
@@ -276,10 +272,10 @@ def figures_in(row, source):
             yield metric, Figure(split, metric, value, source, last_digit(text) / 2, all(map(math.isfinite, bounds)))
 
 
-def columns(rows):
-    """History rows as column -> numbers; a column with a cell that is no number is left out."""
-    found = {name: [parse_number(row.get(name)) for row in rows] for name in (rows[0] if rows else {})}
-    return {name: values for name, values in found.items() if not any(map(math.isnan, values))}
+def curves_of(history):
+    """Rows of a history as column -> numbers; a column with a cell that is no number is left out."""
+    columns = {name: [row.get(name, math.nan) for row in history] for name in (history[0] if history else ())}
+    return {name: values for name, values in columns.items() if not any(map(math.isnan, values))}
 
 
 def plain(text):
@@ -293,18 +289,3 @@ def _add_majority(case):
         if support.sum():
             top = int(support.argmax())
             case.majority = case.class_names[top], support[top] / support.sum(), True
-
-
-def _mapping(value):
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value):
-    return value if isinstance(value, list) else []
-
-
-def _square(rows):
-    if (rows and isinstance(rows, list) and all(isinstance(row, list) and len(row) == len(rows) for row in rows)
-            and all(type(n) is int and 0 <= n < 2 ** 53 for row in rows for n in row)):
-        return np.array(rows)
-    return None

@@ -1,14 +1,14 @@
 """An audit of results: which of them are too odd to be true, in our runs and in anybody's.
 
-    audit.run(folder)                 one run folder
-    audit.study(folders, tables)      several together, and folders of other systems' tables
-    audit.tables(folder)              one such folder
-    audit.everything(paths)           whatever lies at or below some folders
-    audit.metrics(result, val, test)  what evaluation has in hand
+    audit_run(run)                    one run folder
+    audit_study(runs, tables)         several together, and folders of other systems' tables
+    audit_tables(folder)              one such folder
+    audit_paths(paths)                whatever lies at or below some folders
+    audit_metrics(result, val, test)  what evaluation has in hand
 
 Each returns findings, worst first: {"rule", "severity", "saw", "why", "do"}, all text. An error is
 something that makes figures wrong; a warning, something to look at before they are published; a
-note, something a reader should know. The rules are in kd/audit/rules.py, what is held against them is a
+note, something a reader should know. The rules are in kd/audit/rules.py; they are applied to a
 list of Cases (kd/audit/evidence.py).
 """
 
@@ -19,20 +19,21 @@ from kd import runs
 from kd.audit import evidence, other_tables
 from kd.audit.rules import RULES, SEVERITIES
 from kd.errors import UserError
+from kd.run_folder import Run
 
 
-def audit_run(folder, result=None, held=None):
-    """Findings about one run folder. UserError only where there is no such folder.
+def audit_run(run, result=None):
+    """Findings about one run: a Run, or its folder. UserError only where there is no such folder.
 
-    result: the content that its metrics.json is about to have. held: its (val, test) Predictions, where
-    they have been read.
+    result: the content that its metrics.json is about to have.
     """
-    return apply_rules([evidence.of_run(folder, result, held)])[0]
+    run = run if isinstance(run, Run) else Run(run)
+    return apply_rules([evidence.of_run(run, result)])[0]
 
 
-def audit_study(folders, tables=()):
-    """Findings about run folders, each and together, and about folders of other systems' tables."""
-    return apply_rules(gather_cases(folders, tables))[0]
+def audit_study(runs_, tables=()):
+    """Findings about Runs or their folders, each and together, and about folders of other systems' tables."""
+    return apply_rules(gather_cases(runs_, tables))[0]
 
 
 def audit_tables(folder):
@@ -48,51 +49,60 @@ def audit_metrics(result, val, test, name=""):
 def audit_paths(paths):
     """Findings about whatever lies at or below folders: run folders, tables, or both.
 
-    Studies are held apart, since two may name a model alike; tables go with the only study, or with that in whose folder
-    they lie.
+    Each study is audited alone, since two may name a model alike; tables go with the only study, or with that in whose
+    folder they lie.
     """
-    found, others = [], []
+    run_folders, table_folders = [], []
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is no folder" if path.exists() else f"no such folder: {path}")
-        own = {file.parents[1] for file in path.rglob(runs.TEST.as_posix())} | {
-            file.parent for file in path.rglob("metrics.json")}
-        tables_ = [place for place in sorted({file.parent for name in other_tables.TABLES for file in path.rglob(name)})
-                   if other_tables.has_tables(place)]
-        if not own and not tables_:
+        with_predictions = {file.parents[1] for file in path.rglob(runs.TEST.as_posix())}
+        with_metrics = {file.parent for file in path.rglob("metrics.json")}
+        candidates = {file.parent for name in other_tables.TABLES for file in path.rglob(name)}
+        with_tables = list(filter(other_tables.has_tables, sorted(candidates)))
+        if not with_predictions | with_metrics and not with_tables:
             raise UserError(f"nothing to audit in {path}",
                             f"A run has {runs.TEST.as_posix()} or metrics.json; another system's tables are "
                             f"{', '.join(other_tables.TABLES)}.")
-        found, others = found + sorted(own), others + tables_
-    studies = {}
-    for folder in found:
+        run_folders += sorted(with_predictions | with_metrics)
+        table_folders += with_tables
+    studies = {}  # study's folder -> its run folders, its folders of tables
+    for folder in run_folders:
         studies.setdefault(runs.study(folder).resolve(), ([], []))[0].append(folder)
     if len(studies) < 2:
-        return audit_study(found, others)
-    for place in others:
-        home = next((top for top in (place.resolve(), *place.resolve().parents) if top in studies), place)
-        studies.setdefault(home, ([], []))[1].append(place)
-    return worst_first({**finding, "saw": f"{home.name}: {finding['saw']}"} for home, held in studies.items() for finding in audit_study(*held))
+        return audit_study(run_folders, table_folders)
+    for folder in table_folders:
+        home = next((top for top in (folder.resolve(), *folder.resolve().parents) if top in studies), folder)
+        studies.setdefault(home, ([], []))[1].append(folder)
+    findings = []
+    for study, folders in studies.items():
+        findings += [{**finding, "saw": f"{study.name}: {finding['saw']}"} for finding in audit_study(*folders)]
+    return worst_first(findings)
 
 
-def gather_cases(folders, tables=()):
-    """Cases of run folders, of the files that stand over them, and of folders of tables."""
-    folders = list({Path(folder).resolve(): Path(folder) for folder in folders}.values())
-    return [*map(evidence.of_run, folders), *evidence.over_runs(folders),
+def gather_cases(runs_, tables=(), studies=()):
+    """Cases of Runs or their folders, of the files that stand over them, and of folders of tables.
+
+    studies: StudyFolders that have been read already.
+    """
+    runs_ = [run if isinstance(run, Run) else Run(run) for run in runs_]
+    runs_ = list({run.folder.resolve(): run for run in runs_}.values())
+    return [*map(evidence.of_run, runs_), *evidence.over_runs(runs_, studies),
             *itertools.chain.from_iterable(map(other_tables.read, tables))]
 
 
 def apply_rules(cases):
-    """(findings, names of the rules that were held) of Cases, each and together."""
-    findings, held = [], []
-    for one in RULES:
-        found, applied = one.apply(cases)
-        findings += found
-        held += [one.name] if applied or found else []
-    return worst_first(findings), held
+    """(findings, names of the rules that could be applied) of Cases, each and together."""
+    findings, names = [], []
+    for rule in RULES:
+        seen, applied = rule.apply(cases)
+        findings += seen
+        names += [rule.name] if applied or seen else []
+    return worst_first(findings), names
 
 
 def worst_first(findings):
+    """Findings by severity: errors, warnings, notes."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding["severity"]))
 
 

@@ -1,4 +1,4 @@
-"""What to copy to an edge box: a model, the predictor, and what proves and describes them."""
+"""A folder to copy to an edge box: a model, the predictor, a check, a model card, checksums."""
 
 import hashlib
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kd import onnx_model
 from kd.errors import UserError
-from kd.files import read_json, write_npz, write_text
-from kd.text import format_number
+from kd.files import write_npz, write_text
+from kd.text import format_bounds, format_number
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("predict.py", "benchmark.py", "LICENSE", *(f"kd/{name}.py" for name in (
@@ -18,32 +18,34 @@ CHECKED = 8  # images in check.npz
 
 
 def write(run, model, images, target):
-    """Lay out a new folder `target` for the exported file `model` of a run.
+    """Lay out a new folder `target` for the exported file `model` (a path) of a Run.
 
-    images: uint8 [CHECKED, S, S, 3], whose logits go along. The folder appears whole or not at all.
+    images: uint8 [CHECKED, S, S, 3], whose logits go along. The folder appears whole or not at all. Raises UserError
+    where `target` is not free, and where the file cannot be run.
     """
-    run, model, target = Path(run), Path(model), Path(target)
+    model, target = Path(model), Path(target)
     check_free(target)
-    ready = onnx_model.Model(model, 1)
+    exported = onnx_model.Model(model, 1)
     target.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         for name in FILES:
-            (made / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(ROOT / name, made / name)
-        shutil.copyfile(model, made / model.name)
-        write_npz(made / "check.npz", images=images, logits=ready.logits(images))
-        write_text(made / "RUN.md", how_to_run(model.name))
-        write_text(made / "MODEL_CARD.md", card(run, model, ready))
-        sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(made).as_posix()}"
-                for path in sorted(made.rglob("*")) if path.is_file()]
-        write_text(made / "SHA256SUMS", "\n".join(sums) + "\n")
-        os.chmod(made, 0o755)
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+        shutil.copyfile(model, folder / model.name)
+        write_npz(folder / "check.npz", images=images, logits=exported.logits(images))
+        write_text(folder / "RUN.md", how_to_run(model.name))
+        write_text(folder / "MODEL_CARD.md", card(run, model, exported))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        sums = [f"{digest}  {path.relative_to(folder).as_posix()}\n" for path, digest in digests.items()]
+        write_text(folder / "SHA256SUMS", "".join(sums))
+        os.chmod(folder, 0o755)
         if target.exists():
             target.rmdir()  # empty
-        os.replace(made, target)
+        os.replace(folder, target)
     except BaseException:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
@@ -79,63 +81,78 @@ Research software, not a medical device. MODEL_CARD.md says what the model was m
 """
 
 
-def card(run, model, ready):
-    """The model card (Mitchell et al. 2019, 1810.03993) as Markdown."""
-    told, made = read_json(run / "environment.json"), ready.metadata["provenance"]
-    parity = read_json(model.parent / "parity.json")["formats"]["int8" if "int8" in model.name else "onnx"]
-    path = run / "metrics.json"
-    scored = read_json(path) if path.is_file() else {}
-    data, given = told["data"], ready.metadata["input"]
-    splits = scored.get("split", {})
-    size = splits.get("test", {"images": parity["test"]["images"], "groups": None, "support": {}})
-    gap = parity["test"]["macro_f1"]["difference"]
+def card(run, model, exported):
+    """The model card (Mitchell et al. 2019, 1810.03993) of an exported file of a Run, as Markdown.
+
+    model: the file's path; exported: the onnx_model.Model in it.
+    """
+    run.require("environment", "exports")
+    environment, provenance = run.environment, exported.metadata["provenance"]
+    data, pixels = environment["data"], exported.metadata["input"]
+    parity = run.exports["int8" if "int8" in model.name else "onnx"]["test"]
+    evaluation = run.metrics or {}
+    test = evaluation.get("split", {}).get("test", {"images": parity["images"], "groups": None, "support": {}})
+    difference = parity["macro_f1"]["difference"]
+    synthetic = " (synthetic: drawn, not photographed)" if data.get("synthetic") else ""
+    groups = ""
+    if data.get("groups"):
+        groups = f" of {data['groups']:,} groups (lesions, patients); no group is in two splits"
+    test_groups = f" of {test['groups']:,} groups" if test.get("groups") else ""
     lines = [
-        f"# {made['arch']}: {', '.join(ready.class_names)}", "",
-        "Research software, not a medical device: not approved for diagnosis, screening or any decision about a patient.", "",
+        f"# {provenance['arch']}: {', '.join(exported.class_names)}", "",
+        "Research software, not a medical device: not approved for diagnosis, screening or any decision about a patient.",
+        "",
         "## The model", "",
-        f"- architecture {made['arch']}, {ready.facts['parameters']:,} parameters, {ready.facts['macs'] / 1e6:.1f} M "
-        "multiply-accumulates an image",
-        f"- file {model.name}, {model.stat().st_size / 1e6:.2f} MB, from run {made.get('run', run.name)}, weights {made['weights']}",
-        f"- input: the short side resized to {given['resize']} px ({given['interpolation']}), the centre {given['size']} px",
-        f"- training objective: {told.get('formula', 'unknown')}", "",
+        f"- architecture {provenance['arch']}, {exported.facts['parameters']:,} parameters, "
+        f"{exported.facts['macs'] / 1e6:.1f} M multiply-accumulates an image",
+        f"- file {model.name}, {model.stat().st_size / 1e6:.2f} MB, from run {provenance.get('run', run.seed)}, "
+        f"weights {provenance['weights']}",
+        f"- input: the short side resized to {pixels['resize']} px ({pixels['interpolation']}), "
+        f"the centre {pixels['size']} px",
+        f"- training objective: {environment.get('formula', 'unknown')}", "",
         "## Data", "",
-        f"- {data['name']}{' (synthetic: drawn, not photographed)' if data.get('synthetic') else ''}, {data['images']:,} images"
-        + (f" of {data['groups']:,} groups (lesions, patients); no group is in two splits" if data.get("groups") else ""),
-        f"- tested on {size['images']:,} images" + (f" of {size['groups']:,} groups" if size.get("groups") else ""),
-        *(f"- {name}: {count:,} test images" for name, count in size["support"].items()), "",
+        f"- {data['name']}{synthetic}, {data['images']:,} images{groups}",
+        f"- tested on {test['images']:,} images{test_groups}",
+        *(f"- {name}: {count:,} test images" for name, count in test["support"].items()), "",
         "## Intended use", "",
         "Research and teaching, on images of the kind it was trained on: same modality, same devices, same population. "
         "A person qualified to do so looks at every image.", "",
         "## How good it is", "",
-        *metrics_table(scored), "",
-        f"Of the test images {parity['test']['flips']:.2%} have another label from this file than from the checkpoint; macro F1 "
-        f"differs by {gap['value']:+.3f} [{format_number(gap['lo'])}, {format_number(gap['hi'])}] (95% interval, paired).", "",
+        *metrics_table(evaluation), "",
+        f"Of the test images {parity['flips']:.2%} have another label from this file than from the checkpoint; "
+        f"macro F1 differs by {difference['value']:+.3f} {format_bounds(difference['lo'], difference['hi'])} "
+        "(95% interval, paired).", "",
         "## Operating points, chosen on validation", "",
-        *points_table(scored), "",
+        *points_table(evaluation), "",
         "## Limits", "",
         "- It knows these classes alone, and calls anything one of them: it cannot tell an image of another kind.",
-        "- Other devices, light, skin or populations than the training data's may give worse answers; none were tested.",
+        "- Other devices, light, skin or populations than the training data's may give worse answers; none were "
+        "tested.",
         "- Rare classes were tested on few images: look at their intervals.",
-        "- Probabilities are calibrated on validation images; in another population they may not be." if ready.temperature
-        else "- Probabilities are not calibrated.", ""]
+        "- Probabilities are calibrated on validation images; in another population they may not be."
+        if exported.temperature else "- Probabilities are not calibrated.", ""]
     return "\n".join(lines)
 
 
-def metrics_table(scored):
-    if not scored:
+def metrics_table(evaluation):
+    """Lines of a Markdown table of the checkpoint's test figures. evaluation: metrics.json, {} where there is none."""
+    if not evaluation:
         return ["Not evaluated: `python evaluate.py RUN` before export adds figures here."]
+    test = evaluation["test"]
     names = [name for name in ("accuracy", "macro_f1", "balanced_accuracy", "macro_auroc", "ece", "ece_calibrated")
-             if name in scored["test"]]
-    names += [name for name in scored["test"] if name.startswith("recall/")]
-    rows = [f"| {name} | {format_number(one['value'])} | {format_number(one['lo'])} to {format_number(one['hi'])} |"
-            for name, one in ((name, scored["test"][name]) for name in names)]
+             if name in test]
+    names += [name for name in test if name.startswith("recall/")]
+    rows = [f"| {name} | {format_number(test[name].get('value'))} | {format_number(test[name].get('lo'))} to "
+            f"{format_number(test[name].get('hi'))} |" for name in names]
     return ["The checkpoint, on test images:", "", "| metric | value | 95% interval |", "| --- | --- | --- |", *rows]
 
 
-def points_table(scored):
+def points_table(evaluation):
+    """Lines of a Markdown table of the operating points' test figures."""
     rows = []
-    for point in (scored or {}).get("operating_points", ()):
-        tested = ", ".join(f"{name} {format_number(one['value'])} [{format_number(one['lo'])}, {format_number(one['hi'])}]"
-                           for name, one in (point.get("test") or {}).items() if isinstance(one, dict) and "value" in one)
-        rows.append(f"| {point['name']} | {tested} |")
+    for point in evaluation.get("operating_points", ()):
+        figures = {name: metric for name, metric in point.get("test", {}).items() if "value" in metric}
+        texts = [f"{name} {format_number(metric['value'])} {format_bounds(metric.get('lo'), metric.get('hi'))}"
+                 for name, metric in figures.items()]
+        rows.append(f"| {point['name']} | {', '.join(texts)} |")
     return ["| point | on test images |", "| --- | --- |", *rows] if rows else ["None."]

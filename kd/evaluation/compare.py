@@ -1,9 +1,10 @@
-"""Models against each other on one test set: the reference report's teacher, student and delta, with intervals.
+"""Models compared on one test set: differences, what is retained of the reference, agreement, with intervals.
 
-Replicates are the same for all models, so differences are paired. A model may have several seeds: its
+Replicates are the same for all models, so that differences are paired. A model may have several seeds: its
 figures are means over them, and intervals and p-values carry the spread of seeds as well.
 """
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from kd import bootstrap, calibration, metrics, paired, predictions, runs
 from kd.errors import UserError
 from kd.evaluation import protocol
-from kd.files import read_json, read_yaml
+from kd.run_folder import Run
 
 COLUMNS = ("reference", "model", "reference_seeds", "model_seeds", "metric",
            "reference_value", "reference_lo", "reference_hi", "model_value", "model_lo", "model_hi",
@@ -23,8 +24,10 @@ COLUMNS = ("reference", "model", "reference_seeds", "model_seeds", "metric",
 
 @dataclass
 class Model:
-    """Seeds of one model: {seed: (val or None, test)}; kind is teacher, alone, student, or '' if not known.
-    network: of network() below."""
+    """Seeds of one model: {seed: (val or None, test)}, both Predictions.
+
+    kind: teacher, alone, student, or '' if not known. network: as Run.network has it, '' if not known.
+    """
 
     name: str
     folder: Path
@@ -35,56 +38,53 @@ class Model:
     answers: dict = None  # {seed: [n] predicted classes}, in the reference's order of images
 
 
+# ---- what is compared
+
+
 def models(paths, groups=None):
     """Models of folders and predictions files, in the order given.
 
-    A folder that holds several models gives its teachers first, then untaught students, then the rest.
+    A folder that holds several models gives its teachers first, then students without a teacher, then the rest.
+    groups: a CSV with columns id,group, for predictions files. Raises UserError where there are fewer than two models.
     """
-    found = {}
+    models = {}
     for path in map(Path, paths):
         if path.suffix == ".npz":
-            found.setdefault(path, Model(str(path), None, "", "", {"": predictions.of_files(path, groups=groups)}))
+            seeds = {"": predictions.of_files(path, groups=groups)}
+            models.setdefault(path, Model(str(path), None, "", "", seeds))
             continue
-        below = [one_model(folder, seeds) for folder, seeds in by_folder(runs.find(path)).items()]
-        below.sort(key=lambda model: (("teacher", "alone").index(model.kind) if model.kind in ("teacher", "alone") else 2,
-                                      model.name))
+        below = [model_of(folder, runs_) for folder, runs_ in runs_by_model(runs.find(path)).items()]
+        below.sort(key=lambda model: ({"teacher": 0, "alone": 1}.get(model.kind, 2), model.name))
         for model in below:
-            held = found.setdefault(model.folder.resolve(), model)
-            held.seeds.update(model.seeds)
-    found = list(found.values())
-    if len(found) < 2:
-        raise UserError(f"--compare needs two models, and there is {found[0].name} alone",
+            models.setdefault(model.folder.resolve(), model).seeds.update(model.seeds)
+    models = list(models.values())
+    if len(models) < 2:
+        raise UserError(f"--compare needs two models, and there is {models[0].name} alone",
                         "Give two runs, models or predictions files, or a folder above several.")
-    if len({model.name for model in found}) < len(found):  # of several studies
-        for model in found:
+    if len({model.name for model in models}) < len(models):  # of several studies
+        for model in models:
             model.name = "/".join(model.folder.resolve().parts[-2:]) if model.folder else model.name
-    return found
+    return models
 
 
-def by_folder(seeds):
-    """{model's folder: its seeds' folders}."""
-    held = {}
-    for seed in seeds:
-        parent = seed.parent if seed.parent.name not in ("", "..") else seed.resolve().parent
-        held.setdefault(parent, []).append(seed)
-    return held
+def runs_by_model(folders):
+    """{model's folder: [Run, one a seed]} of runs' folders."""
+    models = {}
+    for folder in folders:
+        parent = folder.parent if folder.parent.name not in ("", "..") else folder.resolve().parent
+        models.setdefault(parent, []).append(Run(folder))
+    return models
 
 
-def network(told):
-    """What a student and its untaught twin share: the architecture, with the weights that it began with where these are pretrained.
-    '' if not known. told: what config.yaml, else environment.json says of a run."""
+def model_of(folder, runs_):
+    """The Model in `folder` whose seeds are these Runs. Raises UserError on faulty files and on leaks."""
+    seeds = {run.seed: run.predictions() for run in runs_}
+    return Model(folder.name, folder, runs_[0].kind, runs_[0].network, seeds)
+
+
+def network(told):  # until the report reads runs by kd/run_folder.py
     begun = [str(told[key]) for key in ("weights", "init") if told.get(key) not in (None, "none")]
     return " from ".join([str(told["arch"]), *begun]) if told.get("arch") else ""
-
-
-def one_model(folder, seeds):
-    told = {}
-    for name, read in (("environment.json", read_json), ("config.yaml", read_yaml)):
-        if (seeds[0] / name).is_file():
-            held = read(seeds[0] / name)
-            told.update(held if isinstance(held, dict) else {})
-    return Model(folder.name, folder, runs.kind(folder.name, told), network(told),
-                 {seed.resolve().name: predictions.of_run(seed) for seed in seeds})
 
 
 def study_of(models):
@@ -96,15 +96,39 @@ def study_of(models):
     return study if sum(len(model.seeds) for model in models) == len(runs.find(study)) else None
 
 
+# ---- the comparison
+
+
 def compare(models, settings, answers_only=False):
     """{"conventions", "split", "models": {name: [seeds]}, "pairs": [pair]} of Models on one test set.
 
-    The first model is the reference of all others; a student's untaught twin (the same network(),
-    trained without a teacher) is its reference too. A pair is {"reference", "model", "rows" as
-    comparison.compare() gives them with intervals of both models and p_corrected, "agreement": {NAME: METRIC},
-    "mcnemar"}. p-values are corrected by Holm over the pairs, for each metric apart. answers_only: of the metrics
-    that need no probabilities, which is much faster.
+    The first model is the reference of all others. A second reference of a student is its baseline: the same network
+    trained without a teacher. A pair is {"reference", "model", "rows" as paired.compare() gives them with intervals of
+    both models and p_corrected, "agreement": {NAME: METRIC}, "mcnemar"}. p-values are corrected by Holm over the pairs,
+    for each metric apart. answers_only: only of metrics that need no probabilities, which is much faster.
+    Raises UserError where two models were tested on different images.
     """
+    first = common_test(models)
+    index, weights = protocol.resampling(first, settings)
+    for model in models:
+        measure(model, first, index, weights, settings, answers_only)
+    couples = [(models[0], model) for model in models[1:]]
+    couples += [(baseline, model) for model in models[1:] for baseline in models[1:] if is_baseline(baseline, model)]
+    images = weights[:, index].astype(np.float32)
+    pairs = [pair(reference, model, first, images) for reference, model in couples]
+    for rows in zip(*(pair["rows"] for pair in pairs)):
+        for row, p in zip(rows, paired.holm([row["p"] for row in rows])):
+            row["p_corrected"] = float(p)
+    tests = [pair["mcnemar"] for pair in pairs]
+    for test, p in zip(tests, paired.holm([test["p"] for test in tests])):
+        test["p_corrected"] = float(p)
+    return {"conventions": protocol.conventions(first, None, settings), "class_names": first.class_names,
+            "split": {"test": first.size()}, "models": {model.name: list(model.seeds) for model in models},
+            "pairs": pairs}
+
+
+def common_test(models):
+    """The Predictions of the first model's first seed, with groups where any of the models knows them."""
     first = next(iter(models[0].seeds.values()))[1]
     for model in models:
         for seed, (_, test) in model.seeds.items():
@@ -112,95 +136,65 @@ def compare(models, settings, answers_only=False):
             if reason:
                 raise UserError(f"{'/'.join(filter(None, (model.name, seed)))} cannot be compared with "
                                 f"{models[0].name}: {reason}", "Models are compared on the images of one test set.")
-    if first.groups is None:  # one file may know them, the others not
-        first.groups = next((held.groups[predictions.matching_order(first, held)] for model in models
-                             for _, held in model.seeds.values() if held.groups is not None), None)
-    index, weights = protocol.resampling(first, settings)
-    for model in models:
-        measure(model, first, index, weights, settings, answers_only)
-    pairs = [(models[0], model) for model in models[1:]]
-    pairs += [(twin, model) for model in models[1:] for twin in models[1:]
-              if model.kind == "student" and twin.kind == "alone" and twin.network and twin.network == model.network]
-    images = weights[:, index].astype(np.float32)
-    pairs = [pair(reference, model, first, images) for reference, model in pairs]
-    for rows in zip(*(one["rows"] for one in pairs)):
-        for row, p in zip(rows, paired.holm([row["p"] for row in rows])):
-            row["p_corrected"] = float(p)
-    for one, p in zip(pairs, paired.holm([one["mcnemar"]["p"] for one in pairs])):
-        one["mcnemar"]["p_corrected"] = float(p)
-    return {"conventions": protocol.conventions(first, None, settings), "class_names": first.class_names,
-            "split": {"test": first.size()}, "models": {model.name: list(model.seeds) for model in models}, "pairs": pairs}
+    if first.groups is None:
+        tests = [test for model in models for _, test in model.seeds.values() if test.groups is not None]
+        if tests:
+            groups = tests[0].groups[predictions.matching_order(first, tests[0])]
+            first = dataclasses.replace(first, groups=groups)
+    return first
+
+
+def is_baseline(baseline, model):
+    """Whether `baseline` is the network of the student `model`, trained without a teacher."""
+    kinds = model.kind, baseline.kind
+    return kinds == ("student", "alone") and bool(model.network) and baseline.network == model.network
 
 
 def measure(model, first, index, weights, settings, answers_only=False):
     """Fill in the values and answers of every seed of a Model, its images in the order of `first`."""
     model.values, model.answers = {}, {}
+    names = first.class_names
     for seed, (val, test) in model.seeds.items():
         order = predictions.matching_order(first, test)
         probabilities, calibrated = test.probabilities[order], None
-        model.answers[seed] = probabilities.argmax(1)
+        model.answers[seed] = answers = probabilities.argmax(1)
         if answers_only:
-            model.values[seed] = bootstrap.replicate_answers(first.labels, model.answers[seed], index, weights, first.class_names)
+            model.values[seed] = bootstrap.replicate_answers(first.labels, answers, index, weights, names)
             continue
         if val is not None:
             fit = calibration.fit_temperature(val.scores, val.labels)
             calibrated = metrics.softmax(test.scores[order] / fit.value) if fit.ok else None
-        model.values[seed] = bootstrap.replicate(first.labels, probabilities, index, weights, first.class_names,
-                                                 calibrated, settings.bins)
+        model.values[seed] = bootstrap.replicate(first.labels, probabilities, index, weights, names, calibrated,
+                                                 settings.bins)
 
 
 def pair(reference, model, first, images):
-    """How `model` differs from `reference`; see compare()."""
-    matched = list(reference.seeds) == list(model.seeds)
-    names = [name for name in reference.values[next(iter(reference.seeds))]
-             if all(name in values for side in (reference, model) for values in side.values.values())]
-    theirs, ours = ({name: np.array([values[name] for values in side.values.values()]) for name in names}
-                    for side in (reference, model))
-    rows = paired.compare({name: theirs[name].mean(0) for name in names},
-                              {name: ours[name].mean(0) + seed_noise(theirs[name], ours[name], matched) for name in names})
+    """How `model` differs from `reference`; see compare(). images: weights [1 + B, n] of the images of `first`."""
+    same_seeds = list(reference.seeds) == list(model.seeds)
+    runs_ = [values for side in (reference, model) for values in side.values.values()]
+    names = [name for name in runs_[0] if all(name in values for values in runs_)]
+    of_reference, of_model = ({name: np.array([values[name] for values in side.values.values()]) for name in names}
+                              for side in (reference, model))
+    rows = paired.compare(
+        {name: of_reference[name].mean(0) for name in names},
+        {name: of_model[name].mean(0) + seed_noise(of_reference[name], of_model[name], same_seeds) for name in names})
     for row in rows:
-        for side, values in (("reference", theirs), ("model", ours)):
-            bounds = own_interval(row["metric"], values[row["metric"]])
-            row.update({f"{side}_{bound}": bounds[bound] for bound in ("lo", "hi")})
+        for side, values in (("reference", of_reference), ("model", of_model)):
+            metric = own_interval(row["metric"], values[row["metric"]])
+            row.update({f"{side}_{bound}": metric[bound] for bound in ("lo", "hi")})
         limit = protocol.upper_bound(row["metric"])  # of two seeds t is wide
         row.update({bound: float(np.clip(row[bound], -limit, limit)) for bound in ("lo", "hi")})
         row.update({bound: max(row[bound], 0.0) for bound in ("retention_lo", "retention_hi")})
         row["relative_gap"] = 1 - row["retention"]
-    couples = list((zip if matched else itertools.product)(reference.answers.values(), model.answers.values()))
-    shares = [paired.agreement(first.labels, a, b, images) for a, b in couples]
-    tests = [paired.mcnemar(a == first.labels, b == first.labels) for a, b in couples]
+    couple = zip if same_seeds else itertools.product
+    answers = list(couple(reference.answers.values(), model.answers.values()))
+    shares = [paired.agreement(first.labels, a, b, images) for a, b in answers]
+    tests = [paired.mcnemar(a == first.labels, b == first.labels) for a, b in answers]
+    agreement = bootstrap.intervals({name: np.mean([share[name] for share in shares], 0) for name in shares[0]})
+    mcnemar = {name: float(np.mean([test[name] for test in tests])) for name in ("reference_only", "model_only")}
     return {"reference": reference.name, "model": model.name,
             "seeds": {"reference": len(reference.seeds), "model": len(model.seeds)}, "rows": rows,
-            "agreement": bootstrap.intervals({name: np.mean([share[name] for share in shares], 0) for name in shares[0]}),
-            "mcnemar": {"reference_only": float(np.mean([test["reference_only"] for test in tests])),
-                        "model_only": float(np.mean([test["model_only"] for test in tests])),
-                        "p": combined([test["p"] for test in tests])}}
-
-
-def table(compared):
-    """Rows of comparison.csv, of what compare() gives.
-
-    Of agreement and of the three kinds of disagreement, shares of the images stand under model_value; of
-    McNemar's test, the numbers of images that only the one model has right.
-    """
-    rows = []
-    for one in compared["pairs"]:
-        head = {"reference": one["reference"], "model": one["model"], "reference_seeds": one["seeds"]["reference"],
-                "model_seeds": one["seeds"]["model"]}
-        rows += [{**head, **row} for row in one["rows"]]
-        rows += [{**head, "metric": name, "model_value": share["value"], "model_lo": share["lo"], "model_hi": share["hi"],
-                  "undefined": share["undefined"]} for name, share in one["agreement"].items()]
-        rows.append({**head, "metric": "mcnemar", "reference_value": one["mcnemar"]["reference_only"],
-                     "model_value": one["mcnemar"]["model_only"], "p": one["mcnemar"]["p"],
-                     "p_corrected": one["mcnemar"]["p_corrected"]})
-    return [{key: cell(row.get(key, "")) for key in COLUMNS} for row in rows]
-
-
-def cell(value):
-    """A number to six digits; what is undefined is an empty cell."""
-    if not isinstance(value, float):
-        return value
-    return "" if np.isnan(value) else f"{value:.6g}"
+            "agreement": agreement, "mcnemar": {**mcnemar, "p": combined([test["p"] for test in tests])}}
 
 
 def combined(p):
@@ -210,22 +204,53 @@ def combined(p):
 
 
 def own_interval(name, values):
-    """{"lo", "hi"} of a model's own figure, values [k, 1 + B]."""
+    """{"lo", "hi"} of a model's own figure, values [k, 1 + B] of its k seeds."""
     if len(values) == 1:
         return bootstrap.interval(values[0], corrected=bootstrap.biased(name))
     return protocol.over_seeds_of(name, values)
 
 
-def seed_noise(reference, model, matched):
+def seed_noise(reference, model, same_seeds):
     """[1 + B] what other seeds would have added to a difference of means, 0 for the sample itself.
 
-    reference [k, 1 + B], model [m, 1 + B] values; matched: row by row of the same seed. Matched seeds give
-    k differences and so t with k - 1 degrees of freedom times their standard error; others, the same of each
-    model, drawn apart. A single seed tells nothing about seeds and adds nothing.
+    reference [k, 1 + B], model [m, 1 + B] values; same_seeds: row by row of the same seed. Of the same seeds k
+    differences are known, and so t with k - 1 degrees of freedom times their standard error; of others, the same of
+    each model, drawn apart. A single seed tells nothing about seeds and adds nothing.
     """
-    own = model[:, 0] - reference[:, 0] if matched else None
     noise = np.zeros(model.shape[1])
-    for number, values in enumerate([own] if matched else [reference[:, 0], model[:, 0]]):
+    spreads = [model[:, 0] - reference[:, 0]] if same_seeds else [reference[:, 0], model[:, 0]]
+    for stream, values in enumerate(spreads):
         if len(values) > 1:
-            noise[1:] += bootstrap.student_t(len(values) - 1, len(noise) - 1, number) * values.std(ddof=1) / np.sqrt(len(values))
+            drawn = bootstrap.student_t(len(values) - 1, len(noise) - 1, stream)
+            noise[1:] += drawn * values.std(ddof=1) / np.sqrt(len(values))
     return noise
+
+
+# ---- comparison.csv
+
+
+def table(compared):
+    """Rows of comparison.csv, of what compare() gives.
+
+    Of agreement and of the three kinds of disagreement, shares of the images stand under model_value; of
+    McNemar's test, the numbers of images that only one of the two models has right.
+    """
+    rows = []
+    for pair in compared["pairs"]:
+        head = {"reference": pair["reference"], "model": pair["model"], "reference_seeds": pair["seeds"]["reference"],
+                "model_seeds": pair["seeds"]["model"]}
+        rows += [{**head, **row} for row in pair["rows"]]
+        rows += [{**head, "metric": name, "model_value": share["value"], "model_lo": share["lo"],
+                  "model_hi": share["hi"], "undefined": share["undefined"]}
+                 for name, share in pair["agreement"].items()]
+        test = pair["mcnemar"]
+        rows.append({**head, "metric": "mcnemar", "reference_value": test["reference_only"],
+                     "model_value": test["model_only"], "p": test["p"], "p_corrected": test["p_corrected"]})
+    return [{key: cell(row.get(key, "")) for key in COLUMNS} for row in rows]
+
+
+def cell(value):
+    """A number to six digits; what is undefined is an empty cell."""
+    if not isinstance(value, float):
+        return value
+    return "" if np.isnan(value) else f"{value:.6g}"

@@ -1,8 +1,8 @@
-"""What models answer on corrupted images: an image is decoded once, and corrupted once for all models of one input.
+"""Logits of models on corrupted images: an image is decoded once, and corrupted once for all models of one input.
 
 Each model's logits are kept in its run, a file a cell: robustness/SUITE/FILE/TAG.npz. They carry a key of all that
-they follow from, so that a run that was killed goes on with the cell it was at, a further model costs its own
-answers alone, and nothing old is taken for new.
+they follow from, so that a run that was killed goes on with the cell it was at, a further model costs only its own
+forward passes, and nothing old is taken for new.
 """
 
 import contextlib
@@ -21,9 +21,9 @@ from tqdm import tqdm
 from kd import corruptions, image, onnx_model, predictions, runs
 from kd.edge import torch_model
 from kd.errors import UserError, listing
-from kd.evaluation import compare
-from kd.files import lock, read_json, read_npz, write_npz
+from kd.files import lock, read_npz, write_npz
 from kd.robustness import scores
+from kd.run_folder import Run
 from kd.train import checkpoint, networks, setup
 from kd.train.weights import fingerprint
 
@@ -33,168 +33,184 @@ SAME = 0.99          # share of clean images that get the class they got when th
 
 
 @dataclass
-class Subject:
+class ModelFile:
     """A file of a run that is measured: best.pt, or an ONNX file in its exports/."""
 
-    run: Path
+    run: Run
     path: Path
-    ready: object = None   # .logits(uint8 [N, S, S, 3]) -> [N, C], .size
+    network: object = None  # .logits(uint8 [N, S, S, 3]) -> [N, C], .size
     resize: int = None
-    digest: str = ""       # of the file
+    digest: str = ""        # of the file
     model: scores.Model = None
 
-    def kept(self, suite, cell):
-        return self.run / "robustness" / suite / self.path.name / f"{runs.safe(cell.tag)}.npz"
+    @property
+    def folder(self):
+        """Of the run."""
+        return self.run.folder
+
+    def answer_file(self, suite, cell):
+        """Where the answers to a cell are kept."""
+        return self.folder / "robustness" / suite / self.path.name / f"{runs.safe(cell.tag)}.npz"
 
 
 def find(paths):
-    """Subjects that `paths` name: of a run, and of any folder above, best.pt and exports/model.int8.onnx."""
-    found = {}
+    """ModelFiles that `paths` name: of a run, and of any folder above, best.pt and exports/model.int8.onnx."""
+    model_files, runs_ = {}, {}
     for path in map(Path, paths):
         if path.suffix == ".onnx":
-            run = path.resolve().parent.parent
-            if not path.is_file() or not runs.finished(run):
+            folder = path.resolve().parent.parent
+            if not path.is_file() or not runs.finished(folder):
                 raise UserError(f"{path} lies in the exports/ of no run" if path.is_file() else f"no such file: {path}",
                                 "Name RUN/exports/MODEL.onnx: test images, temperature and thresholds are the run's.")
-            files = [(run, path)]
+            files = [(folder, path)]
         else:
-            files = [(run, file) for run in runs.find(path) for file in (run / "best.pt", run / "exports" / "model.int8.onnx")
-                     if file.is_file() or file.name == "best.pt"]
-        found.update({file.resolve(): Subject(run, file) for run, file in files if file.resolve() not in found})
-    return list(found.values())
+            files = []
+            for folder in runs.find(path):
+                int8 = folder / "exports" / "model.int8.onnx"
+                files += [(folder, folder / "best.pt"), *[(folder, int8)] * int8.is_file()]
+        for folder, file in files:
+            run = runs_.setdefault(folder.resolve(), Run(folder))
+            model_files.setdefault(file.resolve(), ModelFile(run, file))
+    return list(model_files.values())
 
 
-def named(path, subjects):
-    """The Subject of the first file that `path` names."""
-    wanted = find([path])[0].path.resolve()
-    for subject in subjects:
-        if subject.path.resolve() == wanted:
-            return subject
+def named(path, model_files):
+    """The ModelFile of the first file that `path` names."""
+    file = find([path])[0].path.resolve()
+    for model_file in model_files:
+        if model_file.path.resolve() == file:
+            return model_file
     raise UserError(f"{path} is left out, and nothing can be relative to it")
 
 
-def each_subject(subjects, failed, act):
-    """The Subjects with whose runs act(subject) has no trouble; {run: UserError} of the others goes into `failed`.
+def each_subject(model_files, failed, act):
+    """The ModelFiles of runs for which act(model_file) raises nothing; {run's folder: UserError} goes into `failed`.
 
     Where none is left, the error of the first is raised.
     """
-    for subject in subjects:
-        if subject.run not in failed:
+    for model_file in model_files:
+        if model_file.folder not in failed:
             try:
-                act(subject)
+                act(model_file)
             except UserError as error:
-                failed[subject.run] = error
-    kept = [subject for subject in subjects if subject.run not in failed]
-    if not kept:
-        raise failed[subjects[0].run]
-    return kept
+                failed[model_file.folder] = error
+    sound = [model_file for model_file in model_files if model_file.folder not in failed]
+    if not sound:
+        raise failed[model_files[0].folder]
+    return sound
 
 
-def models_of(subjects, failed, targets=None):
-    """(the Subjects that each() keeps, with their models; the Predictions of the test images that all have in common)."""
-    known = {}
+def models_of(model_files, failed, targets=None):
+    """(the ModelFiles of sound runs, with their models; the Predictions of the test images that all have in common).
 
-    def read(subject):
-        if subject.run not in known:
-            held = compare.one_model(subject.run.resolve().parent, [subject.run])
-            (seed, (_, test)), = held.seeds.items()
-            metrics = subject.run / "metrics.json"
-            known[subject.run] = held, seed, test, scores.frozen(
-                read_json(metrics) if metrics.is_file() else None, metrics, targets)
-        held, seed, _, (temperature, points) = known[subject.run]
-        subject.model = scores.Model(held.name, seed, subject.path.name, held.kind, temperature, points)
+    failed: as of each_subject(). targets: classes whose thresholds are tested.
+    """
+    def read(model_file):
+        run = model_file.run
+        run.predictions()  # faulty files and leaks are errors
+        temperature, points = scores.frozen(run.metrics, run.folder / "metrics.json", targets)
+        model_file.model = scores.Model(run.model, run.seed, model_file.path.name, run.kind, temperature, points)
 
-    subjects = each_subject(subjects, failed, read)
-    first = known[subjects[0].run][2]
-    for subject in subjects:
-        reason = predictions.difference_between(first, known[subject.run][2])
+    model_files = each_subject(model_files, failed, read)
+    first = model_files[0].run
+    for run in [model_file.run for model_file in model_files]:
+        reason = predictions.difference_between(first.test, run.test)
         if reason:
-            raise UserError(f"{subject.run} cannot be measured with {subjects[0].run}: {reason}",
+            raise UserError(f"{run.folder} cannot be measured with {first.folder}: {reason}",
                             "Models are compared on the images of one test set; give those of one study.")
-    return subjects, first
+    return model_files, first.test
 
 
-def tell_apart(subjects):
+def tell_apart(model_files):
     """Models of one name in several studies are called STUDY/MODEL from here on."""
-    owners = {(subject.model.model, subject.run.resolve().parent) for subject in subjects}
+    owners = {(model_file.model.model, model_file.folder.resolve().parent) for model_file in model_files}
     if len(owners) > len({name for name, _ in owners}):
-        for subject in subjects:
-            subject.model.model = "/".join(subject.run.resolve().parts[-3:-1])
+        for model_file in model_files:
+            model_file.model.model = "/".join(model_file.folder.resolve().parts[-3:-1])
 
 
-def load(subject, registry, device):
-    """Load a network: a checkpoint on `device`, ONNX on the CPU. UserError for an export of other weights than the run's."""
-    file = setup.checkpoint_in(subject.run)
-    if subject.path.suffix == ".onnx":
-        subject.ready = onnx_model.Model(subject.path)
-        subject.resize = subject.ready.metadata["input"]["resize"]
-        weights = fingerprint(checkpoint.read(file)["state_dict"])
-        if subject.ready.metadata["provenance"].get("weights") != weights:
-            raise UserError(f"{subject.path} was exported from other weights than those in {file}",
-                            f"Export it anew: python export.py {subject.run.as_posix()}")
+def load(model_file, registry, device):
+    """Load a network: a checkpoint on `device`, ONNX on the CPU.
+
+    Raises UserError for an export of other weights than the run's.
+    """
+    checkpoint_file = setup.checkpoint_in(model_file.folder)
+    if model_file.path.suffix == ".onnx":
+        model_file.network = onnx_model.Model(model_file.path)
+        metadata = model_file.network.metadata
+        model_file.resize = metadata["input"]["resize"]
+        if metadata["provenance"].get("weights") != fingerprint(checkpoint.read(checkpoint_file)["state_dict"]):
+            raise UserError(f"{model_file.path} was exported from other weights than those in {checkpoint_file}",
+                            f"Export it anew: python export.py {model_file.folder.as_posix()}")
     else:
-        subject.ready = torch_model.open_file(file, "eager" if device.type == "mps" else "channels_last", registry,
-                                           device=device, threads=torch.get_num_threads())
-        networks.fold_batch_norm(subject.ready.network.model)
-        subject.resize = subject.ready.resize
-    subject.digest = hashlib.sha256(subject.path.read_bytes()).hexdigest()
+        backend = "eager" if device.type == "mps" else "channels_last"
+        model_file.network = torch_model.open_file(checkpoint_file, backend, registry, device=device,
+                                                   threads=torch.get_num_threads())
+        networks.fold_batch_norm(model_file.network.network.model)
+        model_file.resize = model_file.network.resize
+    model_file.digest = hashlib.sha256(model_file.path.read_bytes()).hexdigest()
 
 
-def group(subjects, registry, root=None, cache=None):
-    """[(kd.data.loader.Data, Subjects)] of those whose networks see the same pixels. root, cache: where the images are."""
-    found = {}
-    for subject in subjects:
-        told = read_json(subject.run / "environment.json").get("data", {})
-        found.setdefault((told.get("fingerprint"), subject.resize, subject.ready.size), []).append(subject)
+def group(model_files, registry, root=None, cache=None):
+    """[(kd.data.loader.Data, ModelFiles)] of those whose networks see the same pixels.
+
+    root, cache: where the images and the decoded images are now, as options of training.
+    """
+    by_input = {}
+    for model_file in model_files:
+        model_file.run.require("environment")
+        data = model_file.run.environment.get("data", {})
+        key = data.get("fingerprint"), model_file.resize, model_file.network.size
+        by_input.setdefault(key, []).append(model_file)
     groups = []
-    for (_, resize, size), own in found.items():
-        subject = own[0]
-        data = setup.data_of_run(subject.run, registry, root, cache)
+    for (_, resize, size), members in by_input.items():
+        data = setup.data_of_run(members[0].run, registry, root, cache)
         if (data.images.shape[1], data.size) != (resize, size):
-            raise UserError(f"{subject.path} takes images of {size} px cut from {resize}, and the images of its run are "
-                            f"{data.size} px cut from {data.images.shape[1]}")
-        groups.append((data, own))
+            raise UserError(f"{members[0].path} takes images of {size} px cut from {resize}, and the images of its run "
+                            f"are {data.size} px cut from {data.images.shape[1]}")
+        groups.append((data, members))
     return groups
 
 
 def answer(groups, cells, ids, suite, registry, spent):
     """Fill the models' answers to `cells` on the test images `ids`, in their order.
 
-    Subjects of one group share each corrupted batch. spent: {"corrupting", "answering"}, seconds, which what is computed
-    now adds to. A Cell without a corruption is the clean images.
+    groups: of group(); their members share each corrupted batch. spent: {"corrupting", "answering"}, seconds, to which
+    the time spent here is added. A Cell without a corruption is the clean images.
     """
-    with contextlib.ExitStack() as held:
-        for run in dict.fromkeys(subject.run.resolve() for _, own in groups for subject in own):
-            held.enter_context(lock(run / "robustness" / ".lock", what=f"{run / 'robustness'}"))
-        bar = held.enter_context(tqdm(total=len(groups) * len(cells) * len(ids), desc="corrupting", unit="image", delay=2,
-                                      disable=None, leave=False))
-        for data, own in groups:
+    with contextlib.ExitStack() as stack:
+        for folder in dict.fromkeys(member.folder.resolve() for _, members in groups for member in members):
+            stack.enter_context(lock(folder / "robustness" / ".lock", what=f"{folder / 'robustness'}"))
+        bar = stack.enter_context(tqdm(total=len(groups) * len(cells) * len(ids), desc="corrupting", unit="image",
+                                       delay=2, disable=None, leave=False))
+        for data, members in groups:
             rows = _rows(data, ids)
             for cell in cells:
                 bar.set_postfix_str(cell.tag)
-                for subject, one in zip(own, _cell(own, cell, data, rows, suite, registry, spent, bar)):
-                    subject.model.answers[cell.tag] = one
+                answers = _answers(members, cell, data, rows, suite, registry, spent, bar)
+                for member, member_answer in zip(members, answers):
+                    member.model.answers[cell.tag] = member_answer
 
 
 def example_rows(data, name, cells, registry):
-    """[(corruption, [(caption, pixels)])] of the test image `name`: clean, then each cell; what a sheet shows."""
+    """The rows of an example sheet: [(corruption, [(caption, pixels)])] of the test image `name`, clean, then each cell."""
     pixels = _pixels(data, _rows(data, np.array([name])))
     rows = {}
     for cell in cells:
         entry = registry.get("corruption", cell.corruption)
-        told = ", ".join(f"{value:g}" for value in corruptions.settings(entry, *_level(cell)).values())
+        values = ", ".join(f"{value:g}" for value in corruptions.settings(entry, *_level(cell)).values())
         row = rows.setdefault(cell.corruption, [("clean", pixels[0])])
-        row.append((f"{cell.severity}: {told}", corruptions.apply(entry, pixels, [name], *_level(cell))[0]))
+        row.append((f"{cell.severity}: {values}", corruptions.apply(entry, pixels, [name], *_level(cell))[0]))
     return list(rows.items())
 
 
-def check_clean(subject, test):
-    """An error where a checkpoint does not answer on the clean images of `test` as its own test.npz says that it did."""
-    told = predictions.read(subject.run / "predictions" / "test.npz")
-    now = subject.model.answers[scores.CLEAN].logits.argmax(1)
-    same = float((now == told.probabilities.argmax(1)[predictions.matching_order(test, told)]).mean())
-    if subject.path.name == "best.pt" and same < SAME:
-        raise UserError(f"{subject.path} answers otherwise than {subject.run / 'predictions' / 'test.npz'} on "
+def check_clean(model_file, test):
+    """UserError where a checkpoint classifies the clean images of `test` otherwise than its own test.npz says."""
+    expected = model_file.run.test
+    classes = expected.probabilities.argmax(1)[predictions.matching_order(test, expected)]
+    same = float((model_file.model.answers[scores.CLEAN].logits.argmax(1) == classes).mean())
+    if model_file.path.name == "best.pt" and same < SAME:
+        raise UserError(f"{model_file.path} answers otherwise than {model_file.folder / 'predictions' / 'test.npz'} on "
                         f"{1 - same:.1%} of the clean images", "The two are not of one run: train or copy it anew.")
 
 
@@ -203,7 +219,8 @@ def _rows(data, ids):
     where = {name: row for row, name in enumerate(data.ids.tolist()) if data.split[row] == "test"}
     missing = [name for name in ids.tolist() if name not in where]
     if missing:
-        raise UserError(f"{len(missing)} images of predictions/test.npz are not in the test split of {data.name}: {listing(missing)}")
+        raise UserError(f"{len(missing)} images of predictions/test.npz are not in the test split of {data.name}: "
+                        f"{listing(missing)}")
     return np.array([where[name] for name in ids.tolist()])
 
 
@@ -216,12 +233,13 @@ def _level(cell):
     return (None, cell.parameters) if cell.parameters else (cell.severity, None)
 
 
-def _cell(subjects, cell, data, rows, suite, registry, spent, bar):
-    """The Answers of Subjects to one cell: those that are kept, and the others' over one pass of the images."""
+def _answers(members, cell, data, rows, suite, registry, spent, bar):
+    """The Answers of ModelFiles to one cell: those on disk, and the others' over one pass of the images."""
     entry = registry.get("corruption", cell.corruption) if cell.corruption else None
-    ids, keys = data.ids[rows], [_key(subject, cell, entry, data) for subject in subjects]
-    answers = [_read(subject.kept(suite, cell), key, ids) for subject, key in zip(subjects, keys)]
-    lacking = [k for k, held in enumerate(answers) if held is None]
+    ids, keys = data.ids[rows], [_key(member, cell, entry, data) for member in members]
+    files = [member.answer_file(suite, cell) for member in members]
+    answers = [_read(file, key, ids) for file, key in zip(files, keys)]
+    lacking = [k for k, answer_ in enumerate(answers) if answer_ is None]
     if not lacking:
         bar.update(len(rows))
         return answers
@@ -232,12 +250,12 @@ def _cell(subjects, cell, data, rows, suite, registry, spent, bar):
         chunk = slice(start, start + step)
         pixels = _pixels(data, rows[chunk])
         begin = time.perf_counter()
-        changed = corruptions.apply(entry, pixels, ids[chunk], *_level(cell)) if entry else pixels
+        corrupted = corruptions.apply(entry, pixels, ids[chunk], *_level(cell)) if entry else pixels
         corrupting += time.perf_counter() - begin
-        change.append(np.abs(changed.astype(np.int16) - pixels).mean((1, 2, 3)))
+        change.append(np.abs(corrupted.astype(np.int16) - pixels).mean((1, 2, 3)))
         for k in lacking:
             begin = time.perf_counter()
-            logits[k].append(subjects[k].ready.logits(changed))
+            logits[k].append(members[k].network.logits(corrupted))
             seconds[k] += time.perf_counter() - begin
         bar.update(len(pixels))
     spent["corrupting"] += corrupting
@@ -245,41 +263,42 @@ def _cell(subjects, cell, data, rows, suite, registry, spent, bar):
     for k in lacking:
         answers[k] = scores.Answer(np.concatenate(logits[k]), np.concatenate(change), seconds[k], corrupting)
         if not np.isfinite(answers[k].logits).all():
-            raise UserError(f"{subjects[k].path} gives logits that are no numbers on {cell.tag}")
-        write_npz(subjects[k].kept(suite, cell), key=np.array(keys[k]), ids=ids, logits=answers[k].logits,
-                       change=answers[k].change, seconds=np.array([seconds[k], corrupting]))
+            raise UserError(f"{members[k].path} gives logits that are no numbers on {cell.tag}")
+        write_npz(files[k], key=np.array(keys[k]), ids=ids, logits=answers[k].logits, change=answers[k].change,
+                  seconds=np.array([seconds[k], corrupting]))
     return answers
 
 
-def _key(subject, cell, entry, data):
+def _key(member, cell, entry, data):
     """A digest of all that a model's answers to a cell follow from, the corruption's code included."""
-    told = {"model": subject.digest, "data": data.fingerprint, "input": data.input(), "corruption": cell.corruption}
+    causes = {"model": member.digest, "data": data.fingerprint, "input": data.input(), "corruption": cell.corruption}
     if entry is not None:
-        told["parameters"] = corruptions.settings(entry, *_level(cell))
-        told["code"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _sources(entry)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        causes["parameters"] = corruptions.settings(entry, *_level(cell))
+        causes["code"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _sources(entry)]
+    return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _sources(entry):
-    """The files of a corruption's code: its plugin, and what of kd that takes its operations from."""
-    used = {value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-            for value in entry.make.__globals__.values()}
-    return [entry.path, corruptions.__file__, *(sys.modules[name].__file__ for name in sorted(filter(None, used))
-                                                if name.startswith("kd."))]
+    """The files of a corruption's code: its plugin, and the files of kd whose functions it uses."""
+    modules = {value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+               for value in entry.make.__globals__.values()}
+    of_kd = [name for name in sorted(filter(None, modules)) if name.startswith("kd.")]
+    return [entry.path, corruptions.__file__, *(sys.modules[name].__file__ for name in of_kd)]
 
 
 def _read(path, key, ids):
-    """The Answer that is kept, for `ids` or for these and more images; None where there is none of this key."""
+    """The Answer on disk, for `ids` or for these and more images; None where there is none of this key."""
     try:
-        held = read_npz(path, ("key", "ids", "logits", "change", "seconds")) if path.is_file() else {"key": None}
+        arrays = read_npz(path, ("key", "ids", "logits", "change", "seconds")) if path.is_file() else {"key": None}
     except UserError:
         return None  # a damaged file is written anew
-    if held["key"] != key:
+    if arrays["key"] != key:
         return None
-    order = np.argsort(held["ids"])
-    place = np.searchsorted(held["ids"], ids, sorter=order).clip(max=len(order) - 1)
+    order = np.argsort(arrays["ids"])
+    place = np.searchsorted(arrays["ids"], ids, sorter=order).clip(max=len(order) - 1)
     rows = order[place]
-    if not np.array_equal(held["ids"][rows], ids):
+    if not np.array_equal(arrays["ids"][rows], ids):
         return None
     share = len(ids) / len(order)
-    return scores.Answer(held["logits"][rows], held["change"][rows], *(float(part * share) for part in held["seconds"]))
+    seconds = [float(part * share) for part in arrays["seconds"]]
+    return scores.Answer(arrays["logits"][rows], arrays["change"][rows], *seconds)

@@ -1,21 +1,19 @@
-"""The training engine, one for teacher and student: from a network and its data to a finished run.
+"""The training engine, one for teacher and student: from a network and its data to a finished run folder.
 
-Every random number follows from the seed, the epoch and the image, and `last.pt` is
-written after each epoch: a run that is killed anywhere and started again ends with the
-weights of the unbroken run, bit for bit on a CPU.
+kd/train/loop.py trains; here are the files of the run, and resuming. Every random number follows from the seed, the
+epoch and the image, and `last.pt` is written after each epoch: a run that is killed anywhere and started again ends
+with the weights of the unbroken run, bit for bit on a CPU.
 """
 
 import contextlib
 import datetime
-import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from kd import event_writer, machine, runs
+from kd import event_writer, image, machine, runs
 from kd.data import loader, splits
 from kd.errors import UserError
 from kd.files import lock, read_json, write_csv, write_json, write_npz, write_yaml
@@ -26,7 +24,10 @@ from kd.train.weights import safe_load
 
 
 def device_and_precision(options):
-    """--device and --precision with `auto` resolved: bf16 only where the hardware multiplies in it, since elsewhere it is slower."""
+    """(torch.device, "fp32" or "bf16"): --device and --precision with `auto` resolved.
+
+    bf16 only where the hardware multiplies in it, since elsewhere it is slower.
+    """
     device, precision = networks.device(options["device"]), options["precision"]
     if precision == "auto":
         if device.type == "cuda":
@@ -37,125 +38,171 @@ def device_and_precision(options):
     return device, precision
 
 
-def run(folder, student, terms, data, options, *, seed, teacher=None, kept=None, role, provenance):
-    """Train one network into a run folder, or go on with it, or find it finished.
+def run(folder, student, terms, data, options, *, seed, teacher=None, targets=None, role, provenance):
+    """Train one network into a run folder, go on with a run that was stopped, or leave a finished one as it is.
 
-    student, teacher: kd.train.networks.Network. terms: of kd.objective.plan. options: resolved,
-    as config.yaml keeps them. kept: kd.train.teacher_cache.Targets, where the teacher's answers come from disk. Returns
-    the folder.
+    student, teacher: kd.train.networks.Network. terms: of kd.objective.plan. options: resolved, as config.yaml has
+    them. targets: kd.train.teacher_cache.Targets, where the teacher's outputs come from disk. role: "teacher" or
+    "student", what this network is. provenance: plain values for the checkpoint. Returns the folder. Raises UserError
+    where the folder was made with other options, data or teacher, and where the loss is no longer a number.
     """
     folder = Path(folder)
-    with contextlib.ExitStack() as held:
-        device, precision = torch.device(options["device"]), options["precision"]
-
+    with contextlib.ExitStack() as stack:
         def open_folder():
-            """Whether the run is new, and whether there is anything to do."""
-            held.enter_context(lock(folder / ".lock", what=str(folder)))
-            new = claim_folder(folder, options, role)
-            if not new:
-                _same_begin(folder, data, teacher)
-            if runs.finished(folder):
-                (folder / "last.pt").unlink(missing_ok=True)
-                print(f"{folder}: finished already, left as it is")
-                return new, False
-            for left in folder.rglob(".*.tmp"):  # of a write that a kill cut short
-                left.unlink()
-            return new, True
+            stack.enter_context(lock(folder / ".lock", what=str(folder)))
+            return _open_folder(folder, options, role, data, teacher)
 
-        new, to_do = distributed.by_first(open_folder)
-        if not to_do:
+        new, finished = distributed.by_first(open_folder)
+        if finished:
             return folder
+        device = torch.device(options["device"])
         for network in filter(None, (student, teacher)):
             network.model.to(device, memory_format=memory_format(device))
-        step = Step(student, teacher, terms, data, options, device, precision, kept)
-        if kept:
-            distributed.by_first(lambda: kept.build(step.teacher_forward, batch=4 * options["batch"], device=device,
-                                                    workers=options["workers"]))
+        step = Step(student, teacher, terms, data, options, device, options["precision"], targets)
+        if targets:
+            distributed.by_first(lambda: targets.build(step.teacher_forward, batch=4 * options["batch"], device=device,
+                                                       workers=options["workers"]))
         if new and distributed.first():
             _describe(folder, student, step, data, options, role)
         print(f"{folder}: {step.objective.formula}")
         print(f"{folder}: {step.describe()}")
 
         def save_best():
-            checkpoint.save(folder / "best.pt", student.model, arch=student.arch, stem=student.stem,
-                            class_names=data.class_names, input=input_of(student, data),
-                            provenance={**provenance, "run": "/".join(runs.describe(folder)),
-                                        "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
+            checkpoint.save(
+                folder / "best.pt", student.model, arch=student.arch, stem=student.stem, class_names=data.class_names,
+                input=input_of(student, data),
+                provenance={**provenance, "run": "/".join(runs.describe(folder)), "data": data.fingerprint,
+                            "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 
-        _epochs(folder, step, data, options, seed, save_best)
+        with Journal(folder, step, data, options, save_best) as journal:
+            try:
+                loop.train(step, data, options, seed, journal)
+            except UserError as error:
+                raise UserError(error.message, error.hint + journal.last_checkpoint()) from None
         step.close()  # what is kept is predicted by the network as it will be loaded
         best = distributed.by_first(lambda: checkpoint.read(folder / "best.pt")["state_dict"])
         checkpoint.load_state(student.model, best, folder / "best.pt")
-        if distributed.first():
-            _write_samples(folder, data)
-        for split in ("val", "test"):  # test.npz comes last: it says that the run is finished
-            rows, logits = data.where(split), loop.predict(student, data, split, device)
-            if distributed.first():
-                write_npz(folder / "predictions" / f"{split}.npz", ids=data.ids[rows], labels=data.labels[rows],
-                               logits=logits, groups=data.shown_groups(rows), class_names=np.array(data.class_names))
+        _write_predictions(folder, student, data, device)
         distributed.by_first((folder / "last.pt").unlink)
     return folder
 
 
-def _epochs(folder, step, data, options, seed, save_best):
-    """All epochs that are still to do, each ending with last.pt and history.csv."""
-    model, last = step.student.model, folder / "last.pt"
-    rows = []
-    way_out = f"Delete {last}, and the same command begins anew."
+def _open_folder(folder, options, role, data, teacher):
+    """(whether the run is new, whether it is finished) of a locked folder; what a kill left behind is deleted."""
+    new = claim_folder(folder, options, role)
+    if not new:
+        _check_same_beginning(folder, data, teacher)
+    if runs.finished(folder):
+        (folder / "last.pt").unlink(missing_ok=True)
+        print(f"{folder}: finished already, left as it is")
+        return new, True
+    for temporary in folder.rglob(".*.tmp"):  # of a write that a kill cut short
+        temporary.unlink()
+    return new, False
 
-    def read_last():
-        if not last.exists():
-            return None
-        if not (folder / "best.pt").exists():
-            raise UserError(f"{folder} has last.pt but no best.pt to go on with", way_out)
-        return safe_load(last)
 
-    state = distributed.by_first(read_last)
-    if state is not None:
+class Journal:
+    """The epochs of a run: those that are done, read from last.pt, and the files that each further one writes.
+
+    A context manager that loads the networks' state from last.pt, and keeps the progress bar and TensorBoard's file.
+    """
+
+    def __init__(self, folder, step, data, options, save_best):
+        self.folder, self.step, self.options, self.save_best = folder, step, options, save_best
+        self.rows = []  # of history.csv, one an epoch
+        self.steps_per_epoch = len(loader.batch_sizes(len(data.where("train")), options["batch"], distributed.world()))
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        self._resume()
+        first, done = distributed.first(), len(self.rows)
+        if first:
+            self.log = self.stack.enter_context(event_writer.opened(self.folder / "tb", done))
+        self.bar = self.stack.enter_context(tqdm(
+            total=self.steps_per_epoch * self.options["epochs"], initial=self.steps_per_epoch * done,
+            desc=self.folder.parent.name, unit="step", delay=2, disable=None if first else True))
+        return self
+
+    def __exit__(self, *error):
+        return self.stack.__exit__(*error)
+
+    def _resume(self):
+        """Load last.pt, where there is one, into student, objective and optimiser."""
+        last = self.folder / "last.pt"
+        way_out = f"Delete {last}, and the same command begins anew."
+
+        def read_last():
+            if not last.exists():
+                return None
+            if not (self.folder / "best.pt").exists():
+                raise UserError(f"{self.folder} has last.pt but no best.pt to go on with", way_out)
+            return safe_load(last)
+
+        state = distributed.by_first(read_last)
+        if state is None:
+            return
         try:
-            checkpoint.load_state(model, state["model"], last)
-            step.objective.load_state_dict(state["objective"])
-            step.optimizer.load_state_dict(state["optimizer"])
-            rows = state["history"]
+            checkpoint.load_state(self.step.student.model, state["model"], last)
+            self.step.objective.load_state_dict(state["objective"])
+            self.step.optimizer.load_state_dict(state["optimizer"])
+            self.rows = state["history"]
         except UserError as error:
             raise UserError(error.message, way_out) from None
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"{last} is not the state of this run", way_out) from error
-        print(f"{folder}: going on after epoch {len(rows)}")
-    per_epoch = len(loader.batch_sizes(len(data.where("train")), options["batch"], distributed.world()))
-    steps = per_epoch * options["epochs"]
-    with event_writer.opened(folder / "tb", len(rows)) if distributed.first() else contextlib.nullcontext() as log, \
-            tqdm(total=steps, initial=per_epoch * len(rows), desc=folder.parent.name, unit="step", delay=2,
-                 disable=None if distributed.first() else True) as bar:
-        for epoch in range(len(rows) + 1, options["epochs"] + 1):
-            best = max((row["val_macro_f1"] for row in rows), default=-1.0)
-            since = len(rows) - next((k for k, row in enumerate(rows, 1) if row["val_macro_f1"] == best), 0)
-            if since >= options["patience"]:
-                print(f"{folder}: no better validation macro-F1 in {since} epochs, stopped after epoch {len(rows)}")
+        print(f"{self.folder}: going on after epoch {len(self.rows)}")
+
+    def epochs(self):
+        """Yield the numbers of the epochs that are left, from 1; fewer where --patience ends the run early."""
+        while len(self.rows) < self.options["epochs"]:
+            best = self.best()
+            best_epoch = next((k for k, row in enumerate(self.rows, 1) if row["val_macro_f1"] == best), 0)
+            waited = len(self.rows) - best_epoch
+            if waited >= self.options["patience"]:
+                print(f"{self.folder}: no better validation macro-F1 in {waited} epochs, "
+                      f"stopped after epoch {len(self.rows)}")
                 break
-            start = time.monotonic()
-            try:
-                row = loop.train_epoch(step, data, options, seed=seed, epoch=epoch,
-                                  steps_before=per_epoch * (epoch - 1), steps=steps, bar=bar)
-                row = {"epoch": epoch, **row, **loop.validate(step.networks[0], data, step.device)}
-                if not math.isfinite(row["val_loss"]):  # the last step of an epoch can be the bad one
-                    raise UserError(f"the network gives no numbers any more after epoch {epoch}", "A lower --lr often helps.")
-            except UserError as error:
-                good = (f" The last good checkpoint is {folder / 'best.pt'}; to go on from it: --init "
-                        f"{(folder / 'best.pt').as_posix()} --lr {options['lr'] / 10:g} --name NAME" if rows else "")
-                raise UserError(error.message, error.hint + good) from None
-            row["seconds"] = round(time.monotonic() - start, 2)
-            rows.append(row)
-            if distributed.first():
-                if row["val_macro_f1"] > best:
-                    save_best()  # before last.pt: an epoch that last.pt counts has left its best.pt
-                checkpoint.save_tensors(last, {"model": model.state_dict(), "objective": step.objective.state_dict(),
-                                               "optimizer": step.optimizer.state_dict(), "history": rows})
-                write_csv(folder / "history.csv", rows)
-                log(row)
-            bar.set_postfix(val_macro_f1=f"{row['val_macro_f1']:.3f}")
+            yield len(self.rows) + 1
+        if distributed.first():
+            write_csv(self.folder / "history.csv", self.rows)  # a kill after last.pt leaves it a row short
+
+    def best(self):
+        """The highest macro-F1 on validation so far; -1 before the first epoch."""
+        return max((row["val_macro_f1"] for row in self.rows), default=-1.0)
+
+    def step_done(self):
+        """Move the progress bar."""
+        self.bar.update()
+
+    def write(self, row, best):
+        """Write an epoch: its row of history.csv, last.pt, and best.pt where it is the best so far."""
+        self.rows.append(row)
+        if distributed.first():
+            if best:
+                self.save_best()  # before last.pt: an epoch that last.pt counts has left its best.pt
+            checkpoint.save_tensors(self.folder / "last.pt", {
+                "model": self.step.student.model.state_dict(), "objective": self.step.objective.state_dict(),
+                "optimizer": self.step.optimizer.state_dict(), "history": self.rows})
+            write_csv(self.folder / "history.csv", self.rows)
+            self.log(row)
+        self.bar.set_postfix(val_macro_f1=f"{row['val_macro_f1']:.3f}")
+
+    def last_checkpoint(self):
+        """A sentence on the last good checkpoint, and how to go on from it; '' where there is none."""
+        best = self.folder / "best.pt"
+        return (f" The last good checkpoint is {best}; to go on from it: --init {best.as_posix()} "
+                f"--lr {self.options['lr'] / 10:g} --name NAME" if self.rows else "")
+
+
+def _write_predictions(folder, network, data, device):
+    """samples.npz, and the logits of validation and test."""
     if distributed.first():
-        write_csv(folder / "history.csv", rows)  # a kill between last.pt and history.csv leaves it a row short
+        _write_samples(folder, data)
+    for split in ("val", "test"):  # test.npz comes last: it says that the run is finished
+        rows, logits = data.where(split), loop.predict(network, data, split, device)
+        if distributed.first():
+            write_npz(folder / "predictions" / f"{split}.npz", ids=data.ids[rows], labels=data.labels[rows],
+                      logits=logits, groups=data.shown_groups(rows), class_names=np.array(data.class_names))
 
 
 def input_of(network, data):
@@ -178,8 +225,8 @@ def _describe(folder, student, step, data, options, role):
     write_yaml(folder / "config.yaml", options)
 
 
-def _same_begin(folder, data, teacher):
-    """A run goes on only with the data, the split and the teacher that it was begun with."""
+def _check_same_beginning(folder, data, teacher):
+    """A run goes on only with the data, the split and the teacher that it was begun with; UserError otherwise."""
     try:
         begun = read_json(folder / "environment.json")
         old = begun["data"]["fingerprint"], begun["data"]["split"], begun["teacher"]
@@ -199,6 +246,6 @@ def _write_samples(folder, data, each=2):
     test = data.where("test")
     test = test[np.unique(data.groups[test], return_index=True)[1]]  # one image a lesion
     chosen = np.concatenate([test[data.labels[test] == k][:each] for k in range(len(data.class_names))])
-    images = loader.image.centre_crop(data.pixels(chosen), data.size)
-    write_npz(folder / "samples.npz", images=images, ids=data.ids[chosen])
-    event_writer.image(folder / "tb", "samples", 0, images)
+    pixels = image.centre_crop(data.pixels(chosen), data.size)
+    write_npz(folder / "samples.npz", images=pixels, ids=data.ids[chosen])
+    event_writer.image(folder / "tb", "samples", 0, pixels)

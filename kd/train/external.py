@@ -25,7 +25,8 @@ def score(folder, options, registry):
     dataset = setup.load_dataset({"size": asked["size"], "download": False, **options}, registry)
     name = runs.safe(dataset.name)
     if name in splits.NAMES:
-        raise UserError(f"the external data set is called {name}, as a split of the run is", "Rename its folder or file.")
+        raise UserError(f"the external data set is called {name}, as a split of the run is",
+                        "Rename its folder or file.")
     data = loader.external(dataset, size=asked["size"], resize=asked["resize"], class_names=content["class_names"],
                             root=options["root"] and Path(options["root"]))
     try:

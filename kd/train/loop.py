@@ -1,23 +1,135 @@
-"""The training loop."""
+"""The whole of distillation, from a batch of images to the epoch whose weights are kept: read `train` from the top.
+
+Machinery stands elsewhere: kd/train/step.py prepares networks, objective and optimiser, kd/train/engine.py writes the
+run's files and resumes it, kd/train/distributed.py adds up what several processes compute.
+"""
 
 import math
+import time
 
 import numpy as np
 import torch
 
 from kd import metrics
-from kd.data import loader
+from kd.data import augment, loader
 from kd.errors import UserError
-from kd.train import distributed, teacher_cache
+from kd.train import distributed
 from kd.train.step import normalise_for
 
 
+def train(step, data, options, seed, journal):
+    """Train the student on the training split, with or without a teacher, and select its best epoch on validation.
+
+    step: kd.train.step.Step, both networks with the objective and the optimiser. data: kd.data.loader.Data.
+    options: those of the command line, resolved. journal: kd.train.engine.Journal, the epochs of the run so far.
+    Raises UserError where the loss is no longer a number.
+    """
+    sizes = loader.batch_sizes(len(data.where("train")), options["batch"], distributed.world())
+    steps = len(sizes) * options["epochs"]
+    for epoch in journal.epochs():  # those that are left: a run that was stopped goes on after its last whole epoch
+        start = time.monotonic()
+        number = len(sizes) * (epoch - 1)  # of the step, counted over all epochs
+        meter = LossMeter(epoch, number)
+        step.begin_epoch(seed, epoch)
+
+        # A batch: augmented views of the images. Every random number follows from seed, epoch and image.
+        batches = loader.training_batches(
+            data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
+            kind=options["augment"], view=step.view(epoch), share=distributed.share())
+        for (_, batch_size), (images, labels, index) in zip(sizes, batches):
+
+            # The teacher sees the same views as the student, in eval mode and without gradients.
+            with torch.no_grad():
+                outputs = step.teacher_outputs(images, index, epoch)
+
+            # The student: logits, and the features of its stages where a loss reads them.
+            outputs.update(step.student_outputs(images))
+
+            # The objective: alpha * hard + (1 - alpha) * soft + beta * attention + further terms.
+            loss, terms = step.objective({
+                **outputs, "labels": labels, "index": augment.to_device(index.numpy(), step.device), "epoch": epoch,
+                "class_counts": step.class_counts})
+
+            # Backward. Of several processes each has a share of the batch, and their gradients are added up.
+            step.optimizer.zero_grad(set_to_none=True)
+            (len(images) / batch_size * loss).backward()
+            distributed.add_up(step.gradients())
+
+            # The optimiser: AdamW; the gradient's norm is limited to `clip`, and the learning rate warms up and decays.
+            if options["clip"]:
+                torch.nn.utils.clip_grad_norm_(step.parameters, options["clip"])
+            rate = schedule(number, steps, options["warmup"])
+            step.set_learning_rate(rate)
+            step.optimizer.step()
+
+            # What is logged: the loss and each of its terms, as a mean over the images of the epoch.
+            meter.add({"loss": loss.detach(), **terms}, len(images))
+            number += 1
+            journal.step_done()
+
+        # Validation, with the running statistics of all processes. The teacher must be as it was.
+        step.check_teacher()
+        distributed.average_buffers(step.student.model)
+        row = {"epoch": epoch, "lr": rate * options["lr"], **meter.means(), **validate(step.student, data, step.device)}
+        row["seconds"] = round(time.monotonic() - start, 2)
+
+        # Selection: the weights of the epoch with the highest macro-F1 on validation are kept; test is never looked at.
+        journal.write(row, best=row["val_macro_f1"] > journal.best())
+
+
 def schedule(step, steps, warmup):
-    """Share of the peak learning rate: a linear rise over the share `warmup` of all steps, then half a cosine to 0."""
+    """The learning rate of a step as a share of its peak: a linear rise, then half a cosine to 0.
+
+    step: from 0; steps: of all epochs; warmup: the share of the steps in which it rises. Returns a float in [0, 1].
+    """
     rise = max(1, round(warmup * steps))
     if step < rise:
         return (step + 1) / rise
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+class LossMeter:
+    """Means over an epoch of the loss and its terms.
+
+    Sums stay on the device. They are checked every INTERVAL steps only, since reading them makes the device wait.
+    """
+
+    INTERVAL = 20
+
+    def __init__(self, epoch, steps_before):
+        self.epoch, self.steps_before = epoch, steps_before
+        self.steps, self.images, self.sums, self.first_bad = 0, 0, None, None
+
+    def add(self, values, images):
+        """values: {name: scalar tensor} of a step, `loss` first, each a mean over so many `images`."""
+        row = torch.stack([value.float() for value in values.values()])
+        row = row if row.device.type == "mps" else row.double()  # MPS has no float64
+        if self.sums is None:
+            self.names = list(values)
+            self.sums = torch.zeros_like(row)
+            self.first_bad = torch.full((1 + len(row),), -1.0, dtype=row.dtype, device=row.device)  # step, values
+        self.steps, self.images = self.steps + 1, self.images + images
+        self.sums += row * images
+        is_first_bad = (self.first_bad[0] < 0) & ~torch.isfinite(row[0])
+        self.first_bad = torch.where(is_first_bad, torch.cat([row.new_full((1,), self.steps), row]), self.first_bad)
+        if self.steps % self.INTERVAL == 0:
+            self.check_finite()
+
+    def check_finite(self):
+        """Raise a UserError that names the first step whose loss was no number, and its terms."""
+        step, *values = self.first_bad.tolist()
+        if step >= 0:
+            terms = ", ".join(f"{name} {value:.6g}" for name, value in zip(self.names, values))
+            raise UserError(f"the loss is no longer a number at epoch {self.epoch}, "
+                            f"step {self.steps_before + int(step)}: {terms}", "A lower --lr often helps.")
+
+    def means(self):
+        """{name: mean over the images of all processes}."""
+        self.check_finite()
+        totals = torch.cat([self.sums, self.sums.new_tensor([self.images])])
+        distributed.add_up([totals])
+        *sums, images = totals.tolist()
+        return {name: value / images for name, value in zip(self.names, sums)}
 
 
 @torch.no_grad()
@@ -28,82 +140,30 @@ def predict(network, data, split, device, batch=256):
     """
     model, training = network.model, network.model.training
     model.eval()
-    parts = [model(normalise_for(images, network)).float().cpu().numpy()
-             for images in loader.evaluation_batches(data, split, batch=batch, device=device, share=distributed.share())]
+    parts = [model(normalise_for(images, network)).float().cpu().numpy() for images in loader.evaluation_batches(
+        data, split, batch=batch, device=device, share=distributed.share())]
     model.train(training)
     shares = distributed.gather(np.concatenate(parts) if parts else None)
-    logits = np.empty((len(data.where(split)), next(x for x in shares if x is not None).shape[1]), np.float32)
-    for k, part in enumerate(shares):
-        if part is not None:
-            logits[k::len(shares)] = part
+    classes = next(share.shape[1] for share in shares if share is not None)
+    logits = np.empty((len(data.where(split)), classes), np.float32)
+    for rank, share in enumerate(shares):
+        if share is not None:
+            logits[rank::len(shares)] = share
     return logits
 
 
 def validate(network, data, device):
-    """Loss, accuracy and macro-F1 on validation, with column names of history.csv."""
+    """Loss, accuracy and macro-F1 on validation, under the column names of history.csv.
+
+    Raises UserError where the network no longer gives numbers: the last step of an epoch can be the bad one.
+    """
     logits = predict(network, data, "val", device)
     labels = data.labels[data.where("val")]
     probabilities = metrics.softmax(logits)
     counts = metrics.confusion(labels, logits.argmax(1), logits.shape[1])
     likelihood = probabilities[np.arange(len(labels)), labels].clip(1e-300)
-    return {"val_loss": float(-np.log(likelihood).mean()), "val_accuracy": float(metrics.accuracy(counts)),
+    loss = float(-np.log(likelihood).mean())
+    if not math.isfinite(loss):
+        raise UserError("the network no longer gives numbers on validation", "A lower --lr often helps.")
+    return {"val_loss": loss, "val_accuracy": float(metrics.accuracy(counts)),
             "val_macro_f1": float(metrics.macro_f1(counts))}
-
-
-def train_epoch(step, data, options, *, seed, epoch, steps_before, steps, bar):
-    """One pass over the training split. Returns the mean of the loss and of each term."""
-    step.student.model.train()
-    # dropout, too, follows from seed and epoch, and differs between processes
-    torch.manual_seed((seed * 1_000_003 + epoch) * distributed.world() + distributed.rank())
-    sizes = loader.batch_sizes(len(data.where("train")), options["batch"], distributed.world())
-    watch = LossMeter(epoch, steps_before)
-    batches = loader.training_batches(
-        data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
-        kind=options["augment"], view=step.targets and teacher_cache.view(epoch, step.targets.views), share=distributed.share())
-    for done, ((_, size), (images, labels, index)) in enumerate(zip(sizes, batches), steps_before):
-        rate = schedule(done, steps, options["warmup"])
-        loss, values = step(images, labels, index, epoch, rate, len(images) / size)
-        watch({"loss": loss, **values}, len(images))
-        bar.update()
-    step.check_teacher()
-    distributed.average_buffers(step.student.model)
-    return {"lr": rate * options["lr"], **watch.means()}
-
-
-class LossMeter:
-    """Sums of a loss and its terms, kept on the device: they are looked at every INTERVAL steps, since a look makes the device wait."""
-
-    INTERVAL = 20
-
-    def __init__(self, epoch, steps_before):
-        self.epoch, self.before, self.steps, self.count, self.sums, self.bad = epoch, steps_before, 0, 0, None, None
-
-    def __call__(self, values, count):
-        """values: {name: scalar tensor} of a step, `loss` first; count: images."""
-        row = torch.stack([value.float() for value in values.values()])
-        row = row if row.device.type == "mps" else row.double()  # MPS has no float64
-        if self.sums is None:
-            self.names = list(values)
-            self.sums, self.bad = torch.zeros_like(row), torch.full((1 + len(row),), -1.0, dtype=row.dtype, device=row.device)
-        self.steps, self.count = self.steps + 1, self.count + count
-        self.sums += row * count
-        first_bad = (self.bad[0] < 0) & ~torch.isfinite(row[0])
-        self.bad = torch.where(first_bad, torch.cat([row.new_full((1,), self.steps), row]), self.bad)
-        if self.steps % self.INTERVAL == 0:
-            self.look()
-
-    def look(self):
-        """An error that names the first step whose loss was no number, and its terms."""
-        bad = self.bad.tolist()
-        if bad[0] >= 0:
-            shown = ", ".join(f"{name} {value:.6g}" for name, value in zip(self.names, bad[1:]))
-            raise UserError(f"the loss is no longer a number at epoch {self.epoch}, step {self.before + int(bad[0])}: {shown}",
-                            "A lower --lr often helps.")
-
-    def means(self):
-        """{name: mean over the images of all processes}."""
-        self.look()
-        totals = torch.cat([self.sums, self.sums.new_tensor([self.count])])
-        distributed.add_up([totals])
-        *sums, count = totals.tolist()
-        return {name: value / count for name, value in zip(self.names, sums)}

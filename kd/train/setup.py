@@ -12,7 +12,7 @@ from kd import machine, objective, runs
 from kd.data import loader, splits
 from kd.data.dataset import Dataset
 from kd.errors import UserError, listing
-from kd.files import check_writable, read_json, read_yaml
+from kd.files import check_writable
 from kd.train import checkpoint, distributed, engine, networks
 from kd.train.options import TRAINED_CORRUPTIONS, parse_options, to_arguments
 from kd.train.weights import fingerprint
@@ -65,30 +65,34 @@ def load_data(options, registry):
     if options.get("augment") == "corruption":
         data.corruptions = tuple(registry.get("corruption", name) for name in TRAINED_CORRUPTIONS)
     counts = ", ".join(f"{len(data.where(split))} {split}" for split in ("train", "val", "test"))
-    what = "synthetic images" if data.synthetic else "images"
+    images = f"{len(data.ids)} {'synthetic images' if data.synthetic else 'images'}"
     units = f" of {len(set(data.groups))} groups" if data.grouped else ""
-    print(f"data: {data.name}, {len(data.ids)} {what}{units}, {len(data.class_names)} classes at {data.size} px ({counts})")
+    print(f"data: {data.name}, {images}{units}, {len(data.class_names)} classes at {data.size} px ({counts})")
     if data.skipped:
         print(f"note: left out, since unreadable: {listing(data.skipped)}")
     return data
 
 
 def data_of_run(run, registry, root=None, cache=None):
-    """The Data that a run was made on, with its split, held against its fingerprint. root, cache: where they are now."""
-    run = Path(run)
-    options = read_yaml(run / "config.yaml")
-    known = read_json(run / "environment.json").get("data", {})
-    asked = {"download": False, **options, "study": None, "name": None, "out": str(run), "split": str(run / "split.csv")}
-    asked.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None})
+    """The Data that a Run was made on, with its split. root, cache: where images and decoded images are now.
+
+    Raises UserError where these are not the run's images, by its fingerprint.
+    """
+    run.require("options", "environment")
+    fingerprint = run.environment.get("data", {}).get("fingerprint")
+    options = {"download": False, **run.options, "study": None, "name": None, "out": str(run.folder),
+               "split": str(run.folder / "split.csv")}
+    options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None})
     try:
-        data = load_data(asked, registry)
+        data = load_data(options, registry)
     except KeyError as error:
-        raise UserError(f"{run / 'config.yaml'} lacks the option {error}") from None
+        raise UserError(f"{run.folder / 'config.yaml'} lacks the option {error}") from None
     except UserError as error:
-        raise UserError(error.message, error.hint if root else "Say with --root where the images of this run are now.") from None
-    if known.get("fingerprint") not in (None, data.fingerprint):
-        raise UserError(f"these are not the images of {run}: their fingerprint is {data.fingerprint}, the run's "
-                        f"{known['fingerprint']}", "Give the folder it was trained on with --root.")
+        hint = error.hint if root else "Say with --root where the images of this run are now."
+        raise UserError(error.message, hint) from None
+    if fingerprint not in (None, data.fingerprint):
+        raise UserError(f"these are not the images of {run.folder}: their fingerprint is {data.fingerprint}, the run's "
+                        f"{fingerprint}", "Give the folder it was trained on with --root.")
     return data
 
 
@@ -99,7 +103,8 @@ def load_dataset(options, registry):
     accepted = inspect.signature(entry.make).parameters
     for option in ("root", "groups"):
         if options[option] is not None and option not in accepted:
-            raise UserError(f"--{option} has no meaning for --data {name}", "Leave it out, or name your data with --data.")
+            raise UserError(f"--{option} has no meaning for --data {name}",
+                            "Leave it out, or name your data with --data.")
     fixed = {key: options[key] for key in ("root", "size", "groups", "download") if key in accepted}
     clash = sorted(set(given) & set(fixed))
     if clash:
@@ -108,7 +113,8 @@ def load_dataset(options, registry):
     checked = objective.check_options(entry.make, given, name)
     dataset = entry.make(**fixed, **{key: checked[key] for key in own})
     if not isinstance(dataset, Dataset):
-        raise UserError(f"the dataset {name} gave {type(dataset).__name__}, not a kd.data.dataset.Dataset", f"See {entry.path}.")
+        raise UserError(f"the dataset {name} gave {type(dataset).__name__}, not a kd.data.dataset.Dataset",
+                        f"See {entry.path}.")
     return dataset
 
 
@@ -180,15 +186,15 @@ def load_network(path, registry, class_names=None):
 
 def seen(content, path):
     """Which images and groups a checkpoint's network was trained and selected on, as splits.seen_by() gives them."""
-    held = content["provenance"].get("seen")
+    keys = content["provenance"].get("seen")
     try:
-        lists = [held[split][what] for split in ("train", "val") for what in ("images", "groups")]
+        lists = [keys[split][what] for split in ("train", "val") for what in ("images", "groups")]
     except (KeyError, TypeError):
         lists = [None]
-    if not all(isinstance(keys, list) for keys in lists):
+    if not all(isinstance(part, list) for part in lists):
         raise UserError(f"{path} does not say which images it was trained on",
-                        "Only a checkpoint that does can be held against the test split.")
-    return held
+                        "Only a checkpoint that does can be checked against the test split.")
+    return keys
 
 
 def default_teacher(options, registry):
@@ -205,7 +211,8 @@ def checkpoint_in(path):
     for candidate in (path, path / "best.pt", *sorted(path.glob("seed_*/best.pt"))):
         if candidate.is_file():
             if (candidate.parent / "last.pt").exists() and candidate.name == "best.pt":
-                raise UserError(f"the training of {candidate.parent} has not ended", "Give its command again to finish it.")
+                raise UserError(f"the training of {candidate.parent} has not ended",
+                                "Give its command again to finish it.")
             return candidate
     raise UserError(f"no checkpoint at {path}", "A teacher is a run folder with best.pt, or such a file.")
 
