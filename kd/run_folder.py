@@ -293,6 +293,11 @@ class Run:
         return self.options.get(key, self.environment.get(key))
 
     @property
+    def class_names(self):
+        """Of the test predictions."""
+        return self.test.class_names
+
+    @property
     def kind(self):
         """teacher, alone (a student without a teacher) or student; the model's name tells where the files do not."""
         if (self.setting("role") or self.model.split("_")[0]) == "teacher":

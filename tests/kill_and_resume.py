@@ -25,8 +25,8 @@ from kd.train import engine
 from kd.train.weights import safe_load
 
 with contextlib.suppress(ImportError):
-    import tensorboard.compat.proto.event_pb2  # noqa: F401,E401
-    import tensorboard.summary.writer.record_writer
+    import tensorboard.compat.proto.event_pb2  # noqa: F401
+    import tensorboard.summary.writer.record_writer  # noqa: F401
 
 
 def train(folder):

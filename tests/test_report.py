@@ -459,7 +459,8 @@ def test_colours_of_drawings_follow_the_page(study):
 
 def test_a_teacher_of_another_study_is_named_with_it(tmp_path):
     for name in ("toy", "aside"):
-        run = SimpleNamespace(config={"teacher": f"runs/{name}/teacher_big/seed_0"}, path=tmp_path / "toy" / "small_kd" / "seed_0")
+        folder = tmp_path / "toy" / "small_kd" / "seed_0"
+        run = SimpleNamespace(options={"teacher": f"runs/{name}/teacher_big/seed_0"}, folder=folder)
         assert overview.taught_by(run) == {"toy": "teacher_big", "aside": "aside/teacher_big"}[name]
 
 

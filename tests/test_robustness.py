@@ -26,6 +26,7 @@ from kd.files import read_csv, read_json, read_npz, read_yaml, write_npz, write_
 from kd.report import figures_robustness, study_files
 from kd.report.sections import robustness
 from kd.robustness import answers, scores, suites, terminal
+from kd.run_folder import StudyFolder
 from kd.train import teacher_cache
 from kd.train.options import TRAINED_CORRUPTIONS
 
@@ -518,7 +519,7 @@ def reported(honestly, names=("a", "b"), suite="default"):
     models = [model(name, cells, temperature=temperature, points=points) for name in names]
     rows = scores.measure(models, CELLS, test, replicates=100, suite=suite)
     written = [{key: scores.text(key, value) for key, value in row.items()} for row in scores.summarise(models, CELLS, suite, models[0])]
-    held = [SimpleNamespace(model=name, seed="seed_0", kind="student", test={"ids": test.ids}, metrics={},
+    held = [SimpleNamespace(model=name, seed="seed_0", kind="student", test=SimpleNamespace(ids=test.ids), metrics={},
                             robustness=[{key: str(scores.text(key, value)) for key, value in row.items()} for row in own])
             for name, own in zip(names, rows)]
     return SimpleNamespace(runs=held, firsts=held, summary=written, sheets={}, command="runs/x")
@@ -553,7 +554,7 @@ def test_a_sentence_on_the_lowest_cell_claims_no_more_than_its_interval(honestly
 def test_a_suite_of_ones_own_has_its_sheet_and_its_note_in_the_report(honestly, tmp_path, monkeypatch):
     monkeypatch.setattr(robustness, "drawings", lambda *more: [])
     study = reported(honestly, suite="custom")
-    study.runs[0].path = tmp_path / "m" / "seed_0"
+    study.files = StudyFolder(tmp_path)
     for name, colour in (("robustness_custom_sheet.png", "red"), ("robustness_sheet.png", "blue")):
         Image.new("RGB", (4, 4), colour).save(tmp_path / name)
     study_files._add_summary(study)

@@ -11,6 +11,7 @@ from kd.errors import UserError
 from kd.evaluation import compare
 from kd.files import read_json, write_json, write_yaml
 from kd.report import study_files
+from kd.run_folder import Run
 from reported import paged, write_run, write_study
 
 
@@ -32,7 +33,7 @@ def test_what_a_run_is_stands_in_its_files_and_else_in_its_name(tmp_path):
     found = study_files.read_study(tmp_path / "s").runs
     assert {run.model: run.kind for run in found} == {model.name: model.kind for model in compare.models([tmp_path / "s"])}
     assert {run.model: run.kind == "teacher" for run in found} == {
-        run.model: evidence.of_run(run.path).role == "teacher" for run in found}
+        run.model: evidence.of_run(Run(run.folder)).role == "teacher" for run in found}
     assert {run.model: run.kind for run in study_files.read_study(tmp_path / "s").runs} == {
         "mine": "alone", "yours": "student", "big": "teacher", "teacher_other": "teacher", "other_alone": "alone", "teacher": "teacher",
         "teachers_pet": "student"}

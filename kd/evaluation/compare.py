@@ -82,11 +82,6 @@ def model_of(folder, runs_):
     return Model(folder.name, folder, runs_[0].kind, runs_[0].network, seeds)
 
 
-def network(told):  # until the report reads runs by kd/run_folder.py
-    begun = [str(told[key]) for key in ("weights", "init") if told.get(key) not in (None, "none")]
-    return " from ".join([str(told["arch"]), *begun]) if told.get("arch") else ""
-
-
 def study_of(models):
     """The study's folder where these are all models and seeds of one study, else None."""
     folders = {model.folder and model.folder.parent for model in models}

@@ -5,7 +5,7 @@ import math
 from kd.report import figures_quality
 from kd.report.blocks import Column, aside, figure, grid, heading, interval, missing, paragraph, spread, table
 from kd.report.sections.overview import drawn, seed_name
-from kd.report.study_files import bounded
+from kd.run_folder import bounded
 from kd.text import format_count, format_metric, format_number, is_defined
 
 # metrics.json -> the reference columns
@@ -14,7 +14,7 @@ TITLES = {"nll": "NLL", "brier": "Brier", "ece": "ECE", "ece_equal_mass": "ECE, 
 
 
 def calibration(study):
-    held = [run for run in study.runs if run.metrics]
+    held = [run for run in study.runs if run.evaluation]
     if not held:
         return missing("calibration and operating points", "No run was evaluated.")
     blocks = [paragraph(sentence) for sentence in sentences(study)]
@@ -24,13 +24,13 @@ def calibration(study):
         if name in ("nll", "ece"):
             columns.append(interval(f"{title}, calibrated", f"{NAMES[name]}_calibrated"))
     columns.insert(3, Column("Temperature", "temperature"))
-    told = held[0].metrics.get("conventions", {})
+    told = held[0].evaluation.get("conventions", {})
     bins = f"{told['bins']} bins closed on the {told.get('closed', 'right')}" if told.get("bins") else "bins as in metrics.json"
     blocks.append(table("calibration", f"Calibration on test, as the networks are and after the temperature fitted on validation; {bins}; "
                         "Brier from 0 to 2", columns, [record(run) for run in held]))
-    lacking = [run for run in held if not (run.metrics.get("calibration") or {}).get("temperature")]
+    lacking = [run for run in held if not (run.evaluation.get("calibration") or {}).get("temperature")]
     if lacking:
-        reasons = {(run.metrics.get("calibration") or {}).get("reason") or "no validation predictions" for run in lacking}
+        reasons = {(run.evaluation.get("calibration") or {}).get("reason") or "no validation predictions" for run in lacking}
         blocks += missing(f"calibrated figures of {', '.join(f'{run.model} {seed_name(run)}' for run in lacking)}",
                           f"No temperature was fitted: {'; '.join(map(str, reasons))}.")
     return [*blocks, *diagrams(study), *operating_points(held), *abstention(study)]
@@ -39,7 +39,7 @@ def calibration(study):
 def record(run):
     held = {"model": run.model, "seed": run.seed, "accuracy": run.metric("accuracy")["value"]}
     held.update({column: run.metric(name)["value"] for name, column in NAMES.items()})
-    held["temperature"] = (run.metrics.get("calibration") or {}).get("temperature")
+    held["temperature"] = (run.evaluation.get("calibration") or {}).get("temperature")
     held.update(spread("accuracy", run.metric("accuracy")))
     for name, column in NAMES.items():
         held.update(spread(column, run.metric(name)))
@@ -69,13 +69,13 @@ def sentences(study):
 
 
 def diagrams(study):
-    runs = [run for run in study.firsts if (run.metrics.get("calibration") or {}).get("reliability")]
+    runs = [run for run in study.firsts if (run.evaluation.get("calibration") or {}).get("reliability")]
     if not runs:
         return missing("reliability diagrams", "No metrics.json has the bins.")
     shown, more = drawn(runs)
     items = []
     for run in shown:
-        bins = run.metrics["calibration"]["reliability"]
+        bins = run.evaluation["calibration"]["reliability"]
         eces = tuple(run.metric(name)["value"] for name in ("ece", "ece_calibrated"))
         alt = f"Reliability of {run.model}, {seed_name(run)}: ECE {format_number(eces[0])}" + (
             f", after temperature {eces[1]:.3f}" if math.isfinite(eces[1]) else "") + ". " + "; ".join(
@@ -91,7 +91,7 @@ def diagrams(study):
 
 
 def operating_points(held):
-    points = [(run, point) for run in held for point in run.metrics.get("operating_points") or ()]
+    points = [(run, point) for run in held for point in run.evaluation.get("operating_points") or ()]
     if not points:
         return missing("operating points", "They are chosen on validation, and there are no validation predictions.")
     records = [point_record(run, point) for run, point in points]
@@ -140,15 +140,15 @@ def point_record(run, point):
 
 
 def abstention(study):
-    held = [run for run in study.firsts if (run.metrics.get("risk_coverage") or {}).get("coverage")]
+    held = [run for run in study.firsts if (run.evaluation.get("risk_coverage") or {}).get("coverage")]
     if not held:
         return missing("risk over coverage", "No metrics.json has the curve.")
     held, more = drawn(held)
-    curves = [(run.model, run.kind, run.metrics["risk_coverage"]["coverage"], run.metrics["risk_coverage"]["risk"]) for run in held]
+    curves = [(run.model, run.kind, run.evaluation["risk_coverage"]["coverage"], run.evaluation["risk_coverage"]["risk"]) for run in held]
     alt = "Risk over coverage. " + "; ".join(f"{run.model}: area {format_metric(run.metric('aurc'))}" for run in held)
     wide, narrow = (figures_quality.risk_coverage(curves, shape, alt=alt) for shape in (False, True))
     records = [{"model": run.model, "role": run.kind, "seed": run.seed, **spread("aurc", run.metric("aurc")),
-                **spread("aurc_calibrated", run.metric("aurc_calibrated"))} for run in study.runs if run.metrics]
+                **spread("aurc_calibrated", run.metric("aurc_calibrated"))} for run in study.runs if run.evaluation]
     return [heading("Risk over coverage"), aside("If the least confident images are left to a person: the share that is answered, and how "
                                                  "often the answer is wrong. The first seed of each model."),
             figure(wide, alt, "", narrow), *more,
@@ -161,7 +161,7 @@ def threshold_sentences(study):
     """Of each first seed's worst-kept promise of sensitivity: whether the interval bears that it was missed."""
     found = []
     for run in study.firsts:
-        missed = [point for point in run.metrics.get("operating_points") or () if point.get("kind") == "sensitivity"
+        missed = [point for point in run.evaluation.get("operating_points") or () if point.get("kind") == "sensitivity"
                   and is_defined((point.get("shortfall") or {}).get("lo")) and point["shortfall"]["lo"] > 0]
         if missed:
             found.append(f"{run.model} misses the sensitivity of {missed[0]['promised']:g} that its thresholds promised on validation: "

@@ -5,8 +5,8 @@ from collections import Counter
 
 from kd.report import figures_quality
 from kd.report.blocks import Column, aside, figure, heading, interval, missing, paragraph, spread, table
-from kd.report.sections.overview import FILES
-from kd.report.study_files import bounded
+from kd.report.sections.overview import FILES, seed_name
+from kd.run_folder import bounded
 from kd.text import format_bounds, format_count, is_defined
 
 LATENCY = ("lat_ms_mean", "lat_ms_std", "lat_ms_p50", "lat_ms_p90", "lat_ms_p99", "throughput_fps")
@@ -107,11 +107,11 @@ def scaled(value, unit):
 
 
 def exports(study):
-    held = [run for run in study.runs if run.parity]
+    held = [run for run in study.runs if run.exports]
     if not held:
         return missing("what exporting loses", "No run has exports/parity.json.",
-                       f"python export.py {(study.firsts or study.runs)[-1].path.as_posix()}")
-    records = [export_record(run, name, one) for run in held for name, one in run.parity.items()]
+                       f"python export.py {(study.firsts or study.runs)[-1].folder.as_posix()}")
+    records = [export_record(run, name, one) for run in held for name, one in run.exports.items()]
     return [heading("Exported files"), *[paragraph(sentence) for sentence in export_sentences(study)],
             table("exports", "Exported files against their checkpoint, on the test images; paired intervals over lesions or patients", [
                 Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"), Column("MB", "mb", ".2f"),
@@ -133,7 +133,7 @@ def export_record(run, name, one):
 def export_sentences(study):
     found = []
     for run in study.runs:
-        one = run.parity.get("int8")
+        one = run.exports.get("int8")
         difference = one and one["test"]["macro_f1"].get("difference") or {}
         if is_defined(difference.get("lo")) and is_defined(one["test"]["flips"]):
             lo, hi = difference["lo"], difference["hi"]
@@ -191,7 +191,7 @@ def candidates(study):
             groups.setdefault(key, {}).setdefault((row["model"], row["seed"], precision), row)
     if not groups:
         return [], "", []
-    runs = {(run.model, run.seed): run for run in study.runs if run.metrics}
+    runs = {(run.model, run.seed): run for run in study.runs if run.evaluation}
     key, held = max(groups.items(), key=lambda item: (len({name[:2] for name in item[1]}), len(item[1])))
     points, left_out = [], []
     seeds = Counter(model for model, _ in {name[:2] for name in held})
@@ -201,8 +201,9 @@ def candidates(study):
         if not score or not is_defined(score["lo"]):
             left_out.append((f"{model}/{seed} {precision}", "Its macro-F1 with an interval is not known."))
             continue
+        label = model + (f" {seed_name(run)}" if seeds[model] > 1 else "") + (" INT8" if precision == "int8" else "")
         points.append({"model": model, "seed": seed, "role": run.kind, "precision": precision, "file": row["file"],
-                       "label": f"{model}{f' seed {run.number}' if seeds[model] > 1 else ''}{' INT8' if precision == 'int8' else ''}",
+                       "label": label,
                        "score": score["value"], "score_lo": score["lo"], "score_hi": score["hi"],
                        "interval_of": "score" if precision == "fp32" else "difference to fp32", "latency_ms": row["lat_ms_p50"],
                        "params_mib": row.get("params_mib"), "peak_cuda_mib": row.get("peak_cuda_mib"),
@@ -217,7 +218,7 @@ def quality(run, precision):
     own = run.metric("macro_f1")
     if precision == "fp32":
         return own
-    test = run.parity.get("int8", {}).get("test", {}).get("macro_f1", {})
+    test = run.exports.get("int8", {}).get("test", {}).get("macro_f1", {})
     difference = test.get("difference") or {}
     if not all(map(is_defined, (test.get("model"), difference.get("lo"), difference.get("hi")))):
         return None

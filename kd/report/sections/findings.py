@@ -13,7 +13,7 @@ from kd.report.sections.overview import synthetic
 
 def audited(study):
     """(title, blocks) of what the audit says of the runs, and of another system's tables beside them."""
-    found, held = examine.apply_rules(examine.gather_cases([run.path for run in study.runs], study.tables))
+    found, held = examine.apply_rules(examine.gather_cases(study.runs, study.tables, [study.files] if study.files else ()))
     counts = Counter(finding["severity"] for finding in found)
     told = [f"{counts[severity]} {severity}{'s' if counts[severity] > 1 else ''}" for severity in examine.SEVERITIES if counts[severity]]
     blocks = [{"kind": "finding", **group} for group in examine.grouped(found)]
@@ -28,7 +28,7 @@ def not_shown(study):
     if synthetic(study):
         blocks.append(paragraph("Synthetic data. The images are drawn by a program, not photographed. The figures below show that the "
                                 "pipeline works; they say nothing about real patients.", "note"))
-    if len({frozenset(run.test["ids"].tolist()) for run in study.runs}) > 1:
+    if len({frozenset(run.test.ids.tolist()) for run in study.runs}) > 1:
         blocks.append(paragraph("The runs were tested on different images. Their figures must not be compared.", "note"))
     if study.problems:
         blocks += [paragraph("Not everything could be shown.", "note"),

@@ -45,16 +45,16 @@ def lead(study):
     if not study.runs:
         return "Figures of another system: tables without the predictions that they are of."
     data, split = study.first("environment").get("data", {}), study.first("split")
-    sizes = list(dict.fromkeys(f"{run.config['size']} × {run.config['size']} px" for run in study.runs if run.config.get("size")))
+    sizes = list(dict.fromkeys(f"{run.options['size']} × {run.options['size']} px" for run in study.runs if run.options.get("size")))
     groups = len({row["group"] for row in split if row["group"]})
-    told = data.get("name") or study.first("config").get("data") or "a data set without a name"
+    told = data.get("name") or study.first("options").get("data") or "a data set without a name"
     told = f"{told}{' (synthetic)' if synthetic(study) else ''}: "
     if split:
         told += format_count(len(split), "image") + (f" of {groups:,} lesions or patients" if 0 < groups < len(split) else "") + " in "
-    told += f"{len(study.runs[0].classes)} classes; "
+    told += f"{len(study.runs[0].class_names)} classes; "
     parts = Counter(row["split"] for row in split)
     told += ", ".join(f"{parts[part]:,} {name}" for part, name in PARTS.items()) if split else (
-        f"{len(study.runs[0].test['ids']):,} test")
+        f"{len(study.runs[0].test.ids):,} test")
     return told + (f"; images of {' and '.join(sizes)}" if sizes else "") + "."
 
 
@@ -84,18 +84,18 @@ def names_of(study, kind):
 
 def role_record(model, group):
     run = group[0]
-    parameters = run.told("parameters")
-    return {"model": model, "role": run.kind, "role_name": ROLE[run.kind], "arch": merged([run.told("arch") or run.told("student")]),
+    parameters = run.setting("parameters")
+    return {"model": model, "role": run.kind, "role_name": ROLE[run.kind], "arch": merged([run.setting("arch") or run.setting("student")]),
             "parameters": parameters if isinstance(parameters, int) else None, "seeds": len(group),
             "teacher": taught_by(run) if run.kind == "student" else "",
-            "objective": merged([run.told("formula") for run in group])}
+            "objective": merged([run.setting("formula") for run in group])}
 
 
 def taught_by(run):
     """The name of its teacher, after that of the study where this is another."""
-    told = str(run.config.get("teacher") or "")
+    told = str(run.options.get("teacher") or "")
     model = Path(told).parent
-    if model.parent.name in ("", run.path.resolve().parents[1].name):
+    if model.parent.name in ("", run.folder.resolve().parents[1].name):
         return model.name or told
     return f"{model.parent.name}/{model.name}"
 
@@ -107,7 +107,7 @@ def split_table(study):
                        "that no lesion is on both sides, cannot be told.")
     counts = Counter((row["label"], row["split"]) for row in split)
     groups = {part: len({row["group"] or row.get("id") for row in split if row["split"] == part}) for part in PARTS}
-    classes = [name for name in study.runs[0].classes if any((name, part) in counts for part in PARTS)]
+    classes = [name for name in study.runs[0].class_names if any((name, part) in counts for part in PARTS)]
     records = [{"class": name, **{part: counts[name, part] for part in PARTS},
                 "total": sum(counts[name, part] for part in PARTS)} for name in classes]
     records.append({"class": "all", **{part: sum(counts[name, part] for name in classes) for part in PARTS},
@@ -124,13 +124,13 @@ def samples(study):
     if not held:
         return missing("test images", "No run has samples.npz.")
     models = [group[0] for group in study.models.values()][:DRAWN]
-    answers = [dict(zip(map(str, run.test["ids"]), zip(run.test["labels"], run.test["logits"].argmax(axis=1)))) for run in models]
+    answers = [dict(zip(map(str, run.test.ids), zip(run.test.labels, run.test.probabilities.argmax(axis=1)))) for run in models]
     shown = []
     for name, image in zip(map(str, held["ids"]), held["images"]):
         said = []
         for run, answer in zip(models, answers):
             if name in answer:
-                true, predicted = (run.classes[k] for k in answer[name])
+                true, predicted = (run.class_names[k] for k in answer[name])
                 said.append((true == predicted, predicted, run.model))
         if said:
             alt = f"Test image {name}, true class {true}. " + "; ".join(
@@ -153,14 +153,14 @@ def training(study):
     top = min(1, math.ceil(10 * max([s for s in scores if math.isfinite(s)], default=1) + .5) / 10)
     last = max(row["epoch"] for run in trained for row in run.history)
     records = [{"model": run.model, "role": run.kind, "seed": run.seed, "epochs": len(run.history),
-                "best_epoch": None if run.best is None else int(run.history[run.best]["epoch"]),
-                "best_val_macro_f1": None if run.best is None else run.history[run.best]["val_macro_f1"],
+                "best_epoch": None if run.best_epoch is None else int(run.history[run.best_epoch]["epoch"]),
+                "best_val_macro_f1": None if run.best_epoch is None else run.history[run.best_epoch]["val_macro_f1"],
                 "seconds": sum(row["seconds"] for row in run.history)} for run in trained]
     models, more = drawn([(model, [run for run in group if run.history]) for model, group in study.models.items()
                           if any(run.history for run in group)])
     shown = []
     for model, group in models:
-        lines = [(seed_name(run), *([row[key] for row in run.history] for key in ("epoch", "loss", "val_macro_f1")), run.best)
+        lines = [(seed_name(run), *([row[key] for row in run.history] for key in ("epoch", "loss", "val_macro_f1")), run.best_epoch)
                  for run in group]
         alt = f"Training of {model}: validation macro-F1 and training loss by epoch. " + "; ".join(
             f"{name}: best {scores[best]:.3f} at epoch {epochs[best]:g}" for name, epochs, _, scores, best in lines if best is not None)
@@ -180,10 +180,10 @@ def methods(study):
     # Where a run lies and what is said elsewhere in the report are no options that matter here.
     hidden = {"role", "formula", "seeds", "name", "study", "out", "student"}
     of_model = ["arch", "parameters"]
-    keys = [key for key in dict.fromkeys([*of_model, *(key for run in study.runs for key in run.config)]) if key not in hidden]
-    values = {key: [merged(f"{run.told(key):,}" if type(run.told(key)) is int and key in of_model
-                           else run.told(key) for run in group) for group in study.models.values()]
-              for key in keys if any(run.told(key) is not None for run in study.runs) or key not in of_model}
+    keys = [key for key in dict.fromkeys([*of_model, *(key for run in study.runs for key in run.options)]) if key not in hidden]
+    values = {key: [merged(f"{run.setting(key):,}" if type(run.setting(key)) is int and key in of_model
+                           else run.setting(key) for run in group) for group in study.models.values()]
+              for key in keys if any(run.setting(key) is not None for run in study.runs) or key not in of_model}
     differing = {key: row for key, row in values.items() if len(set(row)) > 1}
     blocks = []
     if differing:
@@ -212,8 +212,8 @@ def environment(study):
 def statistics(study):
     conventions = {}
     for run in study.runs:
-        if run.metrics and run.metrics.get("conventions"):
-            key = tuple((key, merged([value])) for key, value in run.metrics["conventions"].items())
+        if run.evaluation and run.evaluation.get("conventions"):
+            key = tuple((key, merged([value])) for key, value in run.evaluation["conventions"].items())
             conventions.setdefault(key, []).append(run)
     if not conventions:
         return missing("how intervals were made", "No metrics.json says.")
@@ -228,9 +228,9 @@ def statistics(study):
 
 
 def commands(study):
-    root = command_path(Path(*study.runs[0].path.parts[:-2]))
+    root = command_path(Path(*study.runs[0].folder.parts[:-2]))
     lines = [f"python {'train_teacher.py' if run.kind == 'teacher' else 'distill.py'} --config "
-             f"{command_path(run.path / 'config.yaml')}" for run in study.runs if run.config]
+             f"{command_path(run.folder / 'config.yaml')}" for run in study.runs if run.options]
     return [heading("Commands"), aside("Each run's config.yaml holds every option; these commands repeat the study."),
             code("\n".join([*lines, f"python evaluate.py {root}", f"python report.py {root}"]))]
 

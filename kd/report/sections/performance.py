@@ -36,7 +36,7 @@ def performance(study, compared):
             Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), *(interval(title, name) for name, title in METRICS.items())],
             [{"model": run.model, "role": run.kind, "seed": run.seed,
               **{key: value for name in METRICS for key, value in spread(name, run.metric(name)).items()}}
-             for run in study.runs if run.metrics]))
+             for run in study.runs if run.evaluation]))
     return blocks
 
 
@@ -51,13 +51,13 @@ def record(study, model):
 
 
 def level(study):
-    told = study.firsts[0].metrics.get("conventions", {}).get("level")
+    told = study.firsts[0].evaluation.get("conventions", {}).get("level")
     return f"{100 * told:g}%" if told else "bootstrap"
 
 
 def majority(study):
     run = study.firsts[0]
-    answer = run.metrics.get("conventions", {}).get("majority_class")
+    answer = run.evaluation.get("conventions", {}).get("majority_class")
     held = [f"{METRICS[name][0].lower()}{METRICS[name][1:]} {format_metric(run.metric(name, 'majority'))}" for name in METRICS
             if is_defined(run.metric(name, "majority")["value"])]
     return (f"What any of these must beat: the majority rule, which gives every image the same answer{f', {answer}' if answer else ''} "
@@ -66,7 +66,7 @@ def majority(study):
 
 
 def undefined(study):
-    counts = {name: [run.metric(name)["undefined"] for run in study.runs if run.metrics] for name in METRICS}
+    counts = {name: [run.metric(name)["undefined"] for run in study.runs if run.evaluation] for name in METRICS}
     told = [f"{METRICS[name]} {' to '.join(dict.fromkeys(f'{n:g}' for n in (min(held), max(held))))}"
             for name, held in counts.items() if any(held)]
     return f"Resamples of a run in which a class was missing, so that the figure is undefined there: {', '.join(told)}." if told else ""
@@ -75,7 +75,7 @@ def undefined(study):
 def forest(study):
     several = {model: len(group) > 1 for model, group in study.models.items()}
     rows = [(run.model + (f" · {seed_name(run)}" if several[run.model] else ""), run.kind,
-             *(run.metric("macro_f1")[key] for key in ("value", "lo", "hi"))) for run in study.runs if run.metrics]
+             *(run.metric("macro_f1")[key] for key in ("value", "lo", "hi"))) for run in study.runs if run.evaluation]
     more = []
     if len(rows) > MOST:
         more = [aside(f"The first {MOST} of {len(rows)} runs are drawn; the tables have all of them.")]

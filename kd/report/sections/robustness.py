@@ -68,7 +68,7 @@ def whose(rows):
 
 def few(study, rows):
     """A word where fewer images were corrupted than the test split has."""
-    tested = {len(run.test["ids"]) for run in study.runs if run.robustness}
+    tested = {len(run.test.ids) for run in study.runs if run.robustness}
     used = {row["images"] for row in rows if is_defined(row.get("images"))}
     return [paragraph(f"On {' and '.join(f'{n:,.0f}' for n in sorted(used))} of {max(tested):,} test images, so clean figures differ from those "
                       "above.", "note")] if used and min(used) < max(tested) else []

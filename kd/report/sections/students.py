@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 
 from kd import predictions
-from kd.errors import UserError
 from kd.evaluation import compare as comparison
 from kd.evaluation import protocol
 from kd.report import figures, figures_quality
@@ -45,27 +44,19 @@ def row_of(pair, metric):
 
 def compare(study):
     """Compared, or None where fewer than two models were evaluated on the same images."""
-    held, left_out = [], []
-    for model, group in study.evaluated.items():
-        try:
-            seeds = {run.seed: (None, predictions.read(run.path / "predictions" / "test.npz")) for run in group}
-        except UserError as error:
-            left_out.append((model, error.message))
-            continue
-        first = next(iter((held[0] if held else comparison.Model("", None, "", "", seeds)).seeds.values()))[1]
-        why = next(filter(None, (predictions.difference_between(first, test) for _, test in seeds.values())), "")
-        if why:
-            left_out.append((model, why))
+    models, left_out = [], []
+    for name, group in study.evaluated.items():
+        seeds = {run.seed: (None, run.test) for run in group}
+        first = next(iter((models[0].seeds if models else seeds).values()))[1]
+        reasons = [predictions.difference_between(first, run.test) for run in group]
+        if any(reasons):
+            left_out.append((name, next(filter(None, reasons))))
         else:
-            held.append(comparison.Model(model, group[0].path.parent, group[0].kind, _network(group), seeds))
-    if len(held) < 2:
+            models.append(comparison.Model(name, group[0].folder.parent, group[0].kind, group[0].network, seeds))
+    if len(models) < 2:
         return None
-    compared = comparison.compare(held, protocol.Settings(), answers_only=True)
-    return Compared({model.name: model for model in held}, next(iter(held[0].seeds.values()))[1], compared["pairs"], left_out)
-
-
-def _network(group):
-    return comparison.network({**group[0].environment, **group[0].config})
+    pairs = comparison.compare(models, protocol.Settings(), answers_only=True)["pairs"]
+    return Compared({model.name: model for model in models}, comparison.common_test(models), pairs, left_out)
 
 
 # ---- sentences
@@ -120,14 +111,14 @@ def caveats(study, compared):
                     "distillation follows from this study." if row["difference"] >= 0 else
                     f"These data do not tell the teacher {teacher} from the student {student}, which had no teacher ({values}): what a "
                     "student gains from it cannot be put down to a better teacher.", "note"))
-    architecture = {model: merged([group[0].told("arch") or group[0].told("student")]) for model, group in study.models.items()}
-    networks = {model: _network(group) or architecture[model] for model, group in study.models.items()}
+    architecture = {model: merged([group[0].setting("arch") or group[0].setting("student")]) for model, group in study.models.items()}
+    networks = {model: group[0].network or architecture[model] for model, group in study.models.items()}
     known = {merged([None]), *(networks[model] for model, group in study.models.items() if group[0].kind == "alone")}
     for model in students:
         name, network = architecture[model], networks[model]
         if network not in known:
             known.add(network)
-            config = command_path(study.models[model][0].path / "config.yaml")
+            config = command_path(study.models[model][0].folder / "config.yaml")
             blocks += [paragraph(f"No {network} was trained without a teacher here, so nothing says what distillation adds. This trains "
                                  "one:", "note"),
                        code(f"python distill.py --config {config} --alpha 1 --beta 0 --name {command_path(name.replace(':', '_'))}_alone")]
@@ -219,14 +210,14 @@ def agreements(compared):
 
 
 def confusions(study):
-    held = [run for run in study.firsts if run.metrics.get("confusion")]
+    held = [run for run in study.firsts if run.evaluation.get("confusion")]
     if not held:
         return missing("confusion matrices", "No metrics.json has one.")
     shown, more = drawn(held)
     items = []
     for run in shown:
         alt = f"Confusion matrix of {run.model}, {seed_name(run)}: rows true, columns predicted."
-        items.append(figure(figures.confusion(run.metrics["confusion"], run.test["class_names"], alt=alt), alt,
+        items.append(figure(figures.confusion(run.evaluation["confusion"], run.class_names, alt=alt), alt,
                             f"{run.model}, {seed_name(run)}", role=run.kind))
     return [heading("Confusion matrices"), aside("Counts of test images, the first seed of each model. The shade is the share of the "
                                                  "true class, so rows compare whatever their size; a blank is none."), grid(items), *more]

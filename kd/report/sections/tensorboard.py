@@ -42,8 +42,8 @@ def boards(study):
 
 def event_folders(study):
     """{name: folder or file} of event files: each run's, and others at or below the study's folder."""
-    found = {f"{run.model}/{run.seed}": run.path / "tb" for run in study.runs if any((run.path / "tb").glob("*tfevents*"))}
-    own = {run.path.resolve() for run in study.runs}
+    found = {f"{run.model}/{run.seed}": run.folder / "tb" for run in study.runs if any((run.folder / "tb").glob("*tfevents*"))}
+    own = {run.folder.resolve() for run in study.runs}
     for file in sorted(study.path.rglob("*tfevents*")):
         if file.is_file() and not own & set(file.resolve().parents):
             found[file.parent.relative_to(study.path).as_posix() if file.parent != study.path else study.name] = file.parent
