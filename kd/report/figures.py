@@ -88,10 +88,20 @@ def _inline(svg, alt):
             if key in ("href", "clip-path"):
                 value = value.replace("#", "#" + prefix)
             element.set(key, value)
+    _ungroup(root)
     width, height = root.get("viewBox").split()[2:]
     root.attrib.update({"width": width, "height": height, "role": "img", "aria-label": one_line(alt, 10 ** 6),
                         "style": "stroke-linejoin: round"})
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _ungroup(element):
+    """Put what stands in groups without attributes into their parents: matplotlib makes thousands of such groups."""
+    children = []
+    for child in element:
+        _ungroup(child)
+        children += list(child) if child.tag == "g" and not child.attrib else [child]
+    element[:] = children
 
 
 @drawing

@@ -30,8 +30,8 @@ from xml.sax.saxutils import escape
 
 from kd.errors import need
 from kd.files import atomic
-from kd.report import svg
 from kd.report.figures import LIGHT
+from kd.report.figures_robustness import standalone
 from kd.text import one_line
 
 REGULAR, BOLD, MONO = "DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono"
@@ -60,10 +60,30 @@ def write(path, document):
 
 @functools.cache
 def _register_fonts():
+    """Make matplotlib's DejaVu fonts known to reportlab, and to svglib as the font of all texts in drawings."""
     from reportlab.pdfbase import pdfmetrics, ttfonts
+    fonts = need("svglib.fonts", "report")
     folder = need("matplotlib", "report").get_data_path() + "/fonts/ttf/"
     for name in (REGULAR, BOLD, MONO):
         pdfmetrics.registerFont(ttfonts.TTFont(name, folder + name + ".ttf"))
+    for weight, name in (("normal", REGULAR), ("bold", BOLD)):
+        fonts.register_font(REGULAR, folder + name + ".ttf", weight=weight, rlgFontName=name)
+
+
+def _drawing(svg):
+    """reportlab's Drawing of an inline SVG: in the light colours, its text in DejaVu Sans."""
+    from svglib.svglib import svg2rlg
+    svg = svg if "xmlns=" in svg else standalone(svg)
+    svg = re.sub(r"var\(--sans,[^()]*\)", REGULAR, svg).replace("font-weight: 700", "font-weight: bold")
+    svg = re.sub(r"var\(--[\w-]+,\s*([^()]*)\)", r"\1", svg)  # a CSS variable's fallback
+    svg = re.sub(r"(?<=[\s\";])opacity: ([\d.]+)", r"fill-opacity: \1; stroke-opacity: \1", svg)  # svglib knows these two
+    for name, ground in re.findall(r'<pattern id="(\w+)"[^>]*>\s*<rect[^>]*fill="([^"]+)"', svg):
+        svg = svg.replace(f"url(#{name})", ground)  # svglib draws no hatches, and this their ground
+    drawing = svg2rlg(io.BytesIO(svg.encode()))
+    width, height = map(float, re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', svg).groups())
+    drawing.scale(width / drawing.width, height / drawing.height)  # to the SVG's own units
+    drawing.width, drawing.height = width, height
+    return drawing
 
 
 @functools.cache
@@ -216,8 +236,9 @@ def _finding(block):
 
 def _figure(block, width=WIDTH):
     """A Flowable of a drawing or a picture with its caption, at most `width` wide and seven tenths of a page high."""
+    from reportlab.graphics import renderPDF
     from reportlab.lib.utils import ImageReader
-    picture = svg.Drawing(block["svg"]) if "svg" in block else ImageReader(io.BytesIO(block["png"]))
+    picture = _drawing(block["svg"]) if "svg" in block else ImageReader(io.BytesIO(block["png"]))
     wide, high = (picture.width, picture.height) if "svg" in block else picture.getSize()
     scale = min(block.get("scale", 0.56), width / wide, 0.7 * HEIGHT / high)
     across, below, caption = scale * wide, 0, None
@@ -228,7 +249,11 @@ def _figure(block, width=WIDTH):
 
     def paint(canvas):
         if "svg" in block:
-            picture.draw(canvas, 0, below, scale, (REGULAR, BOLD))
+            canvas.saveState()
+            canvas.translate(0, below)
+            canvas.scale(scale, scale)
+            renderPDF.draw(picture, canvas, 0, 0)
+            canvas.restoreState()
         else:
             canvas.drawImage(picture, 0, below, scale * wide, scale * high, mask="auto")
         if caption:
