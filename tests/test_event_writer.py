@@ -32,7 +32,7 @@ def test_images_stand_side_by_side_as_one_that_is_read_back(tmp_path):
     pytest.importorskip("tensorboard")
     images = np.arange(3 * 4 * 5 * 3, dtype=np.uint8).reshape(3, 4, 5, 3)
     event_writer.image(tmp_path, "samples", 7, images)
-    [(step, data)] = event_files.images(tmp_path)["samples"]
+    [(step, data)] = event_files.read(tmp_path)[1]["samples"]
     assert step == 7 and np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.hstack(images))
 
 

@@ -53,10 +53,10 @@ def test_markdown_becomes_blocks_without_marks():
         {"kind": "bullet", "text": "deeper both", "level": 2},
         {"kind": "bullet", "text": "numbered *not*", "level": 1},
         {"kind": "paragraph", "text": "quoted"},
-        {"kind": "table", "columns": ["model", "F1", "", ""], "rows": [["a|b", ".5", "", ""], ["x_y", ".6", "more", "than"]]},
+        {"kind": "table", "columns": ["model", "F1", ""], "rows": [["a|b", ".5", ""], ["x_y", ".6", "more"]]},
         {"kind": "code", "text": "# not a heading\nx = a * b * c"},
         {"kind": "code", "text": "indented = True\n\n  more"},
-        {"kind": "bullet", "text": "point", "level": 1}, {"kind": "bullet", "text": "under it", "level": 3},
+        {"kind": "bullet", "text": "point", "level": 1}, {"kind": "bullet", "text": "under it", "level": 2},
         {"kind": "paragraph", "text": "[curve] <script>alert(1)</script>"}]
 
 

@@ -8,32 +8,33 @@ earlier one holds from that step on is dropped, as TensorBoard does.
 
 import math
 import re
-import struct
 from pathlib import Path
 
 import numpy as np
 
 from kd.errors import need
 
-LONGEST = 2 ** 26  # bytes of a record; what claims to be longer is damage
+FRAME = 16  # bytes around a record: its length and two checksums
 PICTURES = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # how PNG and JPEG begin
 HIGHER = {"accuracy", "acc", "f1", "auroc", "auc", "precision", "recall", "sensitivity", "specificity", "dice", "iou", "kappa"}
 LOWER = {"loss", "error", "nll", "brier", "ece", "mce", "aurc", "mae", "mse", "rmse", "perplexity", "ce", "kd", "at"}
 
 
-def scalars(path, problems=None):
-    """{tag: (steps, values)} of a file or folder: two arrays of one length, int64 and float64, steps ascending.
+def read(path, problems=None):
+    """(scalars, images) of a file or folder, each file read once.
 
-    problems: a list that gets a line for every file that is cut short, damaged or unreadable; what stands before the
-    damage is returned. Empty where there are no event files.
+    scalars: {tag: (steps, values)}, two arrays of one length, int64 and float64, steps ascending. images: {tag: [(step,
+    bytes of a PNG or JPEG)]}, steps ascending. problems: a list that gets a line for every file that is cut short,
+    damaged or unreadable; what stands before the damage is returned. Both are empty where there are no event files.
     """
-    return {tag: (np.array(sorted(held), np.int64), np.array([held[step] for step in sorted(held)], np.float64))
-            for tag, held in sorted(_gather(path, _number, problems).items())}
-
-
-def images(path, problems=None):
-    """{tag: [(step, bytes of a PNG or JPEG)]}, steps ascending; see scalars()."""
-    return {tag: sorted(held.items()) for tag, held in sorted(_gather(path, _picture, problems).items())}
+    numbers, pictures = {}, {}
+    for tag, steps in sorted(_histories(path, problems if problems is not None else []).items()):
+        ordered = sorted(steps)
+        if isinstance(steps[ordered[0]], bytes):
+            pictures[tag] = [(step, steps[step]) for step in ordered]
+        else:
+            numbers[tag] = np.array(ordered, np.int64), np.array([steps[step] for step in ordered], np.float64)
+    return numbers, pictures
 
 
 def table(histories):
@@ -53,68 +54,56 @@ def table(histories):
     return rows
 
 
-def _gather(path, wanted, problems):
-    """{tag: {step: value}} of what `wanted` takes out of a message's values; None is not taken."""
+def _histories(path, problems):
+    """{tag: {step: number, or bytes of a picture}} of all event files at or below `path`."""
     path, files = Path(path), []
     for file in [path] if path.is_file() else sorted(path.rglob("*tfevents*")):
         if file.is_file():
-            events = _events(file, problems if problems is not None else [])
+            events = _events(file, problems)
             first = next(events, None)
             if first is not None:
                 files.append((first.wall_time, file, first, events))
     folders = {}
     for _, file, first, events in sorted(files, key=lambda entry: entry[:2]):
-        folder = "" if path.is_file() or file.parent == path else file.parent.relative_to(path).as_posix() + "/"
-        held, begun = folders.setdefault(folder, {}), set()
+        in_path = path.is_file() or file.parent == path
+        tags = folders.setdefault("" if in_path else file.parent.relative_to(path).as_posix() + "/", {})
+        begun = set()
         for event in (first, *events):
             if event.HasField("session_log") and event.session_log.status == event.session_log.START and event.step > 0:
-                held.update({tag: _before(values, event.step) for tag, values in held.items()})
+                tags.update({tag: _before(steps, event.step) for tag, steps in tags.items()})
             for value in event.summary.value:
-                taken = wanted(value)
-                if taken is None:
+                content = _number(value)
+                content = _picture(value) if content is None else content
+                if content is None:
                     continue
                 if value.tag not in begun:
                     begun.add(value.tag)
-                    held[value.tag] = _before(held.get(value.tag, {}), event.step)
-                held[value.tag][event.step] = taken
-    return {folder + tag: values for folder, held in folders.items() for tag, values in held.items() if values}
+                    tags[value.tag] = _before(tags.get(value.tag, {}), event.step)
+                tags[value.tag][event.step] = content
+    return {folder + tag: steps for folder, tags in folders.items() for tag, steps in tags.items() if steps}
 
 
-def _before(values, step):
-    return {key: value for key, value in values.items() if key < step}
+def _before(steps, step):
+    return {key: value for key, value in steps.items() if key < step}
 
 
 def _events(file, problems):
     """The messages of a file, up to its end or to where it is damaged."""
+    loader = need("tensorboard.backend.event_processing.event_file_loader", "report").RawEventFileLoader
     messages = need("tensorboard.compat.proto.event_pb2", "report")
     decode_error = need("google.protobuf.message", "report").DecodeError
-    count = 0
+    count, position = 0, 0
     try:
-        with open(file, "rb") as stream:
-            while header := stream.read(12):
-                length, check = struct.unpack("<QI", header) if len(header) == 12 else (LONGEST + 1, 0)
-                if length > LONGEST or _masked_crc(header[:8]) != check:
-                    raise ValueError
-                record = stream.read(length + 4)  # its own checksum is not held against it: that would be slow in Python
-                if len(record) < length + 4:
-                    raise ValueError
-                yield messages.Event.FromString(record[:length])
-                count += 1
+        size = file.stat().st_size
+        for record in loader(str(file)).Load():
+            yield messages.Event.FromString(record)
+            count, position = count + 1, position + len(record) + FRAME
+        if position < size:  # the loader ends without a word where a record is not whole
+            raise ValueError
     except OSError as error:
         problems.append(f"cannot read {file}: {error.strerror}")
-    except (ValueError, decode_error):
+    except (ValueError, OverflowError, MemoryError, decode_error):
         problems.append(f"{file} is cut short or damaged after {count} events; what stands before is read")
-
-
-def _masked_crc(data):
-    """CRC-32C, rotated and offset as TFRecord files have it."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 # TensorFlow 2 writes scalars and images as tensors: type number -> (field, how its bytes are read)

@@ -8,13 +8,12 @@ are strangers': what is too large, damaged or refers to anything outside itself 
 import io
 import posixpath
 import re
-import textwrap
 import warnings
 import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kd.errors import UserError
+from kd.errors import UserError, need
 
 LARGEST = 2 ** 22  # bytes of a text
 UNPACKED = 2 ** 24  # bytes of a part of a Word file, unpacked
@@ -33,6 +32,8 @@ def read(path):
         return reader(path)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
+    except UserError:
+        raise
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read {path}: it is not text in UTF-8", "Save it again in UTF-8.") from error
     except Exception as error:  # parsers of foreign files raise anything
@@ -60,91 +61,57 @@ def plain(text):
 
 # ---- Markdown
 
-_FENCE = re.compile(r" {0,3}(```+|~~~+)")
-_HEADING = re.compile(r" {0,3}(#{1,6})(?:\s+(.*)|$)")
-_BULLET = re.compile(r"( *)(?:[-*+•]|\d{1,3}[.)])\s+(.*)")
-_RULE = re.compile(r" {0,3}([-*_])( *\1){2,} *$")
-_TABLE_RULE = re.compile(r"[ |:-]*-[ |:-]*$")
-
 
 def markdown(text):
-    """Blocks of a Markdown text."""
-    lines, blocks, words = text.replace("\r\n", "\n").expandtabs(4).split("\n"), [], []
-
-    def end_paragraph():
-        if words:
-            blocks.append({"kind": "paragraph", "text": bare(" ".join(words))})
-            words.clear()
-
-    k = 0
-    while k < len(lines):
-        line = lines[k].removeprefix("> ").removeprefix(">")
-        k += 1
-        fence, heading, bullet = _FENCE.match(line), _HEADING.match(line), _BULLET.match(line)
-        if fence:
-            end_paragraph()
-            end = next((j for j in range(k, len(lines)) if lines[j].strip().startswith(fence[1])), len(lines))
-            blocks.append({"kind": "code", "text": "\n".join(lines[k:end])})
-            k = end + 1
-        elif not line.strip():
-            end_paragraph()
-        elif line.startswith("    ") and not words and not (bullet and blocks and blocks[-1]["kind"] == "bullet"):
-            end = next((j for j in range(k, len(lines)) if lines[j].strip() and not lines[j].startswith("    ")), len(lines))
-            blocks.append({"kind": "code", "text": textwrap.dedent("\n".join([line, *lines[k:end]])).rstrip()})
-            k = end
-        elif heading:
-            end_paragraph()
-            text = (heading[2] or "").strip()
-            closed = text.rstrip("#")  # as in `## Title ##`, not as in `C#`
-            text = closed if not closed or closed[-1].isspace() else text
-            blocks.append({"kind": "heading", "text": bare(text), "level": min(3, len(heading[1]))})
-        elif words and re.fullmatch(r" {0,3}(=+|-+) *", line):  # the line below a heading
-            blocks.append({"kind": "heading", "text": bare(" ".join(words)), "level": 1 if "=" in line else 2})
-            words.clear()
-        elif _RULE.match(line):
-            end_paragraph()
-        elif bullet:
-            end_paragraph()
-            text = [bullet[2]]
-            while k < len(lines) and re.match(r" +\S", lines[k]) and not _BULLET.match(lines[k]) and not _FENCE.match(lines[k]):
-                text.append(lines[k].strip())
-                k += 1
-            blocks.append({"kind": "bullet", "text": bare(" ".join(text)), "level": min(6, 1 + len(bullet[1]) // 2)})
-        elif "|" in line and k < len(lines) and "|" in lines[k] and _TABLE_RULE.match(lines[k]):
-            end_paragraph()
-            rows = [_cells(line)]
-            k += 1
-            while k < len(lines) and "|" in lines[k]:
-                rows.append(_cells(lines[k]))
-                k += 1
+    """Blocks of a Markdown text (CommonMark, and tables). Raises UserError without markdown-it-py."""
+    parser = need("markdown_it", "report").MarkdownIt("commonmark").enable("table")
+    blocks, depth, first, heading, rows = [], 0, False, None, None
+    for token in parser.parse(text):
+        kind = token.type
+        if kind in ("bullet_list_open", "ordered_list_open", "bullet_list_close", "ordered_list_close"):
+            depth += token.nesting
+        elif kind == "list_item_open":
+            first = True  # a further paragraph of the item is a paragraph
+        elif kind == "heading_open":
+            heading = min(3, int(token.tag[1]))
+        elif kind == "table_open":
+            rows = []
+        elif kind == "tr_open":
+            rows.append([])
+        elif kind == "table_close":
             blocks.append(_table(rows))
-        else:
-            words.append(line.strip())
-    end_paragraph()
+            rows = None
+        elif kind in ("fence", "code_block"):
+            blocks.append({"kind": "code", "text": token.content.rstrip("\n")})
+        elif kind in ("inline", "html_block"):
+            words = _words_of(token) if kind == "inline" else " ".join(token.content.split())
+            if rows is not None:
+                rows[-1].append(words)
+            elif heading:
+                blocks.append({"kind": "heading", "text": words, "level": heading})
+                heading = None
+            elif depth and first:
+                blocks.append({"kind": "bullet", "text": words, "level": min(6, depth)})
+                first = False
+            else:
+                blocks.append({"kind": "paragraph", "text": words})
     return blocks
 
 
-_HIDDEN = 0xF0000  # letters of nobody's, which stand for those that a backslash protects
-
-
-def bare(text):
-    """`text` without the marks of emphasis, code, links and pictures."""
-    parts = re.split(r"(`[^`]+`)", text.strip())
-    for k in range(0, len(parts), 2):  # what stands between pieces of code
-        part = re.sub(r"\\([\\`*_{}\[\]()#+\-.!|>$])", lambda mark: chr(_HIDDEN + ord(mark[1])), parts[k])
-        part = re.sub(r"!\[([^\[\]]*)\]\([^()\s]*\)", r"[\1]", part)
-        part = re.sub(r"\[([^\[\]]+)\]\(([^()\s]+)\)", lambda link: link[1] if link[1] == link[2] else f"{link[1]} ({link[2]})", part)
-        for mark in (r"\*\*\*", r"\*\*", r"\*"):
-            part = re.sub(rf"{mark}(?=[^\s*])([^*]*[^\s*]){mark}", r"\1", part)
-        part = re.sub(r"(?<!\w)(__?)(?=[^\s_])([^_]*[^\s_])\1(?!\w)", r"\2", part)
-        parts[k] = re.sub(f"[{chr(_HIDDEN)}-{chr(_HIDDEN + 127)}]", lambda mark: chr(ord(mark[0]) - _HIDDEN), part)
-    return "".join(part[1:-1] if k % 2 else part for k, part in enumerate(parts))
-
-
-def _cells(line):
-    line = line.strip().removeprefix("|")
-    cells = [bare(cell.replace(r"\|", "|")) for cell in re.split(r"(?<!\\)\|", line)]
-    return cells[:-1] if len(cells) > 1 and not cells[-1] else cells
+def _words_of(inline):
+    """The text of an inline token: emphasis is taken off, a link is its words and its address, an image its words."""
+    parts, links = [], []
+    for token in inline.children:
+        if token.type == "link_open":
+            links.append((token.attrs.get("href", ""), len(parts)))
+        elif token.type == "link_close":
+            address, start = links.pop()
+            parts += [f" ({address})"] if "".join(parts[start:]) != address else []
+        elif token.type in ("softbreak", "hardbreak"):
+            parts.append(" ")
+        else:  # text, code and HTML as they are
+            parts.append(f"[{token.content}]" if token.type == "image" else token.content)
+    return " ".join("".join(parts).split())
 
 
 def _table(rows):

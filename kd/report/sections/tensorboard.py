@@ -19,8 +19,8 @@ def boards(study):
     problems, histories, pictures = [], {}, []
     try:
         for name, folder in folders.items():
-            histories[name] = event_files.scalars(folder, problems)
-            pictures += [(name, tag, *held[-1]) for tag, held in event_files.images(folder).items() if held]
+            histories[name], images = event_files.read(folder, problems)
+            pictures += [(name, tag, *steps[-1]) for tag, steps in images.items()]
     except UserError as error:
         return missing("TensorBoard scalars and images", f"{error.message[0].upper()}{error.message[1:]}.", error.hint)
     blocks = [paragraph("Not all of the event files could be read.", "note"), bullets(problems)] if problems else []
