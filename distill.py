@@ -22,28 +22,39 @@ from kd.train.step import dry_run
 
 
 def parser():
+    """The Parser of this script. A comment says why a default has its value."""
     result = training_parser("distill.py", "Train small networks from a large one.")
     group = result.add_argument_group("distillation")
     group.add_argument("--student", nargs="+", metavar="NAME", help="architectures (see --list)")
     group.add_argument("--teacher", metavar="RUN|FILE", help="a teacher's run folder or best.pt; default: the "
-                       "study's own, trained first if there is none")
-    group.add_argument("--alpha", type=errors.share, default=0.5, metavar="X",
-                       help="weight of the hard labels; 1 - alpha is that of the soft ones")
-    group.add_argument("--temperature", type=errors.above_zero, default=4.0, metavar="T",
+                       "teacher of the study, which is trained first if there is none")
+    group.add_argument("--alpha", type=errors.share, metavar="X",
+                       default=0.5,  # labels and teacher weigh the same; configs/ablation.yaml tries others
+                       help="weight of the loss on labels; that of the loss on the teacher's logits is 1 - alpha")
+    group.add_argument("--temperature", type=errors.above_zero, metavar="T",
+                       default=4.0,  # the usual value; docs/tutorial.md, step 2, shows what it does
                        help="of KD (Hinton et al. 2015, 1503.02531)")
-    group.add_argument("--beta", type=errors.not_negative(float), default=0.0, metavar="X",
+    group.add_argument("--beta", type=errors.not_negative(float), metavar="X",
+                       default=0.0,  # off: alone it took 6 points from a MobileNetV2 on CIFAR-100 (1910.10699)
                        help="weight of attention transfer (1612.03928); the paper's is 1000")
-    group.add_argument("--stage-weights", type=errors.not_negative(float), nargs=4, default=[1.0, 1.0, 1.0, 1.0],
-                       metavar="W", help="of the four stages in attention transfer")
-    group.add_argument("--soft", default="kd", metavar="LOSS", help="loss on the teacher's logits: NAME,key=value")
-    group.add_argument("--term", nargs="+", default=[], metavar="NAME=WEIGHT", help="further losses: NAME=WEIGHT,key=value")
-    group.add_argument("--teacher-cache", type=errors.positive, metavar="K", help="show K views of each image in turn, "
-                       "and the teacher each of them once: its answers are kept on disk for all students and seeds")
+    group.add_argument("--stage-weights", type=errors.not_negative(float), nargs=4, metavar="W",
+                       default=[1.0, 1.0, 1.0, 1.0],  # all stages alike, as in the paper
+                       help="of the four stages in attention transfer")
+    group.add_argument("--soft", metavar="LOSS", default="kd",  # the method that all others are compared with
+                       help="loss on the teacher's logits: NAME,key=value")
+    group.add_argument("--term", nargs="+", default=[], metavar="NAME=WEIGHT",
+                       help="further losses: NAME=WEIGHT,key=value")
+    group.add_argument("--teacher-cache", type=errors.positive, metavar="K",  # default: a new view in each epoch
+                       help="show K views of each image in turn; the teacher is run once on each of them, "
+                       "and its outputs are kept on disk for all students and seeds; default: it is run in each step")
     return result
 
 
 def main(argv=None):
-    """Returns the run folders of the students."""
+    """Train each student with each seed, evaluate and report. Returns the run folders of the students, a list.
+
+    argv: the command line without the script's name, else that of the process. Raises UserError.
+    """
     options = setup.start(parser(), argv, registry)
     if options is None:
         return []
@@ -57,46 +68,47 @@ def main(argv=None):
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     data = setup.load_data(options, registry)
     study = Path(options["out"]) / options["study"]
-    for student in options["student"]:  # what is wrong with one is found before a teacher is trained
+    for student in options["student"]:  # an error in one of them must not come after the teacher's training
         network = setup.new_network(student, data, options, options["seeds"][0], registry)
         dry_run(network, terms, data, options)
 
-    teacher, teacher_run, kept = None, None, None
-    if any(need.startswith("teacher_") for need in objective.needed(terms)):
-        teacher_run = Path(options["teacher"]) if options["teacher"] else own_teacher(study, options)
+    needs = objective.needed(terms)
+    teacher, teacher_run, targets = None, None, None
+    if any(need.startswith("teacher_") for need in needs):
+        teacher_run = Path(options["teacher"]) if options["teacher"] else study_teacher(study, options)
         file = setup.checkpoint_in(teacher_run)
         teacher = setup.load_teacher(file, data, registry)
         teacher_run = file.parent if file.name == "best.pt" else file
         print(f"teacher: {teacher_run}, a {teacher.arch}")
         if options["teacher_cache"]:
-            kept = teacher_cache.Targets(study / "targets" / teacher.fingerprint, teacher, data, options["teacher_cache"],
-                                   needs=objective.needed(terms), precision=options["precision"],
-                                   kind=options["augment"], device=options["device"])
+            targets = teacher_cache.Targets(
+                study / "targets" / teacher.fingerprint, teacher, data, options["teacher_cache"], needs=needs,
+                precision=options["precision"], kind=options["augment"], device=options["device"])
     elif options["teacher"]:
         print("note: no loss of this run reads a teacher, and none is used")
     options["teacher"] = teacher_run and teacher_run.as_posix()
 
+    method = objective.method(options)
     folders = []
     for student in options["student"]:
         for seed in options["seeds"]:
             network = setup.new_network(student, data, options, seed, registry)
-            name = options["name"] or f"{runs.safe(network.arch)}_{objective.method(options)}"
+            name = options["name"] or f"{runs.safe(network.arch)}_{method}"
             folder = study / name / f"seed_{seed}"
-            engine.run(folder, network, terms, data,
-                       {**options, "student": [network.arch], "stem": network.stem, "name": name, "seeds": [seed]},
-                       seed=seed, teacher=teacher, targets=kept,
-                       role="student", provenance={"method": objective.method(options), "seed": seed,
-                                                   "teacher": options["teacher"]})
+            run_options = {**options, "student": [network.arch], "stem": network.stem, "name": name, "seeds": [seed]}
+            engine.run(folder, network, terms, data, run_options, seed=seed, teacher=teacher, targets=targets,
+                       role="student", provenance={"method": method, "seed": seed, "teacher": options["teacher"]})
             if teacher and distributed.first() and not (folder / "attention.npz").exists():
-                trained, _ = setup.load_network(folder / "best.pt", registry)  # a run that was finished trained nothing now
+                # From best.pt: where the run was finished already, `network` is untrained.
+                trained, _ = setup.load_network(folder / "best.pt", registry)
                 similarity.write(folder, trained, teacher, data, options["device"])
             folders.append(folder)
 
     if train_only or not distributed.first():
         return folders
-    shown = [teacher_run] if teacher_run and runs.is_run(teacher_run) else []
+    evaluated = [teacher_run, *folders] if teacher_run and runs.is_run(teacher_run) else folders
     print()
-    evaluate.main([str(folder) for folder in shown + folders])
+    evaluate.main([str(folder) for folder in evaluated])
     try:
         report.main([str(study)])
     except UserError as error:
@@ -105,49 +117,57 @@ def main(argv=None):
     return folders
 
 
-def own_teacher(study, options):
-    """The study's teacher; where there is none yet, it is trained now."""
-    begun = [run for run in sorted(study.glob("*/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
+def study_teacher(study, options):
+    """The run folder of the study's teacher; one that is missing or unfinished is trained first.
+
+    Raises UserError where the study has several teachers, or an unfinished one that this command would not train.
+    """
+    candidates = sorted(study.glob("*/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
+    begun = [run for run in candidates
              if (run / "environment.json").is_file() and read_json(run / "environment.json").get("role") == "teacher"]
     unfinished = [run for run in begun if (run / "last.pt").exists()]
-    found = [run for run in begun if runs.finished(run) and run not in unfinished]
-    if len({run.parent for run in found}) > 1:
-        names = sorted({run.parent.name for run in found})
+    finished = [run for run in begun if runs.finished(run) and run not in unfinished]
+    names = sorted({run.parent.name for run in finished})
+    if len(names) > 1:
         raise UserError(f"{study} has several teachers: {errors.listing(names)}",
-                        f"Choose one: --teacher {found[0].as_posix()}")
-    if found:
+                        f"Choose one: --teacher {finished[0].as_posix()}")
+    if finished:
         if unfinished:
             print(f"note: training has not ended in {errors.listing(unfinished)}, which teaches nothing here")
-        return found[0]
-    teacher = setup.default_teacher({**options, "teacher": None}, registry)
+        return finished[0]
+    arch = setup.default_teacher({**options, "teacher": None}, registry)
+    teacher_parser = train_teacher.parser()
     if unfinished:
         run = unfinished[0]
-        if run.parent.name != f"teacher_{runs.safe(teacher)}":
+        config = run / "config.yaml"
+        if run.parent.name != f"teacher_{runs.safe(arch)}":
             raise UserError(f"the training of the teacher {run} has not ended",
-                            f"Finish it: python train_teacher.py --config {(run / 'config.yaml').as_posix()}; "
+                            f"Finish it: python train_teacher.py --config {config.as_posix()}; "
                             "or name another with --teacher, or delete that folder.")
         print(f"the training of the teacher {run} has not ended: going on with it first")
-        place = {key: options[key] for key in (*NO_EFFECT, "study")}
-        arguments = to_arguments(training_parser("train_teacher.py", ""), place)
-        return train_teacher.main(["--config", str(run / "config.yaml"), *arguments])[0]
-    print(f"no teacher in {study}: training a {teacher} first")
-    own = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr", "augment")  # these are said of the student
-    shared = {key: value for key, value in options.items() if key not in own}
-    arguments = to_arguments(training_parser("train_teacher.py", ""), shared)
-    return train_teacher.main([*arguments, "--teacher", teacher])[0]
+        places = {key: options[key] for key in (*NO_EFFECT, "study")}  # the folder may have moved since
+        return train_teacher.main(["--config", str(config), *to_arguments(teacher_parser, places)])[0]
+    print(f"no teacher in {study}: training a {arch} first")
+    of_student = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr", "augment", "teacher")
+    shared = {key: value for key, value in options.items() if key not in of_student}
+    return train_teacher.main([*to_arguments(teacher_parser, shared), "--teacher", arch])[0]
 
 
 def next_command(study, folders):
-    """The same student without a teacher, or with one, if the study lacks it; else how they differ."""
+    """The command that trains the first student without a teacher, or with one, where the study lacks it;
+    else the command that compares the models."""
     arch = read_json(folders[0] / "environment.json")["arch"]
-    options = read_yaml(folders[0] / "config.yaml")
-    untaught = objective.method({**options, "alpha": 1.0, "beta": 0.0})
-    alone, taught = (f"{runs.safe(arch)}_{method}" for method in (untaught, "kd"))
-    again = f"python distill.py --config {(folders[0] / 'config.yaml').as_posix()}"
-    if not options["term"] and objective.method(options) != untaught and not (study / alone).exists():
-        return f"{again} --alpha 1 --beta 0 --name {alone}   # the same student without a teacher"
-    if not options["term"] and objective.method(options) == untaught and not (study / taught).exists():
-        return f"{again} --alpha 0.5 --name {taught}   # the same student with a teacher"
+    config = folders[0] / "config.yaml"
+    options = read_yaml(config)
+    baseline_method = objective.method({**options, "alpha": 1.0, "beta": 0.0})
+    is_baseline = objective.method(options) == baseline_method
+    baseline = f"{runs.safe(arch)}_{baseline_method}"
+    with_kd = f"{runs.safe(arch)}_kd"
+    same_options = f"python distill.py --config {config.as_posix()}"
+    if not options["term"] and not is_baseline and not (study / baseline).exists():
+        return f"{same_options} --alpha 1 --beta 0 --name {baseline}   # the same student without a teacher"
+    if not options["term"] and is_baseline and not (study / with_kd).exists():
+        return f"{same_options} --alpha 0.5 --name {with_kd}   # the same student with a teacher"
     return f"python evaluate.py --compare {study.as_posix()}   # paired differences"
 
 

@@ -1,4 +1,4 @@
-"""Train a large network on hard labels, to teach small ones.
+"""Train a large network on hard labels: the teacher of distill.py.
 
     python train_teacher.py                                  # a resnet18 on the embedded data
     python train_teacher.py --teacher resnet50 --data ham10000 --root PATH --size 64
@@ -15,13 +15,18 @@ from kd.train.step import dry_run
 
 
 def parser():
+    """The Parser of this script."""
     result = training_parser("train_teacher.py", "Train a large network on hard labels.")
+    # resnet50: the usual teacher. A data set may name another: on the few lesions a resnet18 learns enough in minutes.
     result.add_argument("--teacher", metavar="NAME", help="architecture; default: resnet18 on lesions, else resnet50")
     return result
 
 
 def main(argv=None):
-    """Returns the run folders."""
+    """Train the teacher with each seed and evaluate it. Returns the run folders, a list.
+
+    argv: the command line without the script's name, else that of the process. Raises UserError.
+    """
     options = setup.start(parser(), argv, registry)
     if options is None:
         return []
@@ -36,7 +41,8 @@ def main(argv=None):
         folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"
         network = setup.new_network(options["teacher"], data, options, seed, registry)
         dry_run(network, terms, data, options)
-        engine.run(folder, network, terms, data, {**options, "stem": network.stem, "seeds": [seed]}, seed=seed, role="teacher",
+        run_options = {**options, "stem": network.stem, "seeds": [seed]}
+        engine.run(folder, network, terms, data, run_options, seed=seed, role="teacher",
                    provenance={"method": "teacher", "seed": seed})
         folders.append(folder)
     if train_only or not distributed.first():

@@ -94,10 +94,12 @@ def _plain(value):
 
 
 @contextlib.contextmanager
-def _reading(path):
+def reading_errors(path):
     """Whatever makes a file unreadable becomes one line about it."""
     try:
         yield
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except UnicodeDecodeError as error:
@@ -109,7 +111,7 @@ def _reading(path):
 
 
 def read_json(path):
-    with _reading(path):
+    with reading_errors(path):
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
@@ -121,7 +123,7 @@ def write_yaml(path, data):
 def read_yaml(path):
     """A YAML file that holds a mapping; an empty one is an empty mapping."""
     import yaml
-    with _reading(path):
+    with reading_errors(path):
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if data is None:
         data = {}
@@ -145,10 +147,16 @@ def read_csv(path, required=(), separators=","):
 
     separators: which may stand between cells; the most frequent one of the first line does.
     """
-    with _reading(path), open(path, encoding="utf-8-sig", newline="") as file:
-        separator = max(separators, key=file.readline().count)
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=separator)
+    with reading_errors(path):
+        return parse_csv(Path(path).read_bytes(), path, required, separators)
+
+
+def parse_csv(data, path, required=(), separators=","):
+    """The rows of a CSV in bytes, as read_csv() gives them; path: for errors."""
+    with reading_errors(path):
+        text = data.decode("utf-8-sig")
+        separator = max(separators, key=text.partition("\n")[0].count)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
         rows, columns = list(reader), reader.fieldnames or []
     missing = [column for column in required if column not in columns]
     if missing:
@@ -171,7 +179,7 @@ def write_npz(path, **arrays):
 
 def read_npz(path, required=()):
     """The arrays of a .npz file. Pickled objects are never loaded."""
-    with _reading(path), open(path, "rb") as file:
+    with reading_errors(path), open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no .npz of named arrays, or not a whole one")
         file.seek(0)

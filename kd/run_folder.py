@@ -16,7 +16,7 @@ import numpy as np
 
 from kd import predictions, runs
 from kd.errors import UserError
-from kd.files import parse_number, read_csv, read_json, read_npz, read_yaml
+from kd.files import parse_csv, parse_number, read_csv, read_json, read_npz, read_yaml, reading_errors
 
 HISTORY = ("epoch", "loss", "val_macro_f1", "seconds")  # columns of history.csv that every training writes
 UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan, "undefined": 0}
@@ -229,12 +229,13 @@ _SPLITS = {}  # digest of a split.csv -> its rows
 
 def _read_split(path):
     """The rows of a split.csv, not to be changed: all runs of a study have the same one, which is parsed once."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256(file.read()).digest()
+    with reading_errors(path):
+        content = Path(path).read_bytes()
+    digest = hashlib.sha256(content).digest()
     if digest not in _SPLITS:
         if len(_SPLITS) >= 4:
             _SPLITS.clear()
-        _SPLITS[digest] = read_csv(path, ("group", "label", "split"))
+        _SPLITS[digest] = parse_csv(content, path, ("group", "label", "split"))
     return _SPLITS[digest]
 
 

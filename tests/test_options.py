@@ -53,9 +53,11 @@ VALUES = {
     "data": ["folder", "lesions,images=100"], "root": ["/data/with space", "-dash", None, "C:\\data", "1e3", "no"],
     "size": [64, None], "groups": ["groups of mine.csv"], "download": [True, False], "split": ["-s.csv"],
     "split_seed": [0, 5], "skip_bad": [True, False], "cache": ["~/cache", None], "stem": ["small"],
-    "weights": ["none", "-w.pt"], "init": ["a=b.pt"], "epochs": [3, None], "batch": [1], "lr": [1e-5, 0.0, 3], "head_lr": [1e-2, None],
-    "augment": ["light", "corruption"], "weight_decay": [0.0], "warmup": [0.0, 1.0], "clip": [0.0], "patience": [1], "hard": ["focal,gamma=1e-3"],
-    "seeds": [[0], [2, 1, 0], [4294967295]], "device": ["cpu"], "compile": [True, False], "precision": ["bf16"], "workers": [0],
+    "weights": ["none", "-w.pt"], "init": ["a=b.pt"], "epochs": [3, None], "batch": [1],
+    "lr": [1e-5, 0.0, 3], "head_lr": [1e-2, None], "weight_decay": [0.0], "warmup": [0.0, 1.0], "clip": [0.0],
+    "patience": [1], "hard": ["focal,gamma=1e-3"], "augment": ["light", "corruption"],
+    "seeds": [[0], [2, 1, 0], [4294967295]], "device": ["cpu"], "compile": [True, False], "precision": ["bf16"],
+    "workers": [0],
     "out": ["runs of mine", "-out"], "study": ["2024", "null"], "name": ["ünï-cödé", "-x", "true"],
     "plugin": [[], ["a.py"], ["a b.py", "c.py"], ["-dash.py"]],
     "student": [["tiny"], ["tiny", "resnet18"]], "teacher": ["runs/x/teacher_resnet18/seed_0", "resnet18", None],
@@ -106,13 +108,26 @@ def test_an_unknown_key_names_the_nearest_and_the_file(file):
 
 
 @pytest.mark.parametrize("content, words", [
-    ("lr: fast", "my.yaml: .*--lr: 'fast' is not a number"), ("epochs: 2.5", "my.yaml: .*'2.5' is not a whole number"),
-    ("epochs: true", "epochs cannot be True"), ("alpha: 2", "'2' is not a number from 0 to 1"), ("lr: .nan", "'nan' is not"),
-    ("stem: smal", "my.yaml: .*invalid choice: 'smal'"), ("stage_weights: [1, 2]", "expected 4"), ("seeds: [0, x]", "'x' is"),
-    ("stage_weights: 1", "expected 4"), ("seeds: []", "--seeds: expected at least one"), ("seeds: [0, null]", "cannot be"),
-    ("lr: [0.1, 0.2]", "lr takes one value, not"), ("seeds: {a: 1}", "seeds cannot be"), ("data: {folder: x}", "data cannot be"),
-    ("download: 1", "download is true or false, not 1"), ("download: 'yes'", "true or false"), ("name: yes", "name cannot be True"),
-    ("term: [[rkd, 25]]", "term cannot be"), ("- lr: 1", "not a list of `option: value` lines"), ("lr: [", "cannot read"),
+    ("lr: fast", "my.yaml: .*--lr: 'fast' is not a number"),
+    ("epochs: 2.5", "my.yaml: .*'2.5' is not a whole number"),
+    ("epochs: true", "epochs cannot be True"),
+    ("alpha: 2", "'2' is not a number from 0 to 1"),
+    ("lr: .nan", "'nan' is not"),
+    ("stem: smal", "my.yaml: .*invalid choice: 'smal'"),
+    ("stage_weights: [1, 2]", "expected 4"),
+    ("stage_weights: 1", "expected 4"),
+    ("seeds: [0, x]", "'x' is"),
+    ("seeds: []", "--seeds: expected at least one"),
+    ("seeds: [0, null]", "cannot be"),
+    ("seeds: {a: 1}", "seeds cannot be"),
+    ("lr: [0.1, 0.2]", "lr takes one value, not"),
+    ("data: {folder: x}", "data cannot be"),
+    ("download: 1", "download is true or false, not 1"),
+    ("download: 'yes'", "true or false"),
+    ("name: yes", "name cannot be True"),
+    ("term: [[rkd, 25]]", "term cannot be"),
+    ("- lr: 1", "not a list of `option: value` lines"),
+    ("lr: [", "cannot read"),
 ])
 def test_a_wrong_value_in_the_file_is_refused_like_a_typed_one(file, content, words):
     refused(words, "--config", file(content))
@@ -140,7 +155,8 @@ def test_a_number_is_finite_and_in_its_range():
                 convert(text)
 
 
-@pytest.mark.parametrize("role, wrong, right", [("student", train_teacher, distill), ("teacher", distill, train_teacher)])
+@pytest.mark.parametrize("role, wrong, right", [
+    ("student", train_teacher, distill), ("teacher", distill, train_teacher)])
 def test_a_runs_config_given_to_the_other_script_names_the_right_one(tmp_path, role, wrong, right):
     write_yaml(tmp_path / "config.yaml", {"epochs": 3})
     write_json(tmp_path / "environment.json", {"role": role})
@@ -172,7 +188,8 @@ def test_where_and_how_fast_a_run_is_made_may_change(tmp_path):
     (tmp_path / "last.pt").touch()
     write_yaml(tmp_path / "config.yaml", {"lr": 0.1, "root": "/old", "workers": 1, "device": "cuda"})
     assert claim_folder(tmp_path, {"lr": 0.1, "root": "/new", "workers": 4, "device": "cpu"}) is False
-    assert claim_folder(tmp_path, {"lr": 0.1, "split": "/moved/split.csv", "groups": "g.csv"}) is False  # see environment.json
+    moved = {"lr": 0.1, "split": "/moved/split.csv", "groups": "g.csv"}  # environment.json has their fingerprints
+    assert claim_folder(tmp_path, moved) is False
 
 
 def test_a_folder_of_other_options_is_refused_with_the_keys_that_differ(tmp_path):
@@ -192,10 +209,10 @@ def test_a_folder_of_other_options_is_refused_with_the_keys_that_differ(tmp_path
 
 @both
 def test_help_shows_every_option_with_its_default(script, capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit:
         script.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert stopped.value.code == 0 and "default: None" not in text
+    assert exit.value.code == 0 and "default: None" not in text
     for action in script.parser()._actions:
         assert action.help and action.option_strings[0] in text
     for words in ("(default: lesions)", "(default: 0.001)", "70/10/20", "--seeds N [N ...]"):

@@ -1,11 +1,16 @@
 """Run folders are read as they are found: what is damaged or missing is named, the rest is shown."""
 
+import os
 import re
+import sys
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 import report
 import reported
+from kd import run_folder
 from kd.audit import evidence, examine
 from kd.errors import UserError
 from kd.evaluation import compare
@@ -178,6 +183,25 @@ def test_event_files_cut_short_are_named_and_read_as_far_as_they_go(two):
         assert "a/seed_0" in {"".join(row["run"]) for row in page.tables["scalars"] if row}
     finally:
         path.write_bytes(kept)
+
+
+def test_a_report_opens_each_file_of_a_study_once(two, monkeypatch):
+    monkeypatch.undo()  # with drawings, audit and PDF
+    before = {path.resolve() for path in two.rglob("*") if path.is_file() and path.suffix not in (".html", ".pdf")
+              and path.parent.name not in ("tables", "tb")}  # tensorboard opens its own files as it likes
+    run_folder._SPLITS.clear()
+    opened, counting = Counter(), [True]
+
+    def count(event, arguments):  # a hook of the interpreter cannot be taken off again
+        if event == "open" and counting and isinstance(arguments[0], (str, bytes, os.PathLike)):
+            opened[Path(os.fsdecode(arguments[0])).resolve()] += 1
+
+    sys.addaudithook(count)
+    report.main([str(two)])
+    counting.clear()
+    times = {path.relative_to(two).as_posix(): opened[path] for path in before}
+    assert {name for name, count in times.items() if count > 1} == set()
+    assert set(times.values()) == {1}, times  # none is forgotten, either
 
 
 def test_a_folder_without_a_study_is_refused_in_one_line(tmp_path):
