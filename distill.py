@@ -133,10 +133,10 @@ def study_teacher(study, options):
                         f"Choose one: --teacher {finished[0].as_posix()}")
     if finished:
         if unfinished:
-            print(f"note: training has not ended in {errors.listing(unfinished)}, which teaches nothing here")
+            print(f"note: training has not ended in {errors.listing(unfinished)}, which is not used as a teacher")
         return finished[0]
     arch = setup.default_teacher({**options, "teacher": None}, registry)
-    teacher_parser = train_teacher.parser()
+    teacher_parser = training_parser("train_teacher.py", "")
     if unfinished:
         run = unfinished[0]
         config = run / "config.yaml"

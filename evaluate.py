@@ -48,8 +48,11 @@ def main(argv=None):
         raise next(iter(damaged.values()))
     show(evaluated, folders, options, argv is None)
     if damaged:
-        raise UserError(f"{len(damaged)} of {len(folders + files)} not evaluated: "
-                        + "; ".join(f"{path}: {error.message}" for path, error in damaged.items()), next(iter(damaged.values())).hint)
+        raise UserError(
+            f"{len(damaged)} of {len(folders + files)} not evaluated: "
+            + "; ".join(f"{path}: {error.message}" for path, error in damaged.items()),
+            next(iter(damaged.values())).hint,
+        )
 
 
 def measure(path, options, settings, of_file):
@@ -131,8 +134,10 @@ def parser():
                              "logits (or y_prob), and optionally ids, groups, class_names")
     result.add_argument("--val", metavar="VAL.npz", help="for a predictions file: the same of the validation "
                         "split, on which temperature and operating points are chosen")
-    result.add_argument("--groups", metavar="FILE.csv",
-                        help="columns id,group: which images of a predictions file (or of --data folder) belong together")
+    result.add_argument(
+        "--groups", metavar="FILE.csv",
+        help="columns id,group: which images of a predictions file (or of --data folder) belong together",
+    )
     result.add_argument("--out", metavar="DIR", help="where metrics.json of a predictions file or an external set, "
                         "or comparison.csv, goes")
     points = result.add_argument_group("operating points, chosen on validation and tested once")
@@ -142,16 +147,28 @@ def parser():
     points.add_argument("--risk", type=errors.share, default=0.1, metavar="X",
                         help="error rate that abstention from the least confident images promises")
     more = result.add_argument_group("statistics")
-    more.add_argument("--bins", type=errors.positive, default=calibration.BINS, metavar="N", help="of the calibration errors, closed on the right")
+    more.add_argument(
+        "--bins", type=errors.positive, default=calibration.BINS, metavar="N",
+        help="of the calibration errors, closed on the right",
+    )
     more.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES,
                       help="bootstrap replicates behind each interval")
     other = result.add_argument_group("something else instead")
-    other.add_argument("--compare", action="store_true",
-                       help="paired differences of models on one test set; the first is the reference, in a study its teacher")
-    other.add_argument("--audit", action="store_true", help="print what is too odd to be true, of runs or of result tables")
-    other.add_argument("--data", metavar="NAME", help="score an external data set with each run's best.pt (needs torch)")
+    other.add_argument(
+        "--compare", action="store_true",
+        help="paired differences of models on one test set; the first is the reference, in a study its teacher",
+    )
+    other.add_argument(
+        "--audit", action="store_true", help="print what is too odd to be true, of runs or of result tables"
+    )
+    other.add_argument(
+        "--data", metavar="NAME", help="score an external data set with each run's best.pt (needs torch)"
+    )
     other.add_argument("--root", metavar="PATH", help="folder (or .npz) of the external data set")
-    other.add_argument("--plugin", action="append", default=[], metavar="FILE.py", help="a file that registers further parts, for --data")
+    other.add_argument(
+        "--plugin", action="append", default=[], metavar="FILE.py",
+        help="a file that registers further parts, for --data",
+    )
     return result
 
 
@@ -174,7 +191,10 @@ def check(options, files, folders):
     if options.val and (folders or len(files) > 1):
         raise UserError("--val belongs to one predictions file; a run has its own validation split")
     if options.target and files and not options.val:
-        raise UserError("--target needs --val: a threshold is chosen on validation", "Give the validation predictions with --val VAL.npz.")
+        raise UserError(
+            "--target needs --val: a threshold is chosen on validation",
+            "Give the validation predictions with --val VAL.npz.",
+        )
     if options.data and files:
         raise UserError("--data is scored with the checkpoints of runs, and a predictions file has none")
     if options.out and len(files) + len(folders) > 1:

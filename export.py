@@ -1,4 +1,4 @@
-"""Checkpoint -> ONNX, INT8 and TorchScript, each held against the checkpoint on real images.
+"""Export a checkpoint to ONNX, INT8 and TorchScript. Each file is compared with the checkpoint on real images.
 
     python export.py runs/ham10000_64px/mobilenetv2_kd/seed_0
     python export.py runs/ham10000_64px/mobilenetv2_kd/seed_0 --root data/ham10000 --bundle to_the_box
@@ -16,76 +16,92 @@ from kd.text import align_columns
 
 
 def main(argv=None):
-    """Returns the folder of the exported files."""
+    """Export, print what changed, and return the folder of the exported files, a Path.
+
+    argv: the command line without the script's name, else that of the process. Raises UserError.
+    """
     options = parser().parse_args(argv)
     for file in options.plugin:
         registry.load_plugin(file)
     if options.bundle:
         bundle.check_free(Path(options.bundle))
         if not {"onnx", "int8"} & set(options.formats):
-            raise UserError("--bundle wants a file in ONNX, since it is to run without torch", "Add onnx or int8 to --formats.")
-    run = Run(the_run(options.run))
+            raise UserError("--bundle wants a file in ONNX, because a bundle runs without torch",
+                            "Add onnx or int8 to --formats.")
+    run = Run(single_run(options.run))
     source = checked_export.open_run(run, registry, root=options.root, cache=options.cache)
     folder = run.folder / "exports"
     with lock(folder / ".lock", what=str(folder)):
         parity = checked_export.write(source, folder, options.formats, calibration=options.calibration,
-                                   reduce_range=options.reduce_range, most_flips=options.max_flips)
-    print(table(parity))
+                                      reduce_range=options.reduce_range, max_flips=options.max_flips)
+    print(parity_table(parity))
     print(f"\nwritten: {folder}")
     best = folder / ("model.int8.onnx" if "int8" in parity["formats"] else "model.onnx")
     if options.bundle:
         bundle.write(run, best, source.pixels("val", bundle.CHECKED), options.bundle)
-        print(f"written: {options.bundle}: copy this folder; RUN.md in it says how to go on")
+        print(f"written: {options.bundle}: copy this folder; RUN.md in it says what to do there")
     if argv is None:
-        print(f"next: python predict.py {best.as_posix()} IMAGE" if best.is_file() else f"next: python benchmark.py {run.folder.as_posix()}")
+        predict, benchmark = f"predict.py {best.as_posix()} IMAGE", f"benchmark.py {run.folder.as_posix()}"
+        print(f"next: python {predict if best.is_file() else benchmark}")
     return folder
 
 
 def parser():
-    result = errors.Parser(prog="export.py", description="Files that classify images without this project or torch, "
-                           "each checked against the checkpoint they come from.")
-    result.add_argument("run", metavar="RUN", help="a seed's folder, or a folder above one run")
-    result.add_argument("--formats", nargs="+", default=["onnx", "int8"], choices=checked_export.FORMATS,
+    """The Parser of this script."""
+    result = errors.Parser(prog="export.py", description="Export a checkpoint to files that classify images without "
+                           "this project and without torch. Each file is compared with the checkpoint.")
+    result.add_argument("run", metavar="RUN", help="the folder of a seed, or a folder above a single run")
+    result.add_argument("--formats", nargs="+", default=["onnx", "int8"],  # both run without torch
+                        choices=checked_export.FORMATS,
                         help="onnx: float; int8: ONNX with 8-bit weights and activations; torchscript: legacy, "
                         "deprecated by torch since 2.9; fx: INT8 as TorchScript, for x86, legacy as well")
-    result.add_argument("--root", metavar="PATH", help="where the run's images are now; default: where they were")
-    result.add_argument("--cache", metavar="DIR", help="folder for decoded images; default: as training had it")
-    result.add_argument("--calibration", type=errors.positive, default=256, metavar="N",
-                        help="training images that the ranges of INT8 are taken from")
+    result.add_argument("--root", metavar="PATH", help="where the images of the run are now; default: the place "
+                        "that the run names")
+    result.add_argument("--cache", metavar="DIR", help="folder for decoded images; default: that of the training")
+    result.add_argument("--calibration", type=errors.positive, default=256,  # as docs/results/edge.md was measured
+                        metavar="N", help="number of training images from which the ranges of INT8 are taken")
+    # above the 2% at most of networks that bear INT8, far below the 11% of one that does not (docs/results/edge.md)
     result.add_argument("--max-flips", type=errors.share, default=0.03, metavar="X",
-                        help="share of validation images whose label INT8 may change; where more do, layers are "
-                        "left in float, and if that does not help INT8 is not exported")
-    result.add_argument("--reduce-range", action="store_true",
-                        help="7-bit weights: for x86 processors without VNNI, where products of 8 bits saturate")
-    result.add_argument("--bundle", metavar="DIR", help="lay out in this new folder what to copy to another machine")
+                        help="share of validation images whose label INT8 may change, from 0 to 1; if more labels "
+                        "change, layers stay in float, and if that does not help, INT8 is not exported")
+    result.add_argument("--reduce-range", action="store_true",  # off, since 8 bits are more exact
+                        help="weights of 7 bits: for x86 processors without VNNI, where sums of products of 8 bits "
+                        "saturate")
+    result.add_argument("--bundle", metavar="DIR", help="write all that another machine needs into this new folder")
     result.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
     return result
 
 
-def table(parity):
-    """One line a format: what it costs and what it lost on test."""
-    rows = [["", "MB", "labels changed, val", "test", "macro F1", "from the checkpoint's", "ECE shift"]]
-    for name, one in parity["formats"].items():
-        test, gap = one["test"], one["test"]["macro_f1"]["difference"]
-        rows.append([name, f"{one['bytes'] / 1e6:.2f}", f"{one['val']['flips']:.2%}", f"{test['flips']:.2%}",
-                     f"{test['macro_f1']['model']:.3f}", f"{gap['value']:+.3f} [{gap['lo']:+.3f}, {gap['hi']:+.3f}]",
-                     f"{test['ece']['shift']:+.3f}"])
+def parity_table(parity):
+    """A table as text, one line for each format: its size, and what changed on validation and test.
+
+    parity: what checked_export.write() returns, the content of parity.json.
+    """
+    rows = [["", "MB", "labels changed, val", "test", "macro F1", "minus checkpoint", "ECE shift"]]
+    for name, entry in parity["formats"].items():
+        test, difference = entry["test"], entry["test"]["macro_f1"]["difference"]
+        value, lo, hi = (f"{difference[key]:+.3f}" for key in ("value", "lo", "hi"))
+        rows.append([name, f"{entry['bytes'] / 1e6:.2f}", f"{entry['val']['flips']:.2%}", f"{test['flips']:.2%}",
+                     f"{test['macro_f1']['model']:.3f}", f"{value} [{lo}, {hi}]", f"{test['ece']['shift']:+.3f}"])
     lines = [align_columns(rows)]
     if "int8" in parity["formats"]:
         recipe = parity["formats"]["int8"]["recipe"]
-        lines.append(f"INT8: ranges by {recipe['ranges']}, {len(recipe['float'])} convolutions in float, chosen on validation"
-                     if recipe["ranges"] != checked_export.WEIGHTS else "INT8: of weights only; rounded activations change too many labels")
+        if recipe["ranges"] == checked_export.WEIGHTS:
+            lines.append("INT8: of weights only; rounded activations change too many labels")
+        else:
+            lines.append(f"INT8: ranges by {recipe['ranges']}, {len(recipe['float'])} convolutions in float, chosen on "
+                         "validation")
     return "\n".join(lines)
 
 
-def the_run(path):
-    """The one finished run at or below `path`."""
-    found = runs.find(path)
-    if len(found) > 1:
-        raise UserError(f"{path} has {len(found)} runs: {errors.listing(found, 3)}", "Name one of them.")
-    if not (found[0] / "best.pt").is_file():
-        raise UserError(f"{found[0]} has no best.pt", "Predictions alone cannot be exported.")
-    return found[0]
+def single_run(path):
+    """The folder of the only finished run at or below `path`. Raises UserError for several, or without a checkpoint."""
+    folders = runs.find(path)
+    if len(folders) > 1:
+        raise UserError(f"{path} has {len(folders)} runs: {errors.listing(folders, 3)}", "Name one of them.")
+    if not (folders[0] / "best.pt").is_file():
+        raise UserError(f"{folders[0]} has no best.pt", "Predictions alone cannot be exported.")
+    return folders[0]
 
 
 if __name__ == "__main__":

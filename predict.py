@@ -2,10 +2,10 @@
 
     python predict.py model.int8.onnx lesion.jpg more_lesions/
     python predict.py model.int8.onnx lesions/ --format csv > answers.csv
-    python predict.py model.int8.onnx --check          # does this machine compute what it should?
+    python predict.py model.int8.onnx --check          # does this machine compute the right logits?
 
-Alone on another machine it wants `kd/__init__.py`, `errors.py`, `image.py`, `metrics.py`, `onnx_model.py` beside it; `export.py --bundle`
-lays that out.
+On a machine without the project it needs `kd/__init__.py`, `errors.py`, `image.py`, `metrics.py` and `onnx_model.py`
+of kd/ beside it; `export.py --bundle` writes such a folder.
 """
 
 import csv
@@ -19,40 +19,44 @@ from kd.errors import UserError
 
 
 def main(argv=None):
-    """Prints an answer an image; returns how many could not be read."""
+    """Print an answer for each image; returns how many images could not be read."""
     options = parse(argv)
     model = onnx_model.Model(options.model, options.threads)
     if options.check:
         print(onnx_model.check(model, Path(options.check)))
         return 0
     files = find(options.images)
-    show = {"table": table, "csv": write_csv, "jsonl": write_jsonl}[options.format]
-    bad = 0
+    printers = {"table": print_table, "csv": print_csv, "jsonl": print_jsonl}
+    unreadable = 0
 
-    def counted():
-        nonlocal bad
+    def counted_rows():
+        nonlocal unreadable
         for row in answers(model, files, options.batch):
-            bad += "error" in row
+            unreadable += "error" in row
             yield row
 
-    show(counted(), model)
-    if bad:
-        print(f"note: {bad} of {len(files)} files could not be read", file=sys.stderr)
-    if bad == len(files):
+    printers[options.format](counted_rows(), model)
+    if unreadable:
+        print(f"note: {unreadable} of {len(files)} files could not be read", file=sys.stderr)
+    if unreadable == len(files):
         raise UserError("not one image could be read")
-    return bad
+    return unreadable
 
 
 def parse(argv):
+    """The options of the command line, checked."""
     parser = errors.Parser(prog="predict.py", description="Classify images with a model that export.py wrote. "
                            "Research software, not a medical device.")
     parser.add_argument("model", metavar="MODEL.onnx", help="an exported model")
-    parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER", help="image files, and folders of them")
-    parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table", help="of what is printed")
-    parser.add_argument("--batch", type=errors.positive, default=8, metavar="N", help="images at a time")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0: one a core")
-    parser.add_argument("--check", nargs="?", const="", metavar="CHECK.npz", help="instead: hold the logits of the "
-                        "images in this file against those computed here; default: check.npz beside the model")
+    parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER", help="image files, and folders with image files")
+    parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table",  # for a reader at the terminal
+                        help="format of the output; jsonl: a JSON object in each line")
+    parser.add_argument("--batch", type=errors.positive, default=8,  # fits the little memory of an edge box
+                        metavar="N", help="images in memory at a time")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the CPU; 0: one per core")
+    parser.add_argument("--check", nargs="?", const="", metavar="CHECK.npz", help="instead of classifying: compare the "
+                        "logits in this file with those that this machine computes; default: check.npz beside the "
+                        "model")
     options = parser.parse_args(argv)
     if options.check is not None:
         options.check = options.check or str(Path(options.model).with_name("check.npz"))
@@ -62,37 +66,40 @@ def parse(argv):
 
 
 def find(paths):
-    """The files that `paths` name: files as they are, folders as the images in and below them."""
+    """The files to classify: the files in `paths`, and the images in and below the folders in `paths`."""
     files = []
     for path in map(Path, paths):
         if path.is_dir():
             files += image.find(path)
-        elif any(mark in path.name for mark in "*?") and not path.exists():  # a shell that expands no patterns
+        elif any(mark in path.name for mark in "*?") and not path.exists():  # the Windows shell expands no patterns
             files += sorted(path.parent.glob(path.name))
         else:
             files.append(path)
     if not files:
-        raise UserError(f"no image at or below {errors.listing(paths)}", f"Images end in {' '.join(sorted(image.SUFFIXES))}.")
+        raise UserError(f"no image at or below {errors.listing(paths)}",
+                        f"Images end in {' '.join(sorted(image.SUFFIXES))}.")
     return files
 
 
 def answers(model, files, batch):
-    """A dict for each file, in order: what it shows, or why it cannot be read."""
+    """Yield a dict for each file, in order: "file" with the answer of Model.answers(), or with "error"."""
     files = iter(progress(files))
     while chunk := list(itertools.islice(files, batch)):
         rows, pixels = [], []
         for path in chunk:
+            row = {"file": str(path)}
             try:
                 pixels.append(model.pixels(path))
-                rows.append(None)
             except UserError as error:
-                rows.append({"file": str(path), "error": error.message})
-        good = iter(model.answers(pixels) if pixels else ())
-        yield from (row or {"file": str(path), **next(good)} for path, row in zip(chunk, rows))
+                row["error"] = error.message
+            rows.append(row)
+        results = iter(model.answers(pixels) if pixels else ())
+        for row in rows:
+            yield row if "error" in row else {**row, **next(results)}
 
 
 def progress(files):
-    """With a bar on the terminal, where tqdm is installed."""
+    """The files, with a progress bar on the terminal if tqdm is installed."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -100,37 +107,41 @@ def progress(files):
     return tqdm(files, "classifying", disable=None, delay=2, leave=False)
 
 
-def table(rows, model):
-    wide = len(model.class_names) <= 10
-    names = model.class_names if wide else []
-    called = any(point["kind"] == "sensitivity" for point in model.points)
-    print("  ".join(["label".ljust(12), "confidence", *(name.rjust(6) for name in names), *["called"] * called, "file"]))
+def print_table(rows, model):
+    """Print the rows of answers() as a table, with a column for each class if there are at most ten."""
+    names = model.class_names if len(model.class_names) <= 10 else []  # more columns do not fit on a line
+    has_called = any(point["kind"] == "sensitivity" for point in model.points)
+    header = ["label".ljust(12), "confidence", *(name.rjust(6) for name in names)]
+    print("  ".join([*header, *["called"] * has_called, "file"]))
     for row in rows:
         if "error" in row:
             print(f"{'unreadable':12}  {row['error']}")
             continue
         cells = [(row["label"] or "abstains").ljust(12), f"{row['confidence']:10.3f}"]
         cells += [f"{row['probabilities'][name]:{max(6, len(name))}.3f}" for name in names]
-        cells += [(" ".join(row["called"]) or "-").ljust(6)] * called
+        cells += [(" ".join(row["called"]) or "-").ljust(6)] * has_called
         print("  ".join([*cells, row["file"]]))
     print(legend(model))
 
 
 def legend(model):
-    """What the columns mean, from the thresholds in the file."""
+    """The meaning of the columns, with the thresholds in the file, as lines of text."""
     calibrated = "" if model.temperature is None else f", calibrated with temperature {model.temperature:.2f}"
     lines = [f"confidence: probability of the label{calibrated}"]
-    point = model.point("abstention")
-    if point and point["threshold"] is not None:
-        lines.append(f"abstains: below the threshold for at most {point['promised']:.0%} errors on validation images")
-    if model.point("sensitivity"):
-        lines.append(f"called: classes above their threshold for sensitivity {model.point('sensitivity')['promised']:g} "
+    abstention, sensitivity = model.point("abstention"), model.point("sensitivity")
+    if abstention and abstention["threshold"] is not None:
+        lines.append("abstains: the probability before calibration is below the threshold for at most "
+                     f"{abstention['promised']:.0%} errors on validation images")
+    if sensitivity:
+        lines.append(f"called: classes above their threshold for sensitivity {sensitivity['promised']:g} "
                      "on validation images")
     return "\n".join(lines)
 
 
-def write_csv(rows, model):
-    columns = ["file", "label", "confidence", "most_probable", "called", *(f"p_{name}" for name in model.class_names), "error"]
+def print_csv(rows, model):
+    """Print the rows of answers() as CSV, with a column p_CLASS for each class."""
+    probabilities = [f"p_{name}" for name in model.class_names]
+    columns = ["file", "label", "confidence", "most_probable", "called", *probabilities, "error"]
     writer = csv.DictWriter(sys.stdout, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
@@ -140,7 +151,8 @@ def write_csv(rows, model):
         writer.writerow({key: value for key, value in row.items() if key != "probabilities"})
 
 
-def write_jsonl(rows, model):
+def print_jsonl(rows, model):
+    """Print the rows of answers() as one JSON object in each line."""
     for row in rows:
         print(json.dumps(row, ensure_ascii=False))
 

@@ -1,7 +1,7 @@
 """A study as one self-contained HTML page, a PDF, and tables for a paper, from its run folders alone.
 
-Reads what is in the folders and nothing else: no torch, no images, no network. kd/report/study_files.py
-reads, kd/report/build.py lists what is said, kd/templates/report.html shows it.
+It needs the files in these folders and nothing else: no torch, no images, no network. kd/report/study_files.py reads
+them, kd/report/build.py makes the sections, kd/report/templates/report.html shows them.
 """
 
 import base64
@@ -15,44 +15,55 @@ from kd.report.sections import overview
 
 
 def parser():
+    """The command line of this script."""
     result = errors.Parser(prog="report.py", description=__doc__.splitlines()[0])
-    result.add_argument("runs", metavar="RUNS", help="a study's folder, e.g. runs/lesions_48px, or one with another system's tables")
+    result.add_argument(
+        "runs", metavar="RUNS", help="a study's folder, e.g. runs/lesions_48px, or one with another system's tables"
+    )
     result.add_argument("--out", metavar="DIR", help="where report.html, report.pdf and tables/ go (default: RUNS)")
-    result.add_argument("--notes", nargs="+", default=[], metavar="FILE", help="Markdown, text or Word files, added as they are")
+    result.add_argument(
+        "--notes", nargs="+", default=[], metavar="FILE", help="Markdown, text or Word files, added as they are"
+    )
     return result
 
 
 def main(argv=None):
+    """Write report.html, report.pdf and tables/; returns the path of the page."""
     args = parser().parse_args(argv)
     for package in ("jinja2", "matplotlib", "reportlab"):
         errors.need(package, "report")
     out = Path(args.out or args.runs)
     study = study_files.read_study(args.runs)
     check_writable(out)
-    parts = build.build(study, args.notes)
+    sections = build.build(study, args.notes)
     lead = overview.lead(study)
-    page = render(study, lead, parts)
-    pdf.write(out / "report.pdf", pdf_blocks.printed(study.name, lead, parts))
-    blocks.write_tables(out / "tables", parts)
+    page = render(study, lead, sections)
+    pdf.write(out / "report.pdf", pdf_blocks.printed(study.name, lead, sections))
+    blocks.write_tables(out / "tables", sections)
     write_text(out / "report.html", page)
-    for folder, what, remedy in study.problems:
-        print(f"{folder}: {what}" + (f" ({remedy})" if remedy else ""))
+    for folder, problem, remedy in study.problems:
+        print(f"{folder}: {problem} ({remedy})" if remedy else f"{folder}: {problem}")
     print(f"report: {out / 'report.html'}, {out / 'report.pdf'}, {out / 'tables'}")
     return out / "report.html"
 
 
-def render(study, lead, parts):
-    """The page as text."""
+def render(study, lead, sections):
+    """The page of a Study as HTML. lead: the sentence below the title; sections: of build.build()."""
     import jinja2
     folder = Path(build.__file__).parent / "templates"
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined,
-                                     trim_blocks=True, lstrip_blocks=True,
-                                     finalize=lambda value: blocks.printable(value) if type(value) is str else value)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, finalize=lambda value: blocks.printable(value) if type(value) is str else value,
+    )
+    environment.globals.update(
+        cell=blocks.cell, visible_rows=blocks.visible_rows, light=figures.LIGHT, dark=figures.DARK,
+    )
     script = (folder / "sort.js").read_text(encoding="utf-8")
-    environment.globals.update(cell=blocks.cell, shown=blocks.visible_rows, light=figures.LIGHT, dark=figures.DARK)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
-        study=study, lead=lead, sections=[section for section in parts if section.blocks], script=script,
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode())
+        study=study, lead=lead, sections=[section for section in sections if section.blocks], script=script,
+        digest=digest,
+    )
 
 
 if __name__ == "__main__":

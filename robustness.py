@@ -32,156 +32,193 @@ def main(argv=None):
     options = parse(argv)
     for file in options.plugin:
         registry.load_plugin(file)
-    suite, cells = asked(options)
-    subjects = answers.find([*options.paths, *filter(None, [options.baseline])])
-    where = Path(options.out) if options.out else home(subjects)
-    failed, spent = {}, {"corrupting": 0.0, "answering": 0.0}
-    subjects, test = answers.models_of(subjects, failed, options.target)
+    suite, cells = suite_cells(options)
+
+    # the models, their test images and networks; a run with an error is left out, the others go on
+    model_files = answers.find([*options.paths, *filter(None, [options.baseline])])
+    folder = Path(options.out) if options.out else summary_folder(model_files)
+    failed = {}  # run's folder -> UserError
+    model_files, test = answers.models_of(model_files, failed, options.target)
     images = len(test.labels)
-    test = scores.part(test, scores.QUICK) if options.quick else test
+    test = scores.subset(test, scores.QUICK_IMAGES) if options.quick else test
     device = networks.device(options.device)
-    subjects = answers.each_subject(subjects, failed, lambda one: answers.load(one, registry, device))
-    groups = answers.group(subjects, registry, options.root, options.cache)
+    model_files = answers.each_subject(model_files, failed, lambda file: answers.load(file, registry, device))
+    groups = answers.group(model_files, registry, options.root, options.cache)
+
+    # clean images first: a checkpoint that gives other answers than in training is not measured
+    spent = {"corrupting": 0.0, "answering": 0.0}
     answers.answer(groups, [CLEAN], test.ids, suite, registry, spent)
-    subjects = answers.each_subject(subjects, failed, lambda one: answers.check_clean(one, test))
+    model_files = answers.each_subject(model_files, failed, lambda file: answers.check_clean(file, test))
     for run, error in failed.items():
         print(f"left out: {run}: {error.message}")
-    models = [subject.model for subject in subjects]
+    models = [file.model for file in model_files]
     teacher = next((model for model in models if model.kind == "teacher" and model.file == "best.pt"), None)
-    baseline = answers.named(options.baseline, subjects).model if options.baseline else teacher
-    groups = [(data, [one for one in own if one.folder not in failed]) for data, own in groups]
+    baseline = answers.named(options.baseline, model_files).model if options.baseline else teacher
+
+    # each corrupted batch goes through all models
+    groups = [(data, [file for file in members if file.folder not in failed]) for data, members in groups]
     answers.answer(groups, cells, test.ids, suite, registry, spent)
 
+    # the metrics of each cell, and over cells
     begin = time.perf_counter()
-    rows = scores.measure(models, cells, test, replicates=options.replicates, suite=suite, teacher=teacher, progress=bar)
-    answers.tell_apart(subjects)  # not in the rows: a run's own table is of its study
+    tables = scores.measure(models, cells, test, replicates=options.replicates, suite=suite, teacher=teacher,
+                            progress=progress_bar)
+    answers.tell_apart(model_files)  # not in the tables: a run's own table is of its study
     summary = scores.summarise(models, cells, suite, baseline)
     spent["measuring"] = time.perf_counter() - begin
 
-    written = write(where, subjects, rows, summary)
+    written = write(folder, model_files, tables, summary)
     quick = f" of {images:,} (--quick)" if len(test.labels) < images else ""
-    print(terminal.printed(summary, test, suites.note(suite, {cell.corruption for cell in cells}), quick))
-    print(terminal.times(spent, len(models)))
-    if where and where / SUMMARY in written:
-        written += draw(where, [{**row, "model": model.model} for model, own in zip(models, rows) for row in own],
-                        {model.model: model.kind for model in models},
-                        lambda: answers.example_rows(groups[0][0], scores.example(test), cells, registry))
-    found = examine.audit_study(list(dict.fromkeys(subject.run for subject in subjects)))
-    print("\n" + (findings_text(found, brief=True) or "The audit found nothing."))
+    note = suites.note(suite, {cell.corruption for cell in cells})
+    print(terminal.summary_text(summary, test, note, quick))
+    print(terminal.times_text(spent, len(models)))
+    if folder and folder / SUMMARY in written:
+        rows = [{**row, "model": model.model} for model, table in zip(models, tables) for row in table]
+        kinds = {model.model: model.kind for model in models}
+        written += draw(folder, rows, kinds,
+                        lambda: answers.example_rows(groups[0][0], scores.example_id(test), cells, registry))
+    findings = examine.audit_study(list(dict.fromkeys(file.run for file in model_files)))
+    print("\n" + (findings_text(findings, brief=True) or "The audit found nothing."))
     if written:
         print("\nwritten: " + "\n         ".join(path.as_posix() for path in written))
-    if not where:
+    if not folder:
         print(f"These are not all models of one study: --out DIR writes their {SUMMARY} and figures there.")
     if failed:
         raise UserError(f"left out: {errors.listing(f'{run}: {error.message}' for run, error in failed.items())}",
                         next(iter(failed.values())).hint)
     if argv is None:
-        print(f"next: python report.py {runs.study(subjects[0].folder).as_posix()}")
+        print(f"next: python report.py {runs.study(model_files[0].folder).as_posix()}")
     return summary
 
 
 def parser():
-    result = errors.Parser(prog="robustness.py", description="Quality under image corruptions, with 95% intervals by "
-                           "resampling whole groups; all models see the same corrupted images.")
-    result.add_argument("paths", nargs="+", metavar="RUN|MODEL.onnx", help="a run's folder (its best.pt and exports/model.int8.onnx), "
-                        "a folder above several, or a file in a run's exports/")
-    result.add_argument("--suite", choices=list(suites.NOTES), default="default", help="which corruptions: fifteen of a dermatoscope "
-                        "and a cheap camera; those of MedMNIST-C for DermaMNIST (2406.17536); the levels of the first report")
-    result.add_argument("--corruption", action="append", default=[], metavar="NAME,key=value", help="this one in place of a "
-                        "suite, at its five severities or with these parameters; may be repeated: tables and figures are of those "
-                        "of one command, in place of the last one's")
-    result.add_argument("--quick", action="store_true", help=f"about {scores.QUICK} test images, severities "
-                        f"{errors.listing(scores.SEVERITIES)}")
-    result.add_argument("--baseline", metavar="RUN", help="model that BE and rBE are relative to; default: the teacher")
-    result.add_argument("--target", action="append", metavar="CLASS", help="a class whose frozen threshold is tested, may be "
-                        f"repeated; default: {scores.TARGET}, else all that metrics.json has")
-    result.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES, help="bootstrap replicates behind "
-                        "each interval")
-    result.add_argument("--out", metavar="DIR", help="where summary and figures go; default: the study, if these are all "
-                        "its models, of one run its folder")
-    result.add_argument("--root", metavar="PATH", help="where the images are now; default: where they were in training")
-    result.add_argument("--cache", metavar="DIR", help="folder of decoded images, as in training")
-    result.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="of checkpoints; ONNX runs on the CPU")
-    result.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
+    """The command line."""
+    result = errors.Parser(
+        prog="robustness.py",
+        description="Quality under image corruptions, with 95% intervals by resampling whole groups; all models see "
+                    "the same corrupted images.")
+    add = result.add_argument
+    add("paths", nargs="+", metavar="RUN|MODEL.onnx",
+        help="a run's folder (its best.pt and exports/model.int8.onnx), a folder above several, or a file in a run's "
+             "exports/")
+    # default: what the devices do that this project is for; the other suites are for comparison with publications
+    add("--suite", choices=list(suites.NOTES), default="default",
+        help="which corruptions: fifteen of a dermatoscope and a cheap camera (default), those of MedMNIST-C for "
+             "DermaMNIST, 2406.17536 (medmnist-c), the levels of the first report (phase1)")
+    add("--corruption", action="append", default=[], metavar="NAME,key=value",
+        help="measure this corruption instead of a suite, at its five severities or with these parameters; may be "
+             "repeated. Tables and figures are of the corruptions of one command; the next one replaces them")
+    add("--quick", action="store_true",
+        help=f"about {scores.QUICK_IMAGES} test images, severities {errors.listing(scores.QUICK_SEVERITIES)}")
+    add("--baseline", metavar="RUN", help="model that BE and rBE are relative to; default: the teacher")
+    add("--target", action="append", metavar="CLASS",
+        help="a class whose frozen threshold is tested, may be repeated; "
+             f"default: {scores.TARGET}, else all that metrics.json has")
+    add("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES,  # as in evaluate.py
+        help="bootstrap replicates behind each interval")
+    add("--out", metavar="DIR",
+        help="where summary and figures go; default: the study, if these are all its models, of one run its folder")
+    add("--root", metavar="PATH", help="where the images are now; default: where they were in training")
+    add("--cache", metavar="DIR", help="folder of decoded images, as in training")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",  # the fastest device of this machine
+        help="of checkpoints; ONNX runs on the CPU")
+    add("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
     return result
 
 
 def parse(argv):
+    """Options of a command line. UserError for what cannot be."""
     options = parser().parse_args(argv)
     bootstrap.check_replicates(options.replicates)
     return options
 
 
-def asked(options):
-    """(name of the suite, its Cells)."""
+def suite_cells(options):
+    """(name of the suite, its Cells); the suite of --corruption is called custom."""
     def get(name):
         return registry.get("corruption", name)
 
     suite, cells = ("custom", []) if options.corruption else (options.suite, suites.cells(options.suite, get))
     for spec in options.corruption:
-        name, given = objective.parse_spec(spec)
-        name = get(name).name
-        levels = range(1, 1 + len(get(name).info["severities"]))
-        if given:
-            corruptions.settings(get(name), None, given)  # what is wrong with them is said now
-            levels = [1 + sum(cell.corruption == name for cell in cells)]
-        tag = ",".join([name, *(f"{key}={value}" for key, value in given.items())])
-        cells += [suites.Cell(tag if given else f"{name}_{level}", name, level, given or None) for level in levels]
+        name, parameters = objective.parse_spec(spec)
+        entry = get(name)
+        if parameters:
+            corruptions.settings(entry, None, parameters)  # wrong parameters are an error before any work
+            tag = ",".join([entry.name, *(f"{key}={value}" for key, value in parameters.items())])
+            place = 1 + sum(cell.corruption == entry.name for cell in cells)
+            cells.append(suites.Cell(tag, entry.name, place, parameters))
+        else:
+            levels = range(1, 1 + len(entry.info["severities"]))
+            cells += [suites.Cell(f"{entry.name}_{level}", entry.name, level) for level in levels]
     if len({cell.tag for cell in cells}) < len(cells):
         raise UserError("a corruption is asked for twice", "Name each once, or with other parameters.")
     if options.quick:
-        cells = [cell for cell in cells if cell.severity in scores.SEVERITIES or suite == "custom" and cell.parameters]
+        cells = [cell for cell in cells
+                 if cell.severity in scores.QUICK_SEVERITIES or suite == "custom" and cell.parameters]
     return suite, cells
 
 
-def home(subjects):
-    """Where summary and figures go: the study whose models these are, all of them, else the one run; None of other parts."""
-    files = {subject.path.resolve() for subject in subjects}
-    for folder in (runs.study(subjects[0].folder), subjects[0].folder):
-        whole = {subject.path.resolve() for subject in answers.find([folder])}
-        if whole <= files and all(folder.resolve() in file.parents for file in files):
+def summary_folder(model_files):
+    """Where summary and figures go: the study, if these are all its models, the run, if all are of one; else None."""
+    files = {model_file.path.resolve() for model_file in model_files}
+    first = model_files[0].folder
+    for folder in (runs.study(first), first):
+        in_folder = {model_file.path.resolve() for model_file in answers.find([folder])}
+        if in_folder <= files and all(folder.resolve() in file.parents for file in files):
             return folder
     return None
 
 
-def bar(items):
+def progress_bar(items):
+    """`items`, with a bar on the terminal if they take longer than two seconds."""
     return tqdm(items, "measuring", unit="cell", delay=2, disable=None, leave=False)
 
 
-def write(where, subjects, rows, summary):
-    """robustness.csv of each run and, in the folder `where` if any, the summary of all; the paths written."""
-    tables_ = {}
-    for subject, own in zip(subjects, rows):
-        tables_.setdefault(subject.folder / "robustness.csv", []).extend(own)
-    if where:
-        tables_[where / SUMMARY] = summary
-    written = []
-    for path, table in tables_.items():
-        if scores.write(path, table, by=("suite",) if table is summary else ("file", "suite")):
-            written.append(path)
-        else:
-            print(f"note: {path} holds this suite on more images, and is left as it is")
+def write(folder, model_files, tables, summary):
+    """Write robustness.csv of each run and, where there is a folder, the summary of all. Returns the paths written.
+
+    tables: rows of robustness.csv of each model file.
+    """
+    rows_of = {}  # robustness.csv -> its rows, of all files of a run
+    for model_file, rows in zip(model_files, tables):
+        rows_of.setdefault(model_file.folder / "robustness.csv", []).extend(rows)
+    written = [path for path, rows in rows_of.items() if _write_table(path, rows, ("file", "suite"))]
+    if folder and _write_table(folder / SUMMARY, summary, ("suite",)):
+        written.append(folder / SUMMARY)
     return written
 
 
-def draw(where, rows, kinds, look):
-    """The three figures, the sheet of what look() gives; the paths written."""
+def _write_table(path, rows, by):
+    written = scores.write(path, rows, by)
+    if not written:
+        print(f"note: {path} holds this suite on more images, and is left as it is")
+    return written
+
+
+def draw(folder, rows, kinds, example_rows):
+    """Write three figures: example images, curves, heat map. Returns the paths written, none without matplotlib.
+
+    rows: of all robustness.csv. kinds: {model: teacher, alone or student}. example_rows: a function that returns what
+    figures_robustness.sheet() draws.
+    """
     suite = rows[0]["suite"]
-    stem, count = "robustness" if suite == "default" else f"robustness_{suite}", len({row["corruption"] for row in rows}) - 1
+    stem = "robustness" if suite == "default" else f"robustness_{suite}"
+    count = len({row["corruption"] for row in rows}) - 1  # without clean
     alt = f"of {len(kinds)} models{figures_robustness.seeds(rows)} under {count} corruptions"
-    shown, left_out = figures_robustness.legible(rows)
+    legible_rows, omissions = figures_robustness.legible(rows)
+    curves_alt = " ".join([f"Macro-F1 over severity {alt}.", *omissions])
     try:
-        drawings = {"curves": figures_robustness.curves(shown, kinds, alt=" ".join([f"Macro-F1 over severity {alt}.", *left_out])),
-                    "heatmap": figures_robustness.heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}.")}
-        sheet = figures_robustness.sheet(look())
+        figures = {"curves": figures_robustness.curves(legible_rows, kinds, alt=curves_alt),
+                   "heatmap": figures_robustness.heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}.")}
+        sheet = figures_robustness.sheet(example_rows())
     except UserError as error:
         print(f"no figures: {error.message}. {error.hint}")
         return []
-    paths = [where / f"{stem}_sheet.png"]
+    paths = [folder / f"{stem}_sheet.png"]
     with atomic(paths[0]) as file:
         file.write(sheet)
-    for name, svg in drawings.items():
-        paths.append(where / f"{stem}_{name}.svg")
+    for name, svg in figures.items():
+        paths.append(folder / f"{stem}_{name}.svg")
         write_text(paths[-1], figures_robustness.standalone(svg))
     return paths
 

@@ -1,15 +1,15 @@
-"""What bootstrap intervals cost here and as a loop over scikit-learn.
+"""The time of bootstrap intervals, compared with a loop over scikit-learn.
 
     python benchmarks/bootstrap.py
 
-On as many images as HAM10000's test split has, with its shares of classes; 2,000 replicates. The two
-sides of a ratio run in turn, so that whatever else the machine does meets both; the loop over
-scikit-learn draws 20 replicates and is scaled. No training, no data, one minute.
-The last line is one JSON object: `plain` (accuracy and macro-F1 of 2,000 images drawn one by one) and
-`auroc` (macro one-vs-rest, ties among scores), times faster than scikit-learn; `five_models_seconds`
-(every metric, raw and calibrated, by lesion, of five models with their paired differences).
-Seen on one core at 2.5 GHz that others used too, in processor time: plain 1221 (1202 to 1277), auroc
-422 (406 to 568), five models 2.05 s (1.65 to 2.34).
+It has as many images as the test split of HAM10000, with the same shares of classes, and 2,000 replicates. The two
+sides of a ratio take turns, so that other load affects both; the loop over scikit-learn draws 20 replicates, and its
+time is scaled. It needs no training and no data, and takes one minute.
+The last line is one JSON object: `plain` (accuracy and macro-F1 of 2,000 images, each drawn by itself) and `auroc`
+(macro one-vs-rest, with ties among scores) are times faster than scikit-learn; `five_models_seconds` is for all
+metrics, raw and calibrated, by lesion, of five models with their paired differences.
+Measured on one core at 2.5 GHz that others used too, in processor time: plain 1221 (1202 to 1277), auroc 422 (406 to
+568), five models 2.05 s (1.65 to 2.34).
 """
 
 import json
@@ -29,7 +29,8 @@ IMAGES, LESIONS, LOOP, ROUNDS = 2000, 1490, 20, 7
 
 
 def main():
-    sk = metrics_of_scikit_learn()
+    """Measure, and print the tables and the JSON object."""
+    sk = import_scikit_learn()
     rng = np.random.default_rng(0)
     labels = rng.choice(7, IMAGES, p=COUNTS / COUNTS.sum())
     lesions = rng.integers(LESIONS, size=IMAGES)
@@ -61,12 +62,12 @@ def main():
     def five_models():
         index, count = bootstrap.clusters(lesions)
         weights = bootstrap.resample(count)
-        values = [bootstrap.replicate(labels, metrics.softmax(logits), index, weights, NAMES,
-                                      calibrated=metrics.softmax(logits / 1.5)) for logits in models]
-        for each in values:
-            bootstrap.intervals(each)
-        for each in values[1:]:
-            paired.compare(values[0], each)
+        replicates = [bootstrap.replicate(labels, metrics.softmax(logits), index, weights, NAMES,
+                                          calibrated=metrics.softmax(logits / 1.5)) for logits in models]
+        for values in replicates:
+            bootstrap.intervals(values)
+        for values in replicates[1:]:
+            paired.compare(replicates[0], values)
 
     scale = bootstrap.REPLICATES / LOOP
     result, rows = {}, []
@@ -78,16 +79,17 @@ def main():
     times = [seconds(five_models) for _ in range(ROUNDS)]
     result["five_models_seconds"] = round(float(np.median(times)), 2)
 
-    print(f"{bootstrap.REPLICATES:,} replicates of {IMAGES:,} images, median of {ROUNDS} rounds run in turn")
+    print(f"{bootstrap.REPLICATES:,} replicates of {IMAGES:,} images, median of {ROUNDS} rounds in turns")
     print(f"{'':8}{'here':>10}{'scikit-learn':>14}{'ratio':>8}   least to most")
-    for name, here, there, ratio, least, most in rows:
-        print(f"{name:8}{here:>9.4f}s{there:>13.1f}s{ratio:>8.0f}   {least:.0f} to {most:.0f}")
-    print(f"every metric, raw and calibrated, of five models by lesion, and paired: "
+    for name, ours, sklearn, ratio, least, greatest in rows:
+        print(f"{name:8}{ours:>9.4f}s{sklearn:>13.1f}s{ratio:>8.0f}   {least:.0f} to {greatest:.0f}")
+    print(f"all metrics, raw and calibrated, of five models by lesion, and paired: "
           f"{np.median(times):.2f} s ({min(times):.2f} to {max(times):.2f})")
     print(json.dumps(result))
 
 
-def metrics_of_scikit_learn():
+def import_scikit_learn():
+    """The module sklearn.metrics; the program ends if it is not installed."""
     try:
         import sklearn.metrics
     except ImportError:
@@ -95,10 +97,11 @@ def metrics_of_scikit_learn():
     return sklearn.metrics
 
 
-def seconds(work, times=1):
+def seconds(function, times=1):
+    """The seconds of calling a function `times` times."""
     start = time.perf_counter()
     for _ in range(times):
-        work()
+        function()
     return time.perf_counter() - start
 
 

@@ -1,14 +1,15 @@
-"""What a query costs as exported, over PyTorch eager in fp32: batch 1, one thread.
+"""The time of a query with exported files, compared with PyTorch eager in fp32: batch 1, one thread.
 
     python benchmarks/inference.py --size 224
     python benchmarks/inference.py --size 64
 
-Three networks, exported as export.py does it, in INT8 by the recipe that trained ones pass with (docs/results/edge.md), their
-ranges from noise: what is in weights, ranges and pixels changes no latency. Eager gets
-normalised floats, the exported files raw pixels, so that the ratios favour eager. Models take turns; a ratio is the median
-over turns, with quartiles. Processor time, so that other processes on the machine cost a query its cache but not its
-turn. No data; five minutes, most of them export. The last line is one JSON object: how many times faster INT8 is, by
-network; the same of ONNX in fp32 (`onnx`), and the size of the INT8 file over that of fp32 (`bytes`).
+Three untrained networks are exported as export.py does it, in INT8 with the recipe that export.py chose for trained
+ones (docs/results/edge.md) and with ranges from noise: the values of weights, ranges and pixels do not change the
+latency. Eager gets normalised floats and the files get raw pixels, so that the ratios favour eager. Models take turns;
+a ratio is the median over turns, with quartiles. Processor time is measured, which other processes affect only through
+the caches. It needs no data and takes five minutes, most of them for the export. The last line is one JSON object: for
+each network how many times faster INT8 is; `onnx`: the same for ONNX in fp32; `bytes`: the size of the INT8 file over
+that of the file in fp32.
 """
 
 import json
@@ -26,14 +27,15 @@ from kd import errors, machine, onnx_model, timing  # noqa: E402
 from kd.edge import convert, quantize  # noqa: E402
 from kd.image import INTERPOLATION, MEAN, STD  # noqa: E402
 
-WEIGHTS_ONLY = ("efficientnetb0",)  # whose trained networks keep their labels by no other recipe
 ARCHITECTURES = ("resnet18", "mobilenetv2", "efficientnetb0")
-SECONDS = 5
+WEIGHTS_ONLY = ("efficientnetb0",)  # with every other recipe, trained ones change too many labels
+SECONDS = 5                         # of measurement for each model
 
 
 def main(argv=None):
+    """Measure, and print the tables and the JSON object."""
     parser = errors.Parser(prog="inference.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=errors.positive, default=224, help="of the images, in px")
+    parser.add_argument("--size", type=errors.positive, default=224, help="side of the images, in px")
     size = parser.parse_args(argv).size
     torch.set_num_threads(1)
     state = machine.describe()
@@ -42,30 +44,37 @@ def main(argv=None):
     result = {"onnx": {}, "bytes": {}}
     for arch in ARCHITECTURES:
         timers, share = prepare(arch, size)
-        taken = timing.measure(timers, seconds=SECONDS, least=64)
-        ratios = {name: timing.speedup(taken["eager"], taken[name]) for name in ("onnx", "int8")}
-        medians = [1e3 * np.median(taken[name].seconds) for name in timers]
-        print(f"{arch:16}{size:>4} px" + "".join(f"{ms:>10.2f}" for ms in medians)
-              + f"{ratios['onnx'][0]:>8.2f}{ratios['int8'][0]:>8.2f}   {ratios['int8'][1]:.2f} to {ratios['int8'][2]:.2f}"
-              + f"{share:>10.1%}", flush=True)
-        result[arch], result["onnx"][arch], result["bytes"][arch] = ratios["int8"][0], ratios["onnx"][0], share
+        latencies = timing.measure(timers, seconds=SECONDS, least=64)
+        onnx_ratio, _, _ = timing.speedup(latencies["eager"], latencies["onnx"])
+        int8_ratio, lower, upper = timing.speedup(latencies["eager"], latencies["int8"])
+        medians = "".join(f"{1e3 * np.median(latencies[name].seconds):>10.2f}" for name in timers)
+        print(f"{arch:16}{size:>4} px{medians}{onnx_ratio:>8.2f}{int8_ratio:>8.2f}   {lower:.2f} to {upper:.2f}"
+              f"{share:>10.1%}", flush=True)
+        result[arch], result["onnx"][arch], result["bytes"][arch] = int8_ratio, onnx_ratio, share
     print(json.dumps(result))
 
 
 def prepare(arch, size):
-    """({"eager", "onnx", "int8": timer}, bytes of INT8 over fp32)."""
+    """({"eager", "onnx", "int8": timer}, bytes of the INT8 file over those of fp32) for an architecture.
+
+    size: the side of the images in pixels. A timer runs one query and returns its seconds.
+    """
     torch.manual_seed(0)
     model = registry.create("architecture", arch, num_classes=7, stem="imagenet", weights=None).eval()
-    content = {"arch": arch, "class_names": [str(k) for k in range(7)], "provenance": {}, "state_dict": model.state_dict(),
-               "input": {"resize": size, "size": size, "interpolation": INTERPOLATION, "mean": MEAN, "std": STD}}
+    content = {
+        "arch": arch, "class_names": [str(k) for k in range(7)], "provenance": {}, "state_dict": model.state_dict(),
+        "input": {"resize": size, "size": size, "interpolation": INTERPOLATION, "mean": MEAN, "std": STD},
+    }
     exported = convert.to_onnx(convert.deployed(model, content), size, convert.describe(model, content))
     folded = quantize.fold(exported)
     noise = np.random.default_rng(0).integers(0, 256, (16, size, size, 3), dtype=np.uint8)
-    seen = quantize.observe(folded, noise, lambda file: onnx_model.session(file, 1))
-    small = quantize.round_weights(folded) if arch in WEIGHTS_ONLY else quantize.quantize(
-        quantize.correct(folded, seen), {key: quantize.minmax(one) for key, one in seen.items()},
-        keep=quantize.float_nodes(folded))
-    files = {"onnx": exported.SerializeToString(), "int8": small.SerializeToString()}
+    if arch in WEIGHTS_ONLY:
+        int8 = quantize.round_weights(folded)
+    else:
+        activations = quantize.observe(folded, noise, lambda file: onnx_model.session(file, 1))
+        ranges = {tensor: quantize.minmax(activation) for tensor, activation in activations.items()}
+        int8 = quantize.quantize(quantize.correct(folded, activations), ranges, keep=quantize.float_nodes(folded))
+    files = {"onnx": exported.SerializeToString(), "int8": int8.SerializeToString()}
     sessions = {name: onnx_model.session(file, 1) for name, file in files.items()}
     pixels, floats = noise[:1], torch.randn(1, 3, size, size)
 
@@ -73,8 +82,11 @@ def prepare(arch, size):
     def eager():
         model(floats)
 
-    runs = {"eager": eager, **{name: lambda ready=ready: ready.run(["logits"], {"image": pixels}) for name, ready in sessions.items()}}
-    timers = {name: timing.stopwatch(run, time.process_time) for name, run in runs.items()}
+    def query(session):
+        return lambda: session.run(["logits"], {"image": pixels})
+
+    queries = {"eager": eager, **{name: query(session) for name, session in sessions.items()}}
+    timers = {name: timing.stopwatch(run, time.process_time) for name, run in queries.items()}
     return timers, len(files["int8"]) / len(files["onnx"])
 
 

@@ -1,6 +1,6 @@
-"""What the benchmarks measure against: distillation as it is usually written, with files, PIL, torchvision and fp32.
+"""The reference of the benchmarks: distillation as it is usually written, with image files, PIL, torchvision and fp32.
 
-Nothing is slowed down on purpose: the teacher is in eval mode without gradients, decoding and augmentation run in
+Nothing is slowed down on purpose: the teacher is in eval mode without gradients, and decoding and augmentation run in
 the workers of a DataLoader.
 """
 
@@ -16,7 +16,7 @@ TEMPERATURE, ALPHA = 4.0, 0.5
 
 
 class Files(torch.utils.data.Dataset):
-    """Images decoded from their files and transformed each time they are asked for: (float [3, S, S], label)."""
+    """A data set of (float image [3, S, S], label) that decodes and transforms a file at each access."""
 
     def __init__(self, paths, labels, transform):
         self.paths, self.labels, self.transform = paths, labels, transform
@@ -41,13 +41,18 @@ def heavy(size):
 
 
 def light(size, resize):
-    """A window and flips."""
-    return transforms.Compose([transforms.Resize(resize), transforms.RandomCrop(size), transforms.RandomHorizontalFlip(),
-                               transforms.RandomVerticalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
+    """A random crop and flips."""
+    return transforms.Compose([
+        transforms.Resize(resize),
+        transforms.RandomCrop(size),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomVerticalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD)])
 
 
 def centre(size, resize):
-    """What validation sees."""
+    """The transform of validation, without random draws."""
     return transforms.Compose([transforms.Resize(resize), transforms.CenterCrop(size), transforms.ToTensor(),
                                transforms.Normalize(MEAN, STD)])
 
@@ -60,13 +65,14 @@ class Loop:
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay)
 
     def step(self, images, labels):
-        """images: float [N, 3, S, S], normalised. Returns the loss."""
+        """One optimisation step on normalised float images [N, 3, S, S] and labels [N]. Returns the loss, a float."""
         images, labels = images.to(self.device), labels.to(self.device)
         with torch.no_grad():
-            teacher = self.teacher(images)
-        student = self.student(images)
-        soft = F.kl_div(F.log_softmax(student / TEMPERATURE, 1), F.softmax(teacher / TEMPERATURE, 1), reduction="batchmean")
-        loss = ALPHA * F.cross_entropy(student, labels) + (1 - ALPHA) * TEMPERATURE ** 2 * soft
+            teacher_logits = self.teacher(images)
+        student_logits = self.student(images)
+        teacher_probabilities = F.softmax(teacher_logits / TEMPERATURE, 1)
+        soft = F.kl_div(F.log_softmax(student_logits / TEMPERATURE, 1), teacher_probabilities, reduction="batchmean")
+        loss = ALPHA * F.cross_entropy(student_logits, labels) + (1 - ALPHA) * TEMPERATURE ** 2 * soft
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
@@ -74,14 +80,14 @@ class Loop:
         return loss.item()
 
     def epoch(self, loader):
-        """One pass over the training images. Returns the mean loss."""
+        """One pass over a DataLoader of training images. Returns the mean loss."""
         self.student.train()
         losses = [self.step(images, labels) for images, labels in loader]
         return sum(losses) / len(losses)
 
     @torch.no_grad()
     def accuracy(self, loader):
-        """The share of right answers."""
+        """The share of images in a DataLoader that the student classifies correctly, from 0 to 1."""
         self.student.eval()
-        right = [self.student(images.to(self.device)).argmax(1).cpu() == labels for images, labels in loader]
-        return torch.cat(right).float().mean().item()
+        correct = [self.student(images.to(self.device)).argmax(1).cpu() == labels for images, labels in loader]
+        return torch.cat(correct).float().mean().item()

@@ -1,4 +1,4 @@
-"""Pictures in files for the benchmarks that decode: those of HAM10000, or synthetic lesions as JPEG of the same size."""
+"""Image files for the benchmarks that decode: HAM10000, or synthetic lesions as JPEG files of the same size."""
 
 from pathlib import Path
 
@@ -12,22 +12,22 @@ WIDTH, HEIGHT = 600, 450
 
 
 def dataset(root, count, folder):
-    """A kd.data.dataset.Dataset of about `count` pictures in official splits, eight of ten of a class for training.
+    """A kd.data.dataset.Dataset of about `count` images; of ten images of a class eight are for training.
 
-    root: of HAM10000, or None; folder: for drawn ones.
+    root: the folder of HAM10000, or None for synthetic images, which are written into `folder`.
     """
     if root:
-        found = registry.create("dataset", "ham10000", root=root)
-        share = min(1, count / len(found.ids))
-        classes = [np.flatnonzero(found.labels == k) for k in range(len(found.class_names))]
-        chosen = np.concatenate([rows[:max(1, round(share * len(rows)))] for rows in classes])
-        images, labels = [found.images[k] for k in chosen], found.labels[chosen]
+        source = registry.create("dataset", "ham10000", root=root)
+        share = min(1, count / len(source.ids))
+        rows_by_class = [np.flatnonzero(source.labels == k) for k in range(len(source.class_names))]
+        chosen = np.concatenate([rows[:max(1, round(share * len(rows)))] for rows in rows_by_class])
+        images, labels = [source.images[k] for k in chosen], source.labels[chosen]
     else:
-        found = registry.create("dataset", "lesions", size=HEIGHT, images=count)
-        images, labels = [Path(folder, f"{k}.jpg") for k in range(count)], found.labels
-        for path, draw in zip(images, found.images):
+        source = registry.create("dataset", "lesions", size=HEIGHT, images=count)
+        images, labels = [Path(folder, f"{k}.jpg") for k in range(count)], source.labels
+        for path, draw in zip(images, source.images):
             if not path.exists():
                 Image.fromarray(draw()).resize((WIDTH, HEIGHT)).save(path, quality=90)
-    place = [np.count_nonzero(labels[:k] == label) % 10 for k, label in enumerate(labels)]  # within its class
-    split = [{8: "val", 9: "test"}.get(k, "train") for k in place]
-    return Dataset("pictures", found.class_names, images, list(range(len(images))), labels, split=split)
+    place_in_class = [np.count_nonzero(labels[:k] == label) for k, label in enumerate(labels)]
+    split = [{8: "val", 9: "test"}.get(k % 10, "train") for k in place_in_class]
+    return Dataset("pictures", source.class_names, images, list(range(len(images))), labels, split=split)

@@ -1,5 +1,6 @@
-"""Sides that are compared take turns, each in a process of its own: what else the machine does meets all of them, and
-the memory and the allocator of one are none of another's.
+"""Measurements in turns: each side of a comparison is a process of its own, and the processes run one after another.
+
+Other load on the machine affects all sides equally, and no side uses the memory or the allocator of another.
 """
 
 import contextlib
@@ -15,18 +16,26 @@ from kd import machine
 
 
 class Side:
-    """A process that holds what make(*arguments), a function of a module, returns: {name: function}; a context manager."""
+    """A process that has the functions {name: function} that make(*arguments) returns; a context manager.
+
+    make: a function of a module, since the process imports it.
+    """
 
     def __init__(self, make, *arguments):
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, make, arguments))
+        self.pipe, other_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other_end, make, arguments))
         self.process.start()
-        theirs.close()
+        other_end.close()
 
-    def ask(self, what):
-        """(wall seconds, processor seconds of it and its children) of the function `what`, or what `peak` is in bytes."""
-        self.pipe.send(what)
+    def call(self, name):
+        """Call the function `name`: (wall seconds, processor seconds of the process and its children)."""
+        self.pipe.send(name)
+        return self.pipe.recv()
+
+    def peak_memory(self):
+        """The peak memory so far in bytes, of the GPU if one is used; None if unknown."""
+        self.pipe.send("peak_memory")
         return self.pipe.recv()
 
     def __enter__(self):
@@ -38,48 +47,69 @@ class Side:
         self.process.join()
 
 
-def _used():
+def _processor_seconds():
     """Seconds of processor time of this process and of its children that have ended."""
     return time.process_time() + sum(os.times()[2:4])
 
 
 def _serve(pipe, make, arguments):
     with contextlib.redirect_stdout(io.StringIO()):
-        runs = make(*arguments)
-    for what in iter(pipe.recv, None):
-        if what == "peak":
+        functions = make(*arguments)
+    for name in iter(pipe.recv, None):
+        if name == "peak_memory":
             cuda = torch.cuda.is_available() and torch.cuda.max_memory_allocated()
             pipe.send(cuda or machine.peak_memory())
             continue
-        start, used = time.perf_counter(), _used()
-        runs[what]()
+        wall, processor = time.perf_counter(), _processor_seconds()
+        functions[name]()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        pipe.send((time.perf_counter() - start, _used() - used))
+        pipe.send((time.perf_counter() - wall, _processor_seconds() - processor))
 
 
 def measure(sides, rounds, names=("step",)):
-    """{(side, name): seconds [rounds, 2], wall and processor} of {side: Side}; a first round is not counted."""
-    taken = {(side, name): [] for side in sides for name in names}
+    """{(side, name): seconds [rounds, 2], wall and processor} of the functions `names` of all sides.
+
+    sides: {side: Side}. A first round is not counted.
+    """
+    seconds = {(side, name): [] for side in sides for name in names}
     for _ in range(rounds + 1):
-        for side, name in taken:
-            taken[side, name].append(sides[side].ask(name))
-    return {key: np.array(values[1:]) for key, values in taken.items()}
+        for side, name in seconds:
+            seconds[side, name].append(sides[side].call(name))
+    return {key: np.array(values[1:]) for key, values in seconds.items()}
 
 
 def ratio(reference, other):
-    """(median, least, most) over rounds of how many times faster `other` was than `reference` in the same round."""
+    """(median, least, most) over rounds of how many times faster `other` is than `reference` in the same round.
+
+    reference, other: seconds [rounds].
+    """
     times = np.asarray(reference) / np.asarray(other)
     return float(np.median(times)), float(times.min()), float(times.max())
 
 
-def table(seconds, per=1, unit="ms"):
-    """Print a row a side: median milliseconds a `per`, and times faster than the first; returns {side: times}."""
+def print_table(seconds, items=1, unit="ms"):
+    """Print a row for each side: milliseconds an item, and how many times faster than the first side it is.
+
+    seconds: {side: seconds [rounds]}. items: number of items in these seconds. unit: heading of the milliseconds.
+    Returns {side: times faster}.
+    """
     width = max(map(len, seconds)) + 2
     print(f"{'':{width}}{unit:>14}{'times':>8}   least to most")
+    reference = next(iter(seconds.values()))
     result = {}
     for side, values in seconds.items():
-        middle, least, most = ratio(next(iter(seconds.values())), values)
-        print(f"{side:{width}}{1e3 * np.median(values) / per:>14.2f}{middle:>8.2f}   {least:.2f} to {most:.2f}", flush=True)
-        result[side] = round(middle, 2)
+        median, least, most = ratio(reference, values)
+        milliseconds = 1e3 * np.median(values) / items
+        print(f"{side:{width}}{milliseconds:>14.2f}{median:>8.2f}   {least:.2f} to {most:.2f}", flush=True)
+        result[side] = round(median, 2)
     return result
+
+
+def print_peaks(sides):
+    """Print the peak memory of {side: Side} in a line, and return {side: bytes}; {} if one is unknown."""
+    peaks = {name: side.peak_memory() for name, side in sides.items()}
+    if not all(peaks.values()):
+        return {}
+    print("peak memory, MB: " + ", ".join(f"{name} {peak / 1e6:,.0f}" for name, peak in peaks.items()))
+    return peaks

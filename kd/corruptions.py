@@ -1,11 +1,10 @@
-"""Corruptions of uint8 images: what a plugin is given, what its answer is held against, and random draws.
+"""Corruptions of uint8 images: how a plugin is called, how its result is checked, and where its random draws come from.
 
-A corruption is a function of a batch that treats each image alone; what is drawn for an image follows from the
-seed, the image's id and the corruption, so that order, batch size and subset change nothing, bit for bit.
-Severities of one corruption share their draws: the hairs of severity 2 are those of severity 1 and more.
+A corruption is a function of a batch that changes each image independently. The random draws for an image depend only
+on the seed, the image's id and the corruption, so order, batch size and subset have no effect, bit for bit.
+The severities of a corruption share their draws: severity 2 has the hairs of severity 1 and more.
 """
 
-import difflib
 import hashlib
 import inspect
 import math
@@ -13,30 +12,31 @@ from numbers import Real
 
 import numpy as np
 
-from kd.errors import UserError
+from kd.errors import UserError, nearest
 
-REFERENCE = 224  # px: the side at which lengths are given
+REFERENCE = 224  # px: the side of the image for which lengths are specified
 
 
 def apply(entry, images, ids, severity=None, parameters=None, seed=0):
-    """The batch uint8 [N, H, W, 3] under a corruption, as a new array of the same shape and type.
+    """A batch of images uint8 [N, H, W, 3] with a corruption, as a new array of the same shape and type.
 
-    entry: what registry.get("corruption", name) returns. ids: N names of images. Either severity (1 to 5) or
-    parameters, {name: number} for all or some of the corruption's own; the others keep their values of severity 3.
-    Raises UserError for parameters that do not exist or are out of range, and where a plugin fails, returns another
-    shape or type, or NaN.
+    entry: what registry.get("corruption", name) returns. ids: the N names of the images. Give either a severity from 1
+    to 5, or parameters, {name: number}; parameters of the corruption that are not in this dict get their values of
+    severity 3. Raises UserError for parameters that do not exist or are out of range, and if the plugin fails or
+    returns another shape, another type or NaN.
     """
-    given = settings(entry, severity, parameters)
+    arguments = settings(entry, severity, parameters)
     if "rngs" in inspect.signature(entry.make).parameters:
-        given["rngs"] = [generator(seed, entry.name, each) for each in ids]
+        arguments["rngs"] = [generator(seed, entry.name, image) for image in ids]
     images = images.view()
     images.flags.writeable = False  # the next corruption starts from the same pixels
     try:
-        result = entry.make(images, **given)
+        result = entry.make(images, **arguments)
     except UserError:
         raise
     except Exception as error:  # a plugin raises anything
-        raise UserError(f"the corruption {entry.name} failed: {type(error).__name__}: {error}", _place(entry)) from error
+        raise UserError(f"the corruption {entry.name} failed: {type(error).__name__}: {error}",
+                        _location(entry)) from error
     if not isinstance(result, np.ndarray):
         wrong = f"a {type(result).__name__}"
     elif result.dtype.kind == "f" and not np.isfinite(result).all():
@@ -45,59 +45,63 @@ def apply(entry, images, ids, severity=None, parameters=None, seed=0):
         wrong = f"{result.dtype} {list(result.shape)}"
     else:
         return result
-    raise UserError(f"the corruption {entry.name} returned {wrong}, not uint8 {list(images.shape)}", _place(entry))
+    raise UserError(f"the corruption {entry.name} returned {wrong}, not uint8 {list(images.shape)}", _location(entry))
 
 
-def _place(entry):
+def _location(entry):
     return f"It stands in {entry.path}, line {entry.line}."
 
 
 def settings(entry, severity=None, parameters=None):
-    """The parameters that the corruption is called with: {name: number}. Raises UserError, see `apply`."""
+    """The parameters with which the corruption is called, {name: number}. Arguments and errors as for apply()."""
     levels = entry.info["severities"]
     if parameters is None:
         if severity not in range(1, len(levels) + 1):
             raise UserError(f"the corruption {entry.name} has no severity {severity!r}",
                             f"Give a whole number from 1 to {len(levels)}.")
         return dict(levels[int(severity) - 1])
-    middle = levels[len(levels) // 2]
+    result = dict(levels[len(levels) // 2])
     for name, value in parameters.items():
-        if name not in middle:
-            near = difflib.get_close_matches(str(name), middle, n=1, cutoff=0.5)
+        if name not in result:
+            suggestion = nearest(name, result)
             raise UserError(f"the corruption {entry.name} has no parameter {name!r}"
-                            + (f"; did you mean {near[0]}?" if near else ""), f"It has: {', '.join(middle)}.")
-        least, most = entry.info.get("ranges", {}).get(name, (-math.inf, math.inf))
-        whole = isinstance(middle[name], int)
-        number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300  # NaN is not
-        if not number or not least <= value <= most or whole and value != int(value):
+                            + (f"; {suggestion}" if suggestion else ""), f"It has: {', '.join(result)}.")
+        lower, upper = entry.info.get("ranges", {}).get(name, (-math.inf, math.inf))
+        is_whole = isinstance(result[name], int)
+        is_number = isinstance(value, Real) and not isinstance(value, bool) and abs(value) < 1e300  # False for NaN
+        if not is_number or not lower <= value <= upper or is_whole and value != int(value):
             raise UserError(f"{name} of the corruption {entry.name} cannot be {value!r}",
-                            f"Give a {'whole ' if whole else ''}number from {least} to {most}.")
-    return {**middle, **{name: int(value) if isinstance(middle[name], int) else float(value)
-                         for name, value in parameters.items()}}
+                            f"Give a {'whole ' if is_whole else ''}number from {lower} to {upper}.")
+        result[name] = int(value) if is_whole else float(value)
+    return result
 
 
 def generator(seed, corruption, image):
-    """A NumPy Generator of its own for each seed, corruption and image id."""
+    """A NumPy Generator that depends on the seed, the name of the corruption and the id of the image alone."""
     text = f"{seed}\0{corruption}\0{image}".encode("utf-8", "surrogatepass")
     key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
     return np.random.Generator(np.random.SFC64(key))
 
 
 def pixels(images, length):
-    """A length in pixels of a REFERENCE image, in pixels of these."""
+    """A length that is specified in px of an image of REFERENCE px, in px of these images [N, H, W, 3]."""
     return length * min(images.shape[1:3]) / REFERENCE
 
 
 def each(operation, images, *further):
-    """A batch of operation(image, ...) of every image, `further` being lists that run beside the images."""
+    """The results of operation(image, ...) for a batch of images, as a batch of the same shape and type.
+
+    further: lists of N values, further arguments of the operation.
+    """
     result = np.empty_like(images)
-    for into, *arguments in zip(result, images, *further):
-        into[...] = operation(*arguments)
+    for output, *arguments in zip(result, images, *further):
+        output[...] = operation(*arguments)
     return result
 
 
 def is_grey(image):
-    """Whether the channels of [H, W, 3] are equal; one row tells most colour images apart."""
+    """Whether the three channels of an image [H, W, 3] are equal."""
     def equal(part):
         return (part == part[..., :1]).all()
+    # the middle row alone is enough for most colour images
     return bool(equal(image[len(image) // 2]) and equal(image))

@@ -1,7 +1,7 @@
-"""Scalars and images for TensorBoard, written as they come.
+"""Writes scalars and images for TensorBoard while a run is training.
 
-TensorBoard's own writer leaves the writing to a thread, whose error on a full disk is a
-traceback beside the run. Here it is an OSError of the run, and its events files are the same.
+TensorBoard's own writer writes from a thread: on a full disk, the error there is a traceback that does not stop the
+run. Here it is an OSError of the run. The event files are the same.
 """
 
 import contextlib
@@ -16,38 +16,44 @@ import numpy as np
 
 @contextlib.contextmanager
 def opened(folder, epochs_done):
-    """A function that logs a row of history; it does nothing where TensorBoard is not installed.
+    """Open a new event file in `folder`; yields a function that logs one row of the history, {column: number}.
 
-    What an earlier, broken run logged after `epochs_done` is no longer shown.
+    `epoch` of a row is the step; other columns become `val/NAME` and `train/NAME`. What a stopped run has logged after
+    `epochs_done` is no longer shown. Without TensorBoard, nothing is written. Raises OSError.
     """
-    with _events(folder) as write:
+    with _writer(folder) as write:
         if not write:
             yield lambda row: None
             return
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         def log(row):
-            write(row["epoch"], [{"tag": f"val/{key[4:]}" if key.startswith("val_") else f"train/{key}", "simple_value": value}
-                                 for key, value in row.items() if key != "epoch"])
+            values = [{"tag": _tag(key), "simple_value": value} for key, value in row.items() if key != "epoch"]
+            write(row["epoch"], values)
 
         write(epochs_done + 1, session_log=SessionLog(status=SessionLog.START))
         yield log
 
 
+def _tag(column):
+    return f"val/{column[4:]}" if column.startswith("val_") else f"train/{column}"
+
+
 def image(folder, tag, step, images):
-    """Log uint8 images [K, H, W, 3] side by side as one; nothing where TensorBoard is not installed."""
-    with _events(folder) as write:
+    """Log uint8 images [K, H, W, 3] side by side as one. Without TensorBoard, nothing is written. Raises OSError."""
+    with _writer(folder) as write:
         if write:
             from PIL import Image
-            file, row = io.BytesIO(), np.concatenate(list(images), axis=1)
+            row, file = np.concatenate(list(images), axis=1), io.BytesIO()
             Image.fromarray(row).save(file, "PNG")
-            write(step, [{"tag": tag, "image": {"height": row.shape[0], "width": row.shape[1], "colorspace": 3,
-                                                "encoded_image_string": file.getvalue()}}])
+            height, width, _ = row.shape
+            content = {"height": height, "width": width, "colorspace": 3, "encoded_image_string": file.getvalue()}
+            write(step, [{"tag": tag, "image": content}])
 
 
 @contextlib.contextmanager
-def _events(folder):
-    """write(step, values, ...) into a new events file; None without TensorBoard."""
+def _writer(folder):
+    """A function write(step, values) for a new event file in `folder`; None without TensorBoard."""
     try:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary

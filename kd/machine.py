@@ -1,4 +1,4 @@
-"""What a latency depends on beside the model: processor, instruction set, clock, load, memory."""
+"""The machine and its software: processor, instruction set, clock, load, memory, versions."""
 
 import ctypes
 import importlib.metadata
@@ -8,51 +8,60 @@ import subprocess
 import sys
 from pathlib import Path
 
-SETS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "asimddp", "i8mm", "sve", "bf16")
+SETS = (
+    "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "asimddp", "i8mm", "sve",
+    "bf16",
+)
 PACKAGES = ("numpy", "onnxruntime", "torch")
+ENVIRONMENT_PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
 
 def describe():
-    """A dict of plain values; what this system does not tell is None."""
+    """What a latency depends on beside the model, as a dict of plain values; None for what is unknown on this system.
+
+    load: processes that ran or waited, mean over the last minute.
+    """
     return {"cpu": cpu_name(), "instructions": " ".join(instructions()) or None, "cores": os.cpu_count(),
             "governor": governor(), "load": load(), "platform": platform.platform(terse=True),
             "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
 def line(state):
-    """What describe() tells, as the head of a benchmark."""
+    """The result of describe() as one line, for the head of a benchmark."""
     return f"{state['cpu']} ({state['instructions']}), load {state['load']}, torch {state['torch']}"
 
 
 def instructions():
-    """Those of SETS, which matter for low precision, that the processor has."""
+    """The instruction sets of the processor that are in SETS, which matter for low precision; a list of names."""
     if sys.platform == "darwin":
-        found = _output("sysctl", "-a", "hw.optional").lower()
-        return [name for name, key in (("asimddp", "feat_dotprod: 1"), ("i8mm", "feat_i8mm: 1"), ("bf16", "feat_bf16: 1"),
-                                       ("avx2", "avx2_0: 1"), ("avx512f", "avx512f: 1")) if key in found]
-    text = _text("/proc/cpuinfo") or ""
-    flags = next((line for line in text.splitlines() if line.split(":")[0].strip() in ("flags", "Features")), "").split()
+        features = _output("sysctl", "-a", "hw.optional").lower()
+        keys = {"asimddp": "feat_dotprod: 1", "i8mm": "feat_i8mm: 1", "bf16": "feat_bf16: 1", "avx2": "avx2_0: 1",
+                "avx512f": "avx512f: 1"}
+        return [name for name, key in keys.items() if key in features]
+    lines = (_text("/proc/cpuinfo") or "").splitlines()
+    flags = next((line for line in lines if line.split(":")[0].strip() in ("flags", "Features")), "").split()
     return [name for name in SETS if name in flags]
 
 
 def governor():
-    """The frequency governor of the first core."""
+    """The frequency governor of the first core, for example `performance`; None if unknown."""
     return (_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "").strip() or None
 
 
 def load():
-    """Processes that ran or waited on average over the last minute."""
+    """The load: processes that ran or waited, mean over the last minute; None on Windows."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def peak_memory():
-    """The largest resident set of this process so far, bytes; None where the system does not tell.
+    """The largest resident set of this process so far, in bytes; None if unknown.
 
-    Not getrusage on Linux: a child's begins with its parent's peak.
+    On Linux not from getrusage, where the value of a child process starts at the peak of its parent.
     """
     if sys.platform == "linux":
-        line = next((line for line in (_text("/proc/self/status") or "").splitlines() if line.startswith("VmHWM:")), None)
-        return int(line.split()[1]) * 1024 if line else None
+        lines = (_text("/proc/self/status") or "").splitlines()
+        peak = next((line for line in lines if line.startswith("VmHWM:")), None)
+        return int(peak.split()[1]) * 1024 if peak else None
     if os.name == "nt":
         class Counters(ctypes.Structure):
             _fields_ = [("cb", ctypes.c_uint32), ("faults", ctypes.c_uint32),
@@ -68,15 +77,15 @@ def peak_memory():
 
 
 def keep_memory():
-    """Let the C library keep what is freed, where it is glibc: training takes and frees the same memory in each step.
+    """Let glibc keep freed memory for this process, because training needs the same memory again in each step.
 
-    Large blocks otherwise go back to the system each time, and the pages of the next ones come from it anew: a tenth of
-    the time of a step at 224 px.
+    Otherwise large blocks are returned to the system and requested again, which takes a tenth of the time of a step at
+    224 px. Does nothing with other C libraries.
     """
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(-4, 0)   # M_MMAP_MAX: large blocks, too, come from the heap
-        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: its end is never given back
+        library.mallopt(-4, 0)   # M_MMAP_MAX: allocate large blocks on the heap, too
+        library.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never return the end of the heap to the system
 
 
 def _text(path):
@@ -93,11 +102,8 @@ def _output(*command):
         return ""
 
 
-ENVIRONMENT_PACKAGES = ("torch", "torchvision", "numpy", "pillow")
-
-
 def environment():
-    """Versions, CPU, threads and git revision, as a dict of plain values."""
+    """Versions, CPU, GPUs, threads and git revision, for environment.json: a dict of plain values."""
     import torch
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -113,6 +119,7 @@ def environment():
 
 
 def version(package):
+    """The version of an installed package, a string; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -120,6 +127,7 @@ def version(package):
 
 
 def cpu_name():
+    """The model name of the processor."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
@@ -128,16 +136,17 @@ def cpu_name():
 
 
 def git_revision(file=__file__):
-    """The commit of the project that `file` belongs to, with `+changes` where files differ from it.
+    """The commit of the project that `file` belongs to, 12 hex digits, with `+changes` if files differ from it.
 
-    None where git does not know the file: installed elsewhere, or copied without its history.
+    None if the file is not in a git repository: installed elsewhere, or copied without its history.
     """
     def git(*arguments):
         return subprocess.run(["git", "-C", Path(file).parent, *arguments], capture_output=True, text=True,
                               check=True).stdout
 
     try:
-        git("ls-files", "--error-unmatch", Path(file).name)  # else the folder around may be another project's
-        return git("rev-parse", "HEAD").strip()[:12] + ("+changes" if git("status", "--porcelain", "-uno") else "")
+        git("ls-files", "--error-unmatch", Path(file).name)  # the repository may belong to another project
+        commit = git("rev-parse", "HEAD").strip()[:12]
+        return commit + ("+changes" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -1,95 +1,101 @@
-"""Classification metrics as plain functions of counts, over any number of replicates at once.
+"""Classification metrics as plain functions of NumPy arrays, for one test set or for all bootstrap replicates at once.
 
-For all that depends on the predicted class the sufficient statistic is the confusion array [..., C, C], rows true, columns predicted; one
-matrix gives a number, B of them (bootstrap replicates) give B. Conventions are scikit-learn's,
-but what is undefined (no support, nothing predicted) is NaN, never 0 or 1, and never a warning.
+Metrics of the predicted class are functions of confusion arrays [..., C, C]: rows are true classes, columns predicted
+classes, entries are counts. One matrix gives one number; B of them, one for each replicate, give B numbers.
+Conventions are those of scikit-learn, but what is undefined (no support, nothing predicted) is NaN, without a warning,
+and never 0 or 1.
 """
 
 import numpy as np
 
-CHUNK = 2 ** 17  # numbers worked on at a time: half a MiB stays in a core's cache
+CHUNK = 2 ** 17  # counts that are worked on at a time: as int32 half a MiB, which stays in a core's cache
 
 
 def softmax(logits):
-    """Probabilities [..., C] of logits [..., C], in float64; the largest logit is subtracted first."""
+    """Probabilities [..., C], in [0, 1] and summing to 1, of logits [..., C]; computed in float64."""
     logits = np.asarray(logits, dtype=np.float64)
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)
 
 
 def confusion(labels, predicted, classes):
-    """Counts [C, C] of labels [n] (rows) against predicted [n] (columns)."""
+    """Confusion matrix [C, C] of labels [n] (rows) and predicted classes [n] (columns), ints from 0 to C - 1."""
     cells = np.bincount(np.asarray(labels) * classes + predicted, minlength=classes * classes)
     return cells.reshape(classes, classes)
 
 
+# ---- metrics of the predicted class: confusion [..., C, C] -> [...] or, for each class, [..., C]
+
 def accuracy(confusion):
-    """Share of images on the diagonal. Confusion [..., C, C] -> [...]."""
+    """Share of images whose class is predicted correctly, in [0, 1]; [...]."""
     return ratio(_hits(confusion).sum(-1), confusion.sum((-2, -1)))
 
 
 def precision(confusion):
-    """TP / (TP + FP) a class; NaN where a class is never predicted. [..., C, C] -> [..., C]."""
+    """TP / (TP + FP) of each class, in [0, 1]; [..., C]. NaN where the class is never predicted."""
     return ratio(_hits(confusion), confusion.sum(-2))
 
 
 def recall(confusion):
-    """TP / (TP + FN) a class; NaN where a class has no support. [..., C, C] -> [..., C]."""
+    """TP / (TP + FN) of each class, in [0, 1]; [..., C]. NaN where the class has no images."""
     return ratio(_hits(confusion), confusion.sum(-1))
 
 
 def f1(confusion):
-    """2 TP / (2 TP + FP + FN) a class; NaN where it is neither true nor predicted. -> [..., C]."""
+    """2 TP / (2 TP + FP + FN) of each class, in [0, 1]; [..., C]. NaN where the class is neither true nor predicted."""
     return ratio(2 * _hits(confusion), confusion.sum(-2) + confusion.sum(-1))
 
 
 def macro_f1(confusion):
-    """Mean F1 of the classes that occur among labels or predictions. [..., C, C] -> [...]."""
+    """Mean F1 of the classes that occur among labels or predictions, in [0, 1]; [...]."""
     return mean_defined(f1(confusion))
 
 
 def weighted_f1(confusion):
-    """Mean F1 weighted by support. [..., C, C] -> [...]."""
+    """Mean F1 of the classes, weighted by their number of images, in [0, 1]; [...]."""
     support = confusion.sum(-1)
     return ratio((np.nan_to_num(f1(confusion)) * support).sum(-1), support.sum(-1))
 
 
 def balanced_accuracy(confusion):
-    """Mean recall of the classes with support (the metric of ISIC 2018 task 3). -> [...]."""
+    """Mean recall of the classes that have images, in [0, 1]; [...]. It is the metric of ISIC 2018 task 3."""
     return mean_defined(recall(confusion))
 
 
+# ---- metrics of the probabilities
+
 def nll(labels, probabilities):
-    """Mean over images of -log p of the true class, the log loss. [n], [n, C] -> float."""
+    """Negative log-likelihood (log loss) of labels [n] under probabilities [n, C], mean over images: 0 to 36.04."""
     return float(log_losses(labels, probabilities).mean())
 
 
 def log_losses(labels, probabilities):
-    """-log p of each image's true class [n]; p is at least 2.2e-16, as in scikit-learn, so never infinite."""
+    """-log p of the true class of each image, [n]. As in scikit-learn p is at least 2.2e-16, so none is infinite."""
     probabilities = np.asarray(probabilities, dtype=np.float64)
     true = probabilities[np.arange(len(probabilities)), labels]
     return -np.log(np.maximum(true, np.finfo(np.float64).eps))
 
 
 def brier(labels, probabilities):
-    """Squared error summed over classes, mean over images: 0 to 2 (Brier 1950). [n], [n, C] -> float."""
+    """Brier score of probabilities [n, C]: squared error summed over classes, mean over images, 0 to 2 (Brier 1950)."""
     return float(square_losses(labels, probabilities).mean())
 
 
 def square_losses(labels, probabilities):
-    """Squared distance of each image's probabilities from its label's corner of the simplex [n]."""
+    """Squared distance of the probabilities of each image from its one-hot label, [n]."""
     errors = np.array(probabilities, dtype=np.float64)
     errors[np.arange(len(errors)), labels] -= 1
     return (errors ** 2).sum(1)
 
 
 def auroc(labels, scores, weights=None):
-    """Area under the ROC curve of each class against the rest; a tie counts half.
+    """Area under the ROC curve of each class against the rest, in [0, 1]; a tie counts half.
 
     labels [n] ints; scores [n, C], higher for the class; weights [B, n] ints, how often each image
     is counted, or None for once. Returns [B, C], or [C] without weights; NaN where a class has no
     positives or no negatives. It is the Mann-Whitney statistic: the share of pairs (positive,
-    negative) that are ordered rightly (Hanley & McNeil 1982). Memory beyond the result is bounded.
+    negative) in which the positive has the higher score (Hanley & McNeil 1982).
+    Replicates are computed in chunks, so the memory beyond the result does not grow with B.
     """
     labels, scores = np.asarray(labels), np.asarray(scores)
     if weights is None:
@@ -100,53 +106,65 @@ def auroc(labels, scores, weights=None):
         if not len(negative):
             continue
         negative = negative[np.argsort(scores[negative, c])]
-        below, not_above = (np.searchsorted(scores[negative, c], scores[positive, c], side) for side in ("left", "right"))
-        ranks.append((c, positive, negative, *steps(len(negative), below, not_above)))
+        # how many negatives have a lower score than each positive, and how many have no higher one
+        below, not_above = (
+            np.searchsorted(scores[negative, c], scores[positive, c], side) for side in ("left", "right")
+        )
+        ranks.append((c, positive, negative, *distinct_places(len(negative), below, not_above)))
     areas = np.full((len(weights), scores.shape[1]), np.nan)
-    for rows, part in chunks(weights):
+    for rows, counts in chunks(weights):
         for c, positive, negative, starts, below, not_above in ranks:
-            passed, own = running(part[negative], starts), part[positive]
-            twice = np.einsum("nb,nb->b", own, passed[below] + passed[not_above], dtype=np.int64)
-            areas[rows, c] = ratio(twice / 2, own.sum(0, dtype=np.float64) * passed[-1])
+            negatives_before, positives = cumulative_counts(counts[negative], starts), counts[positive]
+            # the mean of both counts gives a tie its half; doubled, all stays in whole numbers
+            pairs_before = negatives_before[below] + negatives_before[not_above]
+            twice = np.einsum("nb,nb->b", positives, pairs_before, dtype=np.int64)
+            areas[rows, c] = ratio(twice / 2, positives.sum(0, dtype=np.float64) * negatives_before[-1])
     return areas
 
 
+# ---- sums over images for many replicates, also used by operating_points.aurc
+
 def chunks(weights):
-    """(rows, weights[rows].T) of as many replicates [n, b] at a time as a core's cache holds."""
+    """Yield (rows, weights[rows].T) of weights [B, n], with as many replicates at a time as a core's cache can keep."""
     step = max(16, CHUNK // weights.shape[1])
     for start in range(0, len(weights), step):
         rows = slice(start, start + step)
         yield rows, np.ascontiguousarray(weights[rows].T)
 
 
-def steps(n, *places):
-    """(starts, *steps): the distinct places among n rows, 0 too, and which of them each place is.
+def distinct_places(n, *places):
+    """(starts, *positions): the sorted distinct values, below n, of the arrays in `places` and 0, and where each
+    value of each array is among them.
 
-    What lies between two places needs but its sum: where they are few, running() is nearly free.
+    Only the sums of rows up to these starts are needed: where there are few, cumulative_counts() takes little time.
     """
     starts = np.unique(np.concatenate([[0], *places]))
     starts = starts[starts < n]
     return starts, *(np.searchsorted(starts, place) for place in places)
 
 
-def running(counts, starts):
-    """Sums [len(starts) + 1, b] of the rows of counts [n, b] before each start, and of all. Exact, and
-    half as wide as float64: this is where the time goes."""
-    passed = np.zeros((len(starts) + 1, counts.shape[1]), dtype=np.int32)
-    np.cumsum(np.add.reduceat(counts, starts, axis=0, dtype=np.int32), axis=0, out=passed[1:])
-    return passed
+def cumulative_counts(counts, starts):
+    """Sums [len(starts) + 1, b] of the rows of counts [n, b] before each start; the last one is of all rows.
+
+    int32 is exact and half as wide as float64: most of the time of auroc() and aurc() is spent here.
+    """
+    sums = np.zeros((len(starts) + 1, counts.shape[1]), dtype=np.int32)
+    np.cumsum(np.add.reduceat(counts, starts, axis=0, dtype=np.int32), axis=0, out=sums[1:])
+    return sums
 
 
 def mean_defined(values):
-    """Mean over the last axis of what is not NaN; NaN where nothing is left."""
+    """Mean of values [..., C] over the last axis without the NaN; [...]. NaN where all are NaN."""
     defined = ~np.isnan(values)
     return ratio(np.where(defined, values, 0).sum(-1), defined.sum(-1))
 
 
 def _hits(confusion):
+    """Correct predictions of each class [..., C]: the diagonal of confusion [..., C, C]."""
     return np.diagonal(confusion, axis1=-2, axis2=-1)
 
 
 def ratio(a, b):
+    """a / b in float64, of arrays that broadcast; NaN where b is 0."""
     a, b = np.broadcast_arrays(np.asarray(a, dtype=np.float64), b)
     return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)[()]

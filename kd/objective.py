@@ -1,4 +1,4 @@
-"""The objective: a weighted sum of losses, each given what its parameter names ask for.
+"""The objective: a weighted sum of losses. The parameter names of a loss say which tensors it needs.
 
     loss = alpha * hard + (1 - alpha) * soft + beta * attention + sum(weight_i * term_i)
 """
@@ -22,7 +22,7 @@ NEEDS = ("student_logits", "teacher_logits", "labels", "student_features", "teac
 
 @dataclass
 class Term:
-    """One loss of the sum: its registered name, its weight, the function or class, its hyperparameters."""
+    """One loss of the sum: its registered name, its weight, its function or class, its hyperparameters."""
 
     name: str
     weight: float
@@ -31,24 +31,24 @@ class Term:
 
     @property
     def needs(self):
-        """Those of NEEDS that the loss has as parameters; an error where it has others."""
+        """The parameters of the loss before its `*`, a list of names from NEEDS. UserError if it has others."""
         call = self.loss.forward if inspect.isclass(self.loss) else self.loss
         names = [key for key, parameter in inspect.signature(call).parameters.items()
                  if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and key != "self"]
         unknown = [name for name in names if name not in NEEDS]
         if unknown:
+            suggestion = nearest(unknown[0], NEEDS) or f"There are: {', '.join(NEEDS)}."
             raise UserError(f"the loss {self.name} asks for {unknown[0]!r}, which nothing gives",
-                            (nearest(unknown[0], NEEDS) or f"There are: {', '.join(NEEDS)}.")
-                            + " Hyperparameters stand after a *.")
+                            f"{suggestion} Hyperparameters stand after a *.")
         return names
 
     def __str__(self):
-        inside = ", ".join(f"{key}={value}" for key, value in self.hyperparameters.items())
-        return f"{self.weight:g} * {self.name}" + (f"({inside})" if inside else "")
+        settings = ", ".join(f"{key}={value}" for key, value in self.hyperparameters.items())
+        return f"{self.weight:g} * {self.name}" + (f"({settings})" if settings else "")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML that takes 1e-3 for the number it is (YAML 1.1 wants 1.0e-3)."""
+    """YAML in which 1e-3 is a number (YAML 1.1 knows only 1.0e-3)."""
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
@@ -56,8 +56,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\
 
 
 def parse_spec(spec):
-    """`focal,gamma=1.5` -> ("focal", {"gamma": 1.5}). A list of values stands in brackets."""
-    name, *pairs = re.split(r",(?![^\[]*\])", spec)
+    """`focal,gamma=1.5` -> ("focal", {"gamma": 1.5}). A value may be a list in brackets. UserError if unreadable."""
+    name, *pairs = re.split(r",(?![^\[]*\])", spec)  # at each comma that is not inside brackets
     options = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
@@ -75,49 +75,50 @@ def parse_spec(spec):
 
 
 def check_options(function, options, name):
-    """The keyword-only parameters of `function` with their defaults, overridden by `options`.
+    """The keyword-only parameters of `function` as {name: value}: its defaults, replaced by those in `options`.
 
-    A value has the type of the default that it replaces, and numbers are finite.
+    A value is converted to the type of its default. UserError, which calls the function `name`, for an unknown
+    option, a value of another type, NaN and infinity.
     """
     known = {key: parameter.default for key, parameter in inspect.signature(function).parameters.items()
              if parameter.kind is parameter.KEYWORD_ONLY}
     result = dict(known)
     for key, value in options.items():
         if key not in known:
-            raise UserError(f"{name} has no option {key!r}", nearest(key, known)
-                            or f"It has: {', '.join(known) or 'none'}.")
+            hint = nearest(key, known) or f"It has: {', '.join(known) or 'none'}."
+            raise UserError(f"{name} has no option {key!r}", hint)
         try:
-            result[key] = _like(known[key], value)
+            result[key] = _convert(value, known[key])
         except ValueError as error:
             raise UserError(f"{name}: {key} is {error}, not {value!r}") from None
     return result
 
 
-def _like(default, value):
-    """`value` in the type of `default`; ValueError says what it should be."""
+def _convert(value, default):
+    """`value` in the type of `default`. ValueError, whose text is what the value should be, if it does not fit."""
     kind = type(default)
-    number = (isinstance(value, (int, float)) and not isinstance(value, bool)
-              and abs(value) <= sys.float_info.max)  # False for NaN and infinity
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    is_finite = is_number and abs(value) <= sys.float_info.max  # False for NaN, too
     if kind is float:
-        fits, words = number, "a number"
+        fits, expected = is_finite, "a number"
     elif kind is int:
-        fits, words = number and value == int(value), "a whole number"
+        fits, expected = is_finite and value == int(value), "a whole number"
     elif kind in (bool, str):
-        fits, words = isinstance(value, kind), {bool: "true or false", str: "text"}[kind]
+        fits, expected = isinstance(value, kind), {bool: "true or false", str: "text"}[kind]
     elif kind in (list, tuple):
-        fits, words = isinstance(value, (list, tuple)), "a list like [1, 2]"
+        fits, expected = isinstance(value, (list, tuple)), "a list like [1, 2]"
         if fits and default:
-            value = [_like(default[0], item) for item in value]
-    else:  # no default, or None: the loss knows what it takes
+            value = [_convert(item, default[0]) for item in value]
+    else:  # no default, or None: the loss itself checks the value
         return value
     if not fits:
-        raise ValueError(words)
+        raise ValueError(expected)
     return kind(value)
 
 
 @contextlib.contextmanager
-def _named(term):
-    """What fails inside a loss keeps its traceback, and ends with the loss's name."""
+def _errors_named(term):
+    """Add the name of the loss to whatever it raises; the traceback stays."""
     try:
         yield
     except UserError as error:
@@ -127,10 +128,10 @@ def _named(term):
 
 
 class Objective(nn.Module):
-    """The weighted sum of terms. A loss that is an nn.Module trains along with the student.
+    """The weighted sum of terms. The parameters of a loss that is an nn.Module are trained with the student.
 
-    shapes: the shapes of what NEEDS names, a dict, for losses that are classes: each is
-    built as Loss(shapes, **hyperparameters).
+    terms: a list of Term. shapes: {need: shape of the tensor, or list of shapes for the stages} for losses that are
+    classes; each is built as Loss(shapes, **hyperparameters).
     """
 
     def __init__(self, terms, shapes=None):
@@ -138,57 +139,64 @@ class Objective(nn.Module):
         self.terms = terms
         self.losses = []
         for term in terms:
-            with _named(term):
-                self.losses.append(term.loss(shapes, **term.hyperparameters) if inspect.isclass(term.loss)
-                                   else functools.partial(term.loss, **term.hyperparameters))
+            with _errors_named(term):
+                if inspect.isclass(term.loss):
+                    self.losses.append(term.loss(shapes, **term.hyperparameters))
+                else:
+                    self.losses.append(functools.partial(term.loss, **term.hyperparameters))
         self.needs = [term.needs for term in terms]
         self.learnable = nn.ModuleList(loss for loss in self.losses if isinstance(loss, nn.Module))
 
     @property
     def formula(self):
+        """The sum with its weights and hyperparameters, as a line of text."""
         return "loss = " + " + ".join(str(term) for term in self.terms)
 
-    def forward(self, given):
-        """given: what NEEDS names. Returns the loss and {term name: unweighted value}, detached."""
+    def forward(self, inputs):
+        """The loss, a scalar tensor, and {name of the term: its value without the weight, detached}.
+
+        inputs: a dict with at least those of NEEDS that the terms need. UserError if a loss gives no scalar tensor.
+        """
         total, values = 0.0, {}
         for term, loss, needs in zip(self.terms, self.losses, self.needs):
-            with _named(term):
-                value = loss(**{need: given[need] for need in needs})
+            with _errors_named(term):
+                value = loss(**{need: inputs[need] for need in needs})
             if not isinstance(value, torch.Tensor) or value.ndim:
                 shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-                raise UserError(f"the loss {term.name} gave {shape}, not a scalar tensor", "A loss is a mean over the batch.")
+                raise UserError(f"the loss {term.name} gave {shape}, not a scalar tensor",
+                                "A loss is a mean over the batch.")
             total = total + term.weight * value
             values[term.name] = value.detach()
         return total, values
 
 
 def plan(options, find):
-    """The terms that the command line asks for.
+    """The terms that the options of the command line describe, a list of Term.
 
-    options: hard, and for a student alpha, temperature, beta, soft, term (a list) and
-    stage_weights. find(name) gives a registered loss.
+    options: a dict with hard, and for a student alpha, temperature, beta, soft, term (a list) and stage_weights.
+    find: a function that returns the registered loss of a name. UserError for whatever does not fit together.
     """
-    own_flags = {"kd": {"temperature": "--temperature"}, "at": {"weights": "--stage-weights"}}
+    dedicated_flags = {"kd": {"temperature": "--temperature"}, "at": {"weights": "--stage-weights"}}
     terms = []
 
     def add(spec, weight, flag):
-        name, given = parse_spec(spec)
-        for key, own in own_flags.get(name, {}).items():
-            value = options.get(own[2:].replace("-", "_"))
-            if key in given:
-                raise UserError(f"{key} of {name} has an option of its own", f"Give {own}.")
+        name, settings = parse_spec(spec)
+        for key, dedicated_flag in dedicated_flags.get(name, {}).items():
+            value = options.get(dedicated_flag[2:].replace("-", "_"))
+            if key in settings:
+                raise UserError(f"{key} of {name} has an option of its own", f"Give {dedicated_flag}.")
             if value is not None:
-                given[key] = value
+                settings[key] = value
         loss = find(name)
-        hyperparameters = check_options(loss, given, name)
-        lacking = [key for key, value in hyperparameters.items() if value is inspect.Parameter.empty]
-        if lacking:
-            raise UserError(f"{name} needs {', '.join(lacking)}", f"Write {name},{lacking[0]}=value.")
+        hyperparameters = check_options(loss, settings, name)
+        missing = [key for key, value in hyperparameters.items() if value is inspect.Parameter.empty]
+        if missing:
+            raise UserError(f"{name} needs {', '.join(missing)}", f"Write {name},{missing[0]}=value.")
         term = Term(name, weight, loss, hyperparameters)
-        taught = any(need.startswith("teacher_") for need in term.needs)
-        if flag == "--hard" and taught:
+        needs_teacher = any(need.startswith("teacher_") for need in term.needs)
+        if flag == "--hard" and needs_teacher:
             raise UserError(f"--hard {name} reads a teacher", f"--hard is a loss on labels; give --soft {name}.")
-        if flag == "--soft" and not taught:
+        if flag == "--soft" and not needs_teacher:
             raise UserError(f"--soft {name} reads no teacher", f"--soft is a loss on its logits; give --hard {name}.")
         if name in [other.name for other in terms]:
             raise UserError(f"the loss {name} is named twice, now with {flag}")
@@ -215,13 +223,15 @@ def plan(options, find):
 
 
 def needed(terms):
-    """The set of NEEDS of all terms."""
+    """The set of those of NEEDS that any of the terms needs."""
     return {need for term in terms for need in term.needs}
 
 
 def method(options):
-    """`alone`, or the names of the losses beside the hard one, as in kd_at, and another augmentation than the heavy one;
-    fit for a folder's name."""
+    """The part of a run's folder name that says how it was trained: `kd_at` for example, or `alone`.
+
+    It has the names of the losses beside the hard one, and the augmentation unless that is heavy.
+    """
     parts = [parse_spec(options["soft"])[0]] if options["alpha"] < 1 else []
     parts += ["at"] if options["beta"] else []
     parts += [spec.split("=")[0].strip() for spec in options["term"] or ()]
@@ -230,6 +240,6 @@ def method(options):
 
 
 def variant(options):
-    """What a folder's name says of another augmentation than the usual one."""
+    """The suffix of a run's folder name for the augmentation: `_light` for example, '' for heavy."""
     kind = options.get("augment", "heavy")
     return "" if kind == "heavy" else f"_{kind}"

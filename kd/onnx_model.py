@@ -1,7 +1,7 @@
-"""An exported model and all that it says of itself, run by ONNX Runtime: what an edge box needs.
+"""An exported model with its metadata, run by ONNX Runtime on an edge box.
 
-Its input `image` is uint8 [N, S, S, 3]; normalisation is inside; its output `logits` is float [N, C]. Class names,
-the way in which pixels come to it, temperature and frozen thresholds are metadata of the file.
+The input `image` is uint8 [N, S, S, 3]; the normalisation is in the graph; the output `logits` is float [N, C]. The
+metadata of the file are the class names, the preprocessing, the temperature, the thresholds and the provenance.
 """
 
 import json
@@ -15,27 +15,28 @@ from kd.errors import UserError
 
 FORMAT = "medmnist-edgeai/onnx/1"
 FIELDS = ("format", "class_names", "input", "temperature", "operating_points", "provenance")
-CLOSE = 1e-4  # largest difference of logits from the checkpoint's or between two machines, of 1 or of the largest logit
-LARGEST = 4096  # px, of what an image is resized to: beyond it a file asks for gigabytes
-WAY_OUT = "Bring a whole copy of the file, or export it anew with export.py."
+CLOSE = 1e-4  # tolerance of logits between checkpoint and export, or two machines: this times max(1, largest logit)
+LARGEST = 4096  # px that an image may be resized to: more would need gigabytes
+HINT = "Bring a complete copy of the file, or export it again with export.py."
 
 
 def session(model, threads=0):
-    """An onnxruntime.InferenceSession of a path or of a serialised model, on the CPU. threads: 0 for one a core."""
+    """An onnxruntime.InferenceSession on the CPU. model: a path or a serialised model; threads: 0 for one per core."""
     ort = errors.need("onnxruntime", "edge")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what goes wrong is raised; nobody needs it twice
+    options.log_severity_level = 4  # errors are raised; in the log they would appear a second time
     if threads == 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 class Model:
-    """The exported model in a file, its metadata checked.
+    """The exported model in a file. UserError if the file cannot be loaded or its metadata are wrong.
 
-    class_names [C]; size: side of its input, px; temperature: float, or None where calibration failed or was
-    not done; points: [{"name", "kind", "class", "threshold", "promised"}], thresholds of raw probabilities.
+    class_names: [C]; size: side of its input in px; temperature: float, or None if calibration failed or was
+    not done; points: operating points, [{"name", "kind", "class", "threshold", "promised"}], whose thresholds are for
+    raw probabilities.
     """
 
     def __init__(self, path, threads=0):
@@ -49,109 +50,128 @@ class Model:
         except UserError:
             raise
         except Exception as error:  # onnxruntime has an exception class for each kind of failure
-            reason = " ".join(str(error).split())[:200]
-            newer = "opset" in reason.lower() or "ir version" in reason.lower()
+            reason = _one_line(error)
+            is_newer = "opset" in reason.lower() or "ir version" in reason.lower()
             raise UserError(f"cannot load {path}: {reason}",
-                            "Update onnxruntime, which is older than this file." if newer else WAY_OUT) from None
+                            "Update onnxruntime, which is older than this file." if is_newer else HINT) from None
         self.path, self.metadata = path, _metadata(path, self.session)
         self.class_names, self.temperature = self.metadata["class_names"], self.metadata["temperature"]
         self.points, self.size = self.metadata["operating_points"], self.metadata["input"]["size"]
 
     def pixels(self, source):
-        """A path, bytes or uint8 array as uint8 [S, S, 3], the way that evaluation makes them."""
+        """The pixels uint8 [S, S, 3] of an image, the same as in evaluation. source: as for image.square()."""
         return image.evaluation_pixels(source, self.metadata["input"]["resize"], self.size)
 
     def logits(self, images):
-        """[N, C] float32 of uint8 [N, S, S, 3]."""
+        """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if the shape is wrong or one is not finite."""
         try:
             logits = self.session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
-        except Exception as error:  # as above
-            raise UserError(f"{self.path} cannot be run: {' '.join(str(error).split())[:200]}", WAY_OUT) from None
+        except Exception as error:  # of onnxruntime, as above
+            raise UserError(f"{self.path} cannot be run: {_one_line(error)}", HINT) from None
         if logits.shape != (len(images), len(self.class_names)) or not np.isfinite(logits).all():
-            raise UserError(f"{self.path} gives logits that are no numbers, or not as many as it has classes", WAY_OUT)
+            raise UserError(f"{self.path} gives logits that are no numbers, or not as many as it has classes", HINT)
         return logits
 
     def timer(self, images):
-        """A function that runs one query and returns its seconds."""
-        from kd import timing  # here: to predict takes one file less
+        """A function that runs one query of images uint8 [N, S, S, 3] and returns its seconds."""
+        from kd import timing  # here, so that predict.py does not need this file
         images = np.ascontiguousarray(images)
         return timing.stopwatch(lambda: self.session.run(["logits"], {"image": images}))
 
     @property
     def facts(self):
-        """What was counted when it was exported: parameters, params_bytes (fp32, buffers as well), macs."""
+        """Counts from the export, a dict: parameters, params_bytes (in fp32, with buffers), macs; None if unknown."""
         return {key: self.metadata.get(key) for key in ("parameters", "params_bytes", "macs")}
 
     def probabilities(self, logits):
-        """(raw, calibrated) [N, C] of logits [N, C]; the same where there is no temperature."""
+        """(raw, calibrated) probabilities [N, C] of logits [N, C]; both are the same if there is no temperature."""
         raw = metrics.softmax(logits)
-        return raw, raw if self.temperature is None else metrics.softmax(np.asarray(logits, np.float64) / self.temperature)
+        if self.temperature is None:
+            return raw, raw
+        return raw, metrics.softmax(np.asarray(logits, np.float64) / self.temperature)
 
     def answers(self, images):
-        """A dict an image [S, S, 3]: {"label": None where the model abstains, "confidence", "most_probable",
-        "called": classes above their threshold of sensitivity, "probabilities": {class: calibrated}}."""
+        """A list of dicts, one for each image uint8 [S, S, 3].
+
+        {"label": the most probable class, or None if the model abstains; "confidence": its calibrated probability;
+        "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
+        calibrated probability}}
+        """
         raw, calibrated = self.probabilities(self.logits(np.stack(images)))
-        keep = (self.point("abstention") or {}).get("threshold")
-        bars = {point["class"]: point["threshold"] for point in self.points
-                if point["kind"] == "sensitivity" and point["threshold"] is not None}
+        abstention_threshold = (self.point("abstention") or {}).get("threshold")
+        thresholds = {point["class"]: point["threshold"] for point in self.points
+                      if point["kind"] == "sensitivity" and point["threshold"] is not None}
         result = []
-        for p, shown in zip(raw, calibrated):
+        for p, p_calibrated in zip(raw, calibrated):
             k = int(p.argmax())
-            called = [name for name, value in zip(self.class_names, p) if name in bars and value >= bars[name]]
-            result.append({"label": None if keep is not None and p[k] < keep else self.class_names[k],
-                           "confidence": float(shown[k]), "most_probable": self.class_names[k], "called": called,
-                           "probabilities": dict(zip(self.class_names, map(float, shown)))})
+            abstains = abstention_threshold is not None and p[k] < abstention_threshold
+            called = [name for name, value in zip(self.class_names, p)
+                      if name in thresholds and value >= thresholds[name]]
+            result.append({"label": None if abstains else self.class_names[k],
+                           "confidence": float(p_calibrated[k]), "most_probable": self.class_names[k], "called": called,
+                           "probabilities": dict(zip(self.class_names, map(float, p_calibrated)))})
         return result
 
     def point(self, kind):
-        """The first operating point of a kind, or None."""
+        """The first operating point of a kind, `sensitivity` or `abstention`; None if there is none."""
         return next((point for point in self.points if point["kind"] == kind), None)
 
 
 def check(model, path):
-    """Hold a Model's logits against those in a check file (`images`, `logits`); a line, or a UserError."""
+    """Compare the logits of a Model on this machine with those in a check file, an .npz with `images` and `logits`.
+
+    Returns a line of text. UserError if the logits differ by more than CLOSE allows.
+    """
     if not path.is_file():
         raise UserError(f"no such file: {path}", "export.py --bundle writes it.")
     try:
-        with np.load(path, allow_pickle=False) as held:
-            images, expected = held["images"], held["logits"]
-        found = model.logits(images)
-        difference = float(np.abs(found - expected).max())
+        with np.load(path, allow_pickle=False) as arrays:
+            images, expected = arrays["images"], arrays["logits"]
+        logits = model.logits(images)
+        difference = float(np.abs(logits - expected).max())
     except Exception as error:
-        raise UserError(f"cannot use {path}: {' '.join(str(error).split())[:200]}", "Copy the bundle again.") from None
-    flipped = int((found.argmax(1) != expected.argmax(1)).sum())
+        raise UserError(f"cannot use {path}: {_one_line(error)}", "Copy the bundle again.") from None
+    flipped = int((logits.argmax(1) != expected.argmax(1)).sum())
     allowed = CLOSE * max(1.0, float(np.abs(expected).max()))
     if not difference <= allowed:
-        raise UserError(f"this machine computes other logits: they differ by up to {difference:.2g} (allowed: {allowed:.1g}), "
-                        f"and {flipped} of {len(images)} labels", "Of an INT8 model on x86 without VNNI: export it with --reduce-range.")
+        raise UserError(
+            f"this machine computes other logits: they differ by up to {difference:.2g} (allowed: {allowed:.1g}), "
+            f"and {flipped} of {len(images)} labels differ",
+            "If this is an INT8 model on an x86 processor without VNNI, export it with --reduce-range.",
+        )
     return f"{len(images)} images: logits agree to {difference:.1g}, all labels are the same"
 
 
 def encode(content):
-    """Metadata as the strings that an ONNX file holds."""
+    """Metadata, a dict with the keys FIELDS, as the strings that an ONNX file stores."""
     return {key: value if key == "format" else json.dumps(value, allow_nan=False) for key, value in content.items()}
 
 
+def _one_line(error):
+    return " ".join(str(error).split())[:200]
+
+
 def _metadata(path, session):
+    """The metadata in a file, checked: a dict with the keys FIELDS. The inverse of encode()."""
     texts = session.get_modelmeta().custom_metadata_map
     if texts.get("format") != FORMAT:
         raise UserError(f"{path} is no model that export.py wrote: it does not say what its input and classes are",
                         "Any checkpoint of this project can be exported: python export.py RUN")
     missing = [field for field in FIELDS if field not in texts]
     if missing:
-        raise UserError(f"{path} lacks metadata: {', '.join(missing)}", WAY_OUT)
+        raise UserError(f"{path} lacks metadata: {', '.join(missing)}", HINT)
     try:
         content = {key: value if key == "format" else json.loads(value) for key, value in texts.items()}
     except ValueError:
-        raise UserError(f"the metadata of {path} cannot be read", WAY_OUT) from None
+        raise UserError(f"the metadata of {path} cannot be read", HINT) from None
     wrong = _wrong(content, session)
     if wrong:
-        raise UserError(f"{path} is damaged: {', '.join(wrong)} is not what it should be", WAY_OUT)
+        raise UserError(f"{path} is damaged: {', '.join(wrong)} is not what it should be", HINT)
     return content
 
 
 def _is_point(point, names):
-    """Whether what this file reads of an operating point is there, and of its kind."""
+    """Whether an operating point has the keys that are read here, with values of the right type."""
     if not isinstance(point, dict) or not {"kind", "class", "threshold", "promised"} <= point.keys():
         return False
     if point["kind"] not in ("sensitivity", "abstention"):
@@ -162,18 +182,20 @@ def _is_point(point, names):
 
 
 def _wrong(content, session):
-    """What of the metadata, or of the graph's input and output, cannot be."""
-    names, given, temperature = content["class_names"], content["input"], content["temperature"]
-    sides = [given.get(key) for key in ("size", "resize")] if isinstance(given, dict) else [None]
+    """The names of the metadata, or of the input and output of the graph, that are impossible; a list."""
+    names, preprocessing, temperature = content["class_names"], content["input"], content["temperature"]
+    sides = [preprocessing.get(key) for key in ("size", "resize")] if isinstance(preprocessing, dict) else [None]
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    return [what for what, good in {
+    checks = {
         "class_names": isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names),
         "input": all(type(side) is int and side > 0 for side in sides) and sides[0] <= sides[1] <= LARGEST
-        and given.get("interpolation") == image.INTERPOLATION,
+        and preprocessing.get("interpolation") == image.INTERPOLATION,
         "temperature": temperature is None or isinstance(temperature, (int, float)) and 0 < temperature < math.inf,
         "operating_points": isinstance(content["operating_points"], list)
         and all(_is_point(point, names) for point in content["operating_points"]),
         "its input": [i.name for i in inputs] == ["image"] and inputs[0].type == "tensor(uint8)"
         and inputs[0].shape[1:] == [sides[0], sides[0], 3] and isinstance(inputs[0].shape[0], (str, type(None))),
         "its output": [o.name for o in outputs] == ["logits"] and isinstance(names, list)
-        and outputs[0].shape[-1] == len(names)}.items() if not good]
+        and outputs[0].shape[-1] == len(names),
+    }
+    return [name for name, passed in checks.items() if not passed]

@@ -1,8 +1,8 @@
-"""Operating points: what the classifier calls, and when it keeps silent. Chosen on validation.
+"""Operating points: thresholds, class multipliers and abstention, chosen on the validation set.
 
-Every choice here is a plain number or vector, found on one set of predictions (validation) and
-applied, frozen, to another (test). Rates that have nothing to divide by are NaN.
-Functions that take weights [B, n] (how often each image is counted) return B numbers for one.
+Each choice is a number or a vector, found on one set of predictions (validation) and applied unchanged to another
+(test). A rate whose denominator is 0 is NaN. Functions that take weights [B, n] (how often each image is counted in
+each of B replicates) return B numbers instead of one.
 """
 
 import numpy as np
@@ -12,10 +12,10 @@ from kd import metrics
 # ---- one class against the rest
 
 def threshold_for(sensitivity, labels, scores):
-    """The highest threshold at which at least this share of the positives has score >= threshold.
+    """The highest threshold at which the share of positives with score >= threshold is at least `sensitivity`.
 
-    labels [n] bool, scores [n]. Higher thresholds call fewer negatives, so of all that keep the
-    promise on these data it is the most specific. NaN without positives.
+    sensitivity: from 0 to 1; labels [n] bool; scores [n]. A higher threshold gives fewer false positives, so among the
+    thresholds that reach this sensitivity here it is the most specific one. NaN if there are no positives.
     """
     positive = np.sort(np.asarray(scores, dtype=np.float64)[np.asarray(labels, dtype=bool)])[::-1]
     if not len(positive):
@@ -25,24 +25,29 @@ def threshold_for(sensitivity, labels, scores):
 
 
 def binary(labels, called, weights=None):
-    """{"sensitivity", "specificity", "ppv", "npv"} of labels [n] bool and called [n] bool: floats, or [B]."""
+    """{"sensitivity", "specificity", "ppv", "npv"}, each in [0, 1], of a binary decision: floats, or [B] with weights.
+
+    labels [n] bool: whether the image is positive; called [n] bool: whether it was called positive. ppv and npv are
+    the positive and the negative predictive value.
+    """
     if weights is None:
         return _once(binary, labels, called)
     labels, called = np.asarray(labels, dtype=bool), np.asarray(called, dtype=bool)
-    tp, fp, fn, tn = (weights[:, mask].sum(1, dtype=np.float64) for mask in (
-        labels & called, ~labels & called, labels & ~called, ~labels & ~called))
+    masks = labels & called, ~labels & called, labels & ~called, ~labels & ~called
+    tp, fp, fn, tn = (weights[:, mask].sum(1, dtype=np.float64) for mask in masks)
     rates = {"sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp), "ppv": (tp, tp + fp), "npv": (tn, tn + fn)}
     return {name: metrics.ratio(*pair) for name, pair in rates.items()}
 
 
-# ---- a multiplier a class: the prediction is argmax(multipliers * probabilities)
+# ---- a multiplier for each class: the prediction is argmax(multipliers * probabilities)
 
 def macro_f1_multipliers(labels, probabilities):
-    """Multipliers [C] that maximise macro-F1 on labels [n], probabilities [n, C]; never below that of ones.
+    """Multipliers [C], above 0, that maximise macro-F1 on labels [n] and probabilities [n, C].
 
-    Coordinate ascent, from no correction and from the prior's: an image turns to class c where the
-    multiplier of c passes max_j (w_j p_j) / p_c, so one sort gives macro-F1 at every value it can
-    take, and the best gap is met in its middle. A class without labels keeps its start.
+    Macro-F1 is never lower than without multipliers. The search is a coordinate ascent from two starts: all ones, and
+    the correction of the prior. The prediction of an image changes to class c when the multiplier of c exceeds
+    max_j (w_j p_j) / p_c over the other classes j; so one sort of these values gives macro-F1 for every multiplier of
+    c, and the new one is the middle of the best gap. A class without labels keeps its start. A local optimum.
     """
     labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
     support = np.bincount(labels, minlength=probabilities.shape[1])
@@ -55,11 +60,12 @@ def macro_f1_multipliers(labels, probabilities):
 
 
 def _ascend(labels, probabilities, support, multipliers):
+    """(multipliers, macro-F1) after coordinate ascent from these multipliers [C]; support [C]: counts of labels."""
     classes, n = len(support), len(labels)
     rows = np.arange(n)
     score = metrics.macro_f1(metrics.confusion(labels, (multipliers * probabilities).argmax(1), classes))
     improved = True
-    while improved:  # ends: macro-F1 rises at each step and takes finitely many values
+    while improved:  # this ends, because macro-F1 rises in each step and has finitely many values
         improved = False
         for c in np.flatnonzero(support):
             others = multipliers * probabilities
@@ -69,7 +75,7 @@ def _ascend(labels, probabilities, support, multipliers):
                 turns = np.where(probabilities[:, c] > 0, others[rows, rival] / probabilities[:, c], np.inf)
             order = np.argsort(turns, kind="stable")
             turns, rival, truth = turns[order], rival[order], labels[order]
-            # Hits and calls of every class after the first 0, 1, ..., n images turned to c.
+            # Hits and calls of every class when the first 0, 1, ..., n images have changed to class c.
             calls, hits = np.zeros((2, n + 1, classes))
             calls[0] = np.bincount(rival, minlength=classes)
             hits[0] = np.bincount(rival[rival == truth], minlength=classes)
@@ -79,25 +85,31 @@ def _ascend(labels, probabilities, support, multipliers):
             hits[rows + 1, c] += truth == c
             calls, hits = calls.cumsum(0), hits.cumsum(0)
             scores = metrics.mean_defined(metrics.ratio(2 * hits, calls + support))
-            # A multiplier lies strictly between two different turns, the first of them 0, or above all.
+            # A multiplier must be strictly between two different turns (0 counts as one) or above the last.
             below, above = np.append(0, turns), np.append(turns, np.inf)
             scores[~((below < above) & np.isfinite(below))] = -1
             k = int(scores.argmax())
             if below[k] == 0 and np.isinf(above[k]):
-                continue  # all multipliers are alike
-            inner = (above[k] / 2 if below[k] == 0 else 2 * below[k] if np.isinf(above[k])
-                     else np.sqrt(below[k] * above[k]))
-            turned = np.where(np.arange(classes) == c, inner, multipliers)
-            gained = metrics.macro_f1(metrics.confusion(labels, (turned * probabilities).argmax(1), classes))
-            if gained > score + 1e-12:
-                multipliers, score, improved = turned, gained, True
+                continue  # every multiplier gives the same predictions
+            if below[k] == 0:
+                middle = above[k] / 2
+            elif np.isinf(above[k]):
+                middle = 2 * below[k]
+            else:
+                middle = np.sqrt(below[k] * above[k])
+            candidate = np.where(np.arange(classes) == c, middle, multipliers)
+            predicted = (candidate * probabilities).argmax(1)
+            candidate_score = metrics.macro_f1(metrics.confusion(labels, predicted, classes))
+            if candidate_score > score + 1e-12:
+                multipliers, score, improved = candidate, candidate_score, True
     return multipliers, score
 
 
 def prior_multipliers(support, target=None):
-    """Multipliers [C] that turn probabilities for class counts `support` [C] into those for `target`
-    [C] (all classes equal unless given): the ratio of the shares. A class without support keeps 1.
+    """Multipliers [C] that adapt probabilities from the class shares of `support` to those of `target`.
 
+    support: counts [C] of the data that the probabilities are for; target: counts or shares [C] of the new data, or
+    None for equal shares. A multiplier is the ratio of the shares; 1 for a class without support.
     Saerens, Latinne & Decaestecker 2002, eq. 2.4.
     """
     support = np.asarray(support, dtype=np.float64)
@@ -106,78 +118,84 @@ def prior_multipliers(support, target=None):
     return np.where(np.isnan(ratio), 1.0, ratio)
 
 
-# ---- abstention: the least confident images are left to a human
+# ---- abstention: the images of lowest confidence are left to a human
 
 def risk_coverage(correct, confidence):
-    """(coverage [n], risk [n]): the error rate among the i most confident images, at coverage i / n.
+    """(coverage [n], risk [n]): risk[i - 1] is the error rate of the i most confident images, coverage[i - 1] is i / n.
 
-    correct [n] bool, confidence [n]. Images of equal confidence come in no order: each counts as
-    their mean, which is the expectation over all orders.
+    correct [n] bool, confidence [n]. Images of equal confidence have no order: each counts as the mean of their
+    errors, which is the expectation over all orders.
     """
     correct, confidence = np.asarray(correct, dtype=bool), np.asarray(confidence, dtype=np.float64)
     _, group, size = np.unique(-confidence, return_inverse=True, return_counts=True)
-    mean = np.bincount(group.reshape(-1), ~correct) / size
+    mean_error = np.bincount(group.reshape(-1), ~correct) / size
     answered = np.arange(1, len(correct) + 1)
-    return answered / len(correct), np.repeat(mean, size).cumsum() / answered
+    return answered / len(correct), np.repeat(mean_error, size).cumsum() / answered
 
 
 def aurc(correct, confidence, weights=None):
-    """Area under the risk-coverage curve: trapezoids from coverage 1 / n to 1, over that width.
+    """Area under the risk-coverage curve, in [0, 1]: trapezoids from coverage 1 / n to 1, divided by that width.
 
-    correct [n] bool, confidence [n] -> float, or [B] with weights [B, n]; NaN of a single image. An
-    average of risks, so 0 to 1. Geifman & El-Yaniv's plain mean of the n risks differs.
+    correct [n] bool, confidence [n] -> float, or [B] with weights [B, n]; NaN for a single image. Geifman & El-Yaniv's
+    AURC, the plain mean of the n risks, differs slightly.
     """
     if weights is None:
         return float(aurc(correct, confidence, np.ones((1, len(correct)), dtype=np.uint8))[0])
     correct, confidence = np.asarray(correct, dtype=bool), np.asarray(confidence, dtype=np.float64)
-    # An error among ties (its own copies too) at ranks a+1 .. b adds (i - a) / (b - a) / i to the risk at
-    # each rank i of these and 1 / i to all after: in harmonic numbers H, and with G(i) = i H(i),
-    # 1 + H(n) - (G(b) - G(a)) / (b - a). Only errors need looking at.
+    # Sum the risks of all ranks error by error. If an error is tied with others (its own copies, too) at ranks
+    # a + 1 to b, it adds (i - a) / (b - a) / i to the risk of each of these ranks i and 1 / i to that of each later
+    # rank: with harmonic numbers H and G(i) = i H(i) together 1 + H(n) - (G(b) - G(a)) / (b - a).
     order = np.argsort(-confidence, kind="stable")
-    falling = -confidence[order]
+    ascending = -confidence[order]
     wrong = order[~correct[order]]
-    starts, first, last = metrics.steps(len(order), *(
-        np.searchsorted(falling, -confidence[wrong], side) for side in ("left", "right")))
-    most = np.arange(1 + int(weights.sum(1, dtype=np.int64).max(initial=0)))
-    harmonic = np.append(0, (1 / most[1:]).cumsum())
-    table = most * harmonic
+    bounds = (np.searchsorted(ascending, -confidence[wrong], side) for side in ("left", "right"))
+    starts, first, last = metrics.distinct_places(len(order), *bounds)
+    ranks = np.arange(1 + int(weights.sum(1, dtype=np.int64).max(initial=0)))
+    harmonic = np.append(0, (1 / ranks[1:]).cumsum())
+    table = ranks * harmonic  # G
     areas = np.empty(len(weights))
-    for rows, part in metrics.chunks(weights):
-        passed = metrics.running(part[order], starts)
-        a, b, n, own = passed[first], passed[last], passed[-1], part[wrong]
-        share = own / np.maximum(b - a, 1)  # of its ties; nothing where it is not drawn
-        errors = own.sum(0, dtype=np.float64)
+    for rows, counts in metrics.chunks(weights):
+        images_before = metrics.cumulative_counts(counts[order], starts)
+        a, b, n, copies = images_before[first], images_before[last], images_before[-1], counts[wrong]
+        share = copies / np.maximum(b - a, 1)  # of its ties; 0 in a replicate without this image
+        errors = copies.sum(0, dtype=np.float64)
         risks = errors * (1 + harmonic[n]) - np.einsum("nb,nb->b", share, table[b] - table[a])
-        ends = np.einsum("nb,nb->b", share, a == 0) + errors / np.maximum(n, 1)  # the risk at ranks 1 and n
+        ends = np.einsum("nb,nb->b", share, a == 0) + errors / np.maximum(n, 1)  # the risks at ranks 1 and n
         areas[rows] = metrics.ratio(risks - ends / 2, np.maximum(n - 1, 0))
     return areas
 
 
 def coverage_at(risk, correct, confidence):
-    """(coverage, threshold): the largest share of images answered with an error rate of at most `risk`.
+    """(coverage, threshold): the largest share of images that can be answered with an error rate of at most `risk`.
 
-    An image is answered where confidence >= threshold, so equal confidences go together. Where no
-    threshold keeps the risk: (0, infinity).
+    risk: from 0 to 1; correct [n] bool; confidence [n]. An image is answered if confidence >= threshold, so images of
+    equal confidence are answered together. (0, infinity) if no threshold has so low a risk.
     """
     confidence = np.asarray(confidence, dtype=np.float64)
     coverage, risks = risk_coverage(correct, confidence)
-    falling = np.sort(confidence)[::-1]
-    ends = np.append(falling[1:] < falling[:-1], True)  # a threshold cannot part equals
-    kept = np.flatnonzero(ends & (risks <= risk + 1e-12))
-    return (float(coverage[kept[-1]]), float(falling[kept[-1]])) if len(kept) else (0.0, float("inf"))
+    descending = np.sort(confidence)[::-1]
+    is_last_of_ties = np.append(descending[1:] < descending[:-1], True)  # no threshold separates equal confidences
+    possible = np.flatnonzero(is_last_of_ties & (risks <= risk + 1e-12))
+    if not len(possible):
+        return 0.0, float("inf")
+    return float(coverage[possible[-1]]), float(descending[possible[-1]])
 
 
 def selective(correct, confidence, threshold, weights=None):
-    """{"coverage", "risk"} of answering where confidence >= threshold: floats, or [B] with weights."""
+    """{"coverage", "risk"}, each in [0, 1], of answering if confidence >= threshold: floats, or [B] with weights.
+
+    correct [n] bool, confidence [n]. coverage: the share of images that are answered; risk: their error rate.
+    """
     if weights is None:
         return _once(selective, correct, confidence, threshold)
-    correct, answered = np.asarray(correct, dtype=bool), np.asarray(confidence) >= threshold
-    kept = weights[:, answered].sum(1, dtype=np.float64)
-    wrong = weights[:, answered & ~correct].sum(1, dtype=np.float64)
-    return {"coverage": metrics.ratio(kept, weights.sum(1, dtype=np.float64)), "risk": metrics.ratio(wrong, kept)}
+    correct, is_answered = np.asarray(correct, dtype=bool), np.asarray(confidence) >= threshold
+    answered = weights[:, is_answered].sum(1, dtype=np.float64)
+    wrong = weights[:, is_answered & ~correct].sum(1, dtype=np.float64)
+    coverage = metrics.ratio(answered, weights.sum(1, dtype=np.float64))
+    return {"coverage": coverage, "risk": metrics.ratio(wrong, answered)}
 
 
 def _once(rates, *args):
-    """The rates of each image counted once."""
+    """What the function `rates` returns, as floats, if each image is counted once."""
     weights = np.ones((1, len(args[0])), dtype=np.uint8)
     return {name: float(values[0]) for name, values in rates(*args, weights).items()}

@@ -1,7 +1,7 @@
-"""Two models on the same images: paired differences, and how their answers differ.
+"""Comparison of two models on the same images: paired differences and tests.
 
-Differences are taken replicate by replicate, so what both models find hard cancels. Values
-[1 + B] are those bootstrap.replicate() gives of each model from the same weights.
+Differences are taken replicate by replicate, so images that are difficult for both models cancel out. Values [1 + B]
+come from bootstrap.replicate() for each model, with the same weights; METRIC is what bootstrap.interval() returns.
 """
 
 import numpy as np
@@ -10,11 +10,11 @@ from kd import bootstrap, metrics
 
 
 def paired(reference, model, level=bootstrap.LEVEL, corrected=0):
-    """METRIC of model - reference, values [1 + B] each, with "p", two-sided, of no difference.
+    """METRIC of the difference model - reference, values [1 + B] each, and "p", the two-sided p-value of no difference.
 
-    p is twice the smaller share of replicates at or beyond 0, the sample counted as one of them
-    (never below 2 / (1 + B)): the largest p at which the interval would still hold 0. NaN where
-    nothing is defined. `corrected` as in bootstrap.interval(), for each model before the difference.
+    p is twice the smaller share of replicates at or beyond 0, with the sample counted as one of them (so at least
+    2 / (1 + B)): the interval of level 1 - p just contains 0. NaN if no replicate is defined.
+    corrected: as for bootstrap.interval(), applied to each model before the difference.
     """
     difference = bootstrap.unbias(model, corrected) - bootstrap.unbias(reference, corrected)
     metric = bootstrap.interval(difference, level)
@@ -25,37 +25,40 @@ def paired(reference, model, level=bootstrap.LEVEL, corrected=0):
 
 
 def retention(reference, model, level=bootstrap.LEVEL, corrected=0):
-    """METRIC of model / reference, values [1 + B] each: what a student keeps of its teacher.
+    """METRIC of the ratio model / reference, values [1 + B] each: the share of its teacher's metric that a student has.
 
-    Less 1 it is the relative gap. A replicate in which the reference is 0 is undefined.
+    A replicate in which the reference is 0 is undefined. corrected: as for paired().
     """
-    kept = metrics.ratio(bootstrap.unbias(model, corrected), bootstrap.unbias(reference, corrected))
-    return bootstrap.interval(kept, level)
+    ratio = metrics.ratio(bootstrap.unbias(model, corrected), bootstrap.unbias(reference, corrected))
+    return bootstrap.interval(ratio, level)
 
 
 def compare(reference, model):
-    """[row] for each metric in both of {NAME: values [1 + B]}, as bootstrap.replicate() gives them.
+    """A list of rows, one for each metric that is in both of {NAME: values [1 + B]}, in the order of the reference.
 
     A row is {"metric", "reference_value", "model_value", "difference", "lo", "hi", "p", "undefined",
-    "retention", "retention_lo", "retention_hi"}; p is not yet corrected for how many are compared.
+    "retention", "retention_lo", "retention_hi"}; p is not corrected for multiple comparisons, see holm().
     """
     rows = []
-    for name in reference.keys() & model.keys():
+    for name in reference:
+        if name not in model:
+            continue
         corrected = bootstrap.biased(name)
-        gap = paired(reference[name], model[name], corrected=corrected)
-        kept = retention(reference[name], model[name], corrected=corrected)
+        difference = paired(reference[name], model[name], corrected=corrected)
+        ratio = retention(reference[name], model[name], corrected=corrected)
         rows.append({"metric": name, "reference_value": float(reference[name][0]),
-                     "model_value": float(model[name][0]), "difference": gap["value"],
-                     **{key: gap[key] for key in ("lo", "hi", "p", "undefined")}, "retention": kept["value"],
-                     "retention_lo": kept["lo"], "retention_hi": kept["hi"]})
-    return sorted(rows, key=lambda row: list(reference).index(row["metric"]))
+                     "model_value": float(model[name][0]), "difference": difference["value"],
+                     **{key: difference[key] for key in ("lo", "hi", "p", "undefined")}, "retention": ratio["value"],
+                     "retention_lo": ratio["lo"], "retention_hi": ratio["hi"]})
+    return rows
 
 
 def mcnemar(reference_correct, model_correct):
-    """{"reference_only", "model_only", "p"}: images that just one of two models has right, and the
-    exact two-sided p of an even split (McNemar 1947; Fay 2010). Correct [n] bool each.
+    """McNemar's exact test: {"reference_only", "model_only", "p"}.
 
-    Images count as independent; where lesions have several, the paired bootstrap is the safer test.
+    reference_correct, model_correct: [n] bool. The first two are the numbers of images that only one of the models
+    classifies correctly; p is the exact two-sided p-value of an even split (McNemar 1947; Fay 2010). Images count as
+    independent; if lesions have more than one image, the paired bootstrap is the safer test.
     """
     reference_correct, model_correct = np.asarray(reference_correct, bool), np.asarray(model_correct, bool)
     lost = int((reference_correct & ~model_correct).sum())
@@ -69,9 +72,9 @@ def mcnemar(reference_correct, model_correct):
 
 
 def holm(p):
-    """p-values [m] corrected so that the chance of any false finding stays below the level (Holm 1979).
+    """p-values [m] corrected for multiple comparisons (Holm 1979): the family-wise error rate stays below the level.
 
-    NaN stays NaN and is not counted.
+    NaN stays NaN and is not counted as a comparison.
     """
     p = np.asarray(p, dtype=np.float64)
     order = np.argsort(p)[:np.count_nonzero(~np.isnan(p))]
@@ -81,18 +84,20 @@ def holm(p):
 
 
 def agreement(labels, reference, model, weights=None):
-    """Shares of images by the predictions [n] of two models: {"agreement", "right_to_wrong",
-    "wrong_to_right", "wrong_to_wrong"}, the last three the disagreements; together 1.
+    """How often the predictions [n] of two models agree, and how they differ, as shares of images that sum to 1.
 
-    Floats, or [B] with weights [B, n].
+    {"agreement", "right_to_wrong", "wrong_to_right", "wrong_to_wrong"}: the last three are disagreements, from the
+    reference to the model. Floats, or [B] with weights [B, n], how often each image is counted. labels [n].
     """
     if weights is None:
-        once = agreement(labels, reference, model, np.ones((1, len(labels)), dtype=np.uint8))
-        return {name: float(share[0]) for name, share in once.items()}
+        shares = agreement(labels, reference, model, np.ones((1, len(labels)), dtype=np.uint8))
+        return {name: float(share[0]) for name, share in shares.items()}
     labels, reference, model = np.asarray(labels), np.asarray(reference), np.asarray(model)
-    differ, before, after = reference != model, reference == labels, model == labels
-    kinds = {"agreement": ~differ, "right_to_wrong": before & ~after, "wrong_to_right": ~before & after,
-             "wrong_to_wrong": differ & ~before & ~after}
-    # whole numbers below 2^24, so the product is exact in float32
-    counts = weights.astype(np.float32, copy=False) @ np.stack([np.ones(len(labels)), *kinds.values()], 1).astype(np.float32)
-    return {name: metrics.ratio(count, counts[:, 0]) for name, count in zip(kinds, counts.T[1:].astype(np.float64))}
+    differ, reference_right, model_right = reference != model, reference == labels, model == labels
+    masks = {"agreement": ~differ, "right_to_wrong": reference_right & ~model_right,
+             "wrong_to_right": ~reference_right & model_right,
+             "wrong_to_wrong": differ & ~reference_right & ~model_right}
+    columns = np.stack([np.ones(len(labels)), *masks.values()], 1)
+    # all counts are whole numbers below 2^24, so the product is exact in float32
+    counts = weights.astype(np.float32, copy=False) @ columns.astype(np.float32)
+    return {name: metrics.ratio(count, counts[:, 0]) for name, count in zip(masks, counts.T[1:].astype(np.float64))}

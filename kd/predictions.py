@@ -1,4 +1,4 @@
-"""Predictions files, of a run or of any other system: read, checked, and held against leaks.
+"""Predictions files, of a run or of any other system: read, and checked for damage and leaks.
 
 A file is a .npz with `labels` (or `y_true`) and `logits` (or `y_prob`), and where they are known
 `ids`, `groups` and `class_names`. Everything that evaluation says is computed from such files.
@@ -46,6 +46,7 @@ class Predictions:
         return np.log(np.maximum(self.probabilities, np.finfo(np.float32).tiny))
 
     def size(self):
+        """{"images", "groups", "support": images a class}, as metrics.json has it."""
         support = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
         return {"images": len(self.labels), "groups": len(np.unique(self.clusters)),
                 "support": dict(zip(self.class_names, support))}
@@ -57,13 +58,13 @@ def of_files(test, val=None, groups=None):
     groups: a CSV with columns id,group for both. Raises UserError as of_run does.
     """
     paths, groups = {"validation": val, "test": test}, groups and read_groups(groups)
-    held = {name: read(path) for name, path in paths.items() if path is not None}
-    for name, one in held.items():
+    splits = {name: read(path) for name, path in paths.items() if path is not None}
+    for name, split in splits.items():
         if groups:
-            one.groups = groups_of(one.ids, groups, paths[name])
+            split.groups = groups_of(split.ids, groups, paths[name])
     if val is None:
-        return None, held["test"]
-    val, test = held.values()
+        return None, splits["test"]
+    val, test = splits.values()
     a, b = len(val.class_names), len(test.class_names)
     if a != b:
         raise UserError(f"{paths['validation']} has {a} classes, {paths['test']} has {b}")
@@ -74,35 +75,38 @@ def of_files(test, val=None, groups=None):
     if len(val.labels) == len(test.labels) and np.array_equal(val.probabilities, test.probabilities):
         raise UserError(f"{paths['validation']} and {paths['test']} hold the same predictions",
                         "What is chosen on validation is tested on other images.")
-    refuse_leaks(paths["test"], {name: (one.ids, one.groups) for name, one in held.items()},
+    refuse_leaks(paths["test"], {name: (split.ids, split.groups) for name, split in splits.items()},
                  "Ids and groups name the same thing in both files; ids that only count rows are better left out.")
     return val, test
 
 
-def refuse_leaks(path, members, hint="Metrics of such a split would flatter. Split whole groups and train again."):
-    """An image or a group in two splits is an error: every number after it would flatter.
+def refuse_leaks(path, members, hint="Metrics of such a split are too good. Split whole groups and train again."):
+    """UserError where two splits share an image or a group: every metric would be too good.
 
     members: {split's name: (ids, groups)}, either of them None where unknown.
     """
     for (a, ours), (b, theirs) in itertools.combinations(members.items(), 2):
-        for what, one, other in zip(("images", "groups"), ours, theirs):
-            shared = set() if one is None or other is None else sorted(set(one) & set(other) - {""})
+        for what, names, others in zip(("images", "groups"), ours, theirs):
+            shared = set() if names is None or others is None else sorted(set(names) & set(others) - {""})
             if shared:
                 raise UserError(f"{path}: {a} and {b} share {len(shared)} {what}: {listing(shared)}", hint)
 
 
 def read(path, required=()):
-    """Predictions of a .npz file, checked; each thing that is wrong with it is a UserError."""
+    """The Predictions of a .npz file, checked.
+
+    required: arrays that it must have. Raises UserError where it is damaged, or its arrays do not fit together.
+    """
     arrays = read_npz(path, required)
 
     def fail(message, hint=""):
         raise UserError(f"{path}: {message}", hint)
 
     def pick(*names):
-        found = [name for name in names if name in arrays]
-        if not found:
+        name = next((name for name in names if name in arrays), None)
+        if name is None:
             fail(f"it has neither {' nor '.join(names)}", f"It has: {', '.join(arrays) or 'nothing'}.")
-        return found[0], arrays[found[0]]
+        return name, arrays[name]
 
     label_name, labels = pick("labels", "y_true")
     if not labels.size:
@@ -154,7 +158,10 @@ def read(path, required=()):
 
 
 def distributions(scores, fail):
-    """Rows that sum to 1, and what was done for it; logits under a wrong name are refused."""
+    """(probabilities [n, C] whose rows sum to 1, a note on what was done for it).
+
+    scores: [n, C] of y_prob. fail: called with a message where these are logits.
+    """
     hint = "Name them logits if that is what they are."
     if scores.min() < 0 or scores.max() > 1.001:
         fail(f"y_prob goes from {scores.min():.4g} to {scores.max():.4g}: these look like logits", hint)
@@ -169,6 +176,7 @@ def distributions(scores, fail):
 
 
 def strings(array):
+    """An array of texts as str, whatever it was stored as."""
     return array.astype(str) if array.dtype.kind != "S" else np.char.decode(array, "utf-8", "replace")
 
 
@@ -194,7 +202,7 @@ def groups_of(ids, group, path):
 
 
 def difference_between(a, b):
-    """What keeps two test Predictions from being compared image by image, or ''."""
+    """Why two test Predictions cannot be compared image by image; '' where they can."""
     if a.class_names != b.class_names:
         return f"different classes: {listing(a.class_names)}; {listing(b.class_names)}"
     if len(a.labels) != len(b.labels):

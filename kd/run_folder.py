@@ -148,12 +148,6 @@ def _metrics(run, path, content):
     return content if sound else fail()
 
 
-def _mapping(run, path, content):
-    if not isinstance(content, dict) or not isinstance(content.get("data", {}), (dict, str)):
-        raise UserError(f"{path} is not a mapping")
-    return content
-
-
 def _environment(run, path, content):
     if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
         raise UserError(f"{path} is not a mapping")

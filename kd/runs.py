@@ -1,4 +1,4 @@
-"""Where runs lie: which folders are runs, what they are called, and what role a run has."""
+"""Run folders in a tree: where they are, and their names."""
 
 import re
 from pathlib import Path
@@ -19,14 +19,14 @@ def is_run(path):
 
 
 def find(path):
-    """The folders of finished runs at or below `path`, sorted."""
+    """The folders of finished runs at or below `path`, sorted. UserError where there is none."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no such folder: {path}")
-    runs = sorted({file.parents[1] for file in path.glob(f"**/{TEST.as_posix()}")})
-    if not runs:
+    folders = sorted({file.parents[1] for file in path.glob(f"**/{TEST.as_posix()}")})
+    if not folders:
         raise UserError(f"no finished run at or below {path}", f"A run is finished when it has {TEST.as_posix()}.")
-    return runs
+    return folders
 
 
 def study(run):
@@ -38,14 +38,6 @@ def study(run):
 def describe(run):
     """(study, model, seed) of a run folder, read from its place in the tree."""
     return ("", "", *Path(run).resolve().parts)[-3:]
-
-
-def kind(model, told):
-    """teacher, alone (a student without a teacher) or student. told: what config.yaml, else environment.json says of the run;
-    where these do not tell its role, the model's name does."""
-    if (told.get("role") or model.split("_")[0]) == "teacher":
-        return "teacher"
-    return "alone" if model.endswith("_alone") or told.get("teacher", "unknown") is None else "student"
 
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}

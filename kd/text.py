@@ -1,39 +1,43 @@
-"""Numbers, names and tables as text, for terminals and reports alike."""
+"""Numbers, names and tables as text, for the terminal and for reports."""
 
 import math
 
-TERMINAL_WIDTH = 110  # characters of a line; wider tables wrap on a laptop
+TERMINAL_WIDTH = 110  # characters; wider tables wrap on a laptop
 
 
 def is_defined(value):
-    """Whether `value` is a finite number; True and False are none."""
+    """Whether `value` is a finite number. True and False are not numbers here."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def format_number(value, form=".3f"):
-    """A number by the format specification `form`; `n/a` for None, NaN and infinity."""
+    """A number in the format `form`, as format() takes it; `n/a` for None, NaN and infinity."""
     return format(value, form) if is_defined(value) else "n/a"
 
 
 def format_bounds(lo, hi, form=".3f"):
-    """`[0.401, 0.504]`, or `[n/a]` where there is no interval."""
+    """An interval as `[0.401, 0.504]`, or `[n/a]` if it is undefined."""
     return f"[{format_number(lo, form)}, {format_number(hi, form)}]" if is_defined(lo) else "[n/a]"
 
 
 def format_metric(metric, form=".3f", bounds_form=None):
-    """`0.455 [0.401, 0.504]` of a METRIC: a dict with value, lo, hi. bounds_form: of the bounds, where another than `form`."""
+    """A METRIC, a dict with value, lo and hi, as `0.455 [0.401, 0.504]`; `n/a` if its value is undefined.
+
+    bounds_form: the format of the bounds, if it differs from `form`.
+    """
     if not is_defined(metric["value"]):
         return "n/a"
-    return f"{format_number(metric['value'], form)} {format_bounds(metric['lo'], metric['hi'], bounds_form or form)}"
+    bounds = format_bounds(metric["lo"], metric["hi"], bounds_form or form)
+    return f"{format_number(metric['value'], form)} {bounds}"
 
 
 def format_count(n, noun, plural=None):
-    """`1 image`, `1,500 images`."""
+    """A count with its noun: `1 image`, `1,500 images`. plural: where it is not the noun with an s."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
 
 
 def format_duration(seconds):
-    """Seconds as a person says them: 48 s, 3 min 20 s, 2 h 05 min."""
+    """Seconds as `48 s`, `3 min 20 s` or `2 h 05 min`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
@@ -44,17 +48,18 @@ def format_duration(seconds):
 
 
 def one_line(text, limit=32):
-    """`text` on one line of at most `limit` characters, without what cannot be printed."""
+    """`text` on one line of at most `limit` characters, without control characters."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return text if len(text) <= limit else text[:limit - 1].rstrip() + "…"
 
 
 def align_columns(rows, right=False):
-    """Rows of cells as lines of equally wide columns, flush left; with `right` all but the first flush right."""
+    """Rows of cells as text with columns of equal width, aligned left; with `right` all but the first aligned right."""
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
+    aligns = [str.ljust] + [str.rjust if right else str.ljust] * len(widths[1:])
     lines = []
     for row in rows:
-        cells = [cell.rjust(width) if right and k else cell.ljust(width) for k, (cell, width) in enumerate(zip(row, widths))]
+        cells = [align(cell, width) for align, cell, width in zip(aligns, row, widths)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Latency as a distribution: warm-up, models in turns, percentiles that the number of queries can carry.
+"""Latency as a distribution: warm-up, models in turns, and percentiles only where there are enough queries.
 
-A machine slows down and speeds up while it is measured. Models take turns, so that this meets all of them alike,
-and their ratio is taken turn by turn.
+The speed of a machine changes while it is measured. Models take turns, so that the changes affect all of them
+equally, and the ratio of two models is taken turn by turn.
 """
 
 import time
@@ -9,108 +9,115 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TURN = 8            # queries of one model before the next has its turn
-STEADY = 0.05       # two successive turns of the warm-up whose medians differ by less are steady
-NOISY = 0.1         # interquartile range over median
+TURN = 8            # queries of one model before the turn of the next
+STEADY = 0.05       # the warm-up ends when the medians of two successive turns differ by less than this share
+NOISY = 0.1         # a series is noisy if its interquartile range over its median is above this
 CONFIDENCE = 0.99   # of MLPerf's early stopping
 
 
 @dataclass
 class Latencies:
-    """Of one model: seconds [turns, TURN] by its timer and of the processor, and what its warm-up was."""
+    """The queries of one model after its warm-up."""
 
-    seconds: np.ndarray
-    worked: np.ndarray  # processor time of the same queries, of all threads: others' turns do not count
-    warmup: int    # queries before those counted
-    steady: bool   # whether it ended with steady medians, not for want of time
+    seconds: np.ndarray  # [turns, TURN] of each query, by the timer of the model
+    worked: np.ndarray   # [turns, TURN] processor seconds of the same queries in all threads, without other processes
+    warmup: int          # number of queries before these
+    steady: bool         # the warm-up ended because its medians were steady, not because its time was up
 
 
 def stopwatch(run, clock=time.perf_counter):
-    """A function that runs `run` once and returns the seconds that it took by a monotonic clock."""
-    def once():
+    """A timer: a function that calls run() once and returns the seconds that it took by a monotonic clock."""
+    def timer():
         start = clock()
         run()
         return clock() - start
-    return once
+    return timer
 
 
 def measure(timers, *, seconds=5.0, least=64, warmup=3.0, clock=time.perf_counter):
-    """{name: Latencies} of {name: function that runs one query and returns its seconds}.
+    """Measure models in turns: {name: Latencies}.
 
-    Each is warmed up until two turns agree, for `warmup` seconds at most. Then they take turns of TURN
-    queries, and one before it that is not counted (the last model's data fill the caches), until each has been
-    given `least` queries, and `seconds` for each have passed.
+    timers: {name: function that runs one query and returns its seconds}. Each model is warmed up until two turns
+    agree, or for `warmup` seconds. Then the models take turns of TURN queries, until each has had `least` queries and
+    `seconds` have passed for each. One query before each turn is not counted, because the caches then contain the data
+    of the last model.
     """
-    warm = {name: _warm_up(timer, warmup, clock) for name, timer in timers.items()}
-    taken = {name: [] for name in timers}
+    warmups = {name: _warm_up(timer, warmup, clock) for name, timer in timers.items()}
+    turns = {name: [] for name in timers}
 
     def query(timer):
         start = time.process_time()
         return timer(), time.process_time() - start
 
     end = clock() + seconds * len(timers)
-    turns = 0
-    while turns * TURN < least or clock() < end:
+    queries = 0
+    while queries < least or clock() < end:
         for name, timer in timers.items():
             timer()
-            taken[name].append([query(timer) for _ in range(TURN)])
-        turns += 1
-    return {name: Latencies(*np.moveaxis(np.array(taken[name]), 2, 0), *warm[name]) for name in timers}
+            turns[name].append([query(timer) for _ in range(TURN)])
+        queries += TURN
+    return {name: Latencies(*np.moveaxis(np.array(turns[name]), 2, 0), *warmups[name]) for name in timers}
 
 
-def _warm_up(timer, most, clock):
-    """(queries, steady)."""
-    end, before, count = clock() + most, None, 0
+def _warm_up(timer, seconds, clock):
+    """(number of queries, whether their medians became steady)."""
+    end, last_median, count = clock() + seconds, None, 0
     while True:
         median = float(np.median([timer() for _ in range(TURN)]))
         count += TURN
-        if before is not None and abs(median - before) <= STEADY * before:
+        if last_median is not None and abs(median - last_median) <= STEADY * last_median:
             return count, True
         if clock() >= end:
             return count, False
-        before = median
+        last_median = median
 
 
 def discarded(n, percentile, confidence=CONFIDENCE):
-    """How many of n sorted latencies lie above MLPerf's early-stopping estimate, itself among them; 0: n is too small.
+    """The rank t, from the largest, of MLPerf's early-stopping estimate among n latencies; 0 if n is too small.
 
-    The largest t >= 1 with P[Binomial(n, 1 - percentile) <= t] <= 1 - confidence: with that confidence no
-    more than 1 - percentile of all queries take longer than the t-th largest of these n. The least n is 64
-    for .90, 130 for .95, 662 for .99 (MLPerf inference rules, early stopping; loadgen, SingleStream).
+    percentile, confidence: in (0, 1). t is the largest t >= 1 with P[Binomial(n, 1 - percentile) <= t] <=
+    1 - confidence: with this confidence at most 1 - percentile of all queries take longer than the t-th largest of
+    these n. The smallest possible n is 64 for .90, 130 for .95 and 662 for .99 (MLPerf inference rules, early
+    stopping; loadgen, SingleStream).
     """
-    most = int(n * (1 - percentile)) + 1  # the mean of the binomial: beyond it no tail is small
+    mean = int(n * (1 - percentile)) + 1  # of the binomial: no tail beyond it is small
     if n < 2:
         return 0
-    k = np.arange(1, min(most, n) + 1)
-    ways = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])
+    k = np.arange(1, min(mean, n) + 1)
+    log_binomial = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k))])
     k = np.concatenate([[0], k])
-    tail = np.exp(ways + k * np.log1p(-percentile) + (n - k) * np.log(percentile)).cumsum()
+    tail = np.exp(log_binomial + k * np.log1p(-percentile) + (n - k) * np.log(percentile)).cumsum()
     return max(int(np.searchsorted(tail, 1 - confidence, "right")) - 1, 0)
 
 
 def early_stopping(seconds, percentile):
-    """MLPerf's upper estimate of a percentile of latencies [n]; NaN of too few."""
+    """MLPerf's upper estimate of a percentile, in (0, 1), of latencies [n] in seconds; NaN if n is too small."""
     t = discarded(len(seconds), percentile)
     return float(np.sort(seconds)[len(seconds) - t]) if t else float("nan")
 
 
 def describe(latencies, batch=1):
-    """The columns of a table of latencies, in milliseconds; throughput in images a second."""
+    """The columns of benchmark.csv for Latencies, a dict: times in milliseconds, throughput in images per second.
+
+    batch: images in a query.
+    """
     values = latencies.seconds.reshape(-1)
     p25, p50, p75, p90, p99 = np.percentile(values, [25, 50, 75, 90, 99])
     spread = (p75 - p25) / p50
-    return {"lat_ms_mean": 1e3 * values.mean(), "lat_ms_std": 1e3 * values.std(ddof=1), "lat_ms_p50": 1e3 * p50,
-            "lat_ms_p90": 1e3 * p90, "lat_ms_p99": 1e3 * p99, "throughput_fps": batch / values.mean(),
-            "lat_ms_p90_mlperf": 1e3 * early_stopping(values, 0.9), "lat_ms_p99_mlperf": 1e3 * early_stopping(values, 0.99),
-            "cpu_ms_p50": 1e3 * np.median(latencies.worked),
-            "queries": len(values), "warmup_queries": latencies.warmup, "warm": latencies.steady,
-            "iqr_over_median": spread, "noisy": bool(spread > NOISY or not latencies.steady)}
+    return {
+        "lat_ms_mean": 1e3 * values.mean(), "lat_ms_std": 1e3 * values.std(ddof=1), "lat_ms_p50": 1e3 * p50,
+        "lat_ms_p90": 1e3 * p90, "lat_ms_p99": 1e3 * p99, "throughput_fps": batch / values.mean(),
+        "lat_ms_p90_mlperf": 1e3 * early_stopping(values, 0.9),
+        "lat_ms_p99_mlperf": 1e3 * early_stopping(values, 0.99), "cpu_ms_p50": 1e3 * np.median(latencies.worked),
+        "queries": len(values), "warmup_queries": latencies.warmup, "warm": latencies.steady,
+        "iqr_over_median": spread, "noisy": bool(spread > NOISY or not latencies.steady),
+    }
 
 
 def speedup(reference, model):
-    """(times, lo, hi): how many times faster `model` is than `reference`, both Latencies of one measure().
+    """(ratio, lo, hi): how many times faster `model` is than `reference`, both Latencies from one call of measure().
 
-    The median over turns of the ratio of their medians in that turn, and the quartiles of these ratios.
+    In each turn the ratio of their medians is taken: the median of these ratios over the turns, and their quartiles.
     """
     ratios = np.median(reference.seconds, 1) / np.median(model.seconds, 1)
     return tuple(float(q) for q in np.percentile(ratios, [50, 25, 75]))

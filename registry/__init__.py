@@ -1,7 +1,8 @@
-"""The registry: a plugin file that registers itself is all there is to adding a part.
+"""The registry of architectures, data sets, losses and corruptions. A new part needs one file, which registers itself.
 
-A plugin lies in `registry/<kind>s/` or is named with `--plugin`. The first question
-about a kind imports its files; one that fails harms nobody until it is asked for.
+A plugin file is in the folder of its kind, such as registry/losses/, or is named with `--plugin`. All files of a kind
+are imported when the first part of that kind is needed. A file that fails to import has no effect until one of its
+parts is needed; then its error is raised.
 """
 
 import difflib
@@ -17,45 +18,47 @@ KINDS = {"architecture": "architectures", "dataset": "datasets", "loss": "losses
 
 
 class RegistryError(LookupError):
-    """A name that is unknown or taken: the user's to mend, not a fault of a plugin."""
+    """An error that the user can correct, such as an unknown name; not a fault inside a plugin."""
 
 
 class UnknownName(RegistryError):
-    """Nothing of this name is registered. The message says what is."""
+    """Nothing is registered under this name. The message lists the names that are."""
 
 
 class DuplicateName(RegistryError):
-    """Two plugins registered one name. The message gives both paths."""
+    """Two plugins registered the same name. The message gives both paths."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered part: its function or class, where it stands, and what it says of itself."""
+    """A registered part."""
 
-    kind: str
+    kind: str        # a key of KINDS
     name: str
     aliases: tuple
-    make: object
-    path: Path
-    line: int
-    info: dict = field(default_factory=dict)
+    make: object     # the function or class
+    path: Path       # the plugin file
+    line: int        # of register() in it
+    info: dict = field(default_factory=dict)  # the keyword arguments of register()
 
     @property
     def summary(self):
+        """The first line of its docstring, or an empty string."""
         return inspect.cleandoc(self.make.__doc__ or "").split("\n")[0]
 
 
 _entries = {kind: {} for kind in KINDS}  # kind -> name or alias -> Entry
-_broken = {kind: {} for kind in KINDS}   # kind -> path -> the exception its import raised
-_loaded = set()                          # kinds whose folder was imported
-_plugins = {}                            # path that the user named -> its module
+_broken = {kind: {} for kind in KINDS}   # kind -> path -> the exception of its import
+_loaded = set()                          # kinds whose folder is imported
+_plugins = {}                            # path of a --plugin -> its module
 
 
 def register(kind, name, *aliases, **info):
-    """Decorate a function or class as the `kind` called `name`; `info` is kept beside it.
+    """Decorator: register a function or class under a name and aliases.
 
-    A name that ends in a colon is a family: `timm:` answers for every `timm:NAME`, and its
-    function gets NAME first.
+    kind: a key of KINDS. info: becomes Entry.info; kd reads, for example, `stages` and `head` of an architecture.
+    A name that ends in a colon is a family: `timm:` stands for every `timm:NAME`, and its function gets NAME as its
+    first argument. Raises UnknownName for an unknown kind, DuplicateName if the name is in use.
     """
     if kind not in KINDS:
         raise UnknownName(f"unknown kind {kind!r}; there are: {', '.join(KINDS)}")
@@ -86,26 +89,29 @@ def _load(kind):
             importlib.import_module(f"{__name__}.{KINDS[kind]}.{path.stem}")
         except DuplicateName:
             raise
-        except (Exception, SystemExit) as error:  # shown when a part of this file is asked for
+        except (Exception, SystemExit) as error:  # raised again when a part of this file is needed
             _forget(path)
-            _broken[kind][path] = _stopped(path, error) if isinstance(error, SystemExit) else error
+            _broken[kind][path] = _exit_error(path, error) if isinstance(error, SystemExit) else error
     _loaded.add(kind)
 
 
-def _stopped(path, error):
+def _exit_error(path, error):
     return RegistryError(f"{path} ends the program while it is imported (SystemExit: {error.code})\n"
-                         "What only a script does belongs under `if __name__ == '__main__':`.")
+                         "Put code that is only for a script under `if __name__ == '__main__':`.")
 
 
 def _forget(path):
-    """Drop what a file registered before it failed."""
+    """Remove what a file registered before its import failed."""
     for entries in _entries.values():
         for key in [key for key, entry in entries.items() if entry.path == path]:
             del entries[key]
 
 
 def load_plugin(path):
-    """Import a plugin file that the user named, once. What it raises is shown as it is."""
+    """Import the plugin file of a --plugin; a second call with the same file has no effect.
+
+    Raises UnknownName if it is no Python file, RegistryError if it ends the program, and any error of its import.
+    """
     path = Path(path).resolve()
     if not path.is_file():
         raise UnknownName(f"no such plugin file: {path}")
@@ -113,7 +119,7 @@ def load_plugin(path):
         raise UnknownName(f"a plugin is a Python file (.py), not {path}")
     if path in _plugins:
         return
-    name = f"plugin_{len(_plugins)}_{path.stem}"  # files of one name may lie in two folders
+    name = f"plugin_{len(_plugins)}_{path.stem}"  # numbered, because two folders may have files of the same name
     spec = importlib.util.spec_from_file_location(name, path)
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     try:
@@ -122,15 +128,15 @@ def load_plugin(path):
         del sys.modules[name]
         _forget(path)
         if isinstance(error, SystemExit):
-            raise _stopped(path, error) from None
+            raise _exit_error(path, error) from None
         raise
     _plugins[path] = module
 
 
 def get(kind, name):
-    """The Entry called `name`, or `family:member` of the family registered as `family:`.
+    """The Entry of a name or alias; for `family:member`, the Entry of the family registered as `family:`.
 
-    Raises UnknownName, or what the import of the file that should have registered it raised.
+    Raises UnknownName, or the import error of the file that should have registered the name.
     """
     _load(kind)
     entries = _entries[kind]
@@ -142,43 +148,46 @@ def get(kind, name):
             raise error
     close = difflib.get_close_matches(name.lower(), entries, n=1, cutoff=0.5)
     message = f"unknown {kind} {name!r}" + (f"; did you mean {close[0]}?" if close else "")
-    message += f"\nThere are: {', '.join(map(_shown, names(kind))) or 'none'}."
+    message += f"\nThere are: {', '.join(map(_displayed, names(kind))) or 'none'}."
     for path, error in _broken[kind].items():
         message += f"\n{path.name} failed to import: {error!r}"
     raise UnknownName(message)
 
 
 def _mentions(path, name):
-    """Whether a file that does not import has `name` in quotes."""
+    """Whether a file that cannot be imported has `name` in quotes."""
     text = path.read_text(encoding="utf-8", errors="replace")
     return re.search(rf"""(["']){re.escape(name)}\1""", text) is not None
 
 
 def create(kind, name, *args, **kwargs):
-    """Make the part called `name`. A member of a family gets its own name first."""
+    """Call the part registered under a name or alias with the arguments, and return the result.
+
+    A family gets the name of its member as the first argument. Raises as get() does.
+    """
     entry = get(kind, name)
     member = (name.split(":", 1)[1],) if entry.name.endswith(":") else ()
     return entry.make(*member, *args, **kwargs)
 
 
 def names(kind):
-    """All registered names of a kind, without aliases, sorted."""
+    """The registered names of a kind without aliases, a sorted list."""
     _load(kind)
     return sorted({entry.name for entry in _entries[kind].values()})
 
 
-def _shown(name):
+def _displayed(name):
     return name + "NAME" if name.endswith(":") else name
 
 
 def table():
-    """One line for every registered part: kind, name, aliases, first line of its docstring."""
+    """All registered parts as text, one line each: kind, name, aliases, first line of the docstring."""
     lines = []
     for kind in KINDS:
         for name in names(kind):
             entry = _entries[kind][name]
             aliases = f" ({', '.join(entry.aliases)})" if entry.aliases else ""
-            lines.append(f"{kind:13} {_shown(name) + aliases:34} {entry.summary}".rstrip())
+            lines.append(f"{kind:13} {_displayed(name) + aliases:34} {entry.summary}".rstrip())
         lines += [f"{kind:13} {path.stem:34} failed to import: {error!r}"
                   for path, error in _broken[kind].items()]
     return "\n".join(lines)

@@ -50,7 +50,7 @@ def full_disk(tmp_path):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """(run, root): a small run on files of many kinds with exports/ and a bundle beside it; tests copy what they change."""
+    """(run, root): a small run on files of many kinds, with exports/ and a bundle; tests copy what they change."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     import export

@@ -1,4 +1,6 @@
-"""A small run on files of many kinds, and its exports: made once for all tests of export and prediction."""
+"""A small run on image files of many kinds, made once for all tests of export and prediction."""
+
+from unittest import mock
 
 import numpy as np
 from PIL import Image
@@ -7,7 +9,7 @@ KINDS = ("rotated.jpg", "grey.png", "palette.png", "rgba.png", "cmyk.jpg", "sixt
 
 
 def draw(kind, colour, rng):
-    """A picture of 44 x 36 px with a square of the class's colour, in the mode that `kind` names."""
+    """A Pillow image of 44 x 36 px with a square of a colour, in the mode of `kind`, one of KINDS."""
     pixels = rng.integers(60, 200, (36, 44, 3)).astype(np.uint8)
     top, left = rng.integers(4, 18, 2)
     pixels[top:top + 14, left:left + 14] = colour
@@ -22,18 +24,18 @@ def draw(kind, colour, rng):
 
 
 def images(folder, count=30):
-    """Three classes of `count` pictures below `folder`."""
+    """Write three class folders of `count` images each into `folder`, and return it."""
     rng = np.random.default_rng(0)
     for name, colour in (("blue", (20, 20, 250)), ("green", (20, 250, 20)), ("red", (250, 20, 20))):
         (folder / name).mkdir(parents=True)
         for k in range(count):
             kind = KINDS[k % len(KINDS)]
-            more = {}
+            options = {}
             if kind.startswith("rotated"):
                 exif = Image.Exif()
-                exif[0x0112] = 6  # to be turned by 90 degrees
-                more = {"exif": exif}
-            draw(kind, colour, rng).save(folder / name / f"{k:02}_{kind}", **more)
+                exif[0x0112] = 6  # the rotation tag: by 90 degrees
+                options = {"exif": exif}
+            draw(kind, colour, rng).save(folder / name / f"{k:02}_{kind}", **options)
     return folder
 
 
@@ -42,11 +44,8 @@ def train(folder):
     import distill
     import report
     root = images(folder / "images")
-    drawn, report.main = report.main, lambda argv: None
-    try:
+    with mock.patch.object(report, "main", lambda argv: None):  # a report takes time and is not needed
         run, = distill.main(["--data", "folder", "--root", str(root), "--size", "32", "--epochs", "3", "--batch", "16",
                              "--workers", "0", "--alpha", "1", "--student", "tiny", "--stem", "small", "--lr", "0.01",
                              "--cache", str(folder / "cache"), "--out", str(folder / "runs")])
-    finally:
-        report.main = drawn
     return run, root

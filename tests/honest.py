@@ -15,12 +15,12 @@ def predictions(rng, n, shares=HAM, skill=2.0, scale=1.0, collapse=0.0, part="te
 
     logits: the log of the shares, plus `skill` for the true class, plus noise that images of a lesion
     share in part, all times `scale` (1 is about calibrated, more is overconfident); with `collapse`, the
-    rarest classes are hardly ever answered, as in networks that were trained for a short time.
+    rarest classes are hardly ever the answer, as in networks that were trained for a short time.
     """
     share = np.array(list(shares.values())) / sum(shares.values())
     lesions = np.sort(rng.integers(0, max(2, int(n / 1.3)), n))
     of_lesion = rng.choice(len(share), lesions.max() + 1, p=share)
-    of_lesion[:len(share)] = np.arange(len(share))  # every class is there, as the split sees to
+    of_lesion[:len(share)] = np.arange(len(share))  # every class occurs, as in the project's splits
     lesions[:len(share)] = np.arange(len(share))
     labels = of_lesion[lesions]
     noise = .8 * rng.normal(size=(lesions.max() + 1, len(share)))[lesions] + .6 * rng.normal(size=(n, len(share)))
@@ -41,11 +41,11 @@ def result(val, test, replicates=40):
 
 
 def write(folder, val, test, role="student", history=True, evaluated=None, seed=0, robustness=False, **environment):
-    """A run folder of these predictions; its curve ends at what val.npz says."""
+    """Write a run folder of these predictions; its curve ends at the scores of val.npz. Returns the folder."""
     rng = np.random.default_rng([seed, *map(ord, folder.parent.name)])
-    for part, held in (("val", val), ("test", test)):
-        write_npz(folder / "predictions" / f"{part}.npz", ids=held.ids, labels=held.labels, groups=held.groups,
-                       logits=held.logits.astype(np.float32), class_names=np.array(held.class_names))
+    for split, part in (("val", val), ("test", test)):
+        write_npz(folder / "predictions" / f"{split}.npz", ids=part.ids, labels=part.labels, groups=part.groups,
+                  logits=part.logits.astype(np.float32), class_names=np.array(part.class_names))
     counts = metrics.confusion(val.labels, val.logits.astype(np.float32).argmax(1), len(val.class_names))
     best = float(metrics.accuracy(counts)), float(metrics.macro_f1(counts))
     if history:
@@ -55,8 +55,8 @@ def write(folder, val, test, role="student", history=True, evaluated=None, seed=
              "val_macro_f1": best[1] - (5 - e) * rng.uniform(.01, .02), "seconds": 20.} for e in range(1, 6)])
     write_yaml(folder / "config.yaml", {"data": "toy", "size": 64, "seeds": [seed]})
     write_json(folder / "environment.json", {"role": role, "arch": "tiny", **environment})
-    rows = [{"id": i, "group": g, "label": held.class_names[y], "split": part, "sha256": f"{part}{i}"}
-            for part, held in (("val", val), ("test", test)) for i, g, y in zip(held.ids, held.groups, held.labels)]
+    rows = [{"id": i, "group": g, "label": part.class_names[y], "split": split, "sha256": f"{split}{i}"}
+            for split, part in (("val", val), ("test", test)) for i, g, y in zip(part.ids, part.groups, part.labels)]
     rows += [{"id": f"train_{k}", "group": f"train_{k}", "label": name, "split": "train", "sha256": f"t{k}"}
              for k, name in enumerate(test.class_names)]
     write_csv(folder / "split.csv", rows)
@@ -64,7 +64,7 @@ def write(folder, val, test, role="student", history=True, evaluated=None, seed=
         noise = rng.normal(size=test.logits.shape)
         sizes = {"clean": 0, "jpeg_90": .02, "jpeg_50": .2, "contrast_0.6": 2}
         write_csv(folder / "robustness.csv", [scores(tag, test, test.logits + size * noise)
-                                                   for tag, size in sizes.items()])
+                                              for tag, size in sizes.items()])
     if evaluated is not None:
         write_json(folder / "metrics.json", evaluated)
     return folder

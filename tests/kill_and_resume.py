@@ -1,8 +1,7 @@
-"""Run by test_resume.py: train to the end, and again with a kill at each of many random points.
+"""Started by test_resume.py: a run without interruption, and runs that are killed at random points and resumed.
 
-A process that has imported everything forks a child a run, so that forty starts take seconds.
-Points to be killed at are the begin of every step, and the moments before and after every
-write is made durable and renamed into place.
+A process that has imported everything forks a child for each run, so that forty starts take seconds. A run can be
+killed before and after each step of the optimizer, and before and after each write is made durable and is renamed.
 """
 
 import contextlib
@@ -16,13 +15,13 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 import torch  # noqa: E402
-import torch._dynamo  # noqa: E402,F401  (an optimizer imports it at its first step)
+import torch._dynamo  # noqa: E402,F401  (otherwise an optimizer imports it at its first step)
 
-import distill  # noqa: E402,F401  (imports all that a run needs, before the forks)
+import distill  # noqa: E402,F401  (imports all that a run needs before the forks)
 import small  # noqa: E402
 from kd.files import read_csv, read_npz  # noqa: E402
-from kd.train import engine
-from kd.train.weights import safe_load
+from kd.train import engine  # noqa: E402
+from kd.train.weights import safe_load  # noqa: E402
 
 with contextlib.suppress(ImportError):
     import tensorboard.compat.proto.event_pb2  # noqa: F401
@@ -30,7 +29,7 @@ with contextlib.suppress(ImportError):
 
 
 def train(folder):
-    """Two networks with dropout, a KD and an AT term, batches made in a thread, four epochs."""
+    """Train a student with dropout for four epochs, with KD and AT; a thread prepares the batches."""
     torch.set_num_threads(1)
     data = small.data(folder=folder.parent / "cache")
     options = small.options("--epochs", "4", "--beta", "100", "--workers", "1")
@@ -42,7 +41,7 @@ def train(folder):
 
 
 def child(folder, kill_at):
-    """Train in a fork that kills itself at its `kill_at`-th event. Returns how many events there were."""
+    """Train in a fork that kills itself at its event number `kill_at`. Returns the number of events, None if killed."""
     folder.parent.mkdir(exist_ok=True)
     counter = folder.parent / "events"
     process = os.fork()
@@ -55,7 +54,7 @@ def child(folder, kill_at):
             if events == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        def around(function):
+        def with_events(function):
             def wrapped(*arguments, **options):
                 event()
                 result = function(*arguments, **options)
@@ -63,8 +62,8 @@ def child(folder, kill_at):
                 return result
             return wrapped
 
-        os.replace, os.fsync = around(os.replace), around(os.fsync)
-        torch.optim.AdamW.step = around(torch.optim.AdamW.step)
+        os.replace, os.fsync = with_events(os.replace), with_events(os.fsync)
+        torch.optim.AdamW.step = with_events(torch.optim.AdamW.step)
         try:
             with open(folder.parent / "log", "a") as log, contextlib.redirect_stdout(log):
                 train(folder)
@@ -83,7 +82,7 @@ def child(folder, kill_at):
 
 
 def outcome(folder):
-    """All that must not depend on having been killed."""
+    """(weights, history, logits, names of files): all that must be the same after a kill."""
     weights = safe_load(folder / "best.pt")["state_dict"]
     history = [{key: value for key, value in row.items() if key != "seconds"}
                for row in read_csv(folder / "history.csv")]
@@ -92,8 +91,11 @@ def outcome(folder):
 
 
 def same(a, b):
-    return (a[0].keys() == b[0].keys() and all(torch.equal(a[0][key], b[0][key]) for key in a[0])
-            and a[1] == b[1] and all((x == y).all() for x, y in zip(a[2], b[2])) and a[3] == b[3])
+    """Whether two results of outcome() are equal, bit for bit."""
+    (weights, history, logits, names), (other_weights, other_history, other_logits, other_names) = a, b
+    return (weights.keys() == other_weights.keys() and history == other_history and names == other_names
+            and all(torch.equal(weights[key], other_weights[key]) for key in weights)
+            and all((x == y).all() for x, y in zip(logits, other_logits)))
 
 
 if __name__ == "__main__":

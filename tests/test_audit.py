@@ -1,4 +1,4 @@
-"""Each rule of the audit names what it is about when it is there, and is silent when it nearly is."""
+"""Each rule of the audit fires on an example of its fault, and is silent on a near miss."""
 
 import copy
 import itertools
@@ -21,29 +21,34 @@ EXAMPLES = []
 
 
 def example(rule, fires):
-    """A function that returns findings, in which `rule` is to be found (or not, for a near miss)."""
-    def enter(make):
+    """Decorator of a function that returns findings, among which is one of `rule` (or none, for a near miss)."""
+    def add(make):
         EXAMPLES.append(pytest.param(make, rule, fires, id=f"{rule}:{make.__name__}"))
         return make
-    return enter
+    return add
 
 
 @pytest.mark.parametrize("make, rule, fires", EXAMPLES)
 def test_a_rule_fires_where_it_should_and_only_there(make, rule, fires, tmp_path):
-    found = [f for f in make(tmp_path) if f["rule"] == rule]
-    assert bool(found) == fires, found
-    for finding in found:
+    findings = [finding for finding in make(tmp_path) if finding["rule"] == rule]
+    assert bool(findings) == fires, findings
+    for finding in findings:
         assert set(finding) == {"rule", "severity", "saw", "why", "do"} and all(map(str.strip, finding.values()))
         assert finding["severity"] in rules.SEVERITIES
 
 
 def test_every_rule_has_an_example_and_a_near_miss():
-    told = {(parameter.values[1], parameter.values[2]) for parameter in EXAMPLES}
-    assert told == {(rule.name, fires) for rule in rules.RULES for fires in (True, False)}
+    examples = {(parameter.values[1], parameter.values[2]) for parameter in EXAMPLES}
+    assert examples == {(rule.name, fires) for rule in rules.RULES for fires in (True, False)}
 
 
 def test_honest_predictions_have_no_findings():
     assert examine.audit_metrics(RESULT, VAL, TEST) == []
+
+
+def only_finding(findings, rule):
+    finding, = (finding for finding in findings if finding["rule"] == rule)
+    return finding
 
 
 def judged(result=None, val=VAL, test=TEST, **tests):
@@ -61,10 +66,10 @@ def answered(answers, base=TEST, sure=4.0):
     return Predictions(base.labels, logits, metrics.softmax(logits), base.ids, base.groups, base.class_names)
 
 
-def study(folder, *made, **options):
+def study(folder, *runs):
     """Findings about a study of runs: (model, seed, role, val, test)."""
-    return examine.audit_study([honest.write(folder / "toy" / model / f"seed_{seed}", val, test, role, seed=seed, **options)
-                        for model, seed, role, val, test in made])
+    return examine.audit_study([honest.write(folder / "toy" / model / f"seed_{seed}", val, test, role, seed=seed)
+                                for model, seed, role, val, test in runs])
 
 
 # ---- calibration
@@ -141,20 +146,20 @@ def never_fitted(_):
 # ---- operating points
 
 
-def points(*told):
-    return judged({**RESULT, "operating_points": list(told)})
+def with_point(point):
+    return judged({**RESULT, "operating_points": [point]})
 
 
 @example("idle-threshold", True)
 def weights_that_change_nothing(_):
-    return points({"name": "w", "kind": "macro_f1", "chosen_on": "val",
-                   "threshold": {**dict.fromkeys(TEST.class_names, 1.0), "df": 1.0 + 1e-7}})
+    return with_point({"name": "w", "kind": "macro_f1", "chosen_on": "val",
+                       "threshold": {**dict.fromkeys(TEST.class_names, 1.0), "df": 1.0 + 1e-7}})
 
 
 @example("idle-threshold", True)
 def every_image_is_called_positive(_):
-    return points({"name": "mel", "kind": "sensitivity", "class": "mel", "threshold": 1e-9,
-                   "test": {"sensitivity": {"value": 1.0}, "specificity": {"value": 0.0}}})
+    return with_point({"name": "mel", "kind": "sensitivity", "class": "mel", "threshold": 1e-9,
+                       "test": {"sensitivity": {"value": 1.0}, "specificity": {"value": 0.0}}})
 
 
 @example("idle-threshold", True)
@@ -164,28 +169,29 @@ def a_threshold_of_zero(tmp_path):
 
 @example("idle-threshold", False)
 def weights_that_change_something(_):
-    return points({"name": "w", "kind": "macro_f1", "threshold": {**dict.fromkeys(TEST.class_names, 1.0), "nv": .2}})
+    return with_point({"name": "w", "kind": "macro_f1",
+                       "threshold": {**dict.fromkeys(TEST.class_names, 1.0), "nv": .2}})
 
 
 @example("idle-threshold", False)
 def equal_weights_of_equal_priors(_):
-    return points({"name": "prior correction", "kind": "prior", "threshold": dict.fromkeys(TEST.class_names, 1.0)})
+    return with_point({"name": "prior correction", "kind": "prior", "threshold": dict.fromkeys(TEST.class_names, 1.0)})
 
 
 @example("idle-threshold", False)
 def nearly_every_image_is_called_positive(_):
-    return points({"name": "mel", "kind": "sensitivity", "threshold": .001,
-                   "test": {"sensitivity": {"value": 1.0}, "specificity": {"value": .01}}})
+    return with_point({"name": "mel", "kind": "sensitivity", "threshold": .001,
+                       "test": {"sensitivity": {"value": 1.0}, "specificity": {"value": .01}}})
 
 
 @example("chosen-on-test", True)
 def chosen_where_it_is_tested(_):
-    return points({"name": "mel", "kind": "sensitivity", "chosen_on": "test", "threshold": .2})
+    return with_point({"name": "mel", "kind": "sensitivity", "chosen_on": "test", "threshold": .2})
 
 
 @example("chosen-on-test", False)
 def chosen_on_validation(_):
-    return points({"name": "mel", "kind": "sensitivity", "chosen_on": "val", "threshold": .2})
+    return with_point({"name": "mel", "kind": "sensitivity", "chosen_on": "val", "threshold": .2})
 
 
 # ---- corruptions
@@ -242,14 +248,13 @@ def two_different_corruptions(tmp_path):
     (everywhere("0.810379241516966")[:2], "warning"),  # of one model
 ])
 def test_equal_counts_under_a_corruption_are_an_error_only_beyond_chance(tmp_path, lines, severity):
-    found, = (f for f in robust(tmp_path, *lines) if f["rule"] == "idle-corruption")
-    assert found["severity"] == severity, found["saw"]
+    finding = only_finding(robust(tmp_path, *lines), "idle-corruption")
+    assert finding["severity"] == severity, finding["saw"]
 
 
 def test_an_equal_sum_of_logarithms_is_beyond_chance(tmp_path):
-    found, = (f for f in table(tmp_path, "robustness.csv", "model,tag,nll\na,clean,.6561234567\na,blur,.6561234567\n")
-              if f["rule"] == "idle-corruption")
-    assert found["severity"] == "error"
+    findings = table(tmp_path, "robustness.csv", "model,tag,nll\na,clean,.6561234567\na,blur,.6561234567\n")
+    assert only_finding(findings, "idle-corruption")["severity"] == "error"
 
 
 @example("unclear-corruption", True)
@@ -287,7 +292,7 @@ def curves(tmp_path, scores):
     for model in ("a_kd", "b_kd"):
         path = tmp_path / "toy" / model / "seed_0" / "history.csv"
         write_csv(path, [{**row, "val_macro_f1": score, "val_accuracy": score}
-                              for row, score in zip(read_csv(path), scores)])
+                         for row, score in zip(read_csv(path), scores)])
     return examine.audit_paths([tmp_path])
 
 
@@ -328,8 +333,7 @@ def test_the_same_probabilities_for_all_are_an_error_and_the_same_answer_a_warni
     logits = np.tile(TEST.logits[:1], (len(TEST.labels), 1))
     same = Predictions(TEST.labels, logits, metrics.softmax(logits), TEST.ids, TEST.groups, TEST.class_names)
     for test, severity in ((same, "error"), (answered(np.full(len(TEST.labels), NV)), "warning")):
-        found, = (f for f in judged(test=test) if f["rule"] == "constant-predictions")
-        assert found["severity"] == severity
+        assert only_finding(judged(test=test), "constant-predictions")["severity"] == severity
 
 
 @example("accuracy-is-majority-share", True)
@@ -389,7 +393,7 @@ def guesses(_):
     return judged(test=answered(np.random.default_rng(3).integers(0, 7, len(TEST.labels))))
 
 
-@pytest.mark.parametrize("counts, found", [
+@pytest.mark.parametrize("counts, cycles", [
     ([[10, 50], [50, 10]], [[0, 1]]),
     ([[0, 9], [9, 0]], []),                              # too few: they may be of two lesions
     ([[5, 7], [7, 5]], []),                              # a dozen images each: chance
@@ -397,8 +401,8 @@ def guesses(_):
     ([[3, 57, 0, 0], [0, 3, 57, 0], [0, 0, 3, 57], [3, 0, 0, 1]], [[0, 1, 2, 3]]),  # the last is too small to tell,
     ([[10, 30, 0], [0, 10, 30], [3, 0, 1]], []),                                    # and here it could undo the rest
 ])
-def test_another_order_is_found_beyond_chance_only(counts, found):
-    assert class_order.better_order(np.array(counts)) == found
+def test_another_order_is_found_beyond_chance_only(counts, cycles):
+    assert class_order.better_order(np.array(counts)) == cycles
 
 
 def test_assignment_is_the_best_of_all():
@@ -406,8 +410,8 @@ def test_assignment_is_the_best_of_all():
         for seed in range(20):
             cost = np.random.default_rng([size, seed]).integers(0, 5, (size, size)).astype(float)  # with ties
             best = min(sum(cost[i, j] for i, j in enumerate(p)) for p in itertools.permutations(range(size)))
-            found = class_order.assignment(cost)
-            assert sorted(found) == list(range(size)) and cost[np.arange(size), found].sum() == best
+            columns = class_order.assignment(cost)
+            assert sorted(columns) == list(range(size)) and cost[np.arange(size), columns].sum() == best
 
 
 def words(folder, text):
@@ -477,8 +481,8 @@ def test_few_identical_images_are_a_warning_and_many_an_error(tmp_path):
                 part["val"][k]["sha256"] = part["test"][k]["sha256"]
         return split(tmp_path, change)
     for count, severity in ((8, "warning"), (9, "error")):  # of 900
-        found, = (f for f in share(count) if f["rule"] == "shared-by-splits")
-        assert found["severity"] == severity and f"{count} identical images" in found["saw"]
+        finding = only_finding(share(count), "shared-by-splits")
+        assert finding["severity"] == severity and f"{count} identical images" in finding["saw"]
 
 
 @example("split-not-seen", True)
@@ -493,8 +497,9 @@ def split_is_there(tmp_path):
     return examine.audit_run(honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST))
 
 
-def only(part, keep):
-    return replace(part, **{name: getattr(part, name)[keep] for name in ("labels", "logits", "probabilities", "ids", "groups")})
+def only(part, rows):
+    names = ("labels", "logits", "probabilities", "ids", "groups")
+    return replace(part, **{name: getattr(part, name)[rows] for name in names})
 
 
 @example("absent-class", True)
@@ -628,7 +633,7 @@ def a_seed_that_is_gone(tmp_path):
 def a_compared_model_that_is_gone(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST, evaluated=RESULT)
     write_csv(tmp_path / "toy/comparison.csv", [{"reference": "teacher_x", "model": "a_kd", "metric": "accuracy",
-                                                      "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
+                                                 "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
     return examine.audit_study([folder])
 
 
@@ -636,7 +641,7 @@ def a_compared_model_that_is_gone(tmp_path):
 def a_compared_model_beside_the_one_that_is_asked_about(tmp_path):
     folder, other = (honest.write(tmp_path / f"toy/{model}/seed_0", VAL, TEST) for model in ("a_kd", "b_kd"))
     write_csv(tmp_path / "toy/comparison.csv", [{"reference": "b_kd", "model": "a_kd", "metric": "accuracy",
-                                                      "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
+                                                 "reference_value": .9, "model_value": f"{1 - WRONG:.6g}"}])
     return examine.audit_study([folder])
 
 
@@ -696,8 +701,8 @@ def test_hostile_names_are_text(tmp_path):
     rng = np.random.default_rng(0)
     val, test = (honest.predictions(rng, 200, shares=dict.fromkeys(names, 1.0), part=part) for part in ("val", "test"))
     test = answered(np.zeros(200, int), test)
-    found = examine.audit_run(honest.write(tmp_path / "toy/{a}/seed_0", val, test, evaluated=honest.result(val, test)))
-    assert any("<script>alert(1)</script>" in f["saw"] for f in found)
+    folder = honest.write(tmp_path / "toy/{a}/seed_0", val, test, evaluated=honest.result(val, test))
+    assert any("<script>alert(1)</script>" in finding["saw"] for finding in examine.audit_run(folder))
 
 
 @pytest.mark.parametrize("call, error", [
@@ -715,15 +720,15 @@ def test_a_folder_with_nothing_in_it_is_one_line(tmp_path, call, error):
     assert "\n" not in caught.value.message
 
 
-def test_findings_come_worst_first_and_say_which_rules_were_held(tmp_path):
+def test_findings_come_worst_first_with_the_names_of_the_rules_that_were_applied(tmp_path):
     folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, answered(np.full(len(TEST.labels), NV)))
     (folder / "split.csv").unlink()
-    found, held = examine.apply_rules(examine.gather_cases([folder]))
-    ranks = [rules.SEVERITIES.index(f["severity"]) for f in found]
+    findings, applied = examine.apply_rules(examine.gather_cases([folder]))
+    ranks = [rules.SEVERITIES.index(finding["severity"]) for finding in findings]
     assert ranks == sorted(ranks) and len(set(ranks)) > 1
-    assert {f["rule"] for f in found} <= set(held) <= {rule.name for rule in rules.RULES}
-    assert "constant-predictions" in held and "same-curve" not in held and "idle-corruption" not in held
+    assert {finding["rule"] for finding in findings} <= set(applied) <= {rule.name for rule in rules.RULES}
+    assert "constant-predictions" in applied and "same-curve" not in applied and "idle-corruption" not in applied
 
 
-def test_of_an_empty_case_nothing_is_said():
+def test_an_empty_case_has_no_findings():
     assert examine.apply_rules([evidence.Case("a")])[0] == []

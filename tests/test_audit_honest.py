@@ -1,4 +1,4 @@
-"""Honest runs, of whatever skill and calibration, raise no error; those kept in this project neither."""
+"""The audit finds no error in honest runs of any skill and calibration, nor in the runs of this project."""
 
 from pathlib import Path
 
@@ -11,27 +11,27 @@ from kd.audit import examine
 ROOT = Path(__file__).resolve().parent.parent
 EQUAL = {f"c{k}": 1.0 for k in range(4)}
 TWO = {"benign": .8, "malignant": .2}
-COLLAPSED = {"constant-predictions", "accuracy-is-majority-share"}  # the weakest of them are: a warning, and right
+COLLAPSED = {"constant-predictions", "accuracy-is-majority-share"}  # rightly a warning about the weakest of them
 
 
 def study(folder, number):
-    """Folders of an honest study: the size and kind of data drawn, and of each of four runs skill and confidence."""
+    """Folders of an honest study of four runs; size and kind of the data, skill and confidence of a run are drawn."""
     rng = np.random.default_rng(number)
     n, shares = int(rng.choice([60, 300, 2000])), (honest.HAM, honest.HAM, EQUAL, TWO)[rng.integers(4)]
     for k, model in enumerate(("teacher_a", "b_alone", "b_kd", "b_kd_at")):
         val, test = honest.pair(rng, n, shares=shares, skill=rng.choice([.3, 1, 3, 5]),
                                 scale=np.exp(rng.uniform(-.7, 1.6)), collapse=rng.choice([0, 0, 2]))
-        yield honest.write(folder / f"{model}" / "seed_0", val, test, "student" if k else "teacher",
+        yield honest.write(folder / model / "seed_0", val, test, "student" if k else "teacher",
                            evaluated=honest.result(val, test), robustness=True)
 
 
 @pytest.mark.parametrize("studies", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_honest_runs_raise_no_error(tmp_path, studies):
     for number in range(studies):
-        found = examine.audit_study(list(study(tmp_path / f"study_{number}", number)))
-        graver = {finding["rule"] for finding in found if finding["severity"] != "note"}
-        assert graver <= COLLAPSED | {"idle-corruption"}, found
-        assert not [finding for finding in found if finding["severity"] == "error"]
+        findings = examine.audit_study(list(study(tmp_path / f"study_{number}", number)))
+        above_note = {finding["rule"] for finding in findings if finding["severity"] != "note"}
+        assert above_note <= COLLAPSED | {"idle-corruption"}, findings
+        assert not [finding for finding in findings if finding["severity"] == "error"]
 
 
 def test_runs_kept_in_this_project_raise_no_error():
@@ -39,5 +39,5 @@ def test_runs_kept_in_this_project_raise_no_error():
     studies = {run.parents[1] for run in runs}
     assert len(studies) > 2
     for folder in studies:
-        found = examine.audit_study([run for run in runs if folder in run.parents])
-        assert not [finding for finding in found if finding["severity"] != "note"]
+        findings = examine.audit_study([run for run in runs if folder in run.parents])
+        assert not [finding for finding in findings if finding["severity"] != "note"]

@@ -17,10 +17,10 @@ MIDDLE = {"brightness": 0.5, "contrast": 0.5, "saturation": 0.5, "erase": 1.0}
 WHOLE = {"scale": 1.0, "ratio": np.log(4 / 3) / np.log(16 / 9), "left": 0.0, "top": 0.0}  # the square as it is
 
 
-def draws(count=1, **given):
-    """Draws of 0.5 (and no erasing) but for those given."""
-    fixed = {**dict.fromkeys(augment.DRAWS, 0.5), **MIDDLE, **given}
-    return {name: np.resize(np.asarray(value, float), count) for name, value in fixed.items()}
+def draws(count=1, **fixed):
+    """Draws of 0.5 and no erasing, except for the values in `fixed`."""
+    values = {**dict.fromkeys(augment.DRAWS, 0.5), **MIDDLE, **fixed}
+    return {name: np.resize(np.asarray(value, float), count) for name, value in values.items()}
 
 
 def views(data, seed=0, epoch=1, **options):
@@ -50,7 +50,9 @@ def test_a_draw_depends_on_seed_epoch_and_image_alone():
     for index in ([5], [99, 0, 42], np.arange(100)[::-1], np.array([7, 7], np.uint8)):
         part = augment.draw(3, 7, np.asarray(index))
         assert all(np.array_equal(part[name], whole[name][index]) for name in augment.DRAWS)
-    for other in (augment.draw(4, 7, np.arange(100)), augment.draw(3, 8, np.arange(100)), augment.draw(7, 3, np.arange(100))):
+    for other in (
+        augment.draw(4, 7, np.arange(100)), augment.draw(3, 8, np.arange(100)), augment.draw(7, 3, np.arange(100)),
+    ):
         assert not any(np.any(other[name] == whole[name]) for name in augment.DRAWS)
 
 
@@ -126,7 +128,9 @@ def test_a_crop_keeps_the_area_and_shape_that_were_drawn():
 def test_a_crop_is_what_pillow_makes_of_the_same_box(side, size):
     pixels = rng.integers(0, 256, (20, side // 4, side // 4, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     drawn = {**augment.draw(0, 1, np.arange(20)), "flip": np.full(20, 0.9), "turn": np.zeros(20)}
-    for view, image_, (left, top, width, height) in zip(augment.crop(pixels, drawn, size), pixels, zip(*augment._boxes(pixels.shape[1], drawn))):
+    for view, image_, (left, top, width, height) in zip(
+        augment.crop(pixels, drawn, size), pixels, zip(*augment._boxes(pixels.shape[1], drawn))
+    ):
         box = Image.fromarray(image_[top:top + height, left:left + width])
         expected = np.asarray(box.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
         assert np.abs(view - expected).max() <= 1
@@ -136,10 +140,10 @@ def test_no_draw_leaves_the_picture():
     extremes = [0.0, 0.5, 1 - 2.0 ** -53]
     table = np.array(np.meshgrid(*[extremes] * 4)).reshape(4, -1)
     count = table.shape[1]
-    given = draws(count, **dict(zip(("scale", "ratio", "left", "top"), table)))
+    batch = draws(count, **dict(zip(("scale", "ratio", "left", "top"), table)))
     for side in (9, 28, 63, 72, 252):
         many = augment.draw(side, 0, np.arange(200))
-        assert augment.crop(np.full((count, side, side, 3), 200, np.uint8), given, 8).min() == 200
+        assert augment.crop(np.full((count, side, side, 3), 200, np.uint8), batch, 8).min() == 200
         assert augment.crop(np.full((200, side, side, 3), 200, np.uint8), many, 8).min() == 200
 
 
@@ -190,7 +194,10 @@ def test_colours_stay_in_range():
 def test_a_quarter_of_the_images_lose_a_rectangle():
     count, height, width = 2000, 20, 30
     images = torch.rand(count, 3, height, width)
-    drawn = {**augment.draw(0, 1, np.arange(count)), **{name: np.full(count, 0.5) for name in ("brightness", "contrast", "saturation")}}
+    drawn = {
+        **augment.draw(0, 1, np.arange(count)),
+        **{name: np.full(count, 0.5) for name in ("brightness", "contrast", "saturation")},
+    }
     result = augment.colour(images.clone(), drawn)
     changed = ((result - images).abs() > 1e-5).any(1).numpy()
     hit = changed.any((1, 2))
@@ -222,8 +229,8 @@ def test_floats_are_scaled_and_normalised_by_channel():
     assert np.array_equal(scaled.permute(0, 2, 3, 1).numpy(), pixels.astype(np.float32) / np.float32(255))
     assert scaled.is_contiguous(memory_format=torch.channels_last)
     expected = (pixels / 255 - np.array(image.MEAN)) / np.array(image.STD)
-    for given in (scaled, scaled.contiguous()):
-        result = augment.normalise(given, image.MEAN, image.STD)
+    for batch in (scaled, scaled.contiguous()):
+        result = augment.normalise(batch, image.MEAN, image.STD)
         assert np.allclose(result.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
         assert result.is_contiguous(memory_format=torch.channels_last)
     assert scaled.max() <= 1  # the input is left as it was
@@ -239,8 +246,13 @@ def test_an_epoch_shows_every_training_image_once(data):
         assert all(view.shape == (3, 24, 24) and view.dtype == torch.float32 for view in seen.values())
 
 
-@pytest.mark.parametrize("options", [{"batch": 30}, {"batch": 2}, {"batch": 7, "workers": 0}, {"batch": 7, "workers": 3},
-                                     {"batch": 1000, "workers": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": 30}, {"batch": 2}, {"batch": 7, "workers": 0}, {"batch": 7, "workers": 3},
+        {"batch": 1000, "workers": 2},
+    ],
+)
 def test_pixels_do_not_depend_on_batch_size_or_workers(data, options):
     expected, seen = views(data, batch=8), views(data, **options)
     assert sorted(seen) == sorted(expected)
@@ -253,7 +265,9 @@ def test_pixels_do_not_depend_on_the_batch_at_larger_sizes():
     drawn = augment.draw(0, 1, np.arange(6))
     whole = augment.colour(images.clone(), drawn)
     for part in ([0, 1], [5, 2, 3]):
-        assert torch.equal(augment.colour(images[part], {name: values[part] for name, values in drawn.items()}), whole[part])
+        assert torch.equal(
+            augment.colour(images[part], {name: values[part] for name, values in drawn.items()}), whole[part]
+        )
 
 
 def test_order_and_pixels_follow_seed_and_epoch(data):
@@ -310,7 +324,9 @@ def test_a_batch_resampled_as_a_gpu_does_it_shows_what_pillow_shows():
     low, high = smooth.min((1, 2, 3), keepdims=True), smooth.max((1, 2, 3), keepdims=True)
     pixels = (255 * (smooth - low) / (high - low)).astype(np.uint8)
     drawn = augment.draw(0, 1, np.arange(64))
-    assert {(f, t) for f, t in zip(drawn["flip"] < 0.5, (drawn["turn"] * 4).astype(int))} == {(f, t) for f in (0, 1) for t in range(4)}
+    assert {(f, t) for f, t in zip(drawn["flip"] < 0.5, (drawn["turn"] * 4).astype(int))} == {
+        (f, t) for f in (0, 1) for t in range(4)
+    }
     expected = augment.to_float(augment.crop(pixels, drawn, 36), "cpu")
     seen = augment.resample(torch.from_numpy(pixels), drawn, 36)
     assert seen.shape == (64, 3, 36, 36) and seen.is_contiguous(memory_format=torch.channels_last)
@@ -322,17 +338,21 @@ def test_a_light_view_is_a_window_of_its_image_or_its_mirror():
     drawn = augment.draw(0, 1, np.arange(80))
     places, ways = set(), set()
     for image_, view in zip(pixels, augment.window(pixels, drawn, 9)):
-        found = [(i, j, down, across) for i in range(4) for j in range(4) for down in (1, -1) for across in (1, -1)
+        matches = [(i, j, down, across) for i in range(4) for j in range(4) for down in (1, -1) for across in (1, -1)
                  if np.array_equal(image_[i:i + 9, j:j + 9][::down, ::across], view)]
-        assert len(found) == 1
-        places.add(found[0][:2])
-        ways.add(found[0][2:])
+        assert len(matches) == 1
+        places.add(matches[0][:2])
+        ways.add(matches[0][2:])
     assert len(places) == 16 and len(ways) == 4  # each of them occurs
     assert augment.window(pixels, drawn, 12).shape == (80, 12, 12, 3)
 
 
 def test_light_views_can_be_drawn_again_and_are_whole_pixels(data):
-    first, again, heavy = views(data, batch=8, kind="light"), views(data, batch=7, kind="light", workers=0), views(data, batch=8)
+    first, again, heavy = (
+        views(data, batch=8, kind="light"), views(data, batch=7, kind="light", workers=0), views(data, batch=8),
+    )
     assert all(torch.equal(first[i], again[i]) and not torch.equal(first[i], heavy[i]) for i in first)
     rows = data.where("train")
-    assert all(torch.equal((first[i] * 255).round().sum(), torch.tensor(float(data.pixels(rows[[i]]).sum()))) for i in first)
+    assert all(
+        torch.equal((first[i] * 255).round().sum(), torch.tensor(float(data.pixels(rows[[i]]).sum()))) for i in first
+    )

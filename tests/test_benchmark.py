@@ -68,12 +68,12 @@ def test_a_run_and_its_exports_stand_in_one_table_with_the_reference_columns_fir
     assert "MACs in convolutions and linear layers (tools that count more" in printed
     again = benchmark.main([str(run / "exports" / "model.onnx"), *QUICK, "--no-memory"])
     assert again[0]["speedup"] == 1
-    kept = read_csv(run / "benchmark.csv")  # the row that was measured again, and the nine others as they were
-    assert kept[0]["lat_ms_mean"] == str(again[0]["lat_ms_mean"])
-    assert kept[1:] == [row for row in table if (Path(row["ckpt"]).name, row["batch"]) != ("model.onnx", "1")]
+    rewritten = read_csv(run / "benchmark.csv")  # the row that was measured again, and the nine others as they were
+    assert rewritten[0]["lat_ms_mean"] == str(again[0]["lat_ms_mean"])
+    assert rewritten[1:] == [row for row in table if (Path(row["ckpt"]).name, row["batch"]) != ("model.onnx", "1")]
 
 
-def test_each_run_is_held_against_its_own_first_line(exported, tmp_path):
+def test_each_run_is_compared_with_its_own_first_line(exported, tmp_path):
     both = [shutil.copytree(exported[0], tmp_path / name / "seed_0") for name in ("a", "b")]
     rows = benchmark.main([*map(str, both), *QUICK, "--no-memory", "--backends", "eager", "onnxruntime"])
     assert [row["speedup"] == 1 for row in rows] == [True, False, False] * 2
@@ -92,7 +92,6 @@ def test_a_device_or_a_compiler_that_is_not_there_is_one_line(exported, monkeypa
         benchmark.main([str(exported[0]), *QUICK, "--no-memory", "--backends", "compiled"])
 
 
-
 def test_memory_and_cold_start_are_of_a_process_of_its_own_without_torch(exported):
     row, = benchmark.main([str(exported[0] / "exports" / "model.int8.onnx"), *QUICK])
     assert 10 < row["peak_rss_mib"] < 200  # with torch it would be 300 or more
@@ -102,7 +101,9 @@ def test_memory_and_cold_start_are_of_a_process_of_its_own_without_torch(exporte
 def test_end_to_end_includes_the_file(exported):
     file = next((exported[1] / "red").glob("*plain.jpg"))
     plain, = benchmark.main([str(exported[0] / "exports" / "model.onnx"), *QUICK, "--no-memory"])
-    whole, = benchmark.main([str(exported[0] / "exports" / "model.onnx"), *QUICK, "--no-memory", "--end-to-end", str(file)])
+    (whole,) = benchmark.main(
+        [str(exported[0] / "exports" / "model.onnx"), *QUICK, "--no-memory", "--end-to-end", str(file)]
+    )
     assert whole["measured"] == "file to label" and whole["lat_ms_p50"] > plain["lat_ms_p50"]
 
 
@@ -111,23 +112,29 @@ def test_torchscript_and_other_sizes_are_timed(exported, tmp_path):
     from kd.train import checkpoint
     run = shutil.copytree(exported[0], tmp_path / "seed_0")
     model, content = checkpoint.load(run / "best.pt", registry.create)
-    told = convert.describe(model, content)
-    (run / "exports" / "model.ts.pt").write_bytes(convert.to_torchscript(convert.deployed(model, content), 32, told))
+    description = convert.describe(model, content)
+    torchscript = convert.to_torchscript(convert.deployed(model, content), 32, description)
+    (run / "exports" / "model.ts.pt").write_bytes(torchscript)
     row, = benchmark.main([str(run), *QUICK, "--no-memory", "--backends", "torchscript"])
-    assert row["backend"] == "torchscript" and row["macs"] == told["macs"]
+    assert row["backend"] == "torchscript" and row["macs"] == description["macs"]
     row, = benchmark.main([str(run / "best.pt"), *QUICK, "--no-memory", "--size", "64"])
-    assert row["imsz"] == 64 and row["macs"] > 3.9 * told["macs"]
+    assert row["imsz"] == 64 and row["macs"] > 3.9 * description["macs"]
     (run / "exports" / "model.ts.pt").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match="cannot load"):
         benchmark.main([str(run), *QUICK, "--no-memory", "--backends", "torchscript"])
 
 
-@pytest.mark.parametrize("argv, said", [
-    (["missing.onnx"], "no such file"), (["missing"], "no such file|no such folder"), (["model.onnx", "--size", "99"], "takes images of 32 px"),
-    (["model.onnx", "--backends", "eager"], "none of --backends"), (["model.onnx", "--batch", "0"], "--batch"),
-    (["model.onnx", "--end-to-end", "missing.jpg"], "cannot read|no such file")])
-def test_wrong_use_is_one_line(exported, argv, said, monkeypatch):
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["missing.onnx"], "no such file"), (["missing"], "no such file|no such folder"),
+        (["model.onnx", "--size", "99"], "takes images of 32 px"),
+        (["model.onnx", "--backends", "eager"], "none of --backends"), (["model.onnx", "--batch", "0"], "--batch"),
+        (["model.onnx", "--end-to-end", "missing.jpg"], "cannot read|no such file"),
+    ],
+)
+def test_wrong_use_is_one_line(exported, argv, words, monkeypatch):
     monkeypatch.chdir(exported[0] / "exports")
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=words) as error:
         benchmark.main([*argv, *QUICK, "--no-memory"])
     assert "\n" not in error.value.message

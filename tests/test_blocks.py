@@ -18,15 +18,23 @@ def test_durations_read_as_people_say_them(seconds, words):
 
 
 def test_cells_show_value_and_interval_in_the_form_of_their_column():
-    record = {"f1": .45748, "f1_lo": .4136, "f1_hi": .4964, "n": 1341, "p": .0004, "seed": "seed_3", "gap": -.0185, "no": None}
-    assert cell(record, interval("F1", "f1")) == {"value": .45748, "text": "0.457", "bounds": (.4136, .4964), "lo": "0.414", "hi": "0.496"}
-    assert [cell(record, column)["text"] for column in (
-        Column("", "n", ",d"), Column("", "p", "p"), Column("", "seed", kind="seed"), Column("", "gap", "+.3f"), Column("", "no"),
-        Column("", "absent"))] == ["1,341", "<0.001", "3", "-0.018", "–", "–"]
+    record = {
+        "f1": 0.45748, "f1_lo": 0.4136, "f1_hi": 0.4964, "n": 1341, "p": 0.0004, "seed": "seed_3", "gap": -0.0185,
+        "no": None,
+    }
+    assert cell(record, interval("F1", "f1")) == {
+        "value": 0.45748, "text": "0.457", "bounds": (0.4136, 0.4964), "lo": "0.414", "hi": "0.496",
+    }
+    columns = (
+        Column("", "n", ",d"), Column("", "p", "p"), Column("", "seed", kind="seed"), Column("", "gap", "+.3f"),
+        Column("", "no"), Column("", "absent"),
+    )
+    assert [cell(record, column)["text"] for column in columns] == ["1,341", "<0.001", "3", "-0.018", "–", "–"]
     assert cell({"f1": math.nan, "f1_lo": .1, "f1_hi": .2}, interval("F1", "f1"))["bounds"] is None
     assert cell({"f1": .5, "f1_lo": .4, "f1_hi": None}, interval("F1", "f1"))["text"] == "–"
     block = table("t", "About", [interval("F1", "f1")], [record, {"f1": .5}])
-    assert block["caption"] == "About (1 figure without an interval not shown)" and texts(block)[1] == [["0.457 [0.414, 0.496]"], ["–"]]
+    assert block["caption"] == "About (1 figure without an interval not shown)"
+    assert texts(block)[1] == [["0.457 [0.414, 0.496]"], ["–"]]
     block = table("t", "", [Column("N", "n", ",d"), interval("F1", "f1")], [record])
     assert texts(block) == (["N", "F1"], [["1,341", "0.457 [0.414, 0.496]"]])
 
@@ -48,4 +56,5 @@ def test_a_csv_holds_numbers_in_full_and_names_as_they_are():
     rows = list(csv.DictReader(io.StringIO(blocks.to_csv(records), newline="")))
     assert [row["name"] for row in rows[:-1]] == [name.replace("\0", "").replace("\ud800", "?") for name in names]
     assert {float(row["value"]) for row in rows[:-1]} == {1 / 3}
-    assert {(row["none"], row["nan"], row["more"]) for row in rows[:-1]} == {("", "", "")} and float(rows[-1]["more"]) == -1e-300
+    assert {(row["none"], row["nan"], row["more"]) for row in rows[:-1]} == {("", "", "")}
+    assert float(rows[-1]["more"]) == -1e-300

@@ -204,16 +204,16 @@ def test_intervals_of_calibration_errors_hold_the_truth_where_percentiles_do_not
 
     names = ("ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased")
     truth = {name: getattr(calibration, name)(*draw(400000)) for name in names}
-    held = dict.fromkeys([(name, corrected) for name in names for corrected in (False, True)], 0)
+    covered = dict.fromkeys([(name, corrected) for name in names for corrected in (False, True)], 0)
     for trial in range(60):
         labels, probabilities = draw(500)
         index, weights = np.arange(500), bootstrap.resample(500, 200, trial)
         values = bootstrap.replicate(labels, probabilities, index, weights, ["a", "b", "c"])
-        for name, corrected in held:
+        for name, corrected in covered:
             metric = bootstrap.interval(values[name], corrected=corrected * bootstrap.biased(name))
-            held[name, corrected] += metric["lo"] <= truth[name] <= metric["hi"]
-    assert all(held[name, True] >= 50 for name in names), held
-    assert held["ece_classwise", False] < 40, held
+            covered[name, corrected] += metric["lo"] <= truth[name] <= metric["hi"]
+    assert all(covered[name, True] >= 50 for name in names), covered
+    assert covered["ece_classwise", False] < 40, covered
 
 
 # ---- without clusters, and over seeds
@@ -256,8 +256,8 @@ def test_over_seeds_of_a_calibration_error_averages_before_it_corrects():
     rng = np.random.default_rng(0)
     values = np.abs(.07 + .01 * rng.normal(size=(3, 2001)))
     values[:, 0] = .05
-    found = bootstrap.over_seeds(values, corrected=2)
-    np.testing.assert_allclose((found["lo"] + found["hi"]) / 2, .03, atol=.001)
+    summary = bootstrap.over_seeds(values, corrected=2)
+    np.testing.assert_allclose((summary["lo"] + summary["hi"]) / 2, .03, atol=.001)
 
 
 def test_undefined_replicates_are_left_out_of_the_interval_over_seeds():

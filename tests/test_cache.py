@@ -27,7 +27,9 @@ def pictures(folder, count=6, name="set"):
     paths = [folder / f"{i}.png" for i in range(count)]
     for i, path in enumerate(paths):
         Image.new("RGB", (12, 9), (10 * i,) * 3).save(path)
-    return Dataset(name, ["a", "b"], images=paths, ids=[path.name for path in paths], labels=[i % 2 for i in range(count)])
+    return Dataset(
+        name, ["a", "b"], images=paths, ids=[path.name for path in paths], labels=[i % 2 for i in range(count)]
+    )
 
 
 def values(images):
@@ -109,7 +111,9 @@ def test_bad_images_are_listed_and_can_be_skipped(tmp_path):
     with pytest.raises(UserError) as caught:
         cache.open_cache(data, 8, folder=tmp_path / "cache")
     message = caught.value.message
-    assert message.startswith("7 of 9 images cannot be used: 1.png (No such file or directory), 2.png (it is empty), 4.png (")
+    assert message.startswith(
+        "7 of 9 images cannot be used: 1.png (No such file or directory), 2.png (it is empty), 4.png ("
+    )
     assert message.endswith(" and 2 more") and "6.png (" in message and "7.png" not in message
     assert "--skip-bad" in caught.value.hint and "\n" not in message
     images, sha256, bad = cache.open_cache(data, 8, folder=tmp_path / "cache", skip_bad=True)
@@ -136,7 +140,8 @@ def test_an_image_that_can_be_read_again_is_no_longer_bad(tmp_path, monkeypatch)
     assert not bad and values(images)[3] == 30
 
 
-@pytest.mark.parametrize("name", ["two words", "a/b\\c", "../up", "bösartig 数据", "n" * 300, "", "con", "*?[x]:<>|\"'"])
+@pytest.mark.parametrize(
+    "name", ["two words", "a/b\\c", "../up", "bösartig 数据", "n" * 300, "", "con", "*?[x]:<>|\"'"])
 def test_any_name_makes_a_safe_file_name(tmp_path, name):
     folder = tmp_path / "cache"
     cache.open_cache(pictures(tmp_path / "data", name=name), 8, folder=folder)
@@ -305,7 +310,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """A build holds a few chunks, not the set."""
     import tracemalloc
-    data = Dataset("many", ["a"], [lambda: np.zeros((64, 64, 3), np.uint8)] * 1000, range(1000), [0] * 1000, version="1")
+
+    data = Dataset(
+        "many", ["a"], [lambda: np.zeros((64, 64, 3), np.uint8)] * 1000, range(1000), [0] * 1000, version="1"
+    )
     tracemalloc.start()
     images, _, _ = cache.open_cache(data, 64, folder=tmp_path)
     peak = tracemalloc.get_traced_memory()[1]

@@ -147,18 +147,18 @@ def test_the_temperature_is_the_optimum_another_search_finds(scale):
     optimise = pytest.importorskip("scipy.optimize")
     labels, logits = draw(600, 5, 3)
     logits = logits * scale
-    found = calibration.fit_temperature(logits, labels)
+    fitted = calibration.fit_temperature(logits, labels)
 
     def nll(log_t):
         return metrics.nll(labels, metrics.softmax(logits / np.exp(log_t)))
 
     best = optimise.minimize_scalar(nll, bounds=np.log(calibration.BOUNDS), method="bounded",
                                     options={"xatol": 1e-10})
-    assert found.ok and not found.reason
-    assert np.log(found.value) == pytest.approx(best.x, abs=1e-6)
-    assert found.nll_after == pytest.approx(best.fun, abs=1e-10)
-    assert found.nll_before == pytest.approx(metrics.nll(labels, metrics.softmax(logits)), abs=1e-10)
-    assert found.nll_after <= found.nll_before
+    assert fitted.ok and not fitted.reason
+    assert np.log(fitted.value) == pytest.approx(best.x, abs=1e-6)
+    assert fitted.nll_after == pytest.approx(best.fun, abs=1e-10)
+    assert fitted.nll_before == pytest.approx(metrics.nll(labels, metrics.softmax(logits)), abs=1e-10)
+    assert fitted.nll_after <= fitted.nll_before
 
 
 def test_a_known_temperature_is_recovered():
@@ -171,9 +171,9 @@ def test_a_known_temperature_is_recovered():
 def test_validation_that_is_all_right_runs_into_the_lower_bound_and_says_so():
     labels, logits = draw(50, 3, 0)
     logits[np.arange(50), labels] = 9
-    found = calibration.fit_temperature(logits, labels)
-    assert not found.ok and found.value == found.lo == calibration.BOUNDS[0]
-    assert "down to T = 0.05" in found.reason
+    fitted = calibration.fit_temperature(logits, labels)
+    assert not fitted.ok and fitted.value == fitted.lo == calibration.BOUNDS[0]
+    assert "down to T = 0.05" in fitted.reason
     for scale in (50, 1e4):  # the slope has underflowed to 0 at this bound, and at last at both
         assert not calibration.fit_temperature(scale * logits, labels).ok
 
@@ -181,8 +181,8 @@ def test_validation_that_is_all_right_runs_into_the_lower_bound_and_says_so():
 def test_worse_than_chance_runs_into_the_upper_bound_and_says_so():
     labels, logits = draw(50, 3, 0)
     logits[np.arange(50), labels] = -9
-    found = calibration.fit_temperature(logits, labels)
-    assert not found.ok and found.value == found.hi and "up to T = 20" in found.reason
+    fitted = calibration.fit_temperature(logits, labels)
+    assert not fitted.ok and fitted.value == fitted.hi and "up to T = 20" in fitted.reason
 
 
 def test_a_bound_just_short_of_the_optimum_is_reached_and_one_just_beyond_is_not():
@@ -194,13 +194,13 @@ def test_a_bound_just_short_of_the_optimum_is_reached_and_one_just_beyond_is_not
 
 
 def test_logits_that_say_nothing_leave_the_temperature_at_one():
-    found = calibration.fit_temperature(np.zeros((20, 4)), np.arange(20) % 4)
-    assert not found.ok and found.value == 1 and "same" in found.reason
+    fitted = calibration.fit_temperature(np.zeros((20, 4)), np.arange(20) % 4)
+    assert not fitted.ok and fitted.value == 1 and "same" in fitted.reason
 
 
 def test_bounds_that_keep_out_no_correction_and_would_raise_the_nll_are_refused():
     labels, logits = draw(400, 4, 5)
     optimum = calibration.fit_temperature(logits, labels).value
     logits = logits / optimum  # now T = 1 is best
-    found = calibration.fit_temperature(logits, labels, (3, 20))
-    assert not found.ok and found.nll_after > found.nll_before
+    fitted = calibration.fit_temperature(logits, labels, (3, 20))
+    assert not fitted.ok and fitted.nll_after > fitted.nll_before

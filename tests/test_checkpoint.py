@@ -1,4 +1,4 @@
-"""Loaded files are hostile, and weights are loaded whole or not at all."""
+"""Checkpoint files may be hostile or damaged, and weights are loaded whole or not at all."""
 
 import pickle
 
@@ -39,7 +39,7 @@ def refused(path, match, **expected):
     assert "\n" not in caught.value.message
 
 
-def test_what_was_saved_is_loaded(saved):
+def test_a_saved_checkpoint_is_loaded(saved):
     path, model = saved
     loaded, content = checkpoint.load(path, registry.create, arch="tiny", class_names=CLASSES)
     images = torch.randn(2, 3, 32, 32)
@@ -98,7 +98,7 @@ def test_one_flipped_byte_anywhere_in_the_weights_is_noticed(saved):
     checkpoint.load(saved[0], registry.create)
 
 
-def test_what_cannot_be_read_names_a_way_out(saved, tmp_path):
+def test_errors_of_reading_have_a_hint(saved, tmp_path):
     saved[0].write_bytes(saved[0].read_bytes()[:1000])
     with pytest.raises(UserError, match="truncated or no checkpoint\nBring a whole copy"):
         checkpoint.load(saved[0], registry.create)
@@ -107,7 +107,7 @@ def test_what_cannot_be_read_names_a_way_out(saved, tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(saved, value):
+def test_weights_that_are_not_finite_are_refused(saved, value):
     changed(saved[0], lambda content: content["state_dict"]["head.bias"].fill_(value))
     refused(saved[0], "weights that are no finite numbers: head.bias")
 
@@ -120,14 +120,14 @@ def test_tensors_of_other_kinds_are_refused(saved):
 
 
 @pytest.mark.parametrize("field, value", [
-    ("stem", "large"), ("stem", ["small"]), ("class_names", []), ("class_names", ["a", "b", 3]), ("class_names", ["a", "b", "a"]),
-    ("class_names", "abc"), ("input", {}), ("input", {**INPUT, "crop": 1}), ("input", {**INPUT, "size": "32"}),
-    ("input", {**INPUT, "size": 40}), ("input", {**INPUT, "size": 0}), ("input", {**INPUT, "mean": [0.5]}),
-    ("input", {**INPUT, "std": [0.25, 0.0, 0.25]}), ("input", {**INPUT, "mean": [0.5, float("nan"), 0.5]}),
-    ("input", {**INPUT, "std": [0.25, None, 0.25]}), ("input", {**INPUT, "resize": True}),
-    ("input", {key: INPUT[key] for key in ("resize", "size")}),
+    ("stem", "large"), ("stem", ["small"]), ("class_names", []), ("class_names", ["a", "b", 3]),
+    ("class_names", ["a", "b", "a"]), ("class_names", "abc"), ("input", {}), ("input", {**INPUT, "crop": 1}),
+    ("input", {**INPUT, "size": "32"}), ("input", {**INPUT, "size": 40}), ("input", {**INPUT, "size": 0}),
+    ("input", {**INPUT, "mean": [0.5]}), ("input", {**INPUT, "std": [0.25, 0.0, 0.25]}),
+    ("input", {**INPUT, "mean": [0.5, float("nan"), 0.5]}), ("input", {**INPUT, "std": [0.25, None, 0.25]}),
+    ("input", {**INPUT, "resize": True}), ("input", {key: INPUT[key] for key in ("resize", "size")}),
 ])
-def test_metadata_that_cannot_be_are_refused_with_the_field(saved, field, value):
+def test_invalid_metadata_are_refused_with_the_field(saved, field, value):
     changed(saved[0], lambda content: content.update({field: value}))
     refused(saved[0], f"is damaged: {field} is not what it should be")
 
@@ -170,7 +170,8 @@ def test_pretrained_weights_fill_all_but_the_head(tmp_path, capsys):
 
 def test_pretrained_resnet_weights_go_into_a_small_stem_too(tmp_path, capsys):
     path = tmp_path / "weights.pth"
-    torch.save(registry.create("architecture", "resnet18", num_classes=1000, stem="imagenet", weights=None).state_dict(), path)
+    source = registry.create("architecture", "resnet18", num_classes=1000, stem="imagenet", weights=None)
+    torch.save(source.state_dict(), path)
     registry.create("architecture", "resnet18", num_classes=7, stem="small", weights=str(path))
     assert "not taken from it: conv1.weight, fc.weight, fc.bias" in capsys.readouterr().out
 
@@ -179,7 +180,7 @@ def test_auxiliary_heads_in_a_file_are_left_where_the_network_goes_without_them(
     from torchvision import models as published
     torch.manual_seed(0)
     source = published.googlenet(num_classes=5, aux_logits=True, init_weights=False, transform_input=True)
-    torch.save(source.state_dict(), tmp_path / "googlenet.pth")  # as torchvision's own files are
+    torch.save(source.state_dict(), tmp_path / "googlenet.pth")  # with auxiliary heads, as in torchvision's files
     model = registry.create("architecture", "torchvision:googlenet", num_classes=5, stem="imagenet",
                             weights=str(tmp_path / "googlenet.pth"))
     assert "not taken from it: fc.weight, fc.bias, aux1.conv.conv.weight" in capsys.readouterr().out
@@ -203,7 +204,7 @@ def test_pretrained_weights_of_another_network_are_refused(tmp_path):
         registry.create("architecture", "resnet18", num_classes=3, stem="imagenet", weights=str(path))
 
 
-def test_imagenet_weights_fail_offline_with_a_way_out(monkeypatch, tmp_path):
+def test_imagenet_weights_fail_offline_with_a_hint(monkeypatch, tmp_path):
     import urllib.error
     import urllib.request
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -221,11 +222,12 @@ def test_imagenet_weights_fail_offline_with_a_way_out(monkeypatch, tmp_path):
 
 
 def test_any_torchvision_classifier_can_be_named():
-    model = registry.create("architecture", "torchvision:shufflenet_v2_x0_5", num_classes=5, stem="imagenet", weights=None)
+    options = {"num_classes": 5, "stem": "imagenet", "weights": None}
+    model = registry.create("architecture", "torchvision:shufflenet_v2_x0_5", **options)
     assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 5)
     for wrong in ("torchvision:shuflenet_v2_x0_5", "torchvision:fasterrcnn_resnet50_fpn"):
         with pytest.raises(UserError, match="no classifier"):
-            registry.create("architecture", wrong, num_classes=5, stem="imagenet", weights=None)
+            registry.create("architecture", wrong, **options)
 
 
 def test_an_input_that_a_network_cannot_take_is_found_before_training():
@@ -234,7 +236,7 @@ def test_an_input_that_a_network_cannot_take_is_found_before_training():
         networks.check_input(model, "torchvision:squeezenet1_1", 8, 3)
 
 
-def test_a_checkpoint_holds_plain_values_only(tmp_path):
+def test_a_checkpoint_has_plain_values_only(tmp_path):
     data = small.data(folder=tmp_path)
     from kd.data import splits
     checkpoint.save(tmp_path / "best.pt", tiny(), arch="tiny", stem="small", class_names=data.class_names,

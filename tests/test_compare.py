@@ -89,7 +89,9 @@ def test_calibrated_figures_are_compared_with_each_models_own_temperature(study)
     for name, side in (("teacher_big", "reference"), ("tiny_alone", "model")):
         own = evaluate.evaluate_run(study / name / "seed_0", FAST).result["test"]["nll_calibrated"]
         row = rows(pair)["nll_calibrated"]
-        assert [row[f"{side}_{key}"] for key in ("value", "lo", "hi")] == pytest.approx([own[k] for k in ("value", "lo", "hi")])
+        assert [row[f"{side}_{key}"] for key in ("value", "lo", "hi")] == pytest.approx(
+            [own[k] for k in ("value", "lo", "hi")]
+        )
 
 
 def test_a_model_against_itself_differs_in_nothing(study, tmp_path):
@@ -110,7 +112,9 @@ def test_the_order_of_images_in_a_file_changes_nothing(study, tmp_path):
     other, = compared(study / "teacher_big", tmp_path / "other" / "tiny_alone")["pairs"]
     for a, b in zip(first["rows"], other["rows"]):
         assert a["metric"] == b["metric"]
-        assert [a[key] for key in ("difference", "lo", "hi")] == pytest.approx([b[key] for key in ("difference", "lo", "hi")])
+        assert [a[key] for key in ("difference", "lo", "hi")] == pytest.approx(
+            [b[key] for key in ("difference", "lo", "hi")]
+        )
     assert first["agreement"] == other["agreement"] and first["mcnemar"] == other["mcnemar"]
 
 
@@ -209,7 +213,9 @@ def test_predictions_of_other_systems_are_compared_with_runs_and_with_each_other
     own, = compared(study / "teacher_big", study / "tiny_alone")["pairs"]
     shared = [row for row in own["rows"] if not row["metric"].endswith("_calibrated")]  # no validation, no temperature
     for a, b in zip(shared, pair["rows"]):
-        assert a["metric"] == b["metric"] and (a["lo"], a["hi"]) == pytest.approx((b["lo"], b["hi"]))  # lesions of the run
+        assert a["metric"] == b["metric"] and (a["lo"], a["hi"]) == pytest.approx(
+            (b["lo"], b["hi"])
+        )  # lesions of the run
     bare = [tmp_path / "a.npz", tmp_path / "b.npz"]
     for file, seed in zip(bare, (0, 1)):
         given = arrays_of("test", 90, seed)

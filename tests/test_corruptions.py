@@ -38,9 +38,13 @@ def lesions(size, count=8, grey=False):
     y, x = np.mgrid[:160, :160] / 160 - .5
     images = []
     for _ in range(count):
-        blot = np.exp(-(((x - rng.normal(0, .08)) / rng.uniform(.15, .3)) ** 2 + ((y - rng.normal(0, .08)) / .2) ** 2) ** 2)
-        fine, coarse = (np.asarray(Image.fromarray(rng.integers(0, 256, (side, side), np.uint8)).resize((160, 160), 3)) - 128.
-                        for side in (80, 12))
+        blot = np.exp(
+            -((((x - rng.normal(0, 0.08)) / rng.uniform(0.15, 0.3)) ** 2 + ((y - rng.normal(0, 0.08)) / 0.2) ** 2) ** 2)
+        )
+        fine, coarse = (
+            np.asarray(Image.fromarray(rng.integers(0, 256, (side, side), np.uint8)).resize((160, 160), 3)) - 128.0
+            for side in (80, 12)
+        )
         skin = np.array([205, 155, 140]) + rng.normal(0, 15, 3) - blot[..., None] * rng.uniform(30, 130, 3)
         pixels = np.clip(skin + (fine * .15 + coarse * .15)[..., None], 0, 255).astype(np.uint8)
         images.append(np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)))
@@ -84,8 +88,8 @@ def test_order_batch_and_subset_change_no_bit_and_seed_id_and_corruption_do(name
     assert (corruptions.apply(get(name), images[order], [ids[k] for k in order], 3, seed=5) == whole[order]).all()
     assert (corruptions.apply(get(name), images[2:3], ids[2:3], 3, seed=5) == whole[2:3]).all()
     draws = "rngs" in inspect.signature(get(name).make).parameters
-    one = np.repeat(images[:1], 6, 0)
-    others = corruptions.apply(get(name), one, ids, 3, seed=5), corruptions.apply(get(name), one, ids, 3, seed=6)
+    same = np.repeat(images[:1], 6, 0)
+    others = [corruptions.apply(get(name), same, ids, 3, seed=seed) for seed in (5, 6)]
     assert (others[0] != others[0][:1]).any() == draws and (others[0] != others[1]).any() == draws
 
 
@@ -183,7 +187,9 @@ def hard_images(size):
         yield np.repeat(np.broadcast_to(stripes[:, None, None], (size, size, 1)), 3, -1)
 
 
-@pytest.mark.parametrize("size, sigma", [(28, .4), (64, 1), (100, 2.3), (100, 2.4), (99, 3.6), (90, 5), (90, 8), (30, 12)])
+@pytest.mark.parametrize(
+    "size, sigma", [(28, 0.4), (64, 1), (100, 2.3), (100, 2.4), (99, 3.6), (90, 5), (90, 8), (30, 12)]
+)
 def test_blur_is_a_true_gaussian_to_one_level(size, sigma):
     for pixels in hard_images(size):
         assert np.abs(blur.gaussian(pixels, sigma) - true_gaussian(pixels, sigma)).max() < 1
@@ -314,8 +320,10 @@ def test_the_default_suite_has_fifteen_corruptions_at_five_severities_and_leaves
 
 def test_phase1_says_that_its_gaussian_is_noise():
     cells = {cell.tag: (cell.corruption, cell.parameters) for cell in suites.cells("phase1", get)}
-    assert list(cells) == ["gaussian_0.1", "gaussian_0.2", "gaussian_0.3", "jpeg_90", "jpeg_70", "jpeg_50", "contrast_0.8",
-                           "contrast_0.6"]
+    assert list(cells) == [
+        "gaussian_0.1", "gaussian_0.2", "gaussian_0.3", "jpeg_90", "jpeg_70", "jpeg_50", "contrast_0.8",
+        "contrast_0.6",
+    ]
     assert cells["gaussian_0.2"] == ("gaussian_noise", {"sigma": .2}) and cells["jpeg_70"] == ("jpeg", {"quality": 70})
     assert cells["contrast_0.6"] == ("contrast_down", {"factor": .6})
     assert "not a blur" in suites.NOTES["phase1"] and all("JPEG" in note for note in suites.NOTES.values())
@@ -371,16 +379,28 @@ def test_the_severities_are_those_that_medmnist_c_computes():
 
 # ---- what is wrong is said in a line
 
-@pytest.mark.parametrize("name, severity, parameters, words", [
-    ("jpeg", 6, None, "the corruption jpeg has no severity 6\nGive a whole number from 1 to 5."),
-    ("jpeg", None, None, "the corruption jpeg has no severity None"),
-    ("jpeg", None, {"qualty": 3}, "the corruption jpeg has no parameter 'qualty'; did you mean quality?\nIt has: quality."),
-    ("jpeg", None, {"quality": 0}, "quality of the corruption jpeg cannot be 0\nGive a whole number from 1 to 100."),
-    ("jpeg", None, {"quality": 30.5}, "quality of the corruption jpeg cannot be 30.5"),
-    ("gaussian_noise", None, {"sigma": math.nan}, "sigma of the corruption gaussian_noise cannot be nan\nGive a number from 0 to 2."),
-    ("gaussian_noise", None, {"sigma": "strong"}, "sigma of the corruption gaussian_noise cannot be 'strong'"),
-    ("hair", None, {"count": 10 ** 400}, "count of the corruption hair cannot be 1000"),
-])
+@pytest.mark.parametrize(
+    "name, severity, parameters, words",
+    [
+        ("jpeg", 6, None, "the corruption jpeg has no severity 6\nGive a whole number from 1 to 5."),
+        ("jpeg", None, None, "the corruption jpeg has no severity None"),
+        (
+            "jpeg", None, {"qualty": 3},
+            "the corruption jpeg has no parameter 'qualty'; did you mean quality?\nIt has: quality.",
+        ),
+        (
+            "jpeg", None, {"quality": 0},
+            "quality of the corruption jpeg cannot be 0\nGive a whole number from 1 to 100.",
+        ),
+        ("jpeg", None, {"quality": 30.5}, "quality of the corruption jpeg cannot be 30.5"),
+        (
+            "gaussian_noise", None, {"sigma": math.nan},
+            "sigma of the corruption gaussian_noise cannot be nan\nGive a number from 0 to 2.",
+        ),
+        ("gaussian_noise", None, {"sigma": "strong"}, "sigma of the corruption gaussian_noise cannot be 'strong'"),
+        ("hair", None, {"count": 10**400}, "count of the corruption hair cannot be 1000"),
+    ],
+)
 def test_bad_parameters_are_an_error(name, severity, parameters, words):
     with pytest.raises(UserError) as caught:
         corruptions.apply(get(name), FLAT, range(4), severity, parameters)
@@ -421,15 +441,17 @@ def test_the_page_has_every_corruption_with_its_severities_and_suite():
     page = (Path(registry.__file__).parent.parent / "docs" / "corruptions.md").read_text(encoding="utf-8")
     for name in NAMES:
         levels = get(name).info["severities"]
-        told = "; ".join(f"{key} " + " ".join(f"{level[key]:g}" for level in levels) for key in levels[0])
+        values = "; ".join(f"{key} " + " ".join(f"{level[key]:g}" for level in levels) for key in levels[0])
         marks = ["●"] * (name in suites.DEFAULT) + ["M"] * (name in suites.MEDMNIST_C)
-        assert f"| `{name}` | {told} | {' '.join(marks) + ' ' if marks else ''}|" in page
+        assert f"| `{name}` | {values} | {' '.join(marks) + ' ' if marks else ''}|" in page
 
 
 def test_the_pages_own_corruption_runs(tmp_path):
     page = (Path(registry.__file__).parent.parent / "docs" / "corruptions.md").read_text(encoding="utf-8")
     code = page.split("anywhere with `--plugin`:\n")[1].split("\n`images` is")[0]
-    names = {"register": lambda kind, name, **info: lambda make: registry.Entry(kind, name, (), make, tmp_path, 1, info)}
+    names = {
+        "register": lambda kind, name, **info: lambda make: registry.Entry(kind, name, (), make, tmp_path, 1, info)
+    }
     exec(textwrap.dedent(code).replace("from registry import register", ""), names)
     changed = corruptions.apply(names["dead_rows"], FLAT, range(4), 3)
     assert 1 <= (changed == 0).all((2, 3)).sum(1).min() <= 4

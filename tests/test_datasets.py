@@ -150,8 +150,8 @@ def arrays(shape=(28, 28), labels=(0, 1), dtype=np.uint8, column=True):
     result = {}
     for split, count in (("train", 8), ("val", 3), ("test", 4)):
         result[f"{split}_images"] = rng.integers(0, 256, (count, *shape)).astype(dtype)
-        given = np.resize(labels, count)
-        result[f"{split}_labels"] = given[:, None] if column else given
+        column_values = np.resize(labels, count)
+        result[f"{split}_labels"] = column_values[:, None] if column else column_values
     return result
 
 
@@ -224,21 +224,21 @@ def test_medmnist_files_that_are_none(tmp_path):
 
 @pytest.fixture
 def server(monkeypatch):
-    """What urlopen answers: bytes, or an exception to raise; and the addresses asked for."""
-    asked = []
+    """A function that sets what urlopen returns, bytes or an exception, and returns the list of requested addresses."""
+    requested = []
 
     def answers(content):
         class Answer(io.BytesIO):
             headers = {"Content-Length": "12"}
 
         def urlopen(url, timeout):
-            asked.append(url)
+            requested.append(url)
             if isinstance(content, Exception):
                 raise content
             return Answer(content)
 
         monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-        return asked
+        return requested
 
     return answers
 
@@ -247,13 +247,15 @@ def test_medmnist_is_downloaded_and_checked(tmp_path, server, monkeypatch):
     content = npz(tmp_path / "made.npz").read_bytes()
     plugin = sys.modules[registry.get("dataset", "medmnist").make.__module__]
     digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    monkeypatch.setattr(plugin, "read_yaml", lambda path: {"breastmnist": {"classes": ["a", "b"], "md5": {28: digest, 64: digest}}})
-    asked = server(content)
+    monkeypatch.setattr(
+        plugin, "read_yaml", lambda path: {"breastmnist": {"classes": ["a", "b"], "md5": {28: digest, 64: digest}}}
+    )
+    requested = server(content)
     for name in ("breastmnist.npz", "breastmnist_64.npz"):
         data = make("medmnist", tmp_path / "new" / name, download=True)
-        assert len(data.ids) == 15 and asked[-1].endswith(f"/{name}?download=1")
+        assert len(data.ids) == 15 and requested[-1].endswith(f"/{name}?download=1")
     make("medmnist", tmp_path / "new" / name, download=True)
-    assert len(asked) == 2  # it is there
+    assert len(requested) == 2  # it is there
 
 
 @pytest.mark.parametrize("content, words", [
@@ -270,12 +272,14 @@ def test_a_download_that_fails_leaves_no_file(tmp_path, server, content, words):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["unknown.npz", "dermamnist_65.npz", "dermamnist_28.npz", "dermamnist_\u00b2.npz", "dermamnist",
-                                  "chestmnist.npz"])
+@pytest.mark.parametrize(
+    "name",
+    ["unknown.npz", "dermamnist_65.npz", "dermamnist_28.npz", "dermamnist_\u00b2.npz", "dermamnist", "chestmnist.npz"],
+)
 def test_only_published_files_are_asked_for(tmp_path, server, name):
-    asked = server(b"")
+    requested = server(b"")
     assert "no published file is called" in refused("medmnist", tmp_path / name, download=True)
-    assert not asked and not list(tmp_path.iterdir())
+    assert not requested and not list(tmp_path.iterdir())
 
 
 # One's own folder
@@ -288,8 +292,10 @@ def tree(root, *names):
 
 
 def test_class_folders(tmp_path):
-    root = tree(tmp_path / "my set", "nevus/1.png", "nevus/deep/2.JPG", "mel an/3.png", "nevus/._1.png", ".hidden/x/4.png",
-                "nevus/.checkpoints/1.png", "stray.png")
+    root = tree(
+        tmp_path / "my set", "nevus/1.png", "nevus/deep/2.JPG", "mel an/3.png", "nevus/._1.png", ".hidden/x/4.png",
+        "nevus/.checkpoints/1.png", "stray.png",
+    )
     (root / "nevus" / "notes.txt").write_text("")
     data = make("folder", root)
     assert data.name == "my set" and data.class_names == ["mel an", "nevus"]
@@ -298,11 +304,15 @@ def test_class_folders(tmp_path):
 
 
 def test_splits_above_the_classes(tmp_path):
-    root = tree(tmp_path, *[f"{split}/{name}/{k}.png" for split in ("train", "val", "test") for name in "ab" for k in (1, 2)])
+    root = tree(
+        tmp_path, *[f"{split}/{name}/{k}.png" for split in ("train", "val", "test") for name in "ab" for k in (1, 2)]
+    )
     (root / "val" / "b" / "1.png").unlink(), (root / "val" / "b" / "2.png").unlink(), (root / "val" / "b").rmdir()
     data = make("folder", root)
     assert data.class_names == ["a", "b"] and data.split.count("train") == 4 and data.split.count("val") == 2
-    assert all(i.startswith(s) for i, s in zip(data.ids, data.split)) and data.labels[data.ids.index("test/b/1.png")] == 1
+    assert (
+        all(i.startswith(s) for i, s in zip(data.ids, data.split)) and data.labels[data.ids.index("test/b/1.png")] == 1
+    )
 
 
 @pytest.mark.parametrize("names", [["train/a/1.png", "test/a/1.png"], ["Train/a/1.png", "Val/a/1.png", "Test/a/1.png"],
@@ -326,12 +336,16 @@ def test_folder_faults_are_one_line(tmp_path):
 def test_groups_from_a_csv(tmp_path):
     root = tree(tmp_path / "set", "a/1.png", "a/2.png", "b/3.png")
     file = tmp_path / "groups.csv"
-    file.write_text("id,group,age\na/1.png,p1,5\na\\2.png,p1,6\n./b/3.png,p2,7\nb/gone.png,p9,8\n", encoding="utf-8-sig")
+    file.write_text(
+        "id,group,age\na/1.png,p1,5\na\\2.png,p1,6\n./b/3.png,p2,7\nb/gone.png,p9,8\n", encoding="utf-8-sig"
+    )
     assert make("folder", root, groups=file).groups == ["p1", "p1", "p2"]
-    for text, words in (("id,group\na/1.png,p1\n", "has no group for 2 of 3 images: a/2.png, b/3.png"),
-                        ("id,patient\na/1.png,p1\n", "has no column group"),
-                        ("id,group\na/1.png,p1\na/2.png,p2\nb/3.png,\n", "1 images have no group: b/3.png"),
-                        ("id,group\na/1.png,p1\na/2.png,p2\nb/3.png,p2\na/1.png,p7\n", "puts a/1.png into two groups: p1 and p7")):
+    for text, words in (
+        ("id,group\na/1.png,p1\n", "has no group for 2 of 3 images: a/2.png, b/3.png"),
+        ("id,patient\na/1.png,p1\n", "has no column group"),
+        ("id,group\na/1.png,p1\na/2.png,p2\nb/3.png,\n", "1 images have no group: b/3.png"),
+        ("id,group\na/1.png,p1\na/2.png,p2\nb/3.png,p2\na/1.png,p7\n", "puts a/1.png into two groups: p1 and p7"),
+    ):
         file.write_text(text)
         assert words in refused("folder", root, groups=file)
 
@@ -347,7 +361,9 @@ def test_groups_stay_together_and_a_shared_one_stops_the_run(tmp_path):
     tree(tmp_path / "official", *official)
     write_csv(tmp_path / "h.csv", [{"id": name, "group": name.replace("train", "val")} for name in official])
     with pytest.raises(UserError, match="4 groups are in more than one split"):
-        loader.prepare(make("folder", tmp_path / "official", groups=tmp_path / "h.csv"), size=8, cache_folder=tmp_path / "c")
+        loader.prepare(
+            make("folder", tmp_path / "official", groups=tmp_path / "h.csv"), size=8, cache_folder=tmp_path / "c"
+        )
 
 
 def test_one_image_under_two_names_stays_in_one_split(tmp_path):
@@ -369,8 +385,8 @@ def test_skipped_images_are_recorded_and_left_out(tmp_path):
         loader.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache")
     data = loader.prepare(make("folder", root), size=8, cache_folder=tmp_path / "cache", skip_bad=True)
     assert data.skipped == ["a/0.png", "b/19.png"] and len(data.ids) == len(data.labels) == len(data.split) == 38
-    shown = data.pixels(np.arange(38))[:, 0, 0, 0].tolist()  # image k is filled with k: rows follow their ids
-    assert shown == [int(i.split("/")[1][:-4]) + 20 * (i[0] == "b") for i in data.ids]
+    reds = data.pixels(np.arange(38))[:, 0, 0, 0].tolist()  # image k is filled with k: rows follow their ids
+    assert reds == [int(i.split("/")[1][:-4]) + 20 * (i[0] == "b") for i in data.ids]
     for path in root.rglob("*.png"):
         path.write_bytes(b"")
     with pytest.raises(UserError, match="not one of the 40 images can be read"):

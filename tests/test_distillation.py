@@ -200,7 +200,10 @@ def test_without_a_teacher_one_is_trained_first_and_used_again(tmp_path, capsys,
     assert "no teacher in" in out and "training a tiny first" in out
     suggested = out.split("next: python distill.py ")[1].split("   #")[0].split()
     baseline, = distill.main(suggested)
-    assert baseline.parent.name == "tiny_alone" and (baseline / "split.csv").read_text() == (student / "split.csv").read_text()
+    assert (
+        baseline.parent.name == "tiny_alone"
+        and (baseline / "split.csv").read_text() == (student / "split.csv").read_text()
+    )
     distill.main([*common, "--name", "second"])
     assert "training a" not in capsys.readouterr().out
     train_teacher.main([*COMMON, "--out", str(tmp_path), "--teacher", "tiny", "--split-seed", "3", "--name", "another"])
@@ -248,7 +251,7 @@ def test_another_teacher_whose_training_was_stopped_is_named_and_none_is_trained
     assert [run.name for run in (tmp_path / "lesions_32px").iterdir()] == ["mine"]
     train_teacher.main([*COMMON, "--teacher", "tiny", "--out", str(tmp_path)])
     distill.main(common)
-    assert "mine/seed_0, which teaches nothing here" in capsys.readouterr().out.replace("\\", "/")
+    assert "mine/seed_0, which is not used as a teacher" in capsys.readouterr().out.replace("\\", "/")
 
 
 def test_the_best_epoch_is_chosen_on_validation_alone(tmp_path, monkeypatch):
@@ -309,7 +312,9 @@ def test_the_attention_term_reads_four_stages_of_every_architecture(tmp_path):
 def test_the_small_stem_keeps_the_resolution_of_the_input_in_the_first_stage():
     for name in ("resnet18", "mobilenetv2", "efficientnetb0", "tiny"):
         entry = registry.get("architecture", name)
-        reader = networks.FeatureExtractor(entry.make(num_classes=3, stem="small", weights=None).eval(), entry.info["stages"])
+        reader = networks.FeatureExtractor(
+            entry.make(num_classes=3, stem="small", weights=None).eval(), entry.info["stages"]
+        )
         with torch.no_grad():
             reader(torch.randn(1, 3, 32, 32))
         assert [feature.shape[2] for feature in reader.features] == [32, 16, 8, 4]
@@ -317,7 +322,10 @@ def test_the_small_stem_keeps_the_resolution_of_the_input_in_the_first_stage():
 
 def test_parameter_counts_are_the_published_ones():
     for name, count in (("resnet18", 11_180_103), ("mobilenetv2", 2_232_839), ("efficientnetb0", 4_016_515)):
-        assert networks.parameters(registry.create("architecture", name, num_classes=7, stem="imagenet", weights=None)) == count
+        assert (
+            networks.parameters(registry.create("architecture", name, num_classes=7, stem="imagenet", weights=None))
+            == count
+        )
 
 
 def test_a_nan_loss_stops_with_step_terms_and_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -376,6 +384,9 @@ def test_each_network_sees_the_pixels_normalised_as_its_own_weights_expect(setti
     images = torch.rand(8, 3, 32, 32)
     step.teacher_forward(images)
     step.student_outputs(images)
-    for model, mean, std in ((student, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (teacher, (0.5,) * 3, (0.25, 0.5, 1.0))):
+    for model, mean, std in (
+        (student, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        (teacher, (0.5,) * 3, (0.25, 0.5, 1.0)),
+    ):
         expected = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         assert torch.allclose(model.inputs[-1], expected, atol=1e-6)

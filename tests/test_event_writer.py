@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run, and what a full disk does to it."""
+"""Scalars and images that a run writes for TensorBoard, also on a full disk."""
 
 import io
 import sys

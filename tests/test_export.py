@@ -1,4 +1,4 @@
-"""An exported file computes what the checkpoint computes, says what it is, and is written whole or not at all."""
+"""An exported file computes the checkpoint's logits, has its metadata, and is written whole or not at all."""
 
 import json
 import re
@@ -18,39 +18,41 @@ from kd.train import checkpoint
 
 @pytest.fixture
 def copy(exported, tmp_path):
-    """A run of one's own, with its exports."""
-    run, root = exported
+    """A copy of the run with its exports, which a test may change."""
+    run, _ = exported
     return shutil.copytree(run, tmp_path / "study" / "model" / "seed_0")
 
 
 def pixels(run, root, split):
     ids = read_npz(run / "predictions" / f"{split}.npz")["ids"]
-    given = checkpoint.read(run / "best.pt")["input"]
-    return np.stack([image.centre_crop(image.square(root / i, given["resize"])[None], given["size"])[0] for i in ids])
+    spec = checkpoint.read(run / "best.pt")["input"]
+    return np.stack([image.evaluation_pixels(root / name, spec["resize"], spec["size"]) for name in ids])
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
 @pytest.mark.parametrize("batch", [1, 5, 64])
 def test_the_float_file_gives_the_logits_of_the_predictions_at_any_batch(exported, split, batch):
     run, root = exported
-    held = read_npz(run / "predictions" / f"{split}.npz")
+    predictions = read_npz(run / "predictions" / f"{split}.npz")
     model, images = onnx_model.Model(run / "exports" / "model.onnx"), pixels(run, root, split)
-    found = np.concatenate([model.logits(images[k:k + batch]) for k in range(0, len(images), batch)])
-    assert np.abs(found - held["logits"]).max() < 1e-4
+    logits = np.concatenate([model.logits(images[k:k + batch]) for k in range(0, len(images), batch)])
+    assert np.abs(logits - predictions["logits"]).max() < 1e-4
 
 
 def test_the_int8_file_is_near_and_in_integers(exported):
     onnx = pytest.importorskip("onnx")
     run, root = exported
-    held = read_npz(run / "predictions" / "test.npz")
-    found = onnx_model.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
-    assert np.abs(found - held["logits"]).max() < 0.2 * np.abs(held["logits"]).max()
-    weights = [tensor for tensor in onnx.load(run / "exports" / "model.int8.onnx").graph.initializer if len(tensor.dims) == 4]
-    assert [tensor.data_type for tensor in weights if tensor.dims[0] > 1] == [onnx.TensorProto.INT8] * 5  # its convolutions
-    assert [list(tensor.dims) for tensor in weights if tensor.dims[0] == 1] == [[1, 1, 32, 3]] * 2  # normalisation
+    expected = read_npz(run / "predictions" / "test.npz")["logits"]
+    logits = onnx_model.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
+    assert np.abs(logits - expected).max() < 0.2 * np.abs(expected).max()
+    graph = onnx.load(run / "exports" / "model.int8.onnx").graph
+    weights = [tensor for tensor in graph.initializer if len(tensor.dims) == 4]
+    convolutions = [tensor.data_type for tensor in weights if tensor.dims[0] > 1]
+    normalisation = [list(tensor.dims) for tensor in weights if tensor.dims[0] == 1]
+    assert convolutions == [onnx.TensorProto.INT8] * 5 and normalisation == [[1, 1, 32, 3]] * 2
 
 
-def test_a_file_says_its_classes_input_temperature_thresholds_and_origin(exported):
+def test_a_file_has_its_classes_input_temperature_thresholds_and_origin(exported):
     run, _ = exported
     content, evaluated = checkpoint.read(run / "best.pt"), read_json(run / "metrics.json")
     for name in ("model.onnx", "model.int8.onnx"):
@@ -62,29 +64,29 @@ def test_a_file_says_its_classes_input_temperature_thresholds_and_origin(exporte
             (p["name"], p["threshold"]) for p in evaluated["operating_points"]]
         assert model.metadata["provenance"]["arch"] == "tiny"
         assert model.metadata["provenance"]["run"] == content["provenance"]["run"]
-        assert "seen" not in model.metadata["provenance"]  # ids of patients' images stay at home
+        assert "seen" not in model.metadata["provenance"]  # no ids of patients' images leave the site
 
 
-def test_a_file_holds_no_path_of_the_machine_that_made_it(exported):
+def test_a_file_has_no_path_of_the_machine_that_made_it(exported):
     run, _ = exported
     for name in ("model.onnx", "model.int8.onnx"):
         content = (run / "exports" / name).read_bytes()
         assert not re.search(rb"site-packages|\w{4}\.py", content) and str(run.parents[3]).encode() not in content
 
 
-def test_parity_tells_what_was_lost(exported):
+def test_parity_has_the_differences_from_the_checkpoint(exported):
     run, root = exported
-    told = read_json(run / "exports" / "parity.json")
-    held = read_npz(run / "predictions" / "test.npz")
-    found = onnx_model.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
-    assert told["formats"]["int8"]["test"]["flips"] == pytest.approx((found.argmax(1) != held["logits"].argmax(1)).mean())
-    assert told["formats"]["onnx"]["test"]["flips"] == 0
-    assert max(told["predictions"].values()) < 1e-4
-    gap = told["formats"]["int8"]["test"]["macro_f1"]["difference"]
-    assert gap["lo"] <= gap["value"] <= gap["hi"]
-    tried = told["formats"]["int8"]["recipes"]
-    assert told["formats"]["int8"]["recipe"] == min(tried, key=lambda one: one["val_divergence"])
-    assert {one["ranges"] for one in tried} == set(quantize.RECIPES)
+    parity = read_json(run / "exports" / "parity.json")
+    int8, onnx = parity["formats"]["int8"], parity["formats"]["onnx"]
+    expected = read_npz(run / "predictions" / "test.npz")["logits"]
+    logits = onnx_model.Model(run / "exports" / "model.int8.onnx").logits(pixels(run, root, "test"))
+    assert int8["test"]["flips"] == pytest.approx((logits.argmax(1) != expected.argmax(1)).mean())
+    assert onnx["test"]["flips"] == 0
+    assert max(parity["predictions"].values()) < 1e-4
+    difference = int8["test"]["macro_f1"]["difference"]
+    assert difference["lo"] <= difference["value"] <= difference["hi"]
+    assert int8["recipe"] == min(int8["recipes"], key=lambda recipe: recipe["val_divergence"])
+    assert {recipe["ranges"] for recipe in int8["recipes"]} == set(quantize.RECIPES)
 
 
 def test_a_failed_check_writes_nothing_and_deletes_nothing(copy, monkeypatch):
@@ -101,12 +103,12 @@ def test_a_failed_check_writes_nothing_and_deletes_nothing(copy, monkeypatch):
     assert before == {path.name: path.read_bytes() for path in (copy / "exports").iterdir() if path.name[0] != "."}
 
 
-def test_torchscript_is_exported_beside_what_was_there(copy):
+def test_torchscript_is_exported_beside_existing_formats(copy):
     import torch
-    told = read_json(copy / "exports" / "parity.json")
+    before = read_json(copy / "exports" / "parity.json")
     export.main([str(copy), "--formats", "torchscript"])
-    now = read_json(copy / "exports" / "parity.json")
-    assert now["formats"].pop("torchscript")["test"]["flips"] == 0 and now == told
+    after = read_json(copy / "exports" / "parity.json")
+    assert after["formats"].pop("torchscript")["test"]["flips"] == 0 and after == before
     extra = {"metadata.json": ""}
     with convert.silent():
         torch.jit.load(copy / "exports" / "model.ts.pt", _extra_files=extra)
@@ -118,8 +120,8 @@ def test_fx_int8_is_smaller_near_the_checkpoint_and_refused_where_it_is_not(copy
     if "x86" not in torch.backends.quantized.supported_engines:
         pytest.skip("no integer kernels of x86")
     export.main([str(copy), "--formats", "torchscript", "fx", "--max-flips", "0.3"])  # of nine images
-    told = read_json(copy / "exports" / "parity.json")["formats"]["fx"]
-    assert 0 < told["test"]["largest"] < 1 and told["test"]["flips"] <= 0.2
+    test = read_json(copy / "exports" / "parity.json")["formats"]["fx"]["test"]
+    assert 0 < test["largest"] < 1 and test["flips"] <= 0.2
     file = copy / "exports" / "model.fx.int8.ts.pt"
     with convert.silent():
         assert "quantized" in str(torch.jit.load(file).inlined_graph)
@@ -145,7 +147,7 @@ def test_other_images_than_the_runs_are_refused(exported, copy, tmp_path):
         export.main([str(copy), "--root", str(root), "--cache", str(tmp_path / "cache")])
 
 
-def test_images_that_are_gone_are_asked_for(exported, copy, tmp_path):
+def test_missing_images_are_an_error_that_names_root(exported, copy, tmp_path):
     options = read_yaml(copy / "config.yaml")
     write_yaml(copy / "config.yaml", {**options, "root": str(tmp_path / "gone")})
     with pytest.raises(UserError, match="no such folder") as error:
@@ -159,9 +161,11 @@ def test_wrong_use_is_one_line(exported, copy, tmp_path):
     shutil.copytree(copy, copy.parent / "seed_1")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    for argv, said in (([copy.parent], "has 2 runs"), ([tmp_path / "none"], "no such folder"), ([copy, "--formats", "coreml"], "invalid choice"),
-                       ([copy, "--max-flips", "3"], "from 0 to 1"), ([copy, "--bundle", tmp_path / "full"], "is not empty")):
-        with pytest.raises(UserError, match=said):
+    for argv, message in (
+            ([copy.parent], "has 2 runs"), ([tmp_path / "none"], "no such folder"),
+            ([copy, "--formats", "coreml"], "invalid choice"), ([copy, "--max-flips", "3"], "from 0 to 1"),
+            ([copy, "--bundle", tmp_path / "full"], "is not empty")):
+        with pytest.raises(UserError, match=message):
             export.main(list(map(str, argv)))
     (copy / "best.pt").unlink()
     with pytest.raises(UserError, match="has no best.pt"):

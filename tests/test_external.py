@@ -14,7 +14,9 @@ from kd.files import read_json, read_npz, write_csv
 from kd.train import checkpoint
 from test_evaluate import NAMES, make_run
 
-INPUT = {"resize": 36, "size": 32, "interpolation": image.INTERPOLATION, "mean": list(image.MEAN), "std": list(image.STD)}
+INPUT = {
+    "resize": 36, "size": 32, "interpolation": image.INTERPOLATION, "mean": list(image.MEAN), "std": list(image.STD),
+}
 
 
 @pytest.fixture
@@ -29,8 +31,10 @@ def save(folder, class_names=NAMES, seen=None, **entries):
     torch.manual_seed(0)
     model = registry.create("architecture", "tiny", num_classes=len(class_names), stem="small", weights=None)
     nothing = {"images": [], "groups": []}
-    checkpoint.save(folder / "best.pt", model, arch="tiny", stem="small", class_names=class_names, input={**INPUT, **entries},
-                    provenance={"seen": {"train": nothing, "val": nothing, **(seen or {})}})
+    checkpoint.save(
+        folder / "best.pt", model, arch="tiny", stem="small", class_names=class_names, input={**INPUT, **entries},
+        provenance={"seen": {"train": nothing, "val": nothing, **(seen or {})}},
+    )
     return model.eval()
 
 
@@ -118,7 +122,9 @@ def refused(run, root, match, *more):
 
 
 def test_what_does_not_fit_is_one_clear_line(run, tmp_path, capsys):
-    refused(run, pictures(tmp_path / "strange", classes=["nv", "wart"]), "1 classes that the network does not know: wart")
+    refused(
+        run, pictures(tmp_path / "strange", classes=["nv", "wart"]), "1 classes that the network does not know: wart"
+    )
     refused(run, pictures(tmp_path / "test"), "called test, as a split of the run is")
     refused(run, tmp_path / "nowhere", "no such folder")
     root = pictures(tmp_path / "clinic")

@@ -1,4 +1,4 @@
-"""Drawings of a report: of odd data too, with labels that stand apart and colours that everybody tells apart."""
+"""Drawings of a report: also of odd data, with labels apart and colours that every reader can distinguish."""
 
 import base64
 import io
@@ -15,62 +15,68 @@ from reported import words
 NAN = float("nan")
 
 
-def drawn(svg):
+def texts(svg):
+    """The texts of a drawing."""
     return words(ElementTree.fromstring(svg))
 
 
 def test_curves_are_drawn_of_one_epoch_of_nan_and_of_many_seeds():
-    one = figures.curves([("seed 0", [1], [2.], [.3], 0)], "teacher", alt="one")
+    single = figures.curves([("seed 0", [1], [2.], [.3], 0)], "teacher", alt="one")
     lost = figures.curves([("seed 0", [1, 2], [NAN, float("inf")], [NAN, NAN], None)], "student", alt="lost")
     many = figures.curves([(f"seed {i}", [1, 2], [2, 1], [.1, .2], 1) for i in range(9)], "alone", 1, 2, alt="many")
-    assert "epoch" in drawn(one) and "epoch" in drawn(lost)
-    assert {f"seed {i}" for i in range(9)} <= set(drawn(many))
+    assert "epoch" in texts(single) and "epoch" in texts(lost)
+    assert {f"seed {i}" for i in range(9)} <= set(texts(many))
 
 
 def test_a_drawing_drawn_again_is_the_same_to_the_letter():
-    one, two = (figures.forest([("a", "student", .5, .4, .6)], alt="a \x1b") for _ in range(2))
-    assert one == two and ElementTree.fromstring(one).get("aria-label") == "a"
+    first, second = (figures.forest([("a", "student", .5, .4, .6)], alt="a \x1b") for _ in range(2))
+    assert first == second and ElementTree.fromstring(first).get("aria-label") == "a"
 
 
-def test_names_that_no_encoding_holds_are_drawn():
+def test_names_that_no_encoding_holds_are_texts():
     assert "<svg" in figures.forest([("run", "student", .5, .4, .6)], alt="a folder called \udcff")
 
 
-def test_a_forest_of_undefined_values_is_drawn():
-    assert "undefined" in drawn(figures.forest([("a", "student", NAN, NAN, NAN)], alt="nothing"))
+def test_a_forest_of_undefined_values_is_texts():
+    assert "undefined" in texts(figures.forest([("a", "student", NAN, NAN, NAN)], alt="nothing"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])
-def test_confusion_matrices_of_any_number_of_classes_are_drawn(count):
-    names = drawn(figures.confusion(np.diag(np.arange(1, count + 1)), [f"c{i}" for i in range(count)], alt="m"))
+def test_confusion_matrices_of_any_number_of_classes_are_texts(count):
+    names = texts(figures.confusion(np.diag(np.arange(1, count + 1)), [f"c{i}" for i in range(count)], alt="m"))
     assert f"c{count - 1}" in names and ("1" in names) == (count <= 15)
 
 
 def test_bars_name_the_classes_and_their_values_and_the_reference():
     nothing = {"value": NAN, "lo": NAN, "hi": NAN}
     model = [{"value": .25, "lo": .1, "hi": .4}, nothing]
-    shown = drawn(figures_quality.per_class(["mel", "$x$"], model, [nothing, nothing], "student", "teacher_big", alt="bars"))
-    assert {"mel", "$x$", "0.250", "n/a", "■ teacher_big"} <= set(shown)
+    classes, reference = ["mel", "$x$"], [nothing, nothing]
+    svg = figures_quality.per_class(classes, model, reference, "student", "teacher_big", alt="bars")
+    assert {"mel", "$x$", "0.250", "n/a", "■ teacher_big"} <= set(texts(svg))
 
 
 def test_reliability_is_drawn_with_empty_bins_and_without_a_temperature():
     bins = [{"count": 0, "confidence": None, "accuracy": None}, {"count": 3, "confidence": .7, "accuracy": .5}]
-    assert "○ raw, ECE 0.200" in drawn(figures_quality.reliability(bins, None, "student", (.2, NAN), alt="r"))
-    assert "● calibrated, ECE 0.100" in drawn(figures_quality.reliability(bins, bins, "student", (.2, .1), alt="r"))
+    assert "○ raw, ECE 0.200" in texts(figures_quality.reliability(bins, None, "student", (.2, NAN), alt="r"))
+    assert "● calibrated, ECE 0.100" in texts(figures_quality.reliability(bins, bins, "student", (.2, .1), alt="r"))
 
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_quality_over_latency_labels_every_point(narrow):
-    points = [((f"m{k}", "1 MB"), "student", "int8" if k else "fp32", latency, .5, .4, .6, size, bool(k), 0 if k else None)
-              for k, (latency, size) in enumerate([(1., 100), (1., None), (50., 10)])]
-    shown = drawn(figures_quality.pareto(points, "median latency, ms an image", narrow, alt="p"))
-    assert {f"m{k}" if narrow else f"m{k}, 1 MB" for k in range(3)} | {"median latency, ms an image, logarithmic", "macro-F1 on the test split"} <= set(shown)
+    points = [
+        ((f"m{k}", "1 MB"), "student", "int8" if k else "fp32", latency, 0.5, 0.4, 0.6, size, bool(k), 0 if k else None)
+        for k, (latency, size) in enumerate([(1.0, 100), (1.0, None), (50.0, 10)])
+    ]
+    svg = figures_quality.pareto(points, "median latency, ms an image", narrow, alt="p")
+    labels = {f"m{k}" if narrow else f"m{k}, 1 MB" for k in range(3)}
+    axis_labels = {"median latency, ms an image, logarithmic", "macro-F1 on the test split"}
+    assert labels | axis_labels <= set(texts(svg))
 
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_risk_over_coverage_labels_every_line(narrow):
     curves = [(f"m{k}", "student", [.1, 1.], [0., risk]) for k, risk in enumerate((.2, .2, 0.))]
-    assert {"m0", "m1", "m2"} <= set(drawn(figures_quality.risk_coverage(curves, narrow, alt="r")))
+    assert {"m0", "m1", "m2"} <= set(texts(figures_quality.risk_coverage(curves, narrow, alt="r")))
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -78,7 +84,8 @@ def test_attention_is_drawn_beside_its_image(narrow):
     maps = np.linspace(0, 1, 64).reshape(4, 4, 4).astype(np.float16)
     svg = figures_quality.attention([(np.zeros((8, 8, 3), np.uint8), maps, np.zeros_like(maps))], narrow, alt="a")
     assert svg.count("<image ") == (3 if narrow else 9)
-    assert {"image", *(("teacher, stage 3", "student, stage 3") if narrow else ("teacher", "student", "stage 4"))} <= set(drawn(svg))
+    headings = {"teacher, stage 3", "student, stage 3"} if narrow else {"teacher", "student", "stage 4"}
+    assert {"image"} | headings <= set(texts(svg))
 
 
 def test_labels_stand_apart_in_order_and_move_no_more_than_they_must():
@@ -112,23 +119,25 @@ def linear(colour):
 
 
 def lab(rgb):
-    xyz = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722], [.0193, .1192, .9505]]) @ np.clip(rgb, 0, 1) / [.9505, 1, 1.089]
+    to_xyz = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722], [.0193, .1192, .9505]])
+    xyz = to_xyz @ np.clip(rgb, 0, 1) / [.9505, 1, 1.089]
     x, y, z = np.where(xyz > .008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
-def contrast(one, other):
-    """Of WCAG 2: from 1 to 21."""
-    low, high = sorted(float(np.dot([.2126, .7152, .0722], linear(colour))) for colour in (one, other))
+def contrast(colour, other):
+    """The contrast ratio of WCAG 2, from 1 to 21."""
+    low, high = sorted(float(np.dot([.2126, .7152, .0722], linear(rgb))) for rgb in (colour, other))
     return (high + .05) / (low + .05)
 
 
 @pytest.mark.parametrize("palette", [figures.LIGHT, figures.DARK], ids=["light", "dark"])
 def test_roles_are_told_apart_by_every_kind_of_colour_vision_and_seen_on_the_paper(palette):
     for matrix in SIGHT.values():
-        seen = {role: lab(np.array(matrix) @ linear(palette[role])) for role in ("teacher", "alone", "student")}
-        assert min(np.linalg.norm(seen[a] - seen[b]) for a, b in itertools.combinations(seen, 2)) > 18  # 2.3 is just seen
+        colours = [lab(np.array(matrix) @ linear(palette[role])) for role in ("teacher", "alone", "student")]
+        distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(colours, 2)]
+        assert min(distances) > 18  # 2.3 is just noticeable
     for role in ("teacher", "alone", "student"):
         assert contrast(palette[role], palette["paper"]) >= 3
-    for words_ in ("ink", "muted", "error"):
-        assert contrast(palette[words_], palette["paper"]) >= 4.5
+    for text_colour in ("ink", "muted", "error"):
+        assert contrast(palette[text_colour], palette["paper"]) >= 4.5

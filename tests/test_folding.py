@@ -33,7 +33,9 @@ def test_logits_features_and_pooled_stay_and_no_normalisation_is_left(name):
         assert networks.fold_batch_norm(model) == count > 0
         assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
         reader = networks.FeatureExtractor(model, stages, head)
-        for before, after in zip([logits, pooled, *features], [reader(images), reader.pooled, *reader.features], strict=True):
+        for before, after in zip(
+            [logits, pooled, *features], [reader(images), reader.pooled, *reader.features], strict=True
+        ):
             assert (before - after).abs().max() < 1e-4 * before.abs().max()
 
 
@@ -42,11 +44,13 @@ class Shared(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv, self.one, self.two, self.three = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.conv, self.norm1, self.norm2, self.norm3 = (
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(4),
+        )
 
     def forward(self, x):
         x = self.conv(x)
-        return self.three(torch.relu(self.one(x) + self.two(x)))
+        return self.norm3(torch.relu(self.norm1(x) + self.norm2(x)))
 
 
 class Twice(nn.Module):

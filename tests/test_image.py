@@ -158,9 +158,11 @@ def test_other_arrays_are_refused(array):
 def test_broken_files_are_refused_in_one_line(tmp_path):
     picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     whole = saved(picture, "JPEG")
-    for name, data, words in (("cut.jpg", whole[:len(whole) // 2], "truncated"), ("cut.png", saved(picture)[:200], "trunc"),
-                              ("empty.jpg", b"", "empty"), ("text.jpg", b"no picture at all", "not a JPEG"),
-                              ("start.jpg", whole[:20], ""), ("eps.jpg", saved(picture, "EPS"), "not a JPEG")):
+    for name, data, words in (
+        ("cut.jpg", whole[: len(whole) // 2], "truncated"), ("cut.png", saved(picture)[:200], "trunc"),
+        ("empty.jpg", b"", "empty"), ("text.jpg", b"no picture at all", "not a JPEG"), ("start.jpg", whole[:20], ""),
+        ("eps.jpg", saved(picture, "EPS"), "not a JPEG"),
+    ):
         path = tmp_path / name
         path.write_bytes(data)
         message = refused(path)
@@ -206,7 +208,9 @@ def test_find_follows_links_and_skips_hidden_names(tmp_path):
     (tmp_path / "data" / "deep").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "data" / ".hidden").mkdir()
-    for name in ("data/b.JPG", "data/deep/a.Png", "elsewhere/c.tiff", "data/._b.jpg", "data/.hidden/d.jpg", "data/notes.txt"):
+    for name in (
+        "data/b.JPG", "data/deep/a.Png", "elsewhere/c.tiff", "data/._b.jpg", "data/.hidden/d.jpg", "data/notes.txt",
+    ):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "data" / "folder.png").mkdir()
     expected = ["b.JPG", "deep/a.Png"]
@@ -216,5 +220,5 @@ def test_find_follows_links_and_skips_hidden_names(tmp_path):
         expected.append("linked/c.tiff")
     except OSError:  # Windows without the right to make links
         pass
-    found = [path.relative_to(tmp_path / "data").as_posix() for path in image.find(tmp_path / "data")]
-    assert found == expected
+    paths = [path.relative_to(tmp_path / "data").as_posix() for path in image.find(tmp_path / "data")]
+    assert paths == expected

@@ -47,7 +47,9 @@ ALSO = {("study", "kd.train.options")}  # a plan speaks the language of the comm
 TORCH = {"kd.losses", "kd.objective", "kd.data.augment", "kd.data.loader", "kd.edge.checked_export", "kd.edge.convert",
          "kd.edge.torch_model", "kd.robustness.answers",
          *(module(path) for path in CORE if path.parent.name == "train" and path.stem not in ("__init__", "options"))}
-NUMPY_ONLY = sorted({module(path) for path in CORE} - TORCH) + ["registry", "benchmark", "evaluate", "predict", "report", "study"]
+NUMPY_ONLY = sorted({module(path) for path in CORE} - TORCH) + [
+    "registry", "benchmark", "evaluate", "predict", "report", "study",
+]
 TORCH = sorted(TORCH) + ["distill", "export", "robustness", "train_teacher"]
 SMALL = {"numpy", "PIL", "yaml", "tqdm"}
 
@@ -85,7 +87,9 @@ def test_imports_between_folders_run_one_way(path):
 
 
 def test_every_folder_has_its_place_in_the_order_and_says_in_a_sentence_what_it_does():
-    folders = {path.name for path in (ROOT / "kd").iterdir() if path.is_dir() and not path.name.startswith("_")} - {"__pycache__"}
+    folders = {path.name for path in (ROOT / "kd").iterdir() if path.is_dir() and not path.name.startswith("_")} - {
+        "__pycache__"
+    }
     assert folders | {"core"} == MAY_IMPORT.keys()
     for path in [path for path in CORE if path.name == "__init__.py"]:
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
@@ -138,7 +142,9 @@ def test_what_is_meant_to_be_free_of_torch_imports_without_it_and_the_rest_does_
     allowed = SMALL | SCRIPTS | {"kd", "registry", "_yaml"}
     done = subprocess.run([sys.executable, "-c", WITHOUT, str(ROOT), " ".join(allowed), *NUMPY_ONLY, *TORCH],
                           capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [f"{name} imports" for name in NUMPY_ONLY] + [f"{name} lacks torch" for name in TORCH]
+    assert done.stdout.splitlines() == [f"{name} imports" for name in NUMPY_ONLY] + [
+        f"{name} lacks torch" for name in TORCH
+    ]
 
 
 @pytest.mark.slow

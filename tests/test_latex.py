@@ -10,7 +10,7 @@ EVIL = r"\input{/etc/passwd} {a} $x$ & # _ % ~ ^ <b> | \end{table}" + "\n\nnext\
 
 
 def stripped(text):
-    """What is left once every escape that stands for a letter is taken out."""
+    """`text` without the escapes that stand for a letter."""
     return re.sub(r"\\[{}$&#_%]|\\text\w+\{\}|\\ldots\{\}|\$\\[A-Za-z]+\$|\$\^\\?\w+\$|\$-\$", "", text)
 
 
@@ -20,7 +20,9 @@ def test_a_table_is_set_as_its_columns_and_rows_say():
     assert text.splitlines()[1:] == [
         r"\begin{table}", r"\centering", r"\caption{Test split, 95\% intervals}\label{tab:performance}",
         r"\begin{tabular}{lr}", r"\toprule", r"model & macro F1 \\", r"\midrule",
-        r"resnet18\_kd & 0.755 [0.715, 0.787] \\", r"majority & n/a \\", r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+        r"resnet18\_kd & 0.755 [0.715, 0.787] \\", r"majority & n/a \\", r"\bottomrule", r"\end{tabular}",
+        r"\end{table}",
+    ]
 
 
 def test_hostile_text_is_neither_command_nor_cell_nor_line():

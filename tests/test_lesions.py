@@ -1,4 +1,4 @@
-"""The embedded data set: the same pictures for everyone, with HAM10000's proportions."""
+"""The embedded data set: the same images on every machine, with the proportions of HAM10000."""
 
 from collections import Counter
 
@@ -15,12 +15,12 @@ def data():
     return registry.create("dataset", "lesions", size=64, images=2000)
 
 
-def some(data):
-    """Two images of every class, as positions."""
+def two_of_each(data):
+    """The positions of two images of each class."""
     return [i for label in range(7) for i in np.flatnonzero(data.labels == label)[:2]]
 
 
-def test_it_is_registered_and_says_that_it_is_synthetic(data):
+def test_it_is_registered_and_marked_as_synthetic(data):
     assert data.name == "lesions" and data.synthetic
     assert data.class_names == sorted(data.class_names) == list(COUNTS)
     assert data.split is None and len(set(data.ids)) == len(data.images) == 2000
@@ -29,7 +29,7 @@ def test_it_is_registered_and_says_that_it_is_synthetic(data):
 
 
 def test_an_image_is_the_same_in_any_order_and_in_another_data_set_object(data):
-    chosen = some(data)
+    chosen = two_of_each(data)
     forward = [data.images[i]() for i in chosen]
     again = registry.create("dataset", "lesions", size=64, images=2000)
     backward = [again.images[i]() for i in reversed(chosen)][::-1]
@@ -48,7 +48,7 @@ def test_classes_have_the_frequencies_of_ham10000():
     assert np.allclose(share, np.array(list(COUNTS.values())) / 10015, atol=0.002)
 
 
-def test_a_small_set_lifts_the_rarest_classes_to_three_percent():
+def test_in_a_small_set_rare_classes_have_three_percent():
     counts = np.bincount(registry.create("dataset", "lesions").labels, minlength=7)
     assert counts.sum() == 740 and counts[3] == counts[6] == 22  # df and vasc
     assert np.allclose(counts[[1, 2, 4]] / 740, np.array([514, 1099, 1113]) / 10015, atol=0.002)
@@ -56,8 +56,8 @@ def test_a_small_set_lifts_the_rarest_classes_to_three_percent():
 
 def test_a_quarter_of_the_lesions_has_two_to_six_images_of_one_class(data):
     images = Counter(data.groups)
-    several = np.mean([n > 1 for n in images.values()])
-    assert 0.22 < several < 0.31 and max(images.values()) <= 6
+    share = np.mean([count > 1 for count in images.values()])
+    assert 0.22 < share < 0.31 and max(images.values()) <= 6
     assert 1.28 < len(data.groups) / len(images) < 1.40
     assert len(set(zip(data.groups, data.labels))) == len(images)
 
@@ -71,14 +71,14 @@ def test_every_class_has_lesions_for_three_splits(images):
 
 def test_images_of_one_lesion_differ_yet_share_its_colours(data):
     """Another view, not another lesion: the colours are nearer than those of other lesions."""
-    several = [g for g, n in Counter(data.groups).items() if n > 1][:60]
-    pairs = [np.flatnonzero(np.array(data.groups) == g)[:2] for g in several]
+    lesions = [group for group, count in Counter(data.groups).items() if count > 1][:60]
+    pairs = [np.flatnonzero(np.array(data.groups) == group)[:2] for group in lesions]
     first, second = (np.stack([data.images[pair[k]]() for pair in pairs]) for k in (0, 1))
     assert all(np.abs(a - b.astype(float)).mean() > 1 for a, b in zip(first, second))
     middle = [np.median(views[:, 16:48, 16:48], axis=(1, 2)) for views in (first, second)]
-    own = np.abs(middle[0] - middle[1]).mean()
-    other = np.abs(middle[0] - np.roll(middle[1], 1, axis=0)).mean()
-    assert own < 0.7 * other
+    same_lesion = np.abs(middle[0] - middle[1]).mean()
+    other_lesion = np.abs(middle[0] - np.roll(middle[1], 1, axis=0)).mean()
+    assert same_lesion < 0.7 * other_lesion
 
 
 @pytest.mark.parametrize("size", [28, 29, 64, 97, 224, 450])
@@ -103,15 +103,15 @@ def shrink(image, size):
 def test_it_is_the_same_scene_at_any_size(data, small):
     large = registry.create("dataset", "lesions", size=224)
     data = registry.create("dataset", "lesions", size=small)
-    chosen = some(data)
+    chosen = two_of_each(data)
     drawn = [data.images[i]().astype(float) for i in chosen]
     shrunk = [shrink(large.images[i](), small) for i in chosen]
-    own = [np.abs(a - b).mean() for a, b in zip(drawn, shrunk)]
-    other = [np.abs(a - b).mean() for a, b in zip(drawn, shrunk[1:])]
-    assert max(own) < 4 and np.mean(own) < 2.5 < 10 < np.mean(other)
+    same_image = [np.abs(a - b).mean() for a, b in zip(drawn, shrunk)]
+    next_image = [np.abs(a - b).mean() for a, b in zip(drawn, shrunk[1:])]
+    assert max(same_image) < 4 and np.mean(same_image) < 2.5 < 10 < np.mean(next_image)
 
 
 @pytest.mark.parametrize("options", [{"images": 20}, {"size": 0}, {"seed": -1}])
-def test_what_cannot_be_drawn_is_refused(options):
+def test_impossible_options_are_refused(options):
     with pytest.raises(UserError, match="lesions"):
         registry.create("dataset", "lesions", **options)

@@ -27,7 +27,9 @@ def test_kd_is_the_batch_mean_of_kl_summed_over_classes_times_t_squared():
         p = numpy_softmax(TEACHER.numpy() / temperature)
         q = numpy_softmax(STUDENT.numpy() / temperature)
         expected = temperature ** 2 * (p * (np.log(p) - np.log(q))).sum() / len(p)
-        assert float(losses.knowledge_distillation(STUDENT, TEACHER, temperature=temperature)) == pytest.approx(expected, rel=1e-5)
+        assert float(losses.knowledge_distillation(STUDENT, TEACHER, temperature=temperature)) == pytest.approx(
+            expected, rel=1e-5
+        )
 
 
 def test_kd_by_hand_for_two_classes():
@@ -76,8 +78,8 @@ def test_half_precision_logits_give_finite_losses_and_gradients(dtype):
 
 def test_cross_entropy_smoothing_mixes_in_the_mean_over_classes():
     log_p = F.log_softmax(STUDENT, 1)
-    own, mean = -log_p[range(6), LABELS].mean(), -log_p.mean()
-    assert torch.allclose(losses.cross_entropy(STUDENT, LABELS, smoothing=0.1), 0.9 * own + 0.1 * mean)
+    of_labels, mean = -log_p[range(6), LABELS].mean(), -log_p.mean()
+    assert torch.allclose(losses.cross_entropy(STUDENT, LABELS, smoothing=0.1), 0.9 * of_labels + 0.1 * mean)
 
 
 def test_focal_with_gamma_0_is_cross_entropy_and_by_hand_with_gamma_2():
@@ -156,8 +158,8 @@ def test_attention_transfer_of_half_precision_features_whose_squares_overflow():
     expected = transfer(whole, [x.half().float() for x in teacher])
     assert torch.allclose(value, expected, rtol=1e-5)
     scale = 2.0 ** 20  # as a gradient scaler does: these gradients themselves are below the smallest fp16
-    for own, right in zip(torch.autograd.grad(scale * value, half), torch.autograd.grad(scale * expected, whole)):
-        assert torch.isfinite(own).all() and torch.allclose(own.float(), right, rtol=2e-3, atol=1e-3)
+    for gradient, right in zip(torch.autograd.grad(scale * value, half), torch.autograd.grad(scale * expected, whole)):
+        assert torch.isfinite(gradient).all() and torch.allclose(gradient.float(), right, rtol=2e-3, atol=1e-3)
 
 
 def test_attention_transfer_is_the_published_element_mean_at_224_px():

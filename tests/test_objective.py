@@ -10,8 +10,11 @@ from kd.errors import UserError
 from kd.objective import Objective, Term, check_options, method, parse_spec
 from kd.train.options import parse_options
 
-GIVEN = {"student_logits": torch.tensor([[1.0, 2.0], [0.5, -1.0]]), "teacher_logits": torch.tensor([[0.0, 3.0], [1.0, 1.0]]),
-         "labels": torch.tensor([1, 0]), "epoch": 4, "class_counts": torch.tensor([9, 1])}
+GIVEN = {
+    "student_logits": torch.tensor([[1.0, 2.0], [0.5, -1.0]]),
+    "teacher_logits": torch.tensor([[0.0, 3.0], [1.0, 1.0]]), "labels": torch.tensor([1, 0]), "epoch": 4,
+    "class_counts": torch.tensor([9, 1]),
+}
 
 
 def find(name):
@@ -22,7 +25,7 @@ def plan(*argv, find=find):
     return objective.plan(parse_options(distill.parser(), ["--student", "tiny", "--hard", "ce", *argv]), find)
 
 
-def shown(*argv):
+def formula(*argv):
     return Objective(plan(*argv)).formula
 
 
@@ -34,24 +37,27 @@ def refused(words, *argv, find=find):
 # ---- the sum
 
 def test_the_formula_is_written_out():
-    assert shown() == "loss = 0.5 * ce(smoothing=0.0) + 0.5 * kd(temperature=4.0)"
-    assert shown("--alpha", "0.9", "--temperature", "2", "--beta", "1000", "--stage-weights", "1", "0", "0", "2",
+    assert formula() == "loss = 0.5 * ce(smoothing=0.0) + 0.5 * kd(temperature=4.0)"
+    assert formula("--alpha", "0.9", "--temperature", "2", "--beta", "1000", "--stage-weights", "1", "0", "0", "2",
                  "--hard", "focal,gamma=1.5", "--term", "class_balanced=0.25,beta=0.99") == (
         "loss = 0.9 * focal(gamma=1.5) + 0.1 * kd(temperature=2.0) + 1000 * at(weights=(1.0, 0.0, 0.0, 2.0))"
         " + 0.25 * class_balanced(beta=0.99, smoothing=0.0)")
 
 
 def test_what_weighs_nothing_is_not_computed():
-    assert shown("--alpha", "0") == "loss = 1 * kd(temperature=4.0)"
-    assert shown("--alpha", "1") == "loss = 1 * ce(smoothing=0.0)"
-    assert shown("--alpha", "1", "--beta", "5").startswith("loss = 1 * ce(smoothing=0.0) + 5 * at(")
+    assert formula("--alpha", "0") == "loss = 1 * kd(temperature=4.0)"
+    assert formula("--alpha", "1") == "loss = 1 * ce(smoothing=0.0)"
+    assert formula("--alpha", "1", "--beta", "5").startswith("loss = 1 * ce(smoothing=0.0) + 5 * at(")
 
 
-@pytest.mark.parametrize("argv, teacher", [
-    (["--alpha", "1"], False), (["--alpha", "1", "--hard", "focal"], False), (["--alpha", "1", "--term", "focal=2"], False),
-    (["--alpha", "0.99"], True), (["--alpha", "0"], True), (["--alpha", "1", "--beta", "1"], True),
-    (["--alpha", "1", "--term", "kd=1"], True),
-])
+@pytest.mark.parametrize(
+    "argv, teacher",
+    [
+        (["--alpha", "1"], False), (["--alpha", "1", "--hard", "focal"], False),
+        (["--alpha", "1", "--term", "focal=2"], False), (["--alpha", "0.99"], True), (["--alpha", "0"], True),
+        (["--alpha", "1", "--beta", "1"], True), (["--alpha", "1", "--term", "kd=1"], True),
+    ],
+)
 def test_a_teacher_is_needed_only_where_a_loss_reads_it(argv, teacher):
     assert any(need.startswith("teacher_") for need in objective.needed(plan(*argv))) is teacher
 
@@ -61,8 +67,12 @@ def test_a_teachers_own_training_knows_the_hard_loss_alone():
 
 
 def test_the_loss_is_the_weighted_sum_and_each_term_is_logged_without_its_weight():
-    total, values = Objective([Term("a", 0.25, lambda student_logits: student_logits.sum(), {}),
-                               Term("b", 3.0, lambda labels, epoch, *, plus: labels.sum() * epoch + plus, {"plus": 0.5})])(GIVEN)
+    total, values = Objective(
+        [
+            Term("a", 0.25, lambda student_logits: student_logits.sum(), {}),
+            Term("b", 3.0, lambda labels, epoch, *, plus: labels.sum() * epoch + plus, {"plus": 0.5}),
+        ]
+    )(GIVEN)
     assert {name: float(value) for name, value in values.items()} == {"a": 2.5, "b": 4.5}
     assert float(total) == 0.25 * 2.5 + 3.0 * 4.5
 
@@ -74,12 +84,14 @@ def test_weights_and_hyperparameters_of_the_command_line_reach_the_losses():
     q, p = (GIVEN[key].div(2).softmax(1) for key in ("student_logits", "teacher_logits"))
     soft = 4 * (p * (p / q).log()).sum(1).mean()
     assert float(values["ce"]) == pytest.approx(float(hard)) and float(values["kd"]) == pytest.approx(float(soft))
-    assert float(total) == pytest.approx(float(0.3 * hard + 0.7 * soft + 2 * hard), rel=1e-6)  # focal with gamma 0 is ce
+    assert float(total) == pytest.approx(
+        float(0.3 * hard + 0.7 * soft + 2 * hard), rel=1e-6
+    )  # focal with gamma 0 is ce
     assert not any(value.requires_grad for value in values.values())
 
 
 def test_the_temperature_of_the_command_line_is_that_of_kd_wherever_it_stands():
-    assert shown("--alpha", "1", "--term", "kd=0.5", "--temperature", "3").endswith(" + 0.5 * kd(temperature=3.0)")
+    assert formula("--alpha", "1", "--term", "kd=0.5", "--temperature", "3").endswith(" + 0.5 * kd(temperature=3.0)")
     for argv in (["--soft", "kd,temperature=3"], ["--alpha", "1", "--term", "kd=1,temperature=3"]):
         refused("temperature of kd has an option of its own\nGive --temperature", *argv)
     refused("weights of at has an option of its own\nGive --stage-weights", "--term", "at=1,weights=[1, 1, 1, 1]")
@@ -146,8 +158,13 @@ def test_a_spec_is_a_name_with_hyperparameters():
         "x", {"a": 1, "b": 0.001, "c": True, "d": "text", "e": [1, 20.0], "f": -3})
 
 
-@pytest.mark.parametrize("spec", ["focal,gamma", "focal,=1", "focal,", "focal,gamma=[", "focal,gamma=[1,b=2", "focal,gamma={",
-                                  "focal,gamma=2020-13-45", "focal,gamma=!!python/name:os.system", "focal,gamma=1,gamma=2"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "focal,gamma", "focal,=1", "focal,", "focal,gamma=[", "focal,gamma=[1,b=2", "focal,gamma={",
+        "focal,gamma=2020-13-45", "focal,gamma=!!python/name:os.system", "focal,gamma=1,gamma=2",
+    ],
+)
 def test_a_spec_that_cannot_be_read_is_refused(spec):
     with pytest.raises(UserError) as caught:
         parse_spec(spec)
@@ -165,7 +182,7 @@ def test_hyperparameters_take_the_type_of_their_defaults():
     assert {type(checked[key]) for key in ("number", "count", "values")} == {float, int, tuple}
 
 
-@pytest.mark.parametrize("given, words", [
+@pytest.mark.parametrize("options, words", [
     ({"nunber": 1}, "has no option 'nunber'\ndid you mean number"), ({"zzz": 1}, "It has: number, count, text"),
     ({"number": "fast"}, "number is a number, not 'fast'"), ({"number": True}, "number is a number, not True"),
     ({"number": None}, "is a number"), ({"number": float("nan")}, "is a number, not nan"),
@@ -175,9 +192,9 @@ def test_hyperparameters_take_the_type_of_their_defaults():
     ({"values": 3}, "values is a list like"), ({"values": [1, "x"]}, "values is a number, not"),
     ({"student_logits": 1}, "has no option 'student_logits'"),
 ])
-def test_a_wrong_hyperparameter_is_refused(given, words):
+def test_a_wrong_hyperparameter_is_refused(options, words):
     with pytest.raises(UserError, match=f"(?s){words}"):
-        check_options(loss, given, "x")
+        check_options(loss, options, "x")
 
 
 def test_no_hyperparameter_of_any_loss_takes_nan_or_infinity():
@@ -185,7 +202,9 @@ def test_no_hyperparameter_of_any_loss_takes_nan_or_infinity():
         refused("gamma is a number, not", "--hard", f"focal,gamma={value}")
 
 
-@pytest.mark.parametrize("term", ["focal", "focal=", "focal=x", "focal=nan", "focal=inf", "focal=-1", "focal=0", "focal=1=2", "=1"])
+@pytest.mark.parametrize(
+    "term", ["focal", "focal=", "focal=x", "focal=nan", "focal=inf", "focal=-1", "focal=0", "focal=1=2", "=1"]
+)
 def test_a_term_has_a_name_and_a_finite_weight_above_0(term):
     refused("cannot read a weight above 0|unknown loss ''", "--term", term)
 
@@ -209,13 +228,19 @@ def test_a_plugin_that_asks_for_what_nothing_gives_is_refused():
     refused("asks for 'gamma'.*Hyperparameters stand after a \\*", "--alpha", "0", "--soft", "mine",
             find=lambda name: sloppy)
     refused("mine needs gamma\nWrite mine,gamma=value", "--alpha", "0", "--soft", "mine", find=lambda name: demanding)
-    assert plan("--alpha", "0", "--soft", "mine,gamma=3", find=lambda name: demanding)[0].hyperparameters == {"gamma": 3}
+    assert plan("--alpha", "0", "--soft", "mine,gamma=3", find=lambda name: demanding)[0].hyperparameters == {
+        "gamma": 3
+    }
 
 
-@pytest.mark.parametrize("argv, name", [
-    ([], "kd"), (["--alpha", "0"], "kd"), (["--alpha", "1"], "alone"), (["--beta", "1000"], "kd_at"),
-    (["--alpha", "1", "--beta", "1"], "at"), (["--soft", "dist,beta=2", "--term", "rkd=25,p=2"], "dist_rkd"),
-    (["--soft", "a/b:c d", "--beta", "1", "--term", "../x = 1"], "a_b_c_d_at_.._x"), (["--alpha", "1", "--hard", "focal"], "alone"),
-])
+@pytest.mark.parametrize(
+    "argv, name",
+    [
+        ([], "kd"), (["--alpha", "0"], "kd"), (["--alpha", "1"], "alone"), (["--beta", "1000"], "kd_at"),
+        (["--alpha", "1", "--beta", "1"], "at"), (["--soft", "dist,beta=2", "--term", "rkd=25,p=2"], "dist_rkd"),
+        (["--soft", "a/b:c d", "--beta", "1", "--term", "../x = 1"], "a_b_c_d_at_.._x"),
+        (["--alpha", "1", "--hard", "focal"], "alone"),
+    ],
+)
 def test_a_method_is_named_after_what_is_learned_beside_the_labels(argv, name):
     assert method(parse_options(distill.parser(), ["--student", "tiny", *argv])) == name

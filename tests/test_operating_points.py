@@ -26,10 +26,10 @@ def test_the_threshold_is_the_best_that_a_trial_of_every_score_finds(sensitivity
         labels, probabilities = draw(120, seed=seed, decimals=decimals)
         positive, scores = labels == 1, probabilities[:, 1]
         tried = {t: operating_points.binary(positive, scores >= t) for t in scores.tolist()}
-        kept = [t for t, rates in tried.items() if rates["sensitivity"] >= sensitivity - 1e-12]
-        found = operating_points.threshold_for(sensitivity, positive, scores)
-        assert found == max(kept)
-        assert tried[found]["specificity"] == max(tried[t]["specificity"] for t in kept)
+        reaching = [t for t, rates in tried.items() if rates["sensitivity"] >= sensitivity - 1e-12]
+        threshold = operating_points.threshold_for(sensitivity, positive, scores)
+        assert threshold == max(reaching)
+        assert tried[threshold]["specificity"] == max(tried[t]["specificity"] for t in reaching)
 
 
 def test_a_share_that_floating_point_cannot_write_asks_for_no_positive_too_many():
@@ -75,7 +75,7 @@ def test_weights_count_each_image_as_often_as_copies_would():
     weights[0] = 0
     weights[0, 5] = 1  # a single image is left
     rates = operating_points.binary(labels == 1, confidence > .5, weights)
-    kept = operating_points.selective(correct, confidence, .5, weights)
+    abstention = operating_points.selective(correct, confidence, .5, weights)
     areas = operating_points.aurc(correct, confidence, weights)
     for b, w in enumerate(weights):
         alone = operating_points.binary(*repeated(w, labels == 1, confidence > .5))
@@ -83,7 +83,7 @@ def test_weights_count_each_image_as_often_as_copies_would():
             np.testing.assert_allclose(rates[name][b], value, atol=1e-12)
         some_correct, some_confidence = repeated(w, correct, confidence)
         for name, value in operating_points.selective(some_correct, some_confidence, .5).items():
-            np.testing.assert_allclose(kept[name][b], value, atol=1e-12)
+            np.testing.assert_allclose(abstention[name][b], value, atol=1e-12)
         np.testing.assert_allclose(areas[b], operating_points.aurc(some_correct, some_confidence), atol=1e-12)
 
 
@@ -97,35 +97,35 @@ def score(labels, probabilities, multipliers):
 @pytest.mark.parametrize("seed", range(4))
 def test_two_classes_reach_the_best_macro_f1_there_is(seed):
     labels, probabilities = draw(100, 2, seed)
-    found = score(labels, probabilities, operating_points.macro_f1_multipliers(labels, probabilities))
+    best_score = score(labels, probabilities, operating_points.macro_f1_multipliers(labels, probabilities))
     ratios = np.sort(probabilities[:, 0] / probabilities[:, 1])
     tried = [score(labels, probabilities, np.array([1, r])) for r in
              np.concatenate([[ratios[0] / 2], (ratios[1:] + ratios[:-1]) / 2, [ratios[-1] * 2]])]
-    assert found == pytest.approx(max(tried), abs=1e-12)
+    assert best_score == pytest.approx(max(tried), abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_more_classes_are_at_least_as_good_as_a_grid(seed):
     labels, probabilities = draw(150, 3, seed)
-    found = score(labels, probabilities, operating_points.macro_f1_multipliers(labels, probabilities))
+    best_score = score(labels, probabilities, operating_points.macro_f1_multipliers(labels, probabilities))
     grid = np.geomspace(.1, 10, 13)
     tried = max(score(labels, probabilities, np.array([1, a, b])) for a, b in itertools.product(grid, grid))
-    assert found >= tried - .01  # coordinate ascent is local: near enough, and usually above
-    assert found >= score(labels, probabilities, np.ones(3))
+    assert best_score >= tried - .01  # coordinate ascent is local: near enough, and usually above
+    assert best_score >= score(labels, probabilities, np.ones(3))
 
 
 def test_multipliers_stay_at_one_where_nothing_can_be_gained():
     labels = np.arange(30) % 3
     np.testing.assert_array_equal(operating_points.macro_f1_multipliers(labels, np.eye(3)[labels]), [1, 1, 1])
-    one = operating_points.macro_f1_multipliers(np.array([1]), np.array([[.2, .8]]))
-    np.testing.assert_array_equal(one, [1, 1])
+    multipliers = operating_points.macro_f1_multipliers(np.array([1]), np.array([[.2, .8]]))
+    np.testing.assert_array_equal(multipliers, [1, 1])
 
 
 def test_a_class_without_labels_keeps_its_multiplier_and_zero_probabilities_do_no_harm():
     labels, probabilities = draw(100, 3, 1)
     probabilities = np.hstack([probabilities, np.zeros((100, 1))])
-    found = operating_points.macro_f1_multipliers(labels, probabilities)
-    assert found[3] == 1 and np.isfinite(found).all() and (found > 0).all()
+    multipliers = operating_points.macro_f1_multipliers(labels, probabilities)
+    assert multipliers[3] == 1 and np.isfinite(multipliers).all() and (multipliers > 0).all()
     probabilities[::9, 3] = .9  # it is even predicted
     assert operating_points.macro_f1_multipliers(labels, probabilities)[3] == 1
 

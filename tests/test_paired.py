@@ -28,8 +28,8 @@ def replicates(labels, groups, *probabilities, b=400):
 
 
 def test_a_paired_difference_is_taken_replicate_by_replicate():
-    labels, one, two, groups = models()
-    a, b = replicates(labels, groups, one, two)
+    labels, reference, model, groups = models()
+    a, b = replicates(labels, groups, reference, model)
     for name in ("accuracy", "macro_f1", "nll", "auroc/b"):
         gap = paired.paired(a[name], b[name])
         assert gap["value"] == b[name][0] - a[name][0]
@@ -41,8 +41,8 @@ def test_a_paired_difference_is_taken_replicate_by_replicate():
 
 
 def test_a_model_against_itself_differs_by_nothing_and_means_nothing():
-    labels, one, _, groups = models()
-    a, = replicates(labels, groups, one)
+    labels, reference, _, groups = models()
+    a, = replicates(labels, groups, reference)
     for row in paired.compare(a, a):
         assert (row["difference"], row["lo"], row["hi"], row["p"]) == (0, 0, 0, 1), row["metric"]
         assert row["retention"] == 1 or row["reference_value"] == 0
@@ -50,8 +50,8 @@ def test_a_model_against_itself_differs_by_nothing_and_means_nothing():
 
 def test_p_is_small_just_where_the_interval_leaves_zero():
     for seed, shift in itertools.product(range(3), (0, .1, .3)):
-        labels, one, two, groups = models(shift=shift, seed=seed)
-        for row in paired.compare(*replicates(labels, groups, one, two)):
+        labels, reference, model, groups = models(shift=shift, seed=seed)
+        for row in paired.compare(*replicates(labels, groups, reference, model)):
             if not .04 < row["p"] < .06:
                 assert (row["p"] < .05) == (not row["lo"] <= 0 <= row["hi"]), row
 
@@ -67,9 +67,9 @@ def test_p_by_hand():
 def test_p_of_no_difference_is_below_five_percent_about_that_often():
     small = 0
     for seed in range(200):
-        labels, one, two, groups = models(n=200, groups=10 ** 6, seed=seed)
+        labels, reference, model, groups = models(n=200, groups=10 ** 6, seed=seed)
         swap = np.random.default_rng(seed).random(200) < .5  # which model is which is a coin's choice
-        first, second = np.where(swap[:, None], two, one), np.where(swap[:, None], one, two)
+        first, second = np.where(swap[:, None], model, reference), np.where(swap[:, None], reference, model)
         index, count = bootstrap.clusters(groups)
         weights = bootstrap.resample(count, 200, seed)
         a, b = (metrics.accuracy(bootstrap.confusions(labels, p.argmax(1), 3, index, weights)) for p in (first, second))
@@ -79,14 +79,14 @@ def test_p_of_no_difference_is_below_five_percent_about_that_often():
 
 def test_retention_is_the_share_kept():
     reference, model = np.array([.8, .5, 0, .9]), np.array([.4, .4, .1, .9])
-    kept = paired.retention(reference, model)
-    assert kept["value"] == .5 and kept["undefined"] == 1
-    np.testing.assert_allclose([kept["lo"], kept["hi"]], np.quantile([.8, 1], [.025, .975]))
+    metric = paired.retention(reference, model)
+    assert metric["value"] == .5 and metric["undefined"] == 1
+    np.testing.assert_allclose([metric["lo"], metric["hi"]], np.quantile([.8, 1], [.025, .975]))
 
 
 def test_a_table_has_each_metric_once_in_the_order_of_the_reference():
-    labels, one, two, groups = models()
-    a, b = replicates(labels, groups, one, two, b=100)
+    labels, reference, model, groups = models()
+    a, b = replicates(labels, groups, reference, model, b=100)
     rows = paired.compare(a, {name: values for name, values in b.items() if name != "brier"})
     assert [row["metric"] for row in rows] == [name for name in a if name != "brier"]
     row = next(row for row in rows if row["metric"] == "f1/b")
@@ -96,7 +96,10 @@ def test_a_table_has_each_metric_once_in_the_order_of_the_reference():
 
 def test_the_difference_of_calibration_errors_has_no_bias_left_from_either():
     rng = np.random.default_rng(0)
-    values = [np.append(.05, np.abs(.09 + .01 * rng.normal(size=500))), np.append(.02, np.abs(.03 + .01 * rng.normal(size=500)))]
+    values = [
+        np.append(0.05, np.abs(0.09 + 0.01 * rng.normal(size=500))),
+        np.append(0.02, np.abs(0.03 + 0.01 * rng.normal(size=500))),
+    ]
     gap = paired.paired(*values, corrected=bootstrap.biased("ece"))
     expected = np.subtract(*(bootstrap.unbias(v, 2) for v in values[::-1]))
     np.testing.assert_allclose([gap["lo"], gap["hi"]], np.quantile(expected[1:], [.025, .975]))
@@ -110,15 +113,15 @@ def test_mcnemar_is_scipys_exact_binomial_test(lost, won):
     stats = pytest.importorskip("scipy.stats")
     reference = np.r_[np.ones(lost), np.zeros(won), np.ones(5), np.zeros(4)].astype(bool)
     model = np.r_[np.zeros(lost), np.ones(won), np.ones(5), np.zeros(4)].astype(bool)
-    found = paired.mcnemar(reference, model)
-    assert (found["reference_only"], found["model_only"]) == (lost, won)
+    result = paired.mcnemar(reference, model)
+    assert (result["reference_only"], result["model_only"]) == (lost, won)
     expected = stats.binomtest(lost, lost + won).pvalue if lost + won else 1
-    assert found["p"] == pytest.approx(expected, rel=1e-9)
+    assert result["p"] == pytest.approx(expected, rel=1e-9)
 
 
 def test_mcnemar_of_very_many_images_neither_overflows_nor_underflows():
-    found = paired.mcnemar(np.arange(20000) < 9000, np.arange(20000) >= 9000)
-    assert 0 < found["p"] < 1e-30
+    result = paired.mcnemar(np.arange(20000) < 9000, np.arange(20000) >= 9000)
+    assert 0 < result["p"] < 1e-30
 
 
 def test_holm_by_hand():
@@ -152,10 +155,10 @@ def test_agreement_and_the_three_ways_to_disagree():
 
 
 def test_agreement_adds_up_in_every_replicate():
-    labels, one, two, _ = models()
+    labels, reference, model, _ = models()
     weights = bootstrap.resample(300, 50)
-    shares = paired.agreement(labels, one.argmax(1), two.argmax(1), weights)
+    shares = paired.agreement(labels, reference.argmax(1), model.argmax(1), weights)
     np.testing.assert_allclose(sum(shares.values()), 1)
-    gain = metrics.accuracy(bootstrap.confusions(labels, two.argmax(1), 3, np.arange(300), weights)) - (
-        metrics.accuracy(bootstrap.confusions(labels, one.argmax(1), 3, np.arange(300), weights)))
+    gain = metrics.accuracy(bootstrap.confusions(labels, model.argmax(1), 3, np.arange(300), weights)) - (
+        metrics.accuracy(bootstrap.confusions(labels, reference.argmax(1), 3, np.arange(300), weights)))
     np.testing.assert_allclose(shares["wrong_to_right"] - shares["right_to_wrong"], gain, atol=1e-12)

@@ -1,4 +1,4 @@
-"""The PDF: every block is on a page, within its margins, and no text is markup."""
+"""The PDF: every block is on a page and within its margins, and no text is markup."""
 
 import io
 import re
@@ -12,9 +12,12 @@ pytest.importorskip("reportlab")
 pdfium = pytest.importorskip("pypdfium2")
 
 from kd.errors import UserError  # noqa: E402
-from kd.report import figures, pdf
+from kd.report import figures, pdf  # noqa: E402
 
-EVIL = "<b>&amp;</b> <img src='file:///etc/passwd'/> \"q\" =1+1 ../../x \u202eשלום مرحبا 😀🧬 漢字 αβγ → \ud800\x00\x07 " + "x" * 2000
+EVIL = (
+    "<b>&amp;</b> <img src='file:///etc/passwd'/> \"q\" =1+1 ../../x \u202eשלום مرحبا 😀🧬 漢字 αβγ → \ud800\x00\x07 "
+    + "x" * 2000
+)
 
 
 def picture(height=40, width=60):
@@ -36,39 +39,56 @@ def texts(document):
 def assert_within_margins(document):
     for page in document:
         boxes = [item.get_bounds() for item in page.get_objects(max_depth=5)]
-        assert min(box[0] for box in boxes) >= pdf.MARGIN - 3 and max(box[2] for box in boxes) <= pdf.MARGIN + pdf.WIDTH + 3
-        assert min(box[1] for box in boxes) >= 25 and max(box[3] for box in boxes) <= 842 - 40
+        left, bottom, right, top = zip(*boxes)
+        assert min(left) >= pdf.MARGIN - 3 and max(right) <= pdf.MARGIN + pdf.WIDTH + 3
+        assert min(bottom) >= 25 and max(top) <= 842 - 40
 
 
 def test_every_kind_of_block_is_there_with_page_numbers_and_bookmarks(tmp_path):
     drawing = figures.forest([("a_kd", "student", .5, .4, .6)], ("majority rule", .1), alt="x")
     document = written(
-        tmp_path, {"kind": "title", "text": "A study", "subtitle": "of lesions"},
-        {"kind": "heading", "text": "First"}, {"kind": "heading", "text": "Deeper", "level": 3},
-        {"kind": "paragraph", "text": "In words."}, {"kind": "note", "text": "Small print."}, {"kind": "bullet", "text": "One."},
-        {"kind": "code", "text": "if x:\n    y"}, {"kind": "finding", "severity": "error", "text": "Leak", "lines": ["saw it"]},
+        tmp_path,
+        {"kind": "title", "text": "A study", "subtitle": "of lesions"},
+        {"kind": "heading", "text": "First"},
+        {"kind": "heading", "text": "Deeper", "level": 3},
+        {"kind": "paragraph", "text": "In words."},
+        {"kind": "note", "text": "Small print."},
+        {"kind": "bullet", "text": "One."},
+        {"kind": "code", "text": "if x:\n    y"},
+        {"kind": "finding", "severity": "error", "text": "Leak", "lines": ["saw it"]},
         {"kind": "table", "columns": ["model", "F1"], "rows": [["a", "0.755 [0.715, 0.787]"]], "caption": "Scores"},
-        {"kind": "page"}, {"kind": "heading", "text": "Second"}, {"kind": "figure", "svg": drawing, "caption": "A drawing"},
-        {"kind": "figures", "figures": [{"png": picture(), "caption": "a picture"}] * 3, "caption": "All of them"})
+        {"kind": "page"},
+        {"kind": "heading", "text": "Second"},
+        {"kind": "figure", "svg": drawing, "caption": "A drawing"},
+        {"kind": "figures", "figures": [{"png": picture(), "caption": "a picture"}] * 3, "caption": "All of them"},
+    )
     first, second = texts(document)
-    for text in ("A study", "of lesions", "First", "In words.", "Small print.", "One.", "if x:", "error: Leak", "saw it",
-                 "Scores", "0.755 [0.715, 0.787]", "1 / 2"):
+    for text in (
+        "A study", "of lesions", "First", "In words.", "Small print.", "One.", "if x:", "error: Leak", "saw it",
+        "Scores", "0.755 [0.715, 0.787]", "1 / 2",
+    ):
         assert text in first, text
-    for text in ("Second", "A drawing", "majority rule 0.100", "a_kd", "macro-F1 on the test split", "All of them", "2 / 2"):
+    for text in (
+        "Second", "A drawing", "majority rule 0.100", "a_kd", "macro-F1 on the test split", "All of them", "2 / 2",
+    ):
         assert text in second, text
     assert second.count("a picture") == 3 and sum(item.type == 3 for item in document[1].get_objects(max_depth=5)) == 3
-    assert [(mark.level, mark.get_title()) for mark in document.get_toc()] == [(0, "First"), (1, "Deeper"), (0, "Second")]
+    assert [(mark.level, mark.get_title()) for mark in document.get_toc()] == [
+        (0, "First"), (1, "Deeper"), (0, "Second"),
+    ]
     assert document.get_metadata_dict()["Title"] == "A study"
     assert_within_margins(document)
 
 
 def test_hostile_text_stays_text_within_the_page(tmp_path):
     blocks = [{"kind": kind, "text": EVIL} for kind in ("title", "heading", "paragraph", "note", "bullet", "code")]
-    document = written(tmp_path, *blocks, {"kind": "finding", "severity": "note", "text": EVIL, "lines": [EVIL] * 3},
-                       {"kind": "table", "columns": [EVIL, "n", EVIL], "rows": [[EVIL, 1, EVIL], ["", "", "=1"]], "caption": EVIL},
-                       {"kind": "figure", "png": picture(), "caption": EVIL},
-                       {"kind": "figure", "svg": figures.forest([(EVIL, "student", .5, .4, .6)], alt="x"), "caption": EVIL},
-                       {"kind": "figures", "figures": [{"png": picture(20, 20), "caption": EVIL}] * 2, "caption": EVIL})
+    document = written(
+        tmp_path, *blocks, {"kind": "finding", "severity": "note", "text": EVIL, "lines": [EVIL] * 3},
+        {"kind": "table", "columns": [EVIL, "n", EVIL], "rows": [[EVIL, 1, EVIL], ["", "", "=1"]], "caption": EVIL},
+        {"kind": "figure", "png": picture(), "caption": EVIL},
+        {"kind": "figure", "svg": figures.forest([(EVIL, "student", 0.5, 0.4, 0.6)], alt="x"), "caption": EVIL},
+        {"kind": "figures", "figures": [{"png": picture(20, 20), "caption": EVIL}] * 2, "caption": EVIL},
+    )
     everything = " ".join(texts(document))
     assert everything.count("<b>&amp;</b> <img src='file:///etc/passwd'/>") >= 14 and "αβγ →" in everything
     assert_within_margins(document)
@@ -86,8 +106,10 @@ def test_a_wide_table_comes_in_parts_that_all_name_their_rows(tmp_path):
 
 
 def test_a_long_table_repeats_its_head_on_every_page(tmp_path):
-    document = written(tmp_path, {"kind": "heading", "text": "Runs"},
-                       {"kind": "table", "columns": ["name", "score"], "rows": [[f"run {k};", k / 8] for k in range(200)]})
+    document = written(
+        tmp_path, {"kind": "heading", "text": "Runs"},
+        {"kind": "table", "columns": ["name", "score"], "rows": [[f"run {k};", k / 8] for k in range(200)]},
+    )
     pages = texts(document)
     assert len(pages) > 3 and all("name score" in page for page in pages)
     assert all(f"run {k};" in " ".join(pages) for k in range(200))
@@ -95,11 +117,14 @@ def test_a_long_table_repeats_its_head_on_every_page(tmp_path):
 
 def test_an_empty_document_and_empty_parts_are_pages_too(tmp_path):
     assert len(written(tmp_path)) == 1
-    document = written(tmp_path, {"kind": "heading", "text": "Nothing"}, {"kind": "table", "columns": ["a"], "rows": []},
-                       {"kind": "table", "columns": [], "rows": []}, {"kind": "table", "columns": [""], "rows": []},
-                       {"kind": "table", "columns": ["", ""], "rows": [["without", "a head"]]}, {"kind": "code", "text": ""},
-                       {"kind": "figures", "figures": []}, {"kind": "heading", "text": "The end"})
-    assert "Nothing" in texts(document)[0] and "without a head" in texts(document)[0] and "The end" in texts(document)[0]
+    document = written(
+        tmp_path, {"kind": "heading", "text": "Nothing"}, {"kind": "table", "columns": ["a"], "rows": []},
+        {"kind": "table", "columns": [], "rows": []}, {"kind": "table", "columns": [""], "rows": []},
+        {"kind": "table", "columns": ["", ""], "rows": [["without", "a head"]]}, {"kind": "code", "text": ""},
+        {"kind": "figures", "figures": []}, {"kind": "heading", "text": "The end"},
+    )
+    page = texts(document)[0]
+    assert "Nothing" in page and "without a head" in page and "The end" in page
 
 
 def test_a_picture_larger_than_the_page_is_made_to_fit(tmp_path):
@@ -109,7 +134,10 @@ def test_a_picture_larger_than_the_page_is_made_to_fit(tmp_path):
 
 
 def test_the_same_blocks_give_the_same_bytes_and_a_failure_leaves_the_old_file(tmp_path):
-    blocks = [{"kind": "heading", "text": "Once"}, {"kind": "figure", "svg": figures.confusion([[3, 1], [0, 4]], "ab", alt="")}]
+    blocks = [
+        {"kind": "heading", "text": "Once"},
+        {"kind": "figure", "svg": figures.confusion([[3, 1], [0, 4]], "ab", alt="")},
+    ]
     for name in ("a.pdf", "b.pdf"):
         pdf.write(tmp_path / name, blocks)
     assert (tmp_path / "a.pdf").read_bytes() == (tmp_path / "b.pdf").read_bytes()
@@ -156,9 +184,9 @@ def test_a_drawing_looks_as_matplotlib_draws_it(tmp_path, draw):
         figure.savefig(png, format="png")
     document = written(tmp_path, {"kind": "figure", "svg": svg.getvalue().decode(), "scale": 1})
     page = np.asarray(document[0].render(scale=1).to_pil().convert("L"), float)
-    theirs = np.asarray(Image.open(png).convert("L"), float)
+    expected = np.asarray(Image.open(png).convert("L"), float)
     top = 842 - pdf.MARGIN - pdf.HEIGHT
-    ours = page[top:top + theirs.shape[0], pdf.MARGIN:pdf.MARGIN + theirs.shape[1]]
+    drawing = page[top:top + expected.shape[0], pdf.MARGIN:pdf.MARGIN + expected.shape[1]]
     blurred = [np.asarray(Image.fromarray(image.astype(np.uint8)).resize((48, 36), Image.Resampling.BOX), float)
-               for image in (ours, theirs)]
-    assert np.abs(blurred[0] - blurred[1]).mean() < 4 and theirs.std() > 15
+               for image in (drawing, expected)]
+    assert np.abs(blurred[0] - blurred[1]).mean() < 4 and expected.std() > 15

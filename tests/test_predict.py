@@ -39,22 +39,24 @@ def answered(capsys, *argv):
 
 def test_a_test_images_file_gives_the_logits_of_the_predictions_whatever_its_kind(exported, model):
     run, root = exported
-    held, ready = read_npz(run / "predictions" / "test.npz"), onnx_model.Model(model)
-    kinds = {name.split("_", 1)[1] for name in held["ids"]}
+    predictions, network = read_npz(run / "predictions" / "test.npz"), onnx_model.Model(model)
+    kinds = {name.split("_", 1)[1] for name in predictions["ids"]}
     assert kinds >= {kind for kind in parts.KINDS if kind != "plain.bmp"}, kinds
-    for name, logits in zip(held["ids"], held["logits"]):
-        assert np.abs(ready.logits(ready.pixels(root / name)[None])[0] - logits).max() < 1e-4, name
+    for name, logits in zip(predictions["ids"], predictions["logits"]):
+        assert np.abs(network.logits(network.pixels(root / name)[None])[0] - logits).max() < 1e-4, name
 
 
 def test_probabilities_are_those_of_the_predictions_after_temperature(exported, model, capsys):
     run, root = exported
-    held = read_npz(run / "predictions" / "test.npz")
+    predictions = read_npz(run / "predictions" / "test.npz")
     temperature = read_json(run / "metrics.json")["calibration"]["temperature"] or 1
-    bad, rows = answered(capsys, model, *(root / name for name in held["ids"]), "--batch", 4)
-    assert bad == 0 and [row["file"] for row in rows] == [str(root / name) for name in held["ids"]]
-    found = [[row["probabilities"][name] for name in held["class_names"]] for row in rows]
-    assert np.abs(np.array(found) - metrics.softmax(held["logits"].astype(np.float64) / temperature)).max() < 1e-4
-    assert [row["most_probable"] for row in rows] == held["class_names"][held["logits"].argmax(1)].tolist()
+    bad, rows = answered(capsys, model, *(root / name for name in predictions["ids"]), "--batch", 4)
+    assert bad == 0 and [row["file"] for row in rows] == [str(root / name) for name in predictions["ids"]]
+    probabilities = [[row["probabilities"][name] for name in predictions["class_names"]] for row in rows]
+    expected = metrics.softmax(predictions["logits"].astype(np.float64) / temperature)
+    assert np.abs(np.array(probabilities) - expected).max() < 1e-4
+    most_probable = predictions["class_names"][predictions["logits"].argmax(1)]
+    assert [row["most_probable"] for row in rows] == most_probable.tolist()
 
 
 def changed(model, path, **metadata):
@@ -62,7 +64,9 @@ def changed(model, path, **metadata):
     onnx = pytest.importorskip("onnx")
     proto = onnx.load(model)
     texts = {prop.key: prop.value for prop in proto.metadata_props}
-    texts.update({key: value if value is None or key == "format" else json.dumps(value) for key, value in metadata.items()})
+    texts.update(
+        {key: value if value is None or key == "format" else json.dumps(value) for key, value in metadata.items()}
+    )
     del proto.metadata_props[:]
     for key, value in texts.items():
         if value is not None:
@@ -73,13 +77,13 @@ def changed(model, path, **metadata):
 
 def test_thresholds_are_of_raw_probabilities_and_abstention_leaves_the_label_out(exported, model, tmp_path, capsys):
     run, root = exported
-    held = read_npz(run / "predictions" / "test.npz")
-    raw = metrics.softmax(held["logits"].astype(np.float64))
+    predictions = read_npz(run / "predictions" / "test.npz")
+    raw = metrics.softmax(predictions["logits"].astype(np.float64))
     keep, bar = float(np.median(raw.max(1))), float(np.median(raw[:, 1]))
     points = [{"name": "a", "kind": "abstention", "class": None, "threshold": keep, "promised": 0.1},
               {"name": "s", "kind": "sensitivity", "class": "green", "threshold": bar, "promised": 0.95}]
     file = changed(model, tmp_path / "m.onnx", operating_points=points, temperature=5.0)
-    _, rows = answered(capsys, file, *(root / name for name in held["ids"]))
+    _, rows = answered(capsys, file, *(root / name for name in predictions["ids"]))
     clear = np.abs(raw.max(1) - keep) > 1e-4
     assert [row["label"] is None for row, c in zip(rows, clear) if c] == (raw.max(1) < keep)[clear].tolist()
     clear = np.abs(raw[:, 1] - bar) > 1e-4
@@ -102,8 +106,9 @@ def test_the_three_formats_say_the_same(exported, model, capsys):
 def huge(side):
     """A PNG whose header promises a square of `side` pixels."""
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(1000))))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-                                          for kind, body in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
 
 
 def test_bad_files_are_marked_and_passed_over(exported, model, tmp_path, capsys):
@@ -115,7 +120,9 @@ def test_bad_files_are_marked_and_passed_over(exported, model, tmp_path, capsys)
     shutil.copy(good, tmp_path / f"d_good{good.suffix}")
     (tmp_path / "e_folder.jpg").mkdir()
     (tmp_path / "f_huge.png").write_bytes(huge(50_000))
-    bad, rows = answered(capsys, model, tmp_path, tmp_path / "missing.jpg", tmp_path / "e_folder.jpg" / "x.png", "--batch", 2)
+    bad, rows = answered(
+        capsys, model, tmp_path, tmp_path / "missing.jpg", tmp_path / "e_folder.jpg" / "x.png", "--batch", 2
+    )
     assert [("error" in row, Path(row["file"]).name[0]) for row in rows] == [
         (True, "a"), (True, "b"), (True, "c"), (False, "d"), (True, "f"), (True, "m"), (True, "x")]
     assert "2500000000 pixels" in rows[4]["error"]
@@ -158,19 +165,25 @@ def broken_models(model, folder):
 def test_a_broken_or_foreign_model_is_one_line(exported, model, tmp_path):
     pytest.importorskip("onnx")
     image = next((exported[1] / "red").iterdir())
-    for name, said in broken_models(model, tmp_path).items():
-        with pytest.raises(UserError, match=said) as error:
+    for name, words in broken_models(model, tmp_path).items():
+        with pytest.raises(UserError, match=words) as error:
             predict.main([str(tmp_path / name), str(image)])
         assert "\n" not in error.value.message, name
 
 
-@pytest.mark.parametrize("argv, said", [
-    (["MODEL"], "no image named"), (["MODEL", "EMPTY"], "no image at or below"), (["MODEL", "x.png", "--batch", "0"], "--batch"),
-    (["MODEL", "--check"], "no such file")])
-def test_wrong_use_is_one_line(model, tmp_path, argv, said):
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["MODEL"], "no image named"), (["MODEL", "EMPTY"], "no image at or below"),
+        (["MODEL", "x.png", "--batch", "0"], "--batch"), (["MODEL", "--check"], "no such file"),
+    ],
+)
+def test_wrong_use_is_one_line(model, tmp_path, argv, words):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=said):
-        predict.main([str(model) if word == "MODEL" else str(tmp_path / "empty") if word == "EMPTY" else word for word in argv])
+    with pytest.raises(UserError, match=words):
+        predict.main(
+            [str(model) if word == "MODEL" else str(tmp_path / "empty") if word == "EMPTY" else word for word in argv]
+        )
 
 
 BLOCKED = """
@@ -189,7 +202,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 def blocked(folder, *words):
     """A script of `folder` run with nothing but the standard library and three packages."""
-    return subprocess.run([sys.executable, "-I", "-c", BLOCKED, *map(str, words)], cwd=folder, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-I", "-c", BLOCKED, *map(str, words)], cwd=folder, capture_output=True, text=True
+    )
 
 
 def test_six_files_and_a_model_in_an_empty_folder_are_enough_without_torch(exported, model, tmp_path):
@@ -213,8 +228,8 @@ def test_a_bundle_runs_alone_proves_itself_and_finds_what_is_wrong(exported, tmp
     assert done.returncode == 0 and json.loads(done.stdout)["most_probable"], done.stderr
     done = blocked(box, "benchmark.py", "model.int8.onnx", "--seconds", "0.05", "--queries", "16", "--no-memory")
     assert done.returncode == 0 and "onnxruntime" in done.stdout, done.stderr
-    held = dict(np.load(box / "check.npz"))
-    np.savez(box / "check.npz", images=held["images"], logits=held["logits"] + 0.5)
+    arrays = dict(np.load(box / "check.npz"))
+    np.savez(box / "check.npz", images=arrays["images"], logits=arrays["logits"] + 0.5)
     done = blocked(box, "predict.py", "model.int8.onnx", "--check")
     assert done.returncode == 2 and "computes other logits" in done.stderr and "Traceback" not in done.stderr
 
@@ -239,7 +254,12 @@ def test_the_card_says_data_metrics_with_intervals_and_limits(exported):
 def test_a_bundle_is_not_laid_over_other_files(exported, tmp_path):
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UserError, match="exists and is not empty"):
-        bundle.write(Run(exported[0]), exported[0] / "exports" / "model.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path)
+        bundle.write(
+            Run(exported[0]), exported[0] / "exports" / "model.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path
+        )
     with pytest.raises(UserError, match="no such file"):
-        bundle.write(Run(exported[0]), exported[0] / "exports" / "none.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path / "new")
+        bundle.write(
+            Run(exported[0]), exported[0] / "exports" / "none.onnx", np.zeros((8, 32, 32, 3), np.uint8),
+            tmp_path / "new",
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,4 +1,4 @@
-"""Weights of other origin: torchvision's and timm's files fill the registered networks, and nothing else does."""
+"""Pretrained weights: files of torchvision and timm fit the registered networks, and other files are refused."""
 
 import pytest
 import torch
@@ -9,13 +9,13 @@ from kd.errors import UserError
 
 
 def statistics(model, size=64):
-    """Give batch normalisation statistics that differ from layer to layer."""
+    """The model in eval mode, with statistics of batch normalisation that differ from layer to layer."""
     model.train()(torch.randn(8, 3, size, size))
     return model.eval()
 
 
 def same_logits(name, source, file):
-    """Whether the network `name`, its weights from `file`, computes what `source` does under the same head."""
+    """Whether the network `name` with the weights of `file` computes the logits of `source` under the same head."""
     ours = registry.create("architecture", name, num_classes=5, stem="imagenet", weights=file).eval()
     head = ours.get_submodule(registry.get("architecture", name).info["head"])
     theirs = [module for module in source.modules() if isinstance(module, torch.nn.Linear)][-1]
@@ -48,6 +48,7 @@ def test_a_state_dict_of_timm_gives_the_logits_that_it_gives_in_timm(name, their
 def test_tensors_in_alphabetical_order_are_not_taken_for_those_of_the_network(tmp_path):
     state = registry.create("architecture", "mobilenetv2", num_classes=5, stem="imagenet", weights=None).state_dict()
     other = {f"x.{key}": value for key, value in sorted(state.items())}
-    torch.save(other, tmp_path / "sorted.pt")
+    file = tmp_path / "sorted.pt"
+    torch.save(other, file)
     with pytest.raises(UserError, match="does not fit this network: missing"):
-        registry.create("architecture", "mobilenetv2", num_classes=5, stem="imagenet", weights=tmp_path / "sorted.pt")
+        registry.create("architecture", "mobilenetv2", num_classes=5, stem="imagenet", weights=file)

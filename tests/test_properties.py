@@ -48,8 +48,8 @@ settings = hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
 
 @settings
 @hypothesis.given(predictions(), st.randoms(use_true_random=False))
-def test_the_order_of_images_changes_nothing(given, random):
-    labels, probabilities = given
+def test_the_order_of_images_changes_nothing(sample, random):
+    labels, probabilities = sample
     order = np.array(random.sample(range(len(labels)), len(labels)))
     same(every(labels, probabilities), every(labels[order], probabilities[order]))
     np.testing.assert_allclose(operating_points.macro_f1_multipliers(labels, probabilities),
@@ -58,8 +58,8 @@ def test_the_order_of_images_changes_nothing(given, random):
 
 @settings
 @hypothesis.given(predictions(ties=False), st.randoms(use_true_random=False))
-def test_the_order_of_classes_changes_no_overall_figure_and_carries_along_those_of_a_class(given, random):
-    labels, probabilities = given
+def test_the_order_of_classes_changes_no_overall_figure_and_carries_along_those_of_a_class(sample, random):
+    labels, probabilities = sample
     classes = probabilities.shape[1]
     order = np.array(random.sample(range(classes), classes))  # new class k is old class order[k]
     moved, columns = np.argsort(order)[labels], probabilities[:, order]
@@ -73,23 +73,23 @@ def test_the_order_of_classes_changes_no_overall_figure_and_carries_along_those_
 
 @settings
 @hypothesis.given(predictions())
-def test_metrics_stay_in_their_ranges(given):
-    labels, probabilities = given
-    found = every(labels, probabilities)
-    for name, value in found.items():
+def test_metrics_stay_in_their_ranges(sample):
+    labels, probabilities = sample
+    values = every(labels, probabilities)
+    for name, value in values.items():
         top = {"nll": 36.05, "brier": 2}.get(name, 1)
         assert np.isnan(value) or -1e-12 <= value <= top + 1e-12, name
-    assert found["ece"] <= found["mce"] + 1e-12
+    assert values["ece"] <= values["mce"] + 1e-12
     confidence = probabilities.max(1).mean()
     for name in ("ece", "ece_equal_mass"):  # many bins can only add to the gap of a single one
-        assert found[name] >= abs(confidence - found["accuracy"]) - 1e-12
-    assert calibration.ece(labels, probabilities, 1) == pytest.approx(abs(confidence - found["accuracy"]), abs=1e-9)
+        assert values[name] >= abs(confidence - values["accuracy"]) - 1e-12
+    assert calibration.ece(labels, probabilities, 1) == pytest.approx(abs(confidence - values["accuracy"]), abs=1e-9)
 
 
 @settings
 @hypothesis.given(predictions(), st.integers(1, 5))
-def test_repeating_every_image_changes_no_mean(given, times):
-    labels, probabilities = given
+def test_repeating_every_image_changes_no_mean(sample, times):
+    labels, probabilities = sample
     once, more = every(labels, probabilities), every(np.repeat(labels, times), np.repeat(probabilities, times, 0))
     depends_on_n = {"ece_equal_mass", "rms_ce_debiased", "aurc"}
     same({k: v for k, v in once.items() if k not in depends_on_n}, more)
@@ -108,18 +108,18 @@ def test_temperature_moves_no_decision_and_of_two_classes_no_ranking(n, classes,
 
 @settings
 @hypothesis.given(predictions())
-def test_temperature_never_raises_the_nll_it_vouches_for(given):
-    labels, probabilities = given
-    found = calibration.fit_temperature(np.log(np.maximum(probabilities, 1e-12)), labels)
-    assert found.lo <= found.value <= found.hi
-    assert found.ok == (not found.reason)
-    assert not found.ok or found.nll_after <= found.nll_before + 1e-12
+def test_temperature_never_raises_the_nll_it_vouches_for(sample):
+    labels, probabilities = sample
+    fitted = calibration.fit_temperature(np.log(np.maximum(probabilities, 1e-12)), labels)
+    assert fitted.lo <= fitted.value <= fitted.hi
+    assert fitted.ok == (not fitted.reason)
+    assert not fitted.ok or fitted.nll_after <= fitted.nll_before + 1e-12
 
 
 @settings
 @hypothesis.given(predictions())
-def test_multipliers_never_lower_macro_f1_where_they_were_chosen(given):
-    labels, probabilities = given
+def test_multipliers_never_lower_macro_f1_where_they_were_chosen(sample):
+    labels, probabilities = sample
     multipliers = operating_points.macro_f1_multipliers(labels, probabilities)
     before, after = (metrics.macro_f1(metrics.confusion(labels, (w * probabilities).argmax(1), probabilities.shape[1]))
                      for w in (1, multipliers))
@@ -128,8 +128,8 @@ def test_multipliers_never_lower_macro_f1_where_they_were_chosen(given):
 
 @settings
 @hypothesis.given(predictions(), st.floats(0, 1))
-def test_a_threshold_keeps_its_promise_where_it_was_chosen(given, sensitivity):
-    labels, probabilities = given
+def test_a_threshold_keeps_its_promise_where_it_was_chosen(sample, sensitivity):
+    labels, probabilities = sample
     positive, scores = labels == 0, probabilities[:, 0]
     hypothesis.assume(positive.any())
     threshold = operating_points.threshold_for(sensitivity, positive, scores)

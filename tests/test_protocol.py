@@ -1,4 +1,4 @@
-"""The assembly of an evaluation: what is chosen on validation stays, and what is told of test is what a loop finds."""
+"""The evaluation protocol: choices depend on validation alone, and the figures on test are those of a plain loop."""
 
 import json
 
@@ -18,10 +18,10 @@ FAST = protocol.Settings(replicates=100)
 
 
 def made(split, n, seed=0, **changes):
-    given = arrays_of(split, n, seed)
-    logits = given["logits"].astype(np.float64)
-    held = {**given, "logits": logits, "probabilities": metrics.softmax(logits), "class_names": NAMES, **changes}
-    return Predictions(**held)
+    arrays = arrays_of(split, n, seed)
+    logits = arrays["logits"].astype(np.float64)
+    arrays.update(logits=logits, probabilities=metrics.softmax(logits))
+    return Predictions(**{**arrays, "class_names": NAMES, **changes})
 
 
 def choices(result):
@@ -29,6 +29,11 @@ def choices(result):
               for point in result["operating_points"]]
     fit = {key: value for key, value in result["calibration"].items() if key != "reliability"}
     return json.dumps([points, fit, result["val"], result["conventions"]["majority_class"]])
+
+
+def values_of(figures):
+    """{NAME: value} of {NAME: METRIC}."""
+    return {name: metric["value"] for name, metric in figures.items()}
 
 
 # ---- chosen on validation, tested once
@@ -45,39 +50,39 @@ def test_selection_never_sees_the_test_split():
     assert choices(protocol.evaluate(made("val", 80, seed=5), test, FAST).result) != choices(first)
 
 
-def test_a_threshold_keeps_its_promise_on_validation_and_is_held_against_it_on_test():
+def test_a_threshold_keeps_its_promise_on_validation_and_is_compared_with_it_on_test():
     val, test = made("val", 200), made("test", 300)
     settings = protocol.Settings(replicates=100, targets=["mel"], sensitivity=.9)
     point, *rest = protocol.evaluate(val, test, settings).result["operating_points"]
-    assert [one["kind"] for one in rest] == ["macro_f1", "prior", "abstention"]  # one target, one threshold
+    assert [other["kind"] for other in rest] == ["macro_f1", "prior", "abstention"]  # one target, one threshold
     assert (point["name"], point["class"], point["chosen_on"], point["promised"]) == (
         "mel at sensitivity 0.9", "mel", "val", .9)
-    called = [p[1] >= point["threshold"] for p in val.probabilities]
-    kept = [c for c, label in zip(called, val.labels) if label == 1]
-    assert np.mean(kept) >= .9 > (sum(kept) - 1) / len(kept)  # one image fewer would break the promise
-    assert point["val"]["sensitivity"] == np.mean(kept)
+    positive = [p[1] >= point["threshold"] for p, label in zip(val.probabilities, val.labels) if label == 1]
+    assert np.mean(positive) >= .9 > (sum(positive) - 1) / len(positive)  # one image fewer would break the promise
+    assert point["val"]["sensitivity"] == np.mean(positive)
     tp = fp = fn = tn = 0
     for p, label in zip(test.probabilities, test.labels):
         yes = p[1] >= point["threshold"]
         tp, fp = tp + (yes and label == 1), fp + (yes and label != 1)
         fn, tn = fn + (not yes and label == 1), tn + (not yes and label != 1)
-    found = {name: metric["value"] for name, metric in point["test"].items()}
-    assert found == pytest.approx({"sensitivity": tp / (tp + fn), "specificity": tn / (tn + fp),
-                                   "ppv": tp / (tp + fp), "npv": tn / (tn + fn)})
-    missed, own = point["shortfall"], point["test"]["sensitivity"]
-    assert [missed[key] for key in ("value", "lo", "hi")] == pytest.approx([.9 - own[key] for key in ("value", "hi", "lo")])
-    assert own["lo"] < own["value"] < own["hi"]
+    assert values_of(point["test"]) == pytest.approx({
+        "sensitivity": tp / (tp + fn), "specificity": tn / (tn + fp), "ppv": tp / (tp + fp), "npv": tn / (tn + fn)})
+    shortfall, sensitivity = point["shortfall"], point["test"]["sensitivity"]
+    expected = [0.9 - sensitivity[key] for key in ("value", "hi", "lo")]
+    assert [shortfall[key] for key in ("value", "lo", "hi")] == pytest.approx(expected)
+    assert sensitivity["lo"] < sensitivity["value"] < sensitivity["hi"]
 
 
-def test_multipliers_of_the_classes_are_applied_as_told():
+def test_multipliers_of_the_classes_are_applied_as_stated():
     val, test = made("val", 200), made("test", 300)
     result = protocol.evaluate(val, test, FAST).result
     macro, prior = [p for p in result["operating_points"] if p["kind"] in ("macro_f1", "prior")]
     for point in (macro, prior):
         assert list(point["threshold"]) == NAMES
         answers = (test.probabilities * list(point["threshold"].values())).argmax(1)
-        assert {name: metric["value"] for name, metric in point["test"].items()} == pytest.approx({
-            "accuracy": accuracy_score(test.labels, answers), "macro_f1": f1_score(test.labels, answers, average="macro"),
+        assert values_of(point["test"]) == pytest.approx({
+            "accuracy": accuracy_score(test.labels, answers),
+            "macro_f1": f1_score(test.labels, answers, average="macro"),
             "balanced_accuracy": balanced_accuracy_score(test.labels, answers)})
     assert macro["val"]["macro_f1"] >= result["val"]["macro_f1"]["value"]
     shares = np.bincount(val.labels) / len(val.labels)
@@ -87,11 +92,12 @@ def test_multipliers_of_the_classes_are_applied_as_told():
 def test_abstention_answers_above_the_confidence_that_validation_gave():
     val, test = made("val", 200), made("test", 300)
     point = protocol.evaluate(val, test, protocol.Settings(replicates=100, risk=.2)).result["operating_points"][-1]
-    for held, found in ((val, point["val"]), (test, {name: metric["value"] for name, metric in point["test"].items()})):
-        answered = held.probabilities.max(1) >= point["threshold"]
-        wrong = held.probabilities.argmax(1) != held.labels
-        assert found == pytest.approx({"coverage": answered.mean(), "risk": wrong[answered].mean()})
-    assert point["val"]["risk"] <= .2 and point["shortfall"]["value"] == pytest.approx(point["test"]["risk"]["value"] - .2)
+    for part, values in ((val, point["val"]), (test, values_of(point["test"]))):
+        answered = part.probabilities.max(1) >= point["threshold"]
+        wrong = part.probabilities.argmax(1) != part.labels
+        assert values == pytest.approx({"coverage": answered.mean(), "risk": wrong[answered].mean()})
+    assert point["val"]["risk"] <= 0.2
+    assert point["shortfall"]["value"] == pytest.approx(point["test"]["risk"]["value"] - 0.2)
 
 
 def test_the_risk_coverage_curve_ends_at_the_error_rate():
@@ -124,8 +130,8 @@ def test_many_classes_get_a_threshold_only_when_asked_for():
     val, test = many(120), many(90)
     kinds = [p["kind"] for p in protocol.evaluate(val, test, FAST).result["operating_points"]]
     assert kinds == ["macro_f1", "prior", "abstention"]
-    asked = protocol.Settings(replicates=100, targets=["c7"])
-    assert protocol.evaluate(val, test, asked).result["operating_points"][0]["class"] == "c7"
+    settings = protocol.Settings(replicates=100, targets=["c7"])
+    assert protocol.evaluate(val, test, settings).result["operating_points"][0]["class"] == "c7"
 
 
 @pytest.mark.parametrize("target, hint", [("mell", "did you mean mel?"), ("zzzzz", "The classes are nv, mel")])
@@ -139,36 +145,37 @@ def test_an_unknown_target_is_named(tmp_path, target, hint):
 # ---- calibration
 
 
-def test_temperature_is_fitted_on_validation_and_judged_on_test():
+def test_temperature_is_fitted_on_validation_and_evaluated_on_test():
     val, test = made("val", 300), made("test", 300)
-    for held in (val, test):
-        held.logits = 4 * held.logits  # overconfident
-        held.probabilities = metrics.softmax(held.logits)
+    for part in (val, test):
+        part.logits = 4 * part.logits  # overconfident
+        part.probabilities = metrics.softmax(part.logits)
     result = protocol.evaluate(val, test, FAST).result
-    told, figures = result["calibration"], result["test"]
-    calibrated = metrics.softmax(test.logits / told["temperature"])
-    assert told["temperature"] > 2 and told["nll_val_after"] < told["nll_val_before"]
+    calibration, figures = result["calibration"], result["test"]
+    calibrated = metrics.softmax(test.logits / calibration["temperature"])
+    assert calibration["temperature"] > 2 and calibration["nll_val_after"] < calibration["nll_val_before"]
     assert figures["nll_calibrated"]["value"] == pytest.approx(metrics.nll(test.labels, calibrated))
     assert figures["ece_calibrated"]["value"] < figures["ece"]["value"]
-    assert sum(row["count"] for row in told["reliability"]["calibrated"]) == 300
-    assert told["reliability"]["raw"][-1]["count"] > told["reliability"]["calibrated"][-1]["count"]
+    assert sum(row["count"] for row in calibration["reliability"]["calibrated"]) == 300
+    assert calibration["reliability"]["raw"][-1]["count"] > calibration["reliability"]["calibrated"][-1]["count"]
 
 
 def test_a_temperature_that_cannot_be_fitted_is_an_error_of_the_result_not_of_the_command(tmp_path, capsys):
     val = arrays_of("val", 40)
     run = make_run(tmp_path / "study" / "tiny_kd" / "seed_0", val__logits=np.eye(3, dtype="f4")[val["labels"]] * 9 - 3)
     evaluate.main([str(run), "--replicates", "100"])
-    shown = capsys.readouterr().out
-    read = read_json(run / "metrics.json")
-    assert read["calibration"]["temperature"] is None and read["calibration"]["reliability"]["calibrated"] is None
-    assert read["test"]["ece_calibrated"] == {"value": None, "lo": None, "hi": None, "replicates": 100, "undefined": 100}
-    assert read["test"]["ece"]["value"] > 0 and len(read["operating_points"]) == 6
-    finding, = [f for f in read["audit"] if f["severity"] == "error"]
+    printed = capsys.readouterr().out
+    result = read_json(run / "metrics.json")
+    assert result["calibration"]["temperature"] is None and result["calibration"]["reliability"]["calibrated"] is None
+    assert result["test"]["ece_calibrated"] == {
+        "value": None, "lo": None, "hi": None, "replicates": 100, "undefined": 100}
+    assert result["test"]["ece"]["value"] > 0 and len(result["operating_points"]) == 6
+    finding, = [finding for finding in result["audit"] if finding["severity"] == "error"]
     assert finding["rule"] == "temperature-at-bound" and "0.05" in finding["saw"]
-    assert "after temperature" not in shown and "error: temperature-at-bound" in shown
+    assert "after temperature" not in printed and "error: temperature-at-bound" in printed
     make_run(tmp_path / "study" / "tiny_kd" / "seed_1", seed=1)
     evaluate.main([str(tmp_path), "--replicates", "100"])
-    assert "tiny_kd/seed_0: temperature-at-bound: " in capsys.readouterr().out  # on the short screen, too
+    assert "tiny_kd/seed_0: temperature-at-bound: " in capsys.readouterr().out  # in the table of several runs, too
 
 
 # ---- predictions of other systems, with a validation file
@@ -177,52 +184,71 @@ def test_a_temperature_that_cannot_be_fitted_is_an_error_of_the_result_not_of_th
 def files(folder, drop=(), **changes):
     paths = []
     for split, n in (("val", 80), ("test", 90)):
-        given = arrays_of(split, n)
-        arrays = {**given, **{key[len(split) + 2:]: value for key, value in changes.items() if key.startswith(split)}}
+        arrays = arrays_of(split, n)
+        arrays.update({key[len(split) + 2:]: value for key, value in changes.items() if key.startswith(split)})
         write_npz(folder / f"{split}.npz", **{key: value for key, value in arrays.items() if key not in drop})
         paths.append(str(folder / f"{split}.npz"))
     return paths
 
 
+def probabilities_of_both():
+    """Arrays y_prob, as changes of files()."""
+    return {f"{split}__y_prob": metrics.softmax(arrays_of(split, n)["logits"])
+            for split, n in (("val", 80), ("test", 90))}
+
+
 def test_a_validation_file_gives_all_that_a_run_gives(tmp_path, capsys):
     val, test = files(tmp_path, drop=["groups"])
-    given = [arrays_of("val", 80), arrays_of("test", 90)]
-    rows = [{"id": i, "group": g} for one in given for i, g in zip(one["ids"], one["groups"])]
+    parts = [arrays_of("val", 80), arrays_of("test", 90)]
+    rows = [{"id": i, "group": g} for arrays in parts for i, g in zip(arrays["ids"], arrays["groups"])]
     write_csv(tmp_path / "groups.csv", rows)
     evaluate.main([test, "--val", val, "--groups", str(tmp_path / "groups.csv"), "--out", str(tmp_path / "out"),
                    "--replicates", "100"])
     assert "after temperature" in capsys.readouterr().out
     theirs = read_json(tmp_path / "out" / "metrics.json")
-    run = make_run(tmp_path / "run", **{f"val__{key}": value for key, value in given[0].items()})
+    run = make_run(tmp_path / "run", **{f"val__{key}": value for key, value in parts[0].items()})
     evaluate.evaluate_run(run, FAST)
     assert {**theirs, "audit": 0} == {**read_json(run / "metrics.json"), "audit": 0}
 
 
 def test_probabilities_are_calibrated_as_the_logits_that_they_come_from(tmp_path):
-    logits = protocol.evaluate(*of_files(*reversed(files(tmp_path / "a"))), FAST).result
-    soft = {f"{split}__y_prob": metrics.softmax(arrays_of(split, n)["logits"]) for split, n in (("val", 80), ("test", 90))}
+    val, test = files(tmp_path / "a")
+    of_logits = protocol.evaluate(*of_files(test, val), FAST).result
+    soft = probabilities_of_both()
     val, test = files(tmp_path / "b", drop=["logits"], **soft)
-    given = protocol.evaluate(*of_files(test, val), FAST).result
-    assert given["calibration"]["temperature"] == pytest.approx(logits["calibration"]["temperature"])
+    result = protocol.evaluate(*of_files(test, val), FAST).result
+    assert result["calibration"]["temperature"] == pytest.approx(of_logits["calibration"]["temperature"])
     for name in ("nll_calibrated", "ece_calibrated", "aurc_calibrated"):
-        assert given["test"][name]["value"] == pytest.approx(logits["test"][name]["value"])
+        assert result["test"][name]["value"] == pytest.approx(of_logits["test"][name]["value"])
 
 
 def test_a_probability_of_0_does_not_stop_the_calibration(tmp_path):
-    soft = {f"{split}__y_prob": metrics.softmax(arrays_of(split, n)["logits"]) for split, n in (("val", 80), ("test", 90))}
+    soft = probabilities_of_both()
     soft["val__y_prob"][:3] = [0, 0, 1]
     val, test = files(tmp_path, drop=["logits"], **soft)
     result = protocol.evaluate(*of_files(test, val), FAST).result
     assert np.isfinite(result["test"]["nll"]["value"]) and result["calibration"]["nll_val_before"] < 20
 
 
+TEST = arrays_of("test", 90)
 BAD = {
-    "same file": ({"val__labels": arrays_of("test", 90)["labels"], "val__logits": arrays_of("test", 90)["logits"],
-                   "val__ids": None, "val__groups": None}, "hold the same predictions"),
-    "shared ids": ({"val__ids": np.array(["test7", *map(str, range(79))])}, "validation and test share 1 images: test7"),
+    "same file": (
+        {"val__labels": TEST["labels"], "val__logits": TEST["logits"], "val__ids": None, "val__groups": None},
+        "hold the same predictions",
+    ),
+    "shared ids": (
+        {"val__ids": np.array(["test7", *map(str, range(79))])},
+        "validation and test share 1 images: test7",
+    ),
     "shared groups": ({"val__groups": np.array(["test-lesion7"] * 80)}, "validation and test share 1 groups"),
-    "classes": ({"val__logits": np.zeros((80, 4)), "val__class_names": np.array(list("abcd"))}, "has 4 classes, .* has 3"),
-    "names": ({"val__class_names": np.array(["nv", "mel", "bcc"])}, "different class names: nv, mel, bcc; nv, mel, a class"),
+    "classes": (
+        {"val__logits": np.zeros((80, 4)), "val__class_names": np.array(list("abcd"))},
+        "has 4 classes, .* has 3",
+    ),
+    "names": (
+        {"val__class_names": np.array(["nv", "mel", "bcc"])},
+        "different class names: nv, mel, bcc; nv, mel, a class",
+    ),
 }
 
 
@@ -254,16 +280,16 @@ def test_seeds_are_summed_up_where_all_of_them_were_evaluated(tmp_path, capsys):
     evaluate.main([*map(str, seeds[:2]), "--replicates", "100"])
     assert not (seeds[0].parent / "seeds.json").exists()  # a third has not been looked at
     evaluate.main([str(tmp_path), "--replicates", "100"])
-    held = read_json(seeds[0].parent / "seeds.json")
-    assert held["seeds"] == ["0", "1", "2"]
-    own = [read_json(seed / "metrics.json")["test"] for seed in seeds]
-    assert set(held["test"]) == set(own[0])
+    content = read_json(seeds[0].parent / "seeds.json")
+    assert content["seeds"] == ["0", "1", "2"]
+    of_runs = [read_json(seed / "metrics.json")["test"] for seed in seeds]
+    assert set(content["test"]) == set(of_runs[0])
     for name in ("accuracy", "macro_f1", "ece_calibrated", "f1/mel"):
-        values = [one[name]["value"] for one in own]
-        told = held["test"][name]
-        assert told["values"] == pytest.approx(values) and told["mean"] == pytest.approx(np.mean(values))
-        assert told["sd"] == pytest.approx(np.std(values, ddof=1)) and told["lo"] < told["mean"] < told["hi"]
-    wide, narrow = held["test"]["accuracy"], own[0]["accuracy"]
+        values = [figures[name]["value"] for figures in of_runs]
+        metric = content["test"][name]
+        assert metric["values"] == pytest.approx(values) and metric["mean"] == pytest.approx(np.mean(values))
+        assert metric["sd"] == pytest.approx(np.std(values, ddof=1)) and metric["lo"] < metric["mean"] < metric["hi"]
+    wide, narrow = content["test"]["accuracy"], of_runs[0]["accuracy"]
     assert wide["hi"] - wide["lo"] > narrow["hi"] - narrow["lo"]  # seeds as well as images
     assert f"tiny_kd, 3 seeds    {wide['mean']:.3f} [" in capsys.readouterr().out
 
@@ -272,9 +298,9 @@ def test_intervals_over_few_seeds_stay_within_what_a_metric_can_be(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path / "study" / "tiny_kd" / f"seed_{seed}", seed=seed)
     evaluate.main([str(tmp_path), "--replicates", "100"])
-    for name, told in read_json(tmp_path / "study" / "tiny_kd" / "seeds.json")["test"].items():
-        assert told["lo"] is None or 0 <= told["lo"], name
-        assert told["hi"] is None or told["hi"] <= 1 or name.startswith(("nll", "brier")), name
+    for name, metric in read_json(tmp_path / "study" / "tiny_kd" / "seeds.json")["test"].items():
+        assert metric["lo"] is None or 0 <= metric["lo"], name
+        assert metric["hi"] is None or metric["hi"] <= 1 or name.startswith(("nll", "brier")), name
 
 
 def test_seeds_of_different_test_sets_are_not_summed_up(tmp_path):
@@ -291,7 +317,7 @@ def test_the_audit_is_printed_alone_and_never_fails_the_command(tmp_path, capsys
     seeds = study(tmp_path)
     make_run(seeds[1], seed=0)  # one run under two names
     evaluate.main(["--audit", str(tmp_path)])
-    shown = capsys.readouterr().out
-    assert "error: same-predictions" in shown and all(f"  {key}: " in shown for key in ("saw", "why", "do"))
-    assert max(map(len, shown.splitlines())) <= 110
+    printed = capsys.readouterr().out
+    assert "error: same-predictions" in printed and all(f"  {key}: " in printed for key in ("saw", "why", "do"))
+    assert max(map(len, printed.splitlines())) <= 110
     assert not list(tmp_path.rglob("metrics.json"))

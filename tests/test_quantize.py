@@ -1,4 +1,4 @@
-"""INT8: what recipes take from histograms, what correction restores, and how the best is chosen on validation."""
+"""INT8: the ranges of the recipes, the correction of biases, and the choice of a recipe on validation."""
 
 import numpy as np
 import pytest
@@ -27,16 +27,16 @@ def test_ranges_of_a_known_distribution():
 
 def test_least_error_finds_the_range_that_a_search_over_rounded_values_finds():
     values = np.random.default_rng(0).standard_t(3, 20_000)
-    seen = activation(values)
-    lo, hi = quantize.least_error(seen)
-    assert seen.lo < lo < 0 < hi < seen.hi
+    whole = activation(values)
+    lo, hi = quantize.least_error(whole)
+    assert whole.lo < lo < 0 < hi < whole.hi
 
     def error(share):
-        a, b = share * seen.lo, share * seen.hi
+        a, b = share * whole.lo, share * whole.hi
         scale = (b - a) / 255
         return ((np.clip(np.round((values - a) / scale), 0, 255) * scale + a - values) ** 2).mean()
     shares = np.linspace(0.05, 1, 96)
-    assert error(hi / seen.hi) < 1.1 * min(map(error, shares[shares >= 0.3]))
+    assert error(hi / whole.hi) < 1.1 * min(map(error, shares[shares >= 0.3]))
 
 
 def sessions(content):
@@ -51,57 +51,62 @@ def folded(exported):
 
 
 def outputs(model, names, images):
-    wider = onnx.ModelProto()
-    wider.CopyFrom(model)
-    del wider.graph.output[:]
-    wider.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    return dict(zip(names, sessions(wider.SerializeToString()).run(names, {"image": images})))
+    """{name: values} of tensors of a model for images."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.output[:]
+    result.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    return dict(zip(names, sessions(result.SerializeToString()).run(names, {"image": images})))
 
 
-def test_what_is_observed_is_what_the_tensors_hold(folded):
-    model, images, seen = folded
-    assert "logits" in seen and len(seen) >= len(model.graph.node) - 2
-    for name, values in outputs(model, list(seen), images).items():
-        assert seen[name].lo == values.min() and seen[name].hi >= values.max()
+def test_observed_extremes_and_means_are_those_of_the_tensors(folded):
+    model, images, activations = folded
+    assert "logits" in activations and len(activations) >= len(model.graph.node) - 2
+    for name, values in outputs(model, list(activations), images).items():
+        assert activations[name].lo == values.min() and activations[name].hi >= values.max()
         if values.ndim == 4:
-            assert np.allclose(seen[name].means, values.mean((0, 2, 3)), atol=1e-4 * np.abs(values).max())
+            means = values.mean((0, 2, 3))
+            assert np.allclose(activations[name].means, means, atol=1e-4 * np.abs(values).max())
 
 
 @pytest.mark.parametrize("reduce_range", [False, True])
 def test_weights_are_rounded_as_onnxruntime_rounds_them(folded, reduce_range):
-    model, _, seen = folded
-    ranges = {name: quantize.minmax(one) for name, one in seen.items()}
-    made = quantize.quantize(model, ranges, keep=quantize.float_nodes(model), reduce_range=reduce_range)
-    ours, theirs = ({t.name: onnx.numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, made))
+    model, _, activations = folded
+    ranges = {name: quantize.minmax(activation) for name, activation in activations.items()}
+    int8 = quantize.quantize(model, ranges, keep=quantize.float_nodes(model), reduce_range=reduce_range)
+    ours, theirs = ({t.name: onnx.numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, int8))
     convolutions = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 5
     for name in convolutions:
-        said = theirs[f"{name}_quantized"] * theirs[f"{name}_scale"].reshape(-1, 1, 1, 1)
-        assert np.allclose(said, quantize.rounded(ours[name], reduce_range), atol=1e-6)
+        decoded = theirs[f"{name}_quantized"] * theirs[f"{name}_scale"].reshape(-1, 1, 1, 1)
+        assert np.allclose(decoded, quantize.rounded(ours[name], reduce_range), atol=1e-6)
 
 
 def test_correction_restores_the_mean_of_each_channel(folded):
-    model, images, seen = folded
+    model, images, activations = folded
     tensors = {t.name: t for t in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
-    last = nodes[-1]  # its input is the same in all three, for only its own weights are rounded
+    last = nodes[-1]  # its input is the same in all three models, because only its own weights are rounded
 
-    def with_weights(source):
+    def with_rounded_weights(source):
         result = onnx.ModelProto()
         result.CopyFrom(source)
+        weights = quantize.rounded(onnx.numpy_helper.to_array(tensors[last.input[1]]), True).astype(np.float32)
         for tensor in result.graph.initializer:
             if tensor.name == last.input[1]:
-                coarse = onnx.numpy_helper.to_array(tensors[last.input[1]])
-                tensor.CopyFrom(onnx.numpy_helper.from_array(quantize.rounded(coarse, True).astype(np.float32), tensor.name))
+                tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
         return result
 
-    only_last = {last.input[0]: seen[last.input[0]]}
-    true = outputs(model, [last.output[0]], images)[last.output[0]].mean((0, 2, 3))
-    plain = outputs(with_weights(model), [last.output[0]], images)[last.output[0]].mean((0, 2, 3))
-    corrected = outputs(with_weights(quantize.correct(model, only_last, reduce_range=True)), [last.output[0]], images)[last.output[0]]
-    before, after = np.abs(plain - true).mean(), np.abs(corrected.mean((0, 2, 3)) - true).mean()
-    assert after < 0.5 * before  # not to zero: padding is left aside, and here it is a third of what a kernel sees
-    assert quantize.correct(model, only_last, keep=[last.name]) == model  # a layer in float has nothing to make up for
+    def channel_means(source):
+        return outputs(source, [last.output[0]], images)[last.output[0]].mean((0, 2, 3))
+
+    only_last = {last.input[0]: activations[last.input[0]]}
+    exact = channel_means(model)
+    plain = channel_means(with_rounded_weights(model))
+    corrected = channel_means(with_rounded_weights(quantize.correct(model, only_last, reduce_range=True)))
+    # not to zero, because padding is not taken into account: here it is a third of the inputs of a kernel
+    assert np.abs(corrected - exact).mean() < 0.5 * np.abs(plain - exact).mean()
+    assert quantize.correct(model, only_last, keep=[last.name]) == model  # a layer in float has no rounding error
     assert quantize.correct(model, only_last) != model
 
 
@@ -111,21 +116,27 @@ def test_the_recipe_is_chosen_on_validation_and_a_hopeless_one_writes_nothing(ex
     source = checked_export.open_run(Run(exported[0]), registry)
     folder = exported[0] / "exports"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
-    touched = []
-    monkeypatch.setattr(checked_export.Source, "pixels", lambda self, split, count=None, old=checked_export.Source.pixels:
-                        touched.append(split) or old(self, split, count))
+    splits, original = [], checked_export.Source.pixels
+
+    def pixels(self, split, count=None):
+        splits.append(split)
+        return original(self, split, count)
+
+    monkeypatch.setattr(checked_export.Source, "pixels", pixels)
     with pytest.raises(UserError, match=r"INT8 changes the label of .* in each of 4 recipes"):
-        checked_export.write(source, folder, ["onnx", "int8"], calibration=8, reduce_range=False, most_flips=-1)
-    assert touched.count("train") == 1
+        checked_export.write(source, folder, ["onnx", "int8"], calibration=8, reduce_range=False, max_flips=-1)
+    assert splits.count("train") == 1
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
 
 
-def test_weights_alone_are_rounded_to_what_codes_can_say_and_the_rest_is_float(folded):
+def test_weights_alone_are_rounded_to_values_of_codes_and_the_rest_is_float(folded):
     model, images, _ = folded
-    made = quantize.round_weights(model)
-    onnx.checker.check_model(made)
-    assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in made.graph.node}  # nothing folds these
-    assert len(made.SerializeToString()) < .45 * len(model.SerializeToString())  # of so small a network much is not kernels
+    small = quantize.round_weights(model)
+    onnx.checker.check_model(small)
+    types = {node.op_type for node in small.graph.node}
+    assert not {"QuantizeLinear", "DequantizeLinear"} & types  # no runtime folds these
+    # in so small a network much else than kernels has bytes
+    assert len(small.SerializeToString()) < 0.45 * len(model.SerializeToString())
     by_hand = onnx.ModelProto()
     by_hand.CopyFrom(model)
     kernels = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
@@ -133,43 +144,45 @@ def test_weights_alone_are_rounded_to_what_codes_can_say_and_the_rest_is_float(f
         if tensor.name in kernels:
             values = quantize.rounded(onnx.numpy_helper.to_array(tensor)).astype(np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    found, expected, before = (outputs(one, ["logits"], images)["logits"] for one in (made, by_hand, model))
-    assert np.allclose(found, expected, atol=1e-4) and not np.allclose(found, before, atol=1e-4)
+    logits, expected, exact = (outputs(m, ["logits"], images)["logits"] for m in (small, by_hand, model))
+    assert np.allclose(logits, expected, atol=1e-4) and not np.allclose(logits, exact, atol=1e-4)
 
 
 def test_a_network_that_bears_no_rounded_activations_keeps_its_labels_by_rounded_weights(exported, monkeypatch):
     import registry
     source = checked_export.open_run(Run(exported[0]), registry)
-    monkeypatch.setattr(checked_export.quantize, "quantize", lambda model, *given, **options: quantize.round_weights(
-        with_noise(model)))
+    monkeypatch.setattr(checked_export.quantize, "quantize",
+                        lambda model, *_, **options: quantize.round_weights(with_noise(model)))
     folder = exported[0] / "elsewhere"
-    told = checked_export.write(source, folder, ["int8"], calibration=8, reduce_range=False, most_flips=.03)["formats"]["int8"]
-    assert told["recipe"]["ranges"] == checked_export.WEIGHTS and told["val"]["flips"] <= .03
-    assert len(told["recipes"]) == len(quantize.RECIPES) + 1
+    parity = checked_export.write(source, folder, ["int8"], calibration=8, reduce_range=False, max_flips=0.03)
+    int8 = parity["formats"]["int8"]
+    assert int8["recipe"]["ranges"] == checked_export.WEIGHTS and int8["val"]["flips"] <= .03
+    assert len(int8["recipes"]) == len(quantize.RECIPES) + 1
 
 
 def with_noise(model):
-    """A model that answers at random."""
+    """The model with random weights."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     rng = np.random.default_rng(0)
     for tensor in result.graph.initializer:
         if len(tensor.dims) == 4:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(rng.normal(size=tuple(tensor.dims)).astype(np.float32), tensor.name))
+            weights = rng.normal(size=tuple(tensor.dims)).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
     return result
 
 
 def test_a_recipe_that_changes_few_labels_comes_before_one_that_is_nearer(exported, monkeypatch):
     import registry
     source = checked_export.open_run(Run(exported[0]), registry)
-    made = []  # recipes in their order: the nearest changes too many labels, the last too few to matter
-    monkeypatch.setattr(checked_export.parity, "divergence", lambda reference, logits: made.append(0) or .1 * len(made))
-    monkeypatch.setattr(checked_export.parity, "flips", lambda reference, logits: .5 if len(made) == 1 else .01)
+    judged = []  # recipes in their order: the first is the nearest and changes too many labels
+    monkeypatch.setattr(checked_export.parity, "divergence", lambda *_: judged.append(0) or .1 * len(judged))
+    monkeypatch.setattr(checked_export.parity, "flips", lambda *_: .5 if len(judged) == 1 else .01)
     images = {split: source.pixels(split) for split in ("val", "test")}
-    run = checked_export._Checks(source, images, images)
+    checks = checked_export._Checks(source, images, images)
     model = checked_export.convert.to_onnx(source.network, source.size, source.metadata)
-    _, told = checked_export.int8(run, model, 8, False, .03)
-    assert told["recipe"] == told["recipes"][1] and len(told["recipes"]) == len(quantize.RECIPES)
+    _, figures = checked_export.int8(checks, model, 8, False, .03)
+    assert figures["recipe"] == figures["recipes"][1] and len(figures["recipes"]) == len(quantize.RECIPES)
 
 
 def test_pooling_has_an_integer_kernel(exported):

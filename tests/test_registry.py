@@ -1,4 +1,4 @@
-"""A plugin that is dropped in or named is there; one that is wrong says so, and only when asked for."""
+"""A plugin file in its folder or named by its path is registered; a faulty one is an error only when it is needed."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ LOSS = """
 
 
 class Project:
-    """A project of its own that holds nothing but a registry and plugins."""
+    """A project of its own in a folder, with a registry and plugins only."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -38,7 +38,7 @@ class Project:
         return self.write(path, LOSS.format(name=name, file=Path(path).name))
 
     def run(self, code, cwd=None):
-        """What `code` prints, or the last line of its traceback; each in a new process."""
+        """What `code` prints in a new process, or its standard error if it prints nothing."""
         start = f"import sys; sys.path[:1] = [{str(self.folder)!r}]\nimport registry\n"
         done = subprocess.run([sys.executable, "-c", start + textwrap.dedent(code)], cwd=cwd or self.folder,
                               capture_output=True, text=True, encoding="utf-8")
@@ -50,12 +50,13 @@ def project(tmp_path):
     return Project(tmp_path / "project")
 
 
-def test_a_file_dropped_into_its_folder_is_there(project):
+def test_a_file_in_its_folder_is_registered(project):
     project.loss("registry/losses/mine.py", "my_loss")
-    assert project.run("print(registry.get('loss', 'my_loss').make.__name__, registry.names('loss'))") == "mine ['my_loss']"
+    output = project.run("print(registry.get('loss', 'my_loss').make.__name__, registry.names('loss'))")
+    assert output == "mine ['my_loss']"
 
 
-def test_a_file_named_by_its_path_is_there_and_may_be_named_twice(project):
+def test_a_file_named_by_its_path_is_registered_and_may_be_named_twice(project):
     file = project.loss("elsewhere/mine.py", "my_loss")
     file.write_text(file.read_text() + "\nprint('once')\n")
     assert project.run("""
@@ -65,7 +66,7 @@ def test_a_file_named_by_its_path_is_there_and_may_be_named_twice(project):
     """) == "once\n['my_loss']"
 
 
-def test_two_files_of_one_name_in_different_folders_are_both_there(project):
+def test_two_files_of_the_same_name_in_different_folders_are_both_registered(project):
     project.loss("a/mine.py", "first")
     project.loss("b/mine.py", "second")
     assert project.run("""
@@ -81,7 +82,7 @@ def test_a_file_of_the_project_may_be_named_as_well(project):
         assert project.run(f"file = 'registry/losses/mine.py'; {order}; print(registry.names('loss'))") == "['my_loss']"
 
 
-def test_an_unknown_name_is_answered_with_all_there_are_and_the_nearest():
+def test_an_unknown_name_is_an_error_with_all_names_and_the_nearest():
     with pytest.raises(registry.UnknownName) as caught:
         registry.get("architecture", "resnet19")
     assert "unknown architecture 'resnet19'; did you mean resnet1" in str(caught.value)
@@ -90,7 +91,7 @@ def test_an_unknown_name_is_answered_with_all_there_are_and_the_nearest():
         registry.get("architecture", "ResNet_18")
 
 
-def test_a_wrong_kind_is_answered_with_the_kinds():
+def test_a_wrong_kind_is_an_error_with_all_kinds():
     with pytest.raises(registry.RegistryError, match="unknown kind 'lose'; there are: architecture, dataset, loss"):
         registry.register("lose", "x")
 
@@ -98,11 +99,12 @@ def test_a_wrong_kind_is_answered_with_the_kinds():
 def test_two_plugins_under_one_name_are_an_error_with_both_paths(project):
     here = project.loss("registry/losses/mine.py", "my_loss")
     there = project.loss("elsewhere/other.py", "my_loss")
-    alias = project.write("elsewhere/alias.py", 'from registry import register\nregister("loss", "x", "my_loss")(print)')
+    alias = project.write("elsewhere/alias.py",
+                          'from registry import register\nregister("loss", "x", "my_loss")(print)')
     for file in (there, alias):
-        shown = project.run(f"registry.load_plugin({str(file)!r}); registry.names('loss')")
-        assert "DuplicateName: two plugins register the loss 'my_loss'" in shown
-        assert str(here) in shown and str(file) in shown
+        output = project.run(f"registry.load_plugin({str(file)!r}); registry.names('loss')")
+        assert "DuplicateName: two plugins register the loss 'my_loss'" in output
+        assert str(here) in output and str(file) in output
     again = project.run("""
         registry.load_plugin("elsewhere/other.py")
         for _ in range(2):
@@ -125,15 +127,15 @@ def test_one_file_that_gives_two_parts_one_name_is_refused_too(project):
     assert "DuplicateName" in project.run("registry.names('loss')")
 
 
-@pytest.mark.parametrize("fault, shown", [
+@pytest.mark.parametrize("fault, message", [
     ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
     ("1 / 0", "ZeroDivisionError"), ("def (:", "SyntaxError"), ("raise SystemExit(3)", "SystemExit: 3"),
 ])
-def test_a_plugin_that_fails_harms_nobody_until_asked_for_and_then_shows_its_traceback(project, fault, shown):
+def test_a_plugin_that_fails_has_no_effect_until_needed_and_then_shows_its_traceback(project, fault, message):
     project.loss("registry/losses/good.py", "good")
     file = project.write("registry/losses/broken.py",
                          textwrap.dedent(LOSS.format(name="bad", file="")) + fault + "\n")
-    answers = project.run("""
+    outputs = project.run("""
         import traceback
         print(registry.get("loss", "good").name, registry.names("loss"))
         for name in ("bad", "broken", "goof"):
@@ -143,11 +145,11 @@ def test_a_plugin_that_fails_harms_nobody_until_asked_for_and_then_shows_its_tra
                 print("----", traceback.format_exc())
         print("----", registry.table())
     """).split("----")
-    assert answers[0].strip() == "good ['good']"
-    for answer in answers[1:3]:  # for its part, though registered before the fault, and for the file's own name
-        assert shown in answer and str(file) in answer and "Traceback" in answer
-    assert "unknown loss 'goof'; did you mean good?" in answers[3] and "broken.py failed to import: " in answers[3]
-    assert "loss          broken " in answers[4]
+    assert outputs[0].strip() == "good ['good']"
+    for output in outputs[1:3]:  # for its part, although registered before the fault, and for the name of the file
+        assert message in output and str(file) in output and "Traceback" in output
+    assert "unknown loss 'goof'; did you mean good?" in outputs[3] and "broken.py failed to import: " in outputs[3]
+    assert "loss          broken " in outputs[4]
 
 
 def test_a_family_that_fails_to_import_shows_its_traceback_for_its_members(project):
@@ -158,8 +160,8 @@ def test_a_family_that_fails_to_import_shows_its_traceback_for_its_members(proje
 
 def test_a_named_plugin_that_fails_shows_its_own_traceback(project):
     file = project.write("mine.py", "value = 1 / 0")
-    shown = project.run("registry.load_plugin('mine.py')")
-    assert "ZeroDivisionError" in shown and f'"{file}", line 1' in shown
+    output = project.run("registry.load_plugin('mine.py')")
+    assert "ZeroDivisionError" in output and f'"{file}", line 1' in output
 
 
 def test_a_named_plugin_that_ends_the_program_is_an_error_that_names_it(project):
@@ -172,11 +174,11 @@ def test_a_named_plugin_that_ends_the_program_is_an_error_that_names_it(project)
     """).startswith(f"{file} ends the program while it is imported (SystemExit: 0)\n")
 
 
-def test_what_is_no_plugin_file_is_refused_in_words(tmp_path):
+def test_other_files_than_plugins_are_refused_with_a_reason(tmp_path):
     (tmp_path / "text.txt").write_text("x")
-    for path, words in ((tmp_path / "gone.py", "no such plugin file"), (tmp_path, "no such plugin file"),
-                        (tmp_path / "text.txt", "a plugin is a Python file")):
-        with pytest.raises(registry.RegistryError, match=words):
+    for path, message in ((tmp_path / "gone.py", "no such plugin file"), (tmp_path, "no such plugin file"),
+                          (tmp_path / "text.txt", "a plugin is a Python file")):
+        with pytest.raises(registry.RegistryError, match=message):
             registry.load_plugin(path)
 
 
@@ -210,7 +212,7 @@ def test_an_alias_is_another_name_for_the_same_part():
     assert "mobilenet_v2" not in registry.names("architecture")
 
 
-def test_a_family_answers_for_its_members():
+def test_a_family_is_found_under_the_names_of_its_members():
     assert registry.get("architecture", "torchvision:alexnet") is registry.get("architecture", "torchvision:")
     model = registry.create("architecture", "torchvision:squeezenet1_1", num_classes=5, stem="imagenet", weights=None)
     assert model.classifier[1].out_channels == 5
@@ -221,8 +223,8 @@ def test_a_family_answers_for_its_members():
 def test_the_table_has_a_line_for_every_part(project):
     lines = registry.table().splitlines()
     assert len(lines) == sum(len(registry.names(kind)) for kind in registry.KINDS)
-    for words in ("architecture  mobilenetv2 (mobilenet_v2) ", "architecture  torchvision:NAME ", "loss          kd "):
-        assert sum(line.startswith(words) for line in lines) == 1
+    for start in ("architecture  mobilenetv2 (mobilenet_v2) ", "architecture  torchvision:NAME ", "loss          kd "):
+        assert sum(line.startswith(start) for line in lines) == 1
     project.write("registry/losses/mute.py", "from registry import register\nclass Base: 'Of another.'\n"
                   "class Mine(Base): pass\nregister('loss', 'mute')(Mine)")
     assert project.run("print(registry.table())") == "loss          mute"

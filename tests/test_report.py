@@ -13,6 +13,7 @@ import pytest
 
 import report
 import reported
+from kd import runs
 from kd.audit import examine
 from kd.errors import UserError
 from kd.evaluation import compare, protocol
@@ -21,7 +22,9 @@ from kd.report import blocks, build, figures, study_files
 from kd.report.sections import overview, performance
 from reported import CLASSES, Page, paged, words, write_run, write_study
 
-HOSTILE = ['<script>alert("1")</script>', "$\\frac12$ & 'co' \x1b", "=cmd|' /C calc'!A0", "אבג \u202e", "😀" + "x" * 1999]
+HOSTILE = [
+    '<script>alert("1")</script>', "$\\frac12$ & 'co' \x1b", "=cmd|' /C calc'!A0", "אבג \u202e", "😀" + "x" * 1999,
+]
 
 
 @pytest.fixture
@@ -49,99 +52,112 @@ def interval(metric):
 
 def test_every_metric_and_interval_is_that_of_the_run(study):
     root, page = study
-    held = read_json(root / "teacher_big/seed_0/metrics.json")["test"]
+    metrics = read_json(root / "teacher_big/seed_0/metrics.json")["test"]
     row = page.rows("teacher_summary")["teacher_big",]
     for name in performance.METRICS:
-        assert row[f"{name}_mean"] == interval(held[name])
+        assert row[f"{name}_mean"] == interval(metrics[name])
     seeds = page.rows("seeds")
     assert len(seeds) == 5
     for model, seed in seeds:
-        held = read_json(root / model / f"seed_{seed}/metrics.json")["test"]
+        metrics = read_json(root / model / f"seed_{seed}/metrics.json")["test"]
         for name in performance.METRICS:
-            assert seeds[model, seed][name] == interval(held[name])
+            assert seeds[model, seed][name] == interval(metrics[name])
         row = page.rows("calibration")[model, seed]
-        for column, name in (("nll", "nll"), ("ece_uniform", "ece"), ("ece_adaptive", "ece_equal_mass"), ("brier", "brier"),
-                             ("ece_uniform_calibrated", "ece_calibrated"), ("nll_calibrated", "nll_calibrated")):
-            assert row[column] == interval(held[name])
+        for column, name in (
+            ("nll", "nll"), ("ece_uniform", "ece"), ("ece_adaptive", "ece_equal_mass"), ("brier", "brier"),
+            ("ece_uniform_calibrated", "ece_calibrated"), ("nll_calibrated", "nll_calibrated"),
+        ):
+            assert row[column] == interval(metrics[name])
 
 
 def test_means_over_seeds_are_those_of_seeds_json(study):
     root, page = study
-    held = read_json(root / "small_kd/seeds.json")["test"]
+    metrics = read_json(root / "small_kd/seeds.json")["test"]
     row = page.rows("students_summary")["small_kd",]
     for name in performance.METRICS:
-        assert row[f"{name}_mean"] == [held[name][key] for key in ("mean", "lo", "hi")]
+        assert row[f"{name}_mean"] == [metrics[name][key] for key in ("mean", "lo", "hi")]
 
 
 def test_differences_are_those_that_evaluate_compares(study):
     root, page = study
     compared = compare.compare(compare.models([root]), protocol.Settings())
     rows, classes = page.rows("deltas"), page.rows("deltas_per_class")
+    titles = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
     assert len(rows) == 4 * len(compared["pairs"]) == 12
     for pair in compared["pairs"]:
         for row in pair["rows"]:
-            if row["metric"] in ("accuracy", "macro_f1"):
-                shown = rows[pair["model"], {"accuracy": "accuracy", "macro_f1": "macro-F1"}[row["metric"]], pair["reference"]]
-                assert shown["difference"] == [row[key] for key in ("difference", "lo", "hi")]
-                assert shown["retention"] == [row[key] for key in ("retention", "retention_lo", "retention_hi")]
-                assert shown["p_corrected"] == [row["p_corrected"]]
+            if row["metric"] in titles:
+                cells = rows[pair["model"], titles[row["metric"]], pair["reference"]]
+                assert cells["difference"] == [row[key] for key in ("difference", "lo", "hi")]
+                assert cells["retention"] == [row[key] for key in ("retention", "retention_lo", "retention_hi")]
+                assert cells["p_corrected"] == [row["p_corrected"]]
             if row["metric"].startswith("f1/") and pair["reference"] == "teacher_big":
-                shown = classes[pair["model"], row["metric"][3:]]
-                assert shown["delta_f1"] == [row[key] for key in ("difference", "lo", "hi")]
-                assert shown["f1"] == [row[key] for key in ("model_value", "model_lo", "model_hi")]
+                cells = classes[pair["model"], row["metric"][3:]]
+                assert cells["delta_f1"] == [row[key] for key in ("difference", "lo", "hi")]
+                assert cells["f1"] == [row[key] for key in ("model_value", "model_lo", "model_hi")]
 
 
 def test_latency_memory_and_exports_are_those_of_the_run(study):
     root, page = study
     rows = page.rows("cpu_latency")
+    formats = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8"}
     for row in read_csv(root / "small_kd/seed_0/benchmark.csv"):
-        kind = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8"}[row["ckpt"].split("/")[-1]]
-        shown = rows["small_kd", "0", kind]
-        assert shown["lat_ms_p50"] == [float(row["lat_ms_p50"])] and shown["throughput_fps"] == [float(row["throughput_fps"])]
-        assert shown.get("noise", ["–"]) == (["noisy"] if row["noisy"] == "True" else ["–"])
-    held = read_json(root / "small_kd/seed_0/exports/parity.json")["formats"]["int8"]["test"]
-    shown = page.rows("exports")["small_kd", "0", "ONNX INT8"]
-    assert shown["flips"] == [held["flips"]] and shown["delta_macro_f1"] == interval(held["macro_f1"]["difference"])
+        cells = rows["small_kd", "0", formats[row["ckpt"].split("/")[-1]]]
+        assert cells["lat_ms_p50"] == [float(row["lat_ms_p50"])]
+        assert cells["throughput_fps"] == [float(row["throughput_fps"])]
+        assert cells.get("noise", ["–"]) == (["noisy"] if row["noisy"] == "True" else ["–"])
+    int8 = read_json(root / "small_kd/seed_0/exports/parity.json")["formats"]["int8"]["test"]
+    cells = page.rows("exports")["small_kd", "0", "ONNX INT8"]
+    assert cells["flips"] == [int8["flips"]] and cells["delta_macro_f1"] == interval(int8["macro_f1"]["difference"])
     points = {(row["model"], row["precision"]): row for row in table(root, "pareto")}
     assert len(points) == 6
-    assert float(points["small_kd", "int8"]["score"]) == held["macro_f1"]["model"]
-    assert float(points["small_kd", "fp32"]["score"]) == read_json(
-        root / "small_kd/seed_0/metrics.json")["test"]["macro_f1"]["value"]
+    assert float(points["small_kd", "int8"]["score"]) == int8["macro_f1"]["model"]
+    metrics = read_json(root / "small_kd/seed_0/metrics.json")["test"]
+    assert float(points["small_kd", "fp32"]["score"]) == metrics["macro_f1"]["value"]
 
 
 def test_operating_points_and_robustness_are_those_of_the_run(study):
     root, page = study
-    held = read_json(root / "small_kd/seed_1/metrics.json")["operating_points"]
+    points = read_json(root / "small_kd/seed_1/metrics.json")["operating_points"]
     rows = page.rows("thresholds")
-    for point in held:
+    for point in points:
         if point["kind"] == "sensitivity":
-            shown = rows["small_kd", "1", point["class"]]
-            assert shown["sensitivity"] == interval(point["test"]["sensitivity"]) and shown["tau"] == [point["threshold"]]
-            assert shown["shortfall"] == interval(point["shortfall"])
-    mine = [row for row in table(root, "operating_points") if (row["model"], row["seed"]) == ("small_kd", "seed_1")]
-    assert [row["name"] for row in mine] == [point["name"] for point in held]
-    assert list(mine[0])[:4] == ["model", "seed", "tau", "macro_f1_opt"]
-    told = {(row["model"], row["tag"]): row for row in table(root, "robustness")}
+            cells = rows["small_kd", "1", point["class"]]
+            assert cells["sensitivity"] == interval(point["test"]["sensitivity"])
+            assert cells["tau"] == [point["threshold"]]
+            assert cells["shortfall"] == interval(point["shortfall"])
+    exported = [row for row in table(root, "operating_points") if (row["model"], row["seed"]) == ("small_kd", "seed_1")]
+    assert [row["name"] for row in exported] == [point["name"] for point in points]
+    assert list(exported[0])[:4] == ["model", "seed", "tau", "macro_f1_opt"]
+    corrupted = {(row["model"], row["tag"]): row for row in table(root, "robustness")}
     for row in read_csv(root / "small_kd/seed_0/robustness.csv"):
-        assert {key: told["small_kd", row["tag"]][key] for key in ("acc", "macro_f1", "ece_lo")} == {
-            key: str(float(row[key])) for key in ("acc", "macro_f1", "ece_lo")}
+        for key in ("acc", "macro_f1", "ece_lo"):
+            assert corrupted["small_kd", row["tag"]][key] == str(float(row[key]))
 
 
 REFERENCE = {
     "teacher_summary": "model accuracy_mean accuracy_lo accuracy_hi macro_f1_mean macro_f1_lo macro_f1_hi",
     "students_summary": "model accuracy_mean accuracy_lo accuracy_hi macro_f1_mean macro_f1_lo macro_f1_hi",
-    "calibration": "model seed accuracy nll brier ece_uniform ece_adaptive", "operating_points": "model seed tau macro_f1_opt",
+    "calibration": "model seed accuracy nll brier ece_uniform ece_adaptive",
+    "operating_points": "model seed tau macro_f1_opt",
     "robustness": "acc macro_f1 tag model seed",
-    "cpu_latency": "ckpt model seed device batch imsz lat_ms_mean lat_ms_std lat_ms_p50 lat_ms_p90 lat_ms_p99 throughput_fps",
+    "cpu_latency": "ckpt model seed device batch imsz lat_ms_mean lat_ms_std lat_ms_p50 lat_ms_p90 lat_ms_p99 "
+                   "throughput_fps",
     "memory": "ckpt model seed params_bytes params_mib peak_cuda_bytes peak_cuda_mib img_sz batch",
-    "pareto": "model score latency_ms params_mib peak_cuda_mib"}
+    "pareto": "model score latency_ms params_mib peak_cuda_mib",
+}
 
 
 def test_every_table_of_the_reference_report_is_there_as_latex(study):
     root, _ = study
     text = {name: (root / "tables" / f"{name}.tex").read_text(encoding="utf-8") for name in REFERENCE}
-    assert all(word in text["cpu_latency"] for word in ("Checkpoint & Device &", r"small\_kd/seed\_0/exports/model.int8.onnx & cpu &"))
-    assert "mel at sensitivity 0.95" in text["operating_points"] and "multipliers for macro F1" in text["operating_points"]
+    for name, cells in (
+        ("cpu_latency", "Checkpoint & Device &"),
+        ("cpu_latency", r"small\_kd/seed\_0/exports/model.int8.onnx & cpu &"),
+        ("operating_points", "mel at sensitivity 0.95"),
+        ("operating_points", "multipliers for macro F1"),
+    ):
+        assert cells in text[name]
 
 
 def test_a_table_of_an_earlier_report_does_not_outlive_its_figures(tmp_path, quick):
@@ -168,36 +184,41 @@ def test_every_number_of_the_page_stands_in_the_csv_of_its_table(study):
     root, page = study
     derived = {"mb", "file_mb", "macs_m"}  # units that a reader has use for
     for name, rows in page.tables.items():
-        held = {float(cell) for row in table(root, name) for cell in row.values() if blocks._is_number(cell)}
-        shown = {value for row in rows for key, cells in row.items() if key not in derived for value in cells if isinstance(value, float)}
-        assert not {value for value in shown if value not in held}, name
+        in_csv = {float(cell) for row in table(root, name) for cell in row.values() if blocks._is_number(cell)}
+        cells = [value for row in rows for key, values in row.items() if key not in derived for value in values]
+        assert {value for value in cells if isinstance(value, float)} <= in_csv, name
 
 
 def test_every_cell_of_every_table_stands_in_the_pdf(study, quick):
     pdfium = pytest.importorskip("pypdfium2")
     root, page = study
-    held = "".join("".join(one.get_textpage().get_text_range().split()) for one in pdfium.PdfDocument(root / "report.pdf"))
-    parts = build.build(study_files.read_study(root))
-    cells = {cell for block in blocks.blocks_of(parts, "table") for row in blocks.texts(block)[1] for cell in row}
+    sheets = [sheet.get_textpage().get_text_range() for sheet in pdfium.PdfDocument(root / "report.pdf")]
+    printed = "".join("".join(sheets).split())
+    sections = build.build(study_files.read_study(root))
+    cells = {cell for block in blocks.blocks_of(sections, "table") for row in blocks.texts(block)[1] for cell in row}
     assert len(cells) > 300
-    missing = {cell for cell in cells if "".join(cell.split()) not in held}
+    missing = {cell for cell in cells if "".join(cell.split()) not in printed}
     assert not missing
 
 
 def test_every_number_in_words_stands_in_a_table(study):
     """Or is one of the numbers that sentences are made with: a level, a count, a promise."""
     root, page = study
-    said = "".join(re.findall(r"<ul>(.*?)</ul>", page.source.split('id="words"')[1].split("</section>")[0], re.S))
-    held = [float(cell) for path in (root / "tables").glob("*.csv") for row in csv.DictReader(path.open(encoding="utf-8"))
-            for cell in row.values() if blocks._is_number(cell or "")]
-    shown = {form.format(value) for value in held for form in ("{:.3f}", "{:+.3f}", "{:+.4f}", "{:.0%}", "{:.1%}", "{:g}")}
-    numbers = re.findall(r"(?<![\w.])[+-]?\d+\.?\d*%?(?![\w])", re.sub(r"macro-F1|seed \d|_\d|small_\w+|teacher_\w+", " ", said))
+    section = page.source.split('id="words"')[1].split("</section>")[0]
+    sentences = "".join(re.findall(r"<ul>(.*?)</ul>", section, re.S))
+    rows = [row for path in (root / "tables").glob("*.csv") for row in table(root, path.stem)]
+    cells = [cell for row in rows for cell in row.values()]
+    values = [float(cell) for cell in cells if blocks._is_number(cell or "")]
+    forms = (".3f", "+.3f", "+.4f", ".0%", ".1%", "g")
+    formatted = {format(value, form) for value in values for form in forms}
+    without_names = re.sub(r"macro-F1|seed \d|_\d|small_\w+|teacher_\w+", " ", sentences)
+    numbers = re.findall(r"(?<![\w.])[+-]?\d+\.?\d*%?(?![\w])", without_names)
     assert len(numbers) > 20
-    assert not {number for number in numbers if number not in shown | {"0", "3"}}
+    assert not {number for number in numbers if number not in formatted | {"0", "3"}}
 
 
 def test_printed_numbers_are_the_values_rounded(study):
-    fractions = [(value, text) for value, text in study[1].shown if re.fullmatch(r"\d\.\d{3}", text)]
+    fractions = [(value, text) for value, text in study[1].numbers if re.fullmatch(r"\d\.\d{3}", text)]
     assert len(fractions) > 300
     assert all(text == f"{value:.3f}" for value, text in fractions)
 
@@ -209,10 +230,10 @@ def test_training_time_epochs_and_first_best_epoch_are_those_of_the_history(stud
 
 def test_confusion_matrices_show_the_counts(study):
     root, page = study
-    shown = [d for d in page.drawings() if d.get("aria-label").startswith("Confusion")]
-    assert len(shown) == 3
+    matrices = [d for d in page.drawings() if d.get("aria-label").startswith("Confusion")]
+    assert len(matrices) == 3
     counts = np.array(read_json(root / "teacher_big/seed_0/metrics.json")["confusion"])
-    assert sorted(int(word) for word in words(shown[0]) if word.isdigit()) == sorted(counts[counts > 0].tolist())
+    assert sorted(int(word) for word in words(matrices[0]) if word.isdigit()) == sorted(counts[counts > 0].tolist())
 
 
 def test_forest_names_every_run_with_its_value_and_the_majority_rule(study):
@@ -243,23 +264,26 @@ def test_sample_answers_are_the_argmax_of_the_logits_of_that_image(study):
 def test_undefined_numbers_are_a_dash_and_an_empty_cell(tmp_path, quick):
     root = write_study(tmp_path / "toy")
     path = root / "teacher_big/seed_0/metrics.json"
-    held = read_json(path)
-    held["test"]["macro_auroc"] = {"value": None, "lo": None, "hi": None, "replicates": 0, "undefined": 200}
-    write_json(path, held)
+    metrics = read_json(path)
+    metrics["test"]["macro_auroc"] = {"value": None, "lo": None, "hi": None, "replicates": 0, "undefined": 200}
+    write_json(path, metrics)
     page = paged(root)
     assert page.rows("seeds")["teacher_big", "0"]["macro_auroc"] == ["–"]
     assert [row["macro_auroc"] for row in table(root, "seeds") if row["model"] == "teacher_big"] == [""]
     assert "Macro AUROC 0 to 200." in page.text
 
 
-# ---- what is said
+# ---- sentences
 
 
 def test_title_data_splits_and_methods_are_stated(study):
     _, page = study
-    for said in ("toy", "203 images of", "in 3 classes", "3 train, 80 validation, 120 test", "8 × 8 px", "Not a medical device",
-                 "0.5 * ce + 0.5 * kd(T=4)", "f1f2f3", "abc1234", "percentile", "Options that differ", "12,345"):
-        assert said in page.text, said
+    for text in (
+        "toy", "203 images of", "in 3 classes", "3 train, 80 validation, 120 test", "8 × 8 px",
+        "Not a medical device", "0.5 * ce + 0.5 * kd(T=4)", "f1f2f3", "abc1234", "percentile", "Options that differ",
+        "12,345",
+    ):
+        assert text in page.text, text
     assert re.search(r"python distill\.py --config \S*/small_kd/seed_1/config\.yaml", page.text)
     assert re.search(r"python train_teacher\.py --config \S*/teacher_big/seed_0/config\.yaml", page.text)
     assert re.findall(r"Not shown: ([\w ]+)\.", page.text) == ["supplementary notes"]
@@ -273,14 +297,22 @@ def test_synthetic_data_are_called_so_and_real_data_are_not(study, tmp_path, qui
 
 def test_best_is_chosen_on_validation_and_says_what_it_rests_on(study):
     root, page = study
-    scores = {model: np.mean([read_json(root / model / f"seed_{k}/metrics.json")["val"]["macro_f1"]["value"] for k in (0, 1)])
-              for model in ("small_alone", "small_kd")}
+    scores = {
+        model: np.mean([read_json(root / model / f"seed_{k}/metrics.json")["val"]["macro_f1"]["value"] for k in (0, 1)])
+        for model in ("small_alone", "small_kd")
+    }
     assert scores["small_kd"] > scores["small_alone"]
-    own = next(row for row in table(root, "students_summary") if row["model"] == "small_kd")
-    value, lo, hi = (float(own[f"macro_f1_{end}"]) for end in ("mean", "lo", "hi"))
-    assert (f"Best student: small_kd, by macro-F1 on validation (next small_alone), so that test has no say in the choice. "
-            f"On test it has {value:.3f} [{lo:.3f}, {hi:.3f}]") in page.text
-    row = next(row for row in table(root, "deltas") if (row["reference"], row["model"], row["metric"]) == ("small_alone", "small_kd", "macro_f1"))
+    best = next(row for row in table(root, "students_summary") if row["model"] == "small_kd")
+    value, lo, hi = (float(best[f"macro_f1_{end}"]) for end in ("mean", "lo", "hi"))
+    assert (
+        "Best student: small_kd, by macro-F1 on validation (next small_alone), so that the choice does not use the "
+        f"test split. On test it has {value:.3f} [{lo:.3f}, {hi:.3f}]"
+    ) in page.text
+    row = next(
+        row
+        for row in table(root, "deltas")
+        if (row["reference"], row["model"], row["metric"]) == ("small_alone", "small_kd", "macro_f1")
+    )
     difference, lo, hi = (float(row[key]) for key in ("difference", "difference_lo", "difference_hi"))
     assert f"Its paired difference from small_alone on test is {difference:+.3f} [{lo:+.3f}, {hi:+.3f}]" in page.text
     assert ("not distinguishable on test" in page.text) == (lo <= 0 <= hi)
@@ -291,13 +323,15 @@ def test_a_sentence_never_claims_more_than_its_interval(tmp_path, quick):
         folder = tmp_path / f"toy/{name}_alone/seed_0"
         write_run(folder, 1.5, noise=1, student=["small"], teacher=None)
         for part in ("val", "test"):
-            held = read_npz(folder / f"predictions/{part}.npz")
-            write_npz(folder / f"predictions/{part}.npz", **{
-                **held, "logits": held["logits"] + np.random.default_rng(ord(name)).normal(scale=.2, size=held["logits"].shape)})
+            path = folder / f"predictions/{part}.npz"
+            content = read_npz(path)
+            noise = np.random.default_rng(ord(name)).normal(scale=0.2, size=content["logits"].shape)
+            write_npz(path, **{**content, "logits": content["logits"] + noise})
     reported.evaluate(tmp_path / "toy")
     text = paged(tmp_path / "toy").text
-    assert "the two are not distinguishable on test" in text and "bears the choice out" not in text and "validation chose wrong" not in text
-    assert "_alone have 1 seed: what training again would change is in no interval." in text
+    assert "the two are not distinguishable on test" in text
+    assert "test confirms the choice" not in text and "validation chose wrong" not in text
+    assert "_alone have 1 seed: the intervals do not include the variation between training runs." in text
 
 
 def test_a_weak_teacher_bars_any_conclusion(study, tmp_path, quick):
@@ -308,11 +342,11 @@ def test_a_weak_teacher_bars_any_conclusion(study, tmp_path, quick):
     assert "no conclusion" not in study[1].text
 
 
-def test_a_student_without_its_control_is_named(study, tmp_path, quick):
+def test_a_student_without_its_baseline_is_named(study, tmp_path, quick):
     root = write_study(tmp_path / "toy")
     write_run(root / "tiny_kd" / "seed_0", student=["tiny"], teacher="runs/toy/teacher_big/seed_0")
-    held = read_json(root / "tiny_kd/seed_0/environment.json")
-    write_json(root / "tiny_kd/seed_0/environment.json", {**held, "arch": "tiny"})
+    environment = read_json(root / "tiny_kd/seed_0/environment.json")
+    write_json(root / "tiny_kd/seed_0/environment.json", {**environment, "arch": "tiny"})
     reported.evaluate(root)
     text = paged(root).text
     assert "No tiny was trained without a teacher" in text and "No small was" not in text
@@ -333,8 +367,8 @@ def test_networks_of_unknown_architecture_are_not_called_the_same(study, tmp_pat
 def test_runs_tested_on_different_images_are_not_compared(study, tmp_path, quick):
     root = write_study(tmp_path / "toy")
     path = root / "small_kd/seed_0/predictions/test.npz"
-    held = read_npz(path)
-    write_npz(path, **{**held, "ids": np.char.add("other_", held["ids"])})
+    content = read_npz(path)
+    write_npz(path, **{**content, "ids": np.char.add("other_", content["ids"])})
     page = paged(root)
     assert "must not be compared" in page.text and "must not be compared" not in study[1].text
     assert {row["model"] for row in table(root, "deltas")} == {"small_alone"}
@@ -342,12 +376,13 @@ def test_runs_tested_on_different_images_are_not_compared(study, tmp_path, quick
 
 def test_notes_are_shown_as_they_are_and_as_text(tmp_path, quick):
     write_run(tmp_path / "toy/a/seed_0")
-    (tmp_path / "one.md").write_text("# Why <b>\n\n- *first*\n- second\n\n| a | b |\n| - | - |\n| <i>1 | 2 |\n", encoding="utf-8")
-    (tmp_path / "two.txt").write_text("Plain =words.", encoding="utf-8")
-    page = Page(report.main([str(tmp_path / "toy"), "--notes", str(tmp_path / "one.md"), str(tmp_path / "two.txt")]).read_text(encoding="utf-8"))
+    markdown, plain = tmp_path / "one.md", tmp_path / "two.txt"
+    markdown.write_text("# Why <b>\n\n- *first*\n- second\n\n| a | b |\n| - | - |\n| <i>1 | 2 |\n", encoding="utf-8")
+    plain.write_text("Plain =words.", encoding="utf-8")
+    page = Page(report.main([str(tmp_path / "toy"), "--notes", str(markdown), str(plain)]).read_text(encoding="utf-8"))
     notes = page.text.split("Supplementary notes")[-1]
-    for told in ("one.md Why <b>", "first", "second", "<i>1", "two.txt Plain =words."):
-        assert told in notes, told
+    for text in ("one.md Why <b>", "first", "second", "<i>1", "two.txt Plain =words."):
+        assert text in notes, text
     assert not {"i", "em"} & {tag for tag, _ in page.tags} and not list((tmp_path / "toy/tables").glob(".csv"))
     with pytest.raises(UserError, match="three.md"):
         report.main([str(tmp_path / "toy"), "--notes", str(tmp_path / "three.md")])
@@ -364,31 +399,33 @@ def findings(page):
 
 def test_findings_stand_above_every_figure_worst_first_with_their_severity_in_words(tmp_path, quick):
     root = write_study(tmp_path / "toy")
-    one, other = (root / f"small_kd/seed_{seed}" for seed in (0, 1))
-    (other / "history.csv").write_bytes((one / "history.csv").read_bytes())
-    (one / "split.csv").unlink()
+    first, second = (root / f"small_kd/seed_{seed}" for seed in (0, 1))
+    (second / "history.csv").write_bytes((first / "history.csv").read_bytes())
+    (first / "split.csv").unlink()
     page = paged(root)
-    found = findings(page)
-    assert list(found)[0] == ("error", "same-curve") and ("note", "split-not-seen") in found
-    ranks = [examine.SEVERITIES.index(severity) for severity, _ in found]
+    on_page = findings(page)
+    assert list(on_page)[0] == ("error", "same-curve") and ("note", "split-not-seen") in on_page
+    ranks = [examine.SEVERITIES.index(severity) for severity, _ in on_page]
     assert ranks == sorted(ranks)
-    for (severity, rule), text in found.items():
+    for (severity, rule), text in on_page.items():
         assert text.startswith(f"{severity} {rule}") and "What to do:" in text
-    assert "small_kd/seed_0, small_kd/seed_1 share the curve" in found["error", "same-curve"]
-    assert page.source.index('id="findings"') < min(map(page.source.index, ("<table", "<svg", "<nav", 'id="performance"')))
-    told = examine.audit_study([path.parents[1] for path in sorted(root.rglob("predictions/test.npz"))])
-    assert {(f["severity"], f["rule"]) for f in told} == set(found)
+    assert "small_kd/seed_0, small_kd/seed_1 share the curve" in on_page["error", "same-curve"]
+    figures_and_links = ("<table", "<svg", "<nav", 'id="performance"')
+    assert page.source.index('id="findings"') < min(map(page.source.index, figures_and_links))
+    of_audit = examine.audit_study(runs.find(root))
+    assert {(f["severity"], f["rule"]) for f in of_audit} == set(on_page)
 
 
-def test_the_page_names_the_rules_that_were_held(study):
+def test_the_page_names_the_rules_that_were_applied(study):
     root, page = study
-    held = examine.apply_rules(examine.gather_cases([path.parents[1] for path in root.rglob("predictions/test.npz")]))[1]
-    assert f"{len(held)} of {len(examine.RULES)} rules could be held against these runs: {', '.join(held)}." in page.text
+    _, rules = examine.apply_rules(examine.gather_cases(runs.find(root)))
+    names = ", ".join(rules)
+    assert f"{len(rules)} of {len(examine.RULES)} rules could be applied to these runs: {names}." in page.text
 
 
 def test_the_tables_of_a_report_give_an_audit_nothing_new(study):
     root, _ = study
-    before = {(f["rule"], f["saw"]) for f in examine.audit_study([path.parents[1] for path in root.rglob("predictions/test.npz")])}
+    before = {(f["rule"], f["saw"]) for f in examine.audit_study(runs.find(root))}
     after = {(f["rule"], f["saw"]) for f in examine.audit_paths([root])}
     assert not after - before
 
@@ -397,11 +434,12 @@ def test_the_faults_of_the_reference_report_are_listed_and_its_figures_named_as_
     from test_other_tables import PAGES, write
     folder = write(tmp_path / "phase1", PAGES)
     page = Page(report.main([str(folder), "--out", str(tmp_path / "out")]).read_text(encoding="utf-8"))
-    told = {f["rule"] for f in examine.audit_tables(folder)}
-    assert {rule for _, rule in findings(page)} == told >= {"ece-is-error-rate", "idle-threshold", "idle-corruption", "same-curve"}
+    rules = {f["rule"] for f in examine.audit_tables(folder)}
+    assert {rule for _, rule in findings(page)} == rules
+    assert rules >= {"ece-is-error-rate", "idle-threshold", "idle-corruption", "same-curve"}
     assert "0.893" not in page.text.split("What is not shown")[1] and not page.tables
-    assert re.search(r"calibration\.csv: 3 rows, model, seed, accuracy, \S.* Missing: a run .* an interval, a split .* an environment",
-                     page.text)
+    missing = r"Missing: a run .* an interval, a split .* an environment"
+    assert re.search(rf"calibration\.csv: 3 rows, model, seed, accuracy, \S.* {missing}", page.text)
     assert "performance.csv: 4 rows" in page.text and "Not shown: roles and data, performance," in page.text
 
 
@@ -461,7 +499,7 @@ def test_a_teacher_of_another_study_is_named_with_it(tmp_path):
     for name in ("toy", "aside"):
         folder = tmp_path / "toy" / "small_kd" / "seed_0"
         run = SimpleNamespace(options={"teacher": f"runs/{name}/teacher_big/seed_0"}, folder=folder)
-        assert overview.taught_by(run) == {"toy": "teacher_big", "aside": "aside/teacher_big"}[name]
+        assert overview.teacher_name(run) == {"toy": "teacher_big", "aside": "aside/teacher_big"}[name]
 
 
 def test_hostile_names_are_shown_as_text_and_harm_no_table(tmp_path):

@@ -36,7 +36,9 @@ def test_kills_at_random_points_end_with_bitwise_the_same_weights(tmp_path, kill
 
 def test_a_finished_run_is_left_as_it_is_and_said_to_be_finished(tmp_path, capsys):
     run, = distill.main([*COMMON, "--out", str(tmp_path)])
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.suffix in (".pt", ".npz")}
+    before = {
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.suffix in (".pt", ".npz")
+    }
     capsys.readouterr()
     distill.main([*COMMON, "--out", str(tmp_path)])
     assert "finished already" in capsys.readouterr().out
@@ -114,7 +116,9 @@ def test_a_study_that_was_moved_or_is_named_otherwise_goes_on(tmp_path, monkeypa
     (tmp_path / "moved/s/tiny_kd/seed_0/predictions/test.npz").unlink()
     again, = distill.main([*student, "--out", "moved"])
     assert runs.finished(again)
-    with pytest.raises(UserError, match="made with other options: teacher was tiny, now resnet18"):  # here it is a network
+    with pytest.raises(
+        UserError, match="made with other options: teacher was tiny, now resnet18"
+    ):  # here it is a network
         train_teacher.main([*common[:-1], "resnet18", "--name", "teacher_tiny", "--out", "moved"])
 
 

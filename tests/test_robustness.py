@@ -1,6 +1,7 @@
-"""Quality under corruptions: paired with clean, frozen on validation, each corrupted batch shared, resumable by cell."""
+"""Quality under corruptions: paired with clean, frozen on validation, corrupted batches shared, resumable by cell."""
 
 import io
+import itertools
 import json
 import re
 import shutil
@@ -26,7 +27,7 @@ from kd.files import read_csv, read_json, read_npz, read_yaml, write_npz, write_
 from kd.report import figures_robustness, study_files
 from kd.report.sections import robustness
 from kd.robustness import answers, scores, suites, terminal
-from kd.run_folder import StudyFolder
+from kd.run_folder import Run, StudyFolder
 from kd.train import teacher_cache
 from kd.train.options import TRAINED_CORRUPTIONS
 
@@ -40,7 +41,8 @@ def answer(logits):
 
 def model(name, cells, kind="student", temperature=None, points=()):
     """A Model of logits a tag, clean first."""
-    return scores.Model(name, "seed_0", "best.pt", kind, temperature, list(points), {tag: answer(z) for tag, z in cells.items()})
+    answers_ = {tag: answer(logits) for tag, logits in cells.items()}
+    return scores.Model(name, "seed_0", "best.pt", kind, temperature, list(points), answers_)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,8 @@ def honestly():
     rng = np.random.default_rng(0)
     val, test = honest.pair(rng, 400, skill=2)
     noise = rng.normal(size=test.logits.shape)
-    cells = {"clean": test.logits, "noise_1": test.logits + noise, "noise_2": test.logits + 3 * noise, "blur_1": test.logits / 3 + noise}
+    cells = {"clean": test.logits, "noise_1": test.logits + noise, "noise_2": test.logits + 3 * noise,
+             "blur_1": test.logits / 3 + noise}
     return val, test, honest.result(val, test, 200), cells
 
 
@@ -66,13 +69,16 @@ def test_the_clean_row_is_what_evaluation_said(honestly, tmp_path):
     result = json.loads(json.dumps(result))
     temperature, points = scores.frozen(result, tmp_path)
     rows, _ = measured([model("a", cells, temperature=temperature, points=points)], test)
-    clean, told = rows[0][0], result["test"]
-    names = {name: f"{name}_calibrated" if name in ("nll", "ece", "aurc") else name for name in scores.METRICS}
-    for name, theirs in names.items():
-        assert [clean[name], clean[f"{name}_lo"], clean[f"{name}_hi"]] == pytest.approx([told[theirs][k] for k in ("value", "lo", "hi")])
-    point = next(point for point in result["operating_points"] if point["class"] == "mel" and point["kind"] == "sensitivity")
+    clean = rows[0][0]
+    thresholds = {point["class"]: point for point in result["operating_points"] if point["kind"] == "sensitivity"}
+    expected = {}
+    for name in scores.METRICS:
+        expected[name] = result["test"][f"{name}_calibrated" if name in ("nll", "ece", "aurc") else name]
     for name in ("sensitivity", "specificity"):
-        assert [clean[f"{name}/mel{end}"] for end in scores.ENDS] == pytest.approx([point["test"][name][k] for k in ("value", "lo", "hi")])
+        expected[f"{name}/mel"] = thresholds["mel"]["test"][name]
+    for name, metric in expected.items():
+        bounds = [clean[f"{name}{end}"] for end in scores.ENDS]
+        assert bounds == pytest.approx([metric[key] for key in ("value", "lo", "hi")])
     assert list(clean)[:5] == REFERENCE and clean["acc"] == clean["accuracy"] and clean["tag"] == "clean"
     assert np.isnan(clean["accuracy_difference"]) and np.isnan(clean["agreement_clean"])
 
@@ -85,13 +91,15 @@ def test_figures_of_a_cell_by_hand():
     test = SimpleNamespace(labels=labels, clusters=np.arange(8), class_names=["a", "b"], groups=None)
     high = 1 / (1 + np.exp(-2.0))  # probability of the answer: logits 1 and -1
     point = {"class": "b", "threshold": high, "promised": .95}
-    one = model("m", {"clean": clean, "noise_1": turned}, temperature=2.0, points=[point])
-    (rows,), _ = measured([one], test, CELLS[:1])
+    (rows,), _ = measured([model("m", {"clean": clean, "noise_1": turned}, temperature=2.0, points=[point])], test,
+                          CELLS[:1])
     cell = rows[1]
-    assert cell["acc"] == 5 / 8 and cell["accuracy_difference"] == pytest.approx(-2 / 8) and cell["agreement_clean"] == 6 / 8
+    assert cell["acc"] == 5 / 8 and cell["agreement_clean"] == 6 / 8
+    assert cell["accuracy_difference"] == pytest.approx(-2 / 8)
     assert cell["balanced_accuracy"] == (2 / 4 + 3 / 4) / 2
     p = 1 / (1 + np.exp(-1.0))  # after temperature 2
-    assert cell["nll"] == pytest.approx(-(5 * np.log(p) + 3 * np.log(1 - p)) / 8) and cell["ece"] == pytest.approx(p - 5 / 8)
+    assert cell["nll"] == pytest.approx(-(5 * np.log(p) + 3 * np.log(1 - p)) / 8)
+    assert cell["ece"] == pytest.approx(p - 5 / 8)
     assert cell["sensitivity/b"] == 3 / 4 and cell["specificity/b"] == 2 / 4  # of raw probabilities
     assert (cell["pixel_change"], cell["seconds"], cell["corruption"], cell["severity"]) == (1, 1, "noise", 1)
 
@@ -99,7 +107,8 @@ def test_figures_of_a_cell_by_hand():
 def test_be_and_rbe_by_hand_and_a_baseline_fed_back_gives_exactly_one(honestly):
     _, test, _, cells = honestly
     cells = {**cells, "noise_2": cells["clean"][::-1]}  # a clear loss
-    other = {tag: logits + (tag != "clean") * np.random.default_rng(1).normal(size=logits.shape) for tag, logits in cells.items()}
+    noise = np.random.default_rng(1).normal(size=cells["clean"].shape)
+    other = {tag: logits + (tag != "clean") * noise for tag, logits in cells.items()}
     models = [model("teacher", cells, "teacher"), model("student", other), model("again", cells)]
     _, summary = measured(models, test)
 
@@ -107,7 +116,7 @@ def test_be_and_rbe_by_hand_and_a_baseline_fed_back_gives_exactly_one(honestly):
         answers = logits.argmax(1)
         return 1 - np.mean([(answers[test.labels == k] == k).mean() for k in range(len(test.class_names))])
 
-    e, base = ([error(held[tag]) for tag in ("clean", "noise_1", "noise_2", "blur_1")] for held in (other, cells))
+    e, base = ([error(logits[tag]) for tag in ("clean", "noise_1", "noise_2", "blur_1")] for logits in (other, cells))
     assert summary[1]["be"] == pytest.approx(sum(e[1:]) / sum(base[1:]))
     assert summary[1]["rbe"] == pytest.approx((sum(e[1:]) - 3 * e[0]) / (sum(base[1:]) - 3 * base[0]))
     assert summary[1]["be/noise"] == pytest.approx((e[1] + e[2]) / (base[1] + base[2]))
@@ -130,29 +139,30 @@ def test_rbe_is_undefined_where_what_the_baseline_loses_is_not_clearly_above_not
     gains, loses = model("teacher", wrong(3), "teacher"), model("student", wrong(8))
     for teacher, count in ((gains, 3), (model("teacher", wrong(5), "teacher"), 5)):
         _, summary = measured([teacher, loses], test, CELLS[:1])
-        assert summary[1]["be"] == pytest.approx(8 / count) and all(np.isnan([row["rbe"], row["rbe_hi"]]).all() for row in summary)
+        assert summary[1]["be"] == pytest.approx(8 / count)
+        assert np.isnan([[row["rbe"], row["rbe_hi"]] for row in summary]).all()
         assert "rBE n/a: what teacher/seed_0 loses" in " ".join(terminal.quality(summary).split())
     _, summary = measured([gains, loses], test, CELLS[:1], baseline=1)
     assert [row["rbe"] for row in summary] == [pytest.approx(-1 / 4), 1] and summary[0]["rbe_hi"] < 1
     assert "rBE n/a" not in terminal.quality(summary)
 
 
-def test_models_with_thresholds_for_different_classes_are_told_each_with_its_own(honestly):
+def test_models_with_thresholds_for_different_classes_are_each_printed_with_their_own(honestly):
     _, test, _, cells = honestly
     points = [{"class": name, "threshold": .3, "promised": promised} for name, promised in (("mel", .9), ("bcc", .85))]
-    _, summary = measured([model("a", cells, points=points[:1]), model("b", cells, points=points[1:]), model("c", cells)], test)
-    told = terminal.printed(summary, test)
-    assert re.search(r"^1 .* mel 0.9 ", told, re.M) and re.search(r"^2 .* bcc 0.85 ", told, re.M)
-    assert max(map(len, told.splitlines())) <= 110
-    blank = terminal.printed(measured([model("c", cells)], test)[1], test)
-    assert "promised" not in blank
+    without = model("c", cells)
+    _, summary = measured([model("a", cells, points=points[:1]), model("b", cells, points=points[1:]), without], test)
+    text = terminal.summary_text(summary, test)
+    assert re.search(r"^1 .* mel 0.9 ", text, re.M) and re.search(r"^2 .* bcc 0.85 ", text, re.M)
+    assert max(map(len, text.splitlines())) <= 110
+    assert "promised" not in terminal.summary_text(measured([without], test)[1], test)
 
 
 def test_the_image_that_is_shown_is_of_melanoma_where_there_is_one():
     test = SimpleNamespace(labels=np.array([0, 1, 1]), ids=np.array(["x", "y", "z"]), class_names=["nv", "mel"])
-    assert scores.example(test) == "y"
+    assert scores.example_id(test) == "y"
     for labels, names in (([0, 0, 0], ["nv", "mel"]), ([0, 1, 1], ["a", "b"])):
-        assert scores.example(SimpleNamespace(labels=np.array(labels), ids=test.ids, class_names=names)) == "x"
+        assert scores.example_id(SimpleNamespace(labels=np.array(labels), ids=test.ids, class_names=names)) == "x"
 
 
 def test_means_and_the_worst_cell_are_of_the_cells(honestly):
@@ -164,7 +174,8 @@ def test_means_and_the_worst_cell_are_of_the_cells(honestly):
     assert summary["worst_tag"] == min(scores, key=scores.get) and summary["worst_macro_f1"] == min(scores.values())
     assert summary["mean_macro_f1_lo"] < summary["mean_macro_f1"] < summary["mean_macro_f1_hi"]
     narrow = summary["macro_f1/noise_hi"] - summary["macro_f1/noise_lo"]
-    assert narrow < sum(row["macro_f1_hi"] - row["macro_f1_lo"] for row in rows[0] if row["corruption"] == "noise") / 2 + 1e-12
+    widths = [row["macro_f1_hi"] - row["macro_f1_lo"] for row in rows[0] if row["corruption"] == "noise"]
+    assert narrow < sum(widths) / 2 + 1e-12
 
 
 def test_differences_are_paired_with_clean_on_the_same_replicates(honestly):
@@ -176,7 +187,8 @@ def test_differences_are_paired_with_clean_on_the_same_replicates(honestly):
         assert [same[f"{name}_difference{end}"] for end in scores.ENDS] == pytest.approx([0, 0, 0], abs=1e-12)
     assert [same[f"agreement_clean{end}"] for end in scores.ENDS] == [1, 1, 1]
     paired = rows[0][1]
-    assert paired["accuracy_difference_hi"] - paired["accuracy_difference_lo"] < paired["accuracy_hi"] - paired["accuracy_lo"]
+    width = paired["accuracy_difference_hi"] - paired["accuracy_difference_lo"]
+    assert width < paired["accuracy_hi"] - paired["accuracy_lo"]
 
 
 def test_agreement_with_the_teacher_is_of_the_same_cell(honestly):
@@ -190,12 +202,12 @@ def test_agreement_with_the_teacher_is_of_the_same_cell(honestly):
 
 def test_a_part_of_the_images_is_whole_groups_and_has_every_class():
     test = honest.predictions(np.random.default_rng(0), 900)
-    few = scores.part(test, 200)
+    few = scores.subset(test, 200)
     assert 195 <= len(few.labels) < 215 and set(few.labels) == set(test.labels)
     assert all(np.sum(few.labels == k) >= 200 * np.sum(test.labels == k) / 900 - 1e-9 for k in set(test.labels))
     assert set(few.groups).isdisjoint(set(test.groups[~np.isin(test.ids, few.ids)]))
     assert np.array_equal(few.logits, test.logits[np.isin(test.ids, few.ids)])
-    assert np.array_equal(scores.part(test, 5000).ids, test.ids)
+    assert np.array_equal(scores.subset(test, 5000).ids, test.ids)
 
 
 def test_what_is_frozen_is_melanomas_threshold_or_the_classes_asked_for(honestly, tmp_path):
@@ -216,21 +228,22 @@ def test_what_is_frozen_is_melanomas_threshold_or_the_classes_asked_for(honestly
 
 def test_a_table_keeps_rows_of_other_suites_and_files_and_never_gives_more_images_for_fewer(tmp_path):
     def row(tag, score, images=10, **more):
-        return {"acc": score, "macro_f1": score, "tag": tag, "model": "m", "seed": "s", "file": "best.pt", "suite": "default",
-                "images": images, **more}
+        return {"acc": score, "macro_f1": score, "tag": tag, "model": "m", "seed": "s", "file": "best.pt",
+                "suite": "default", "images": images, **more}
 
     path = tmp_path / "robustness.csv"
     assert scores.write(path, [row("clean", .5), row("a_1", .25)])
     assert scores.write(path, [row("clean", .1, file="model.onnx"), row("clean", .2, suite="phase1")])
     assert scores.write(path, [row("clean", .75), row("a_2", float("nan"))])
-    held = scores.read(path)
-    assert [(r["file"], r["suite"], r["tag"], r["macro_f1"]) for r in held[:3]] == [
-        ("best.pt", "default", "clean", .75), ("best.pt", "default", "a_2", pytest.approx(np.nan, nan_ok=True)), ("model.onnx", "default", "clean", .1)]
-    assert not scores.write(path, [row("clean", .9, images=5)]) and scores.read(path)[0]["macro_f1"] == .75
+    assert [(r["file"], r["suite"], r["tag"], r["macro_f1"]) for r in read_csv(path)[:3]] == [
+        ("best.pt", "default", "clean", "0.75"), ("best.pt", "default", "a_2", ""),
+        ("model.onnx", "default", "clean", "0.1")]
+    assert not scores.write(path, [row("clean", .9, images=5)]) and read_csv(path)[0]["macro_f1"] == "0.75"
     assert scores.write(path, [row("clean", .9, images=5, suite="medmnist-c")])
-    (tmp_path / "odd.csv").write_text("model,acc\nm,1\n", encoding="utf-8")
+    assert len(Run(tmp_path).robustness) == 5
+    path.write_text("model,acc\nm,1\n", encoding="utf-8")
     with pytest.raises(UserError, match="no column tag"):
-        scores.read(tmp_path / "odd.csv")
+        Run(tmp_path).robustness
 
 
 # ---- running
@@ -267,7 +280,8 @@ def no_figures(monkeypatch):
 TWO = ["--corruption", "gaussian_noise,sigma=0.3", "--corruption", "contrast_down,factor=0.2"]
 
 
-def test_three_models_share_each_corrupted_batch_and_what_was_killed_goes_on(study, counted, capsys, monkeypatch, no_figures):
+def test_three_models_share_each_corrupted_batch_and_what_was_killed_goes_on(study, counted, capsys, monkeypatch,
+                                                                            no_figures):
     words = [study, study / "exports" / "model.onnx", *TWO]
     monkeypatch.setattr(answers, "BATCH", 10)
     real, made = write_npz, []
@@ -287,10 +301,10 @@ def test_three_models_share_each_corrupted_batch_and_what_was_killed_goes_on(stu
     summary = run(*words)
     cells = [("gaussian_noise", {"sigma": .3}), ("contrast_down", {"factor": .2})]
     assert counted == [(*cell, n) for cell in cells for n in (10, 8)]
-    told = capsys.readouterr().out
-    assert re.search(r"of which corrupting \d+% \(each batch once for 3 models\)", told)
+    printed = capsys.readouterr().out
+    assert re.search(r"of which corrupting \d+% \(each batch once for 3 models\)", printed)
     assert [row["file"] for row in summary] == ["best.pt", "model.int8.onnx", "model.onnx"]
-    assert re.search(r"^(The audit found nothing|(error|warning): |notes not shown: )", told, re.M)
+    assert re.search(r"^(The audit found nothing|(error|warning): |notes not shown: )", printed, re.M)
     counted.clear()
     whole = (study / "robustness.csv").read_bytes()
     path = study.parents[1] / "robustness_summary.csv"  # of the study, of which it is the only run
@@ -303,33 +317,37 @@ def test_three_models_share_each_corrupted_batch_and_what_was_killed_goes_on(stu
 def test_the_answers_are_those_of_the_files_and_clean_ones_those_of_training(study, no_figures):
     run(study, study / "exports" / "model.onnx", *TWO, "--baseline", study)
     rows = read_csv(study / "robustness.csv")
-    assert list(rows[0])[:5] == REFERENCE and [row["tag"] for row in rows[:3]] == ["clean", "gaussian_noise,sigma=0.3", "contrast_down,factor=0.2"]
-    told = read_json(study / "metrics.json")["test"]
-    assert float(rows[0]["acc"]) == told["accuracy"]["value"] and float(rows[0]["macro_f1"]) == told["macro_f1"]["value"]
+    assert list(rows[0])[:5] == REFERENCE
+    assert [row["tag"] for row in rows[:3]] == ["clean", "gaussian_noise,sigma=0.3", "contrast_down,factor=0.2"]
+    metrics = read_json(study / "metrics.json")["test"]
+    assert float(rows[0]["acc"]) == metrics["accuracy"]["value"]
+    assert float(rows[0]["macro_f1"]) == metrics["macro_f1"]["value"]
     by_file = {row["file"]: row for row in rows if row["tag"] == rows[1]["tag"]}
     assert by_file["model.onnx"]["acc"] == by_file["best.pt"]["acc"] != rows[0]["acc"]
     assert float(by_file["model.onnx"]["nll"]) == pytest.approx(float(by_file["best.pt"]["nll"]), abs=1e-4)
     assert float(by_file["best.pt"]["pixel_change"]) > 20 and rows[0]["pixel_change"] == "0"
-    kept = read_npz(study / "robustness" / "custom" / "best.pt" / "clean.npz")
-    assert np.abs(kept["logits"] - read_npz(study / "predictions" / "test.npz")["logits"]).max() < 1e-4
+    answers_ = read_npz(study / "robustness" / "custom" / "best.pt" / "clean.npz")
+    assert np.abs(answers_["logits"] - read_npz(study / "predictions" / "test.npz")["logits"]).max() < 1e-4
     summary = read_csv(study.parents[1] / "robustness_summary.csv")
-    assert [(row["be"], row["rbe"]) for row in summary][0] == ("1.0", "1.0") and summary[1]["baseline"] == "tiny_alone/seed_0"
+    assert (summary[0]["be"], summary[0]["rbe"]) == ("1.0", "1.0")
+    assert summary[1]["baseline"] == "tiny_alone/seed_0"
 
 
 def test_kept_answers_are_used_only_for_what_they_are_of(study, counted, monkeypatch, no_figures):
     words = [study, "--corruption", "gaussian_noise,sigma=0.3"]
     path = study / "robustness" / "custom" / "best.pt" / "gaussian_noise_sigma_0.3.npz"
     run(*words)
-    monkeypatch.setattr(scores, "QUICK", 6)
+    monkeypatch.setattr(scores, "QUICK_IMAGES", 6)
     counted.clear()
-    run(*words, "--quick")  # a part of what is kept
+    run(*words, "--quick")  # a part of the answers on disk
     assert not counted and len(read_csv(study / "robustness.csv")) == 4
     good = path.read_bytes()
-    for spoil in (lambda: path.write_bytes(good[:100]),
-                  lambda: write_npz(path, **{**read_npz(path), "key": np.array("another")}),
-                  lambda: write_npz(path, **{key: value[1:] if key in ("ids", "logits", "change") else value
-                                                  for key, value in read_npz(path).items()})):
-        spoil()
+    arrays = read_npz(path)
+    fewer = {name: array[1:] for name, array in arrays.items() if name in ("ids", "logits", "change")}
+    for damage in (lambda: path.write_bytes(good[:100]),
+                   lambda: write_npz(path, **{**arrays, "key": np.array("another")}),
+                   lambda: write_npz(path, **{**arrays, **fewer})):
+        damage()
         counted.clear()
         run(*words)
         assert counted == [("gaussian_noise", {"sigma": .3}, 18)]
@@ -337,15 +355,17 @@ def test_kept_answers_are_used_only_for_what_they_are_of(study, counted, monkeyp
 
 def test_a_suite_writes_its_figures_and_the_audit_reads_its_table(study, capsys):
     run(study, "--suite", "phase1", "--quick")
-    told = capsys.readouterr().out
-    assert "not a blur" in told and "next: " not in told  # that is for the command line
-    rows = scores.read(study / "robustness.csv")
+    printed = capsys.readouterr().out
+    assert "not a blur" in printed and "next: " not in printed  # that is for the command line
+    rows = read_csv(study / "robustness.csv")
     assert [row["tag"] for row in rows[:4]] == ["clean", "gaussian_0.1", "gaussian_0.3", "jpeg_90"]
     for name in ("sheet.png", "curves.svg", "heatmap.svg"):
         assert (study.parents[1] / f"robustness_phase1_{name}").stat().st_size > 1000
-    assert ElementTree.parse(study.parents[1] / "robustness_phase1_curves.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    drawing = ElementTree.parse(study.parents[1] / "robustness_phase1_curves.svg").getroot()
+    assert drawing.tag == "{http://www.w3.org/2000/svg}svg"
     notes = [finding for finding in examine.audit_study([study]) if finding["rule"] == "unclear-corruption"]
-    assert [note["saw"].split(":")[0] for note in notes] == [f"tiny_alone/seed_0 {which}" for which in ("phase1", "model.int8.onnx phase1")]
+    cases = [note["saw"].split(":")[0] for note in notes]
+    assert cases == ["tiny_alone/seed_0 phase1", "tiny_alone/seed_0 model.int8.onnx phase1"]
 
 
 def test_a_corruption_that_changes_no_pixel_is_found_in_each_file(study, tmp_path, capsys, no_figures):
@@ -359,32 +379,41 @@ def idle_test(images, *, radius):
     return images.copy()
 ''', encoding="utf-8")
     run(study, "--corruption", "idle_test", "--plugin", plugin)
-    told = capsys.readouterr().out
-    found = [finding for finding in examine.audit_study([study]) if finding["rule"] == "idle-corruption"]
-    assert {finding["severity"] for finding in found} == {"error"} and "idle-corruption" in told
-    assert any("idle_test_1 scores as the clean images to all digits in 2 of 2 models" in finding["saw"] for finding in found)
-    assert "seed_0 model.int8.onnx" in found[0]["saw"]
+    assert "idle-corruption" in capsys.readouterr().out
+    findings = [finding for finding in examine.audit_study([study]) if finding["rule"] == "idle-corruption"]
+    assert {finding["severity"] for finding in findings} == {"error"}
+    sentence = "idle_test_1 scores as the clean images to all digits in 2 of 2 models"
+    assert any(sentence in finding["saw"] for finding in findings)
+    assert "seed_0 model.int8.onnx" in findings[0]["saw"]
 
 
 def test_what_cannot_be_is_one_line_and_nothing_is_written(study, tmp_path, exported, no_figures):
     plugin = tmp_path / "faulty.py"
-    plugin.write_text('''import numpy as np
+    plugin.write_text(
+        '''import numpy as np
 from registry import register
 
-for name, result in {"nan_test": lambda x: x * np.nan, "short_test": lambda x: x[:, 1:], "float_test": lambda x: x / 2.}.items():
+BROKEN = {"nan_test": lambda x: x * np.nan, "short_test": lambda x: x[:, 1:], "float_test": lambda x: x / 2.}
+for name, result in BROKEN.items():
     def make(images, *, strength, result=result):
         """Faulty."""
         return result(images)
     register("corruption", name, family="test", severities=[{"strength": k} for k in range(1, 6)])(make)
-''', encoding="utf-8")
-    for words, said in [
-            (["--corruption", "nan_test", "--plugin", plugin], "nan_test returned NaN"),
-            (["--corruption", "short_test", "--plugin", plugin], "short_test returned uint8"),
-            (["--corruption", "jpeg,quality=0"], "quality .* cannot be 0"), (["--corruption", "jpeg,qualty=5"], "no parameter 'qualty'"),
-            (["--corruption", "jpeg", "--corruption", "jpeg"], "asked for twice"), (["--replicates", "10"], "too few"),
-            (["--target", "purple"], "no operating point"), (["--root", tmp_path / "none"], "none"),
-            (["--baseline", tmp_path / "none"], "no such folder")]:
-        with pytest.raises(UserError, match=said):
+''',
+        encoding="utf-8",
+    )
+    for words, message in [
+        (["--corruption", "nan_test", "--plugin", plugin], "nan_test returned NaN"),
+        (["--corruption", "short_test", "--plugin", plugin], "short_test returned uint8"),
+        (["--corruption", "jpeg,quality=0"], "quality .* cannot be 0"),
+        (["--corruption", "jpeg,qualty=5"], "no parameter 'qualty'"),
+        (["--corruption", "jpeg", "--corruption", "jpeg"], "asked for twice"),
+        (["--replicates", "10"], "too few"),
+        (["--target", "purple"], "no operating point"),
+        (["--root", tmp_path / "none"], "none"),
+        (["--baseline", tmp_path / "none"], "no such folder"),
+    ]:
+        with pytest.raises(UserError, match=message):
             script.main([str(study), *map(str, words)])
     with pytest.raises(registry.UnknownName, match="did you mean jpeg"):
         script.main([str(study), "--corruption", "jpg"])
@@ -418,32 +447,44 @@ def test_a_part_of_a_study_does_not_replace_the_summary_of_the_whole(both, tmp_p
     run(third, *TWO)
     assert path.read_bytes() == table and len(read_csv(third / "robustness_summary.csv")) == 1
     run(*both, *TWO, "--out", tmp_path / "out")
-    assert [row["model"] for row in read_csv(tmp_path / "out" / "robustness_summary.csv")] == ["other", "tiny_alone"][::-1]
+    assert [row["model"] for row in read_csv(tmp_path / "out" / "robustness_summary.csv")] == ["tiny_alone", "other"]
 
 
-@pytest.mark.parametrize("spoil, said", [
-    (lambda run: (run / "predictions" / "test.npz").write_bytes(b"PK"), "cannot read"), (lambda run: (run / "best.pt").unlink(), "no checkpoint"),
-    (lambda run: (run / "metrics.json").unlink(), "no temperature")])
-def test_a_run_that_cannot_be_measured_is_named_and_the_others_are_measured(both, spoil, said, no_figures):
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda run: (run / "predictions" / "test.npz").write_bytes(b"PK"), "cannot read"),
+        (lambda run: (run / "best.pt").unlink(), "no checkpoint"),
+        (lambda run: (run / "metrics.json").unlink(), "no temperature"),
+    ],
+)
+def test_a_run_that_cannot_be_measured_is_named_and_the_others_are_measured(both, damage, message, no_figures):
     good, bad = both
-    spoil(bad)
-    with pytest.raises(UserError, match=f"left out: .*other.*{said}") as caught:
+    damage(bad)
+    with pytest.raises(UserError, match=f"left out: .*other.*{message}") as caught:
         run(good.parents[1], *TWO)
     assert "\n" not in caught.value.message
     row, = read_csv(good.parents[1] / "robustness_summary.csv")
-    assert row["model"] == "tiny_alone" and len(scores.read(good / "robustness.csv")) == 3 and not (bad / "robustness.csv").exists()
+    assert row["model"] == "tiny_alone" and len(read_csv(good / "robustness.csv")) == 3
+    assert not (bad / "robustness.csv").exists()
     with pytest.raises(UserError, match="left out, and nothing can be relative"):
         run(good, *TWO, "--baseline", bad)
 
 
 def test_models_of_one_name_in_two_studies_are_told_apart(study, tmp_path, monkeypatch):
     other, drawn = shutil.copytree(study, tmp_path / "runs" / "again" / "tiny_alone" / "seed_0"), []
-    monkeypatch.setattr(script, "draw", lambda where, rows, kinds, look: drawn.extend(figures_robustness.lines(rows)) or [])
+
+    def draw(folder, rows, kinds, example_rows):
+        drawn.extend(figures_robustness.lines(rows))
+        return []
+
+    monkeypatch.setattr(script, "draw", draw)
     for folder in (study, other):
         shutil.rmtree(folder / "exports")
     summary = run(study, other, *TWO, "--baseline", study, "--out", tmp_path / "out")
     names = ["images/tiny_alone", "again/tiny_alone"]
-    assert [row["model"] for row in summary] == [name for name, _ in drawn] == names and summary[1]["baseline"] == f"{names[0]}/seed_0"
+    assert [row["model"] for row in summary] == [name for name, _ in drawn] == names
+    assert summary[1]["baseline"] == f"{names[0]}/seed_0"
     assert {row["model"] for row in read_csv(other / "robustness.csv")} == {"tiny_alone"}
 
 
@@ -467,36 +508,44 @@ def test_an_export_of_other_weights_is_refused_and_a_checkpoint_that_answers_oth
 def table(models=("teacher_a", "b_alone", "b_kd"), severities=range(1, 6)):
     """Rows as of a csv."""
     rows = []
+    cells = [("clean", 0), *itertools.product(("gaussian_noise", "jpeg"), severities)]
     for k, name in enumerate(models):
-        for tag, severity in [("clean", 0)] + [(corruption, s) for corruption in ("gaussian_noise", "jpeg") for s in severities]:
+        for corruption, severity in cells:
             score = .8 - .1 * k - .05 * severity
-            rows.append({"model": name, "seed": "seed_0", "file": "best.pt", "corruption": tag, "severity": str(severity),
-                         "macro_f1": f"{score}", "macro_f1_lo": f"{score - .1}", "macro_f1_hi": f"{score + .1}"})
+            rows.append({
+                "model": name, "seed": "seed_0", "file": "best.pt", "corruption": corruption, "severity": str(severity),
+                "macro_f1": f"{score}", "macro_f1_lo": f"{score - 0.1}", "macro_f1_hi": f"{score + 0.1}"})
     return rows
 
 
 KINDS = {"teacher_a": "teacher", "b_alone": "alone", "b_kd": "student"}
 
 
+def text_of(svg):
+    return " ".join(ElementTree.fromstring(svg).itertext())
+
+
 def test_curves_and_heat_map_show_every_model_and_corruption():
     pytest.importorskip("matplotlib")
     rows = table() + [{**row, "file": "model.int8.onnx"} for row in table() if row["model"] == "b_kd"]
     for draw in (figures_robustness.curves, figures_robustness.heatmap):
-        texts = " ".join(ElementTree.fromstring(draw(rows, KINDS, alt="x")).itertext())
-        assert all(word in texts for word in (*KINDS, "b_kd INT8", "gaussian noise", "jpeg", "clean"))
-    shown = re.findall(r"\.\d\d", " ".join(ElementTree.fromstring(figures_robustness.heatmap(rows, KINDS, alt="x")).itertext()))
-    assert shown[:3] == [".80", ".65", ".65"]  # clean, then means over severities
+        text = text_of(draw(rows, KINDS, alt="x"))
+        assert all(word in text for word in (*KINDS, "b_kd INT8", "gaussian noise", "jpeg", "clean"))
+    numbers = re.findall(r"\.\d\d", text_of(figures_robustness.heatmap(rows, KINDS, alt="x")))
+    assert numbers[:3] == [".80", ".65", ".65"]  # clean, then means over severities
     other_seed = [{**row, "seed": "seed_1", "macro_f1": "0"} for row in table()]
-    assert figures_robustness.curves(table() + other_seed, KINDS, alt="x") == figures_robustness.curves(table(), KINDS, alt="x")
+    curves, more = (figures_robustness.curves(rows, KINDS, alt="x") for rows in (table(), table() + other_seed))
+    assert curves == more
 
 
 def test_of_many_lines_curves_show_checkpoints_and_of_these_the_first_and_what_is_left_out_is_said():
     rows = table([f"m{k}" for k in range(5)], (1,))
     assert figures_robustness.legible(rows) == (rows, []) and figures_robustness.seeds(rows) == ""
-    shown, told = figures_robustness.legible(rows + [{**row, "file": "model.int8.onnx"} for row in rows])
-    assert shown == rows and told == ["Exported files are not drawn; the tables have them."]
-    shown, told = figures_robustness.legible(table([f"m{k}" for k in range(10)], (1,)))
-    assert len(figures_robustness.lines(shown)) == 8 and told == ["2 more not drawn; the tables have all of them."]
+    drawn, omissions = figures_robustness.legible(rows + [{**row, "file": "model.int8.onnx"} for row in rows])
+    assert drawn == rows and omissions == ["Exported files are not drawn; the tables have them."]
+    drawn, omissions = figures_robustness.legible(table([f"m{k}" for k in range(10)], (1,)))
+    assert len(figures_robustness.lines(drawn)) == 8
+    assert omissions == ["2 more not drawn; the tables have all of them."]
     assert "first seed" in figures_robustness.seeds(rows + [{**row, "seed": "seed_1"} for row in rows])
 
 
@@ -517,12 +566,16 @@ def reported(honestly, names=("a", "b"), suite="default"):
     _, test, result, cells = honestly
     temperature, points = scores.frozen(json.loads(json.dumps(result)), None)
     models = [model(name, cells, temperature=temperature, points=points) for name in names]
-    rows = scores.measure(models, CELLS, test, replicates=100, suite=suite)
-    written = [{key: scores.text(key, value) for key, value in row.items()} for row in scores.summarise(models, CELLS, suite, models[0])]
-    held = [SimpleNamespace(model=name, seed="seed_0", kind="student", test=SimpleNamespace(ids=test.ids), metrics={},
-                            robustness=[{key: str(scores.text(key, value)) for key, value in row.items()} for row in own])
-            for name, own in zip(names, rows)]
-    return SimpleNamespace(runs=held, firsts=held, summary=written, sheets={}, command="runs/x")
+    tables = scores.measure(models, CELLS, test, replicates=100, suite=suite)
+    summary = []
+    for row in scores.summarise(models, CELLS, suite, models[0]):
+        summary.append({key: scores.format_cell(key, value) for key, value in row.items()})
+    runs = []
+    for name, rows in zip(names, tables):
+        texts = [{key: str(scores.format_cell(key, value)) for key, value in row.items()} for row in rows]
+        runs.append(SimpleNamespace(model=name, seed="seed_0", kind="student", test=SimpleNamespace(ids=test.ids),
+                                    metrics={}, robustness=texts))
+    return SimpleNamespace(runs=runs, firsts=runs, summary=summary, sheets={}, command="runs/x")
 
 
 def tables_of(blocks):
@@ -532,14 +585,14 @@ def tables_of(blocks):
 def test_the_report_tells_what_is_left_of_calibration_and_of_the_promised_sensitivity(honestly, monkeypatch):
     monkeypatch.setattr(robustness, "drawings", lambda *more: [])
     study = reported(honestly)
-    shown = tables_of(robustness.robustness(study))
-    record, told = shown["robustness_certainty"]["records"][0], study.summary[0]
-    assert (record["class"], record["promised"]) == ("mel", float(told["promised_sensitivity/mel"]))
+    blocks = tables_of(robustness.robustness(study))
+    record, row = blocks["robustness_certainty"]["records"][0], study.summary[0]
+    assert (record["class"], record["promised"]) == ("mel", float(row["promised_sensitivity/mel"]))
     for name, column in (("clean_ece", "clean_ece"), ("mean_ece_hi", "mean_ece_hi"), ("mean", "mean_sensitivity/mel"),
                          ("worst_lo", "worst_sensitivity/mel_lo"), ("clean", "clean_sensitivity/mel")):
-        assert record[name] == float(told[column])
-    assert record["lowest"] == told["worst_tag_sensitivity/mel"]
-    assert all("Suite" not in [column.title for column in block["columns"]] for block in shown.values())
+        assert record[name] == float(row[column])
+    assert record["lowest"] == row["worst_tag_sensitivity/mel"]
+    assert all("Suite" not in [column.title for column in block["columns"]] for block in blocks.values())
     for run_, more in zip(study.runs, reported(honestly, suite="custom").runs):
         run_.robustness += more.robustness
     assert "Suite" in [column.title for column in tables_of(robustness.robustness(study))["robustness"]["columns"]]
@@ -572,7 +625,10 @@ def test_what_is_trained_on_is_of_no_family_that_a_suite_measures():
     def family(name):
         return registry.get("corruption", name).info["family"]
 
-    measured = {family(cell.corruption) for suite in suites.NOTES for cell in suites.cells(suite, lambda name: registry.get("corruption", name))}
+    def get(name):
+        return registry.get("corruption", name)
+
+    measured = {family(cell.corruption) for suite in suites.NOTES for cell in suites.cells(suite, get)}
     assert measured.isdisjoint(map(family, TRAINED_CORRUPTIONS)) and len(measured) >= 5
     for script_ in (distill, train_teacher):
         assert all(name in script_.parser().format_help().replace("\n", " ") for name in TRAINED_CORRUPTIONS)
@@ -607,10 +663,12 @@ def test_targets_of_a_teacher_are_not_taken_for_views_that_were_corrupted(tmp_pa
         teacher_cache.Targets(tmp_path / "targets", teacher, data, 2, needs=set(), precision="fp32", kind="corruption")
 
 
-def test_a_run_trained_against_corruptions_has_a_name_of_its_own_and_older_runs_stay_finished(tmp_path, no_report, capsys):
+def test_a_run_trained_against_corruptions_has_a_name_of_its_own_and_older_runs_stay_finished(tmp_path, no_report,
+                                                                                             capsys):
     root = exported_parts.images(tmp_path / "images", count=6)
-    words = ["--data", "folder", "--root", str(root), "--size", "32", "--epochs", "1", "--batch", "8", "--workers", "0", "--alpha", "1",
-             "--student", "tiny", "--stem", "small", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "runs"), "--device", "cpu"]
+    words = ["--data", "folder", "--root", str(root), "--size", "32", "--epochs", "1", "--batch", "8",
+             "--workers", "0", "--alpha", "1", "--student", "tiny", "--stem", "small",
+             "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "runs"), "--device", "cpu"]
     run_, = distill.main([*words, "--augment", "corruption"])
     assert run_.parent.name == "tiny_alone_corruption" and read_yaml(run_ / "config.yaml")["augment"] == "corruption"
     plain, = distill.main(words)

@@ -88,15 +88,15 @@ def test_a_written_file_has_the_usual_rights_and_new_folders_are_made(tmp_path):
     assert (tmp_path / "a" / "b" / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_a_file_that_another_program_holds_for_a_moment_is_replaced_when_it_lets_go(tmp_path, monkeypatch):
-    replace, refusals = os.replace, [PermissionError(13, "held"), PermissionError(13, "held")]
+def test_a_file_that_another_program_has_open_for_a_moment_is_replaced_when_it_is_closed(tmp_path, monkeypatch):
+    replace, refusals = os.replace, [PermissionError(13, "in use"), PermissionError(13, "in use")]
 
-    def held(source, target):
+    def replace_or_refuse(source, target):
         if refusals:
             raise refusals.pop()
         replace(source, target)
 
-    monkeypatch.setattr(files.os, "replace", held)
+    monkeypatch.setattr(files.os, "replace", replace_or_refuse)
     monkeypatch.setattr(files, "WINDOWS", True)
     handle = os.open(tmp_path / "temporary", os.O_CREAT)
     os.close(handle)
@@ -121,7 +121,9 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_half_written(full_di
         assert os.listdir(full_disk) == ["history.csv"] and (full_disk / "history.csv").read_text() == "old"
     code = ("import sys\nfrom kd import errors, files\n"
             "errors.run(lambda: files.write_text(sys.argv[1], 'x' * 10**6))")
-    done = subprocess.run([sys.executable, "-c", code, str(full_disk / "a.txt")], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(full_disk / "a.txt")], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: no space left on device: {full_disk / 'a.txt'}\nFree some space")
 
@@ -151,7 +153,10 @@ def test_an_undefined_number_is_null_in_json(tmp_path):
 
 
 def test_csv_reads_back_as_text(tmp_path):
-    rows = [{"id": "a,b", "text": 'say "yes"\nor\tno'}, {"id": "Łódź ☃", "text": ""}, {"id": " x ", "text": None, "more": 0.1}]
+    rows = [
+        {"id": "a,b", "text": 'say "yes"\nor\tno'}, {"id": "Łódź ☃", "text": ""},
+        {"id": " x ", "text": None, "more": 0.1},
+    ]
     write_csv(tmp_path / "a.csv", rows)
     assert read_csv(tmp_path / "a.csv", ("id", "text")) == [
         {"id": "a,b", "text": 'say "yes"\nor\tno', "more": ""}, {"id": "Łódź ☃", "text": "", "more": ""},
@@ -227,7 +232,10 @@ def test_what_a_table_lacks_is_named(tmp_path):
     path.write_text("id;group\n1;2\n")
     with pytest.raises(UserError) as caught:
         read_csv(path, ("id", "group"))
-    assert caught.value.message.endswith("no column id, group") and "separated by ';'; save it again with commas" in caught.value.hint
+    assert (
+        caught.value.message.endswith("no column id, group")
+        and "separated by ';'; save it again with commas" in caught.value.hint
+    )
     path.write_text("id,grp\n1,2\n")
     with pytest.raises(UserError, match="no column group\nIt has: id, grp"):
         read_csv(path, ("id", "group"))
@@ -302,7 +310,7 @@ HOLD = """
 import sys
 from kd import files
 with files.lock(sys.argv[1]):
-    print("held", flush=True)
+    print("locked", flush=True)
     input()
 """
 
@@ -311,7 +319,7 @@ with files.lock(sys.argv[1]):
 def holder(tmp_path):
     """Another process that holds the lock."""
     process = python(HOLD, tmp_path / ".lock")
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout.readline() == "locked\n"
     yield process
     if process.poll() is None:
         finish(process)
@@ -335,7 +343,10 @@ def test_a_killed_holder_leaves_no_lock(holder, tmp_path):
 def test_who_waits_gets_the_lock_when_it_is_free(holder, tmp_path):
     process = python("import sys\nfrom kd import files\nwith files.lock(sys.argv[1], wait=True, what='the cache'):\n"
                      "    print('mine')", tmp_path / ".lock")
-    assert process.stdout.readline() == f"waiting for {(tmp_path / '.lock.owner').read_text()}, which is writing the cache\n"
+    assert (
+        process.stdout.readline()
+        == f"waiting for {(tmp_path / '.lock.owner').read_text()}, which is writing the cache\n"
+    )
     time.sleep(0.2)
     assert process.poll() is None
     holder.stdin.write("\n")
@@ -388,9 +399,10 @@ def test_a_folders_place_tells_study_model_and_seed(tmp_path, monkeypatch):
 
 def test_the_environment_is_plain_values_and_a_missing_package_is_null(monkeypatch):
     monkeypatch.setattr(machine, "ENVIRONMENT_PACKAGES", ("numpy", "no-such-package"))
-    found = machine.environment()
-    assert json.loads(json.dumps(found)) == found
-    assert found["numpy"] == np.__version__ and found["no-such-package"] is None and found["cpu"] and found["threads"] >= 1
+    environment = machine.environment()
+    assert json.loads(json.dumps(environment)) == environment
+    assert environment["numpy"] == np.__version__ and environment["no-such-package"] is None
+    assert environment["cpu"] and environment["threads"] >= 1
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")

@@ -1,4 +1,4 @@
-"""Linear CKA, and what a student's run says of its teacher."""
+"""Linear CKA, and the similarity of student and teacher that a run records."""
 
 import itertools
 
@@ -14,8 +14,10 @@ from kd.files import read_npz, write_npz
 from kd.train import networks, similarity
 
 pytestmark = pytest.mark.usefixtures("no_report")
-COMMON = ["--data", "lesions,images=200", "--size", "32", "--epochs", "1", "--batch", "32", "--workers", "0", "--device", "cpu",
-          "--precision", "fp32"]
+COMMON = [
+    "--data", "lesions,images=200", "--size", "32", "--epochs", "1", "--batch", "32", "--workers", "0", "--device",
+    "cpu", "--precision", "fp32",
+]
 
 
 def gram(x):
@@ -28,14 +30,14 @@ def linear_cka(x, y):
 
 
 @pytest.fixture
-def two():
+def pair():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 12))
     return x, x[:, :5] @ rng.normal(size=(5, 9)) + rng.normal(size=(40, 9))
 
 
-def test_it_is_one_with_itself_and_the_same_under_rotation_shift_and_scale_of_either(two):
-    x, y = two
+def test_it_is_one_with_itself_and_the_same_under_rotation_shift_and_scale_of_either(pair):
+    x, y = pair
     rotation = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0]
     assert linear_cka(x, x) == pytest.approx(1) and linear_cka(x, 3 * x @ rotation - 7) == pytest.approx(1)
     assert .2 < linear_cka(x, y) < .9
@@ -43,19 +45,20 @@ def test_it_is_one_with_itself_and_the_same_under_rotation_shift_and_scale_of_ei
     assert linear_cka(x * np.arange(1, 13), y) != pytest.approx(linear_cka(x, y), abs=1e-3)  # not under any linear map
 
 
-def u_statistic(k, l):
-    """Unbiased HSIC as the mean over all ordered quadruples of different images."""
-    terms = [k[i][j] * (l[i][j] + l[q][r] - 2 * l[i][q]) for i, j, q, r in itertools.permutations(range(len(k)), 4)]
+def u_statistic(a, b):
+    """Unbiased HSIC as the mean over all ordered quadruples of different images; a, b: Gram matrices."""
+    terms = [a[i][j] * (b[i][j] + b[q][r] - 2 * b[i][q]) for i, j, q, r in itertools.permutations(range(len(a)), 4)]
     return sum(terms) / len(terms)
 
 
 def test_it_is_the_mean_over_all_quadruples_of_different_images():
     rng = np.random.default_rng(2)
     x, y = rng.normal(size=(7, 3)), rng.normal(size=(7, 2))
-    k, l = gram(x), gram(y)
-    expected = u_statistic(k, l) / np.sqrt(u_statistic(k, k) * u_statistic(l, l))
-    assert linear_cka(x, y) == pytest.approx(expected) and linear_cka(x, y) == pytest.approx(
-        u_statistic(x @ x.T, y @ y.T) / np.sqrt(u_statistic(x @ x.T, x @ x.T) * u_statistic(y @ y.T, y @ y.T)))
+    a, b = gram(x), gram(y)
+    expected = u_statistic(a, b) / np.sqrt(u_statistic(a, a) * u_statistic(b, b))
+    assert linear_cka(x, y) == pytest.approx(expected)
+    a, b = x @ x.T, y @ y.T  # without centring
+    assert linear_cka(x, y) == pytest.approx(u_statistic(a, b) / np.sqrt(u_statistic(a, a) * u_statistic(b, b)))
 
 
 def test_a_case_by_hand():
@@ -70,18 +73,18 @@ def test_many_images_and_few_features_give_what_the_plain_formula_gives():
     x = rng.normal(size=(1500, 4))
     y = x @ rng.normal(size=(4, 3)) + rng.normal(size=(1500, 3))
     a, b = x - x.mean(0), y - y.mean(0)
-    plain = np.linalg.norm(b.T @ a) ** 2 / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))  # by features, not by images
-    assert linear_cka(x, y) == pytest.approx(plain, abs=.005)
+    by_features = np.linalg.norm(b.T @ a) ** 2 / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
+    assert linear_cka(x, y) == pytest.approx(by_features, abs=.005)
 
 
-def test_unrelated_representations_are_near_nought_however_many_features_they_have():
+def test_unrelated_representations_are_near_zero_for_any_number_of_features():
     rng = np.random.default_rng(4)
     values = [linear_cka(rng.normal(size=(50, 2000)), rng.normal(size=(50, 3000))) for _ in range(20)]
     assert abs(np.mean(values)) < .02 and min(values) < 0
 
 
-def test_what_does_not_vary_or_is_too_small_has_no_similarity(two):
-    x, _ = two
+def test_what_does_not_vary_or_is_too_small_has_no_similarity(pair):
+    x, _ = pair
     assert np.isnan(linear_cka(x, np.ones((40, 3)))) and np.isnan(linear_cka(x[:3], x[:3]))
     assert np.isnan(similarity.cka_interval(gram(x[:3]), gram(x[:3]), range(3))).all()
 
@@ -117,51 +120,53 @@ def run(tmp_path):
     return tmp_path, student, teacher, data
 
 
-def test_a_network_is_wholly_similar_to_itself_and_looks_where_it_looks(run):
+def test_a_network_has_similarity_1_and_equal_maps_with_itself(run):
     folder, student, _, data = run
     similarity.write(folder, student, student, data, "cpu")
-    held = read_npz(folder / "attention.npz")
-    assert held["cka"] == pytest.approx(np.ones(4)) and held["cka_lo"] == pytest.approx(np.ones(4), abs=1e-6)
-    assert np.array_equal(held["student"], held["teacher"]) and held["student"].shape == (3, 4, 32, 32)
-    assert held["student"].dtype == np.float16 and held["cka_images"] == len(data.where("val"))
-    assert np.square(held["student"].astype(float)).sum((2, 3)) == pytest.approx(np.ones((3, 4)), abs=.01)
+    arrays = read_npz(folder / "attention.npz")
+    maps = arrays["student"]
+    assert arrays["cka"] == pytest.approx(np.ones(4)) and arrays["cka_lo"] == pytest.approx(np.ones(4), abs=1e-6)
+    assert np.array_equal(maps, arrays["teacher"]) and maps.shape == (3, 4, 32, 32)
+    assert maps.dtype == np.float16 and arrays["cka_images"] == len(data.where("val"))
+    assert np.square(maps.astype(float)).sum((2, 3)) == pytest.approx(np.ones((3, 4)), abs=.01)
 
 
 def test_maps_and_similarity_are_those_of_the_stages(run):
     folder, student, teacher, data = run
     similarity.write(folder, student, teacher, data, "cpu")
-    held, samples = read_npz(folder / "attention.npz"), read_npz(folder / "samples.npz")
-    assert held["ids"].tolist() == samples["ids"].tolist()
-    assert (held["cka"] < .999).all() and (held["cka_lo"] < held["cka"]).all() and (held["cka"] < held["cka_hi"]).all()
+    arrays, samples = read_npz(folder / "attention.npz"), read_npz(folder / "samples.npz")
+    cka, lo, hi = arrays["cka"], arrays["cka_lo"], arrays["cka_hi"]
+    assert arrays["ids"].tolist() == samples["ids"].tolist()
+    assert (cka < .999).all() and (lo < cka).all() and (cka < hi).all()
 
     def stage(network, pixels):
-        model, kept = network.model.eval(), []
-        hook = model.stage1.register_forward_hook(lambda module, given, output: kept.append(output))
+        model, features = network.model.eval(), []
+        hook = model.stage1.register_forward_hook(lambda module, inputs, output: features.append(output))
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (network.mean, network.std))
         with torch.no_grad():
             model((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
         hook.remove()
-        return kept[0]
+        return features[0]
 
     expected = losses.attention(stage(teacher, samples["images"])).numpy()  # 32 x 32 already
-    assert held["teacher"][:, 0].astype(float) == pytest.approx(expected, abs=1e-3)
+    assert arrays["teacher"][:, 0].astype(float) == pytest.approx(expected, abs=1e-3)
     pixels = image.centre_crop(data.pixels(data.where("val")), 32)
     blocks = [stage(network, pixels).view(len(pixels), 16, 4, 8, 4, 8).mean((3, 5)).flatten(1).numpy().astype(float)
               for network in (student, teacher)]
-    assert held["cka"][0] == pytest.approx(linear_cka(*blocks), abs=1e-4)
+    assert cka[0] == pytest.approx(linear_cka(*blocks), abs=1e-4)
 
 
 def test_a_large_validation_split_is_sampled_evenly_and_the_same_each_time(run, monkeypatch):
     folder, student, teacher, data = run
     monkeypatch.setattr(similarity, "IMAGES", 5)
-    found = []
+    files = []
     for _ in range(2):
         similarity.write(folder, student, teacher, data, "cpu")
-        found.append(read_npz(folder / "attention.npz"))
-    assert 4 <= found[0]["cka_images"] <= 5 and np.array_equal(found[0]["cka"], found[1]["cka"])
+        files.append(read_npz(folder / "attention.npz"))
+    assert 4 <= files[0]["cka_images"] <= 5 and np.array_equal(files[0]["cka"], files[1]["cka"])
 
 
-def test_where_the_stages_are_not_known_a_line_says_so(run, capsys):
+def test_without_known_stages_a_line_says_so(run, capsys):
     folder, student, teacher, data = run
     teacher = networks.Network(teacher.model, "torchvision:alexnet", "imagenet")
     similarity.write(folder, student, teacher, data, "cpu")
@@ -169,15 +174,15 @@ def test_where_the_stages_are_not_known_a_line_says_so(run, capsys):
     assert "the stages of torchvision:alexnet are not known: no attention maps" in capsys.readouterr().out
 
 
-def test_a_taught_run_has_them_a_finished_one_gets_them_and_one_without_a_teacher_has_none(tmp_path, capsys):
+def test_a_run_with_a_teacher_has_the_file_a_finished_one_gets_it_and_others_have_none(tmp_path, capsys):
     common = [*COMMON, "--out", str(tmp_path), "--student", "tiny"]
     teacher, = train_teacher.main([*COMMON, "--out", str(tmp_path), "--teacher", "tiny"])
-    taught, = distill.main([*common, "--alpha", "0.5"])
+    student, = distill.main([*common, "--alpha", "0.5"])
     assert "similarity to the teacher by stage (linear CKA, " in capsys.readouterr().out
-    first = read_npz(taught / "attention.npz")
-    (taught / "attention.npz").unlink()
+    first = read_npz(student / "attention.npz")
+    (student / "attention.npz").unlink()
     distill.main([*common, "--alpha", "0.5"])
-    again = read_npz(taught / "attention.npz")
+    again = read_npz(student / "attention.npz")
     assert all(np.array_equal(first[key], again[key]) for key in first)
-    alone, = distill.main([*common, "--alpha", "1"])
-    assert not (alone / "attention.npz").exists() and not (teacher / "attention.npz").exists()
+    baseline, = distill.main([*common, "--alpha", "1"])
+    assert not (baseline / "attention.npz").exists() and not (teacher / "attention.npz").exists()

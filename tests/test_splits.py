@@ -15,13 +15,13 @@ from kd.files import write_csv
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 
 
-def lesions(seed=0, sizes=(600, 200, 60, 30, 9, 3), most=6):
+def lesions(seed=0, sizes=(600, 200, 60, 30, 9, 3), largest=6):
     """Labels and groups of random lesions: sizes[k] lesions of class k, of 1 to `most` images each."""
     rng = np.random.default_rng(seed)
     labels, groups = [], []
     for label, count in enumerate(sizes):
         for lesion in range(count):
-            images = int(rng.integers(1, most + 1))
+            images = int(rng.integers(1, largest + 1))
             labels += [label] * images
             groups += [f"{label}_{lesion}"] * images
     return np.array(labels), np.array(groups)
@@ -107,8 +107,10 @@ def test_no_lesion_of_ham10000_is_in_two_splits(real_data, tmp_path, seed):
     classes = sorted({row["dx"] for row in rows})
     labels = np.array([classes.index(row["dx"]) for row in rows])
     groups = np.array([row["lesion_id"] for row in rows])
-    data = SimpleNamespace(ids=[row["image_id"] for row in rows], groups=groups, shown_groups=lambda rows: groups, class_names=classes, labels=labels,
-                           split=splits.stratified(labels, groups, seed=seed), sha256=["-"] * len(rows))
+    data = SimpleNamespace(
+        ids=[row["image_id"] for row in rows], groups=groups, shown_groups=lambda rows: groups, class_names=classes,
+        labels=labels, split=splits.stratified(labels, groups, seed=seed), sha256=["-"] * len(rows),
+    )
     write_csv(tmp_path / "split.csv", loader.Data.table(data))
 
     lesion = {row["image_id"]: row["lesion_id"] for row in rows}

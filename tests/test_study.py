@@ -1,4 +1,4 @@
-"""A study does what is missing, whatever stopped it before, and says what it could not do."""
+"""A study runs what is missing, however it was stopped before, and names what failed."""
 
 import json
 import os
@@ -47,31 +47,32 @@ def go(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory):
-    return tmp_path_factory.mktemp("kept") / "plan"
+def finished(tmp_path_factory):
+    """Folder for a copy of the study of PLAN, that the first test that needs it makes."""
+    return tmp_path_factory.mktemp("finished") / "plan"
 
 
 @pytest.fixture
-def done(go, kept):
+def done(go, finished):
     """go(), where PLAN has been carried out already."""
-    if kept.exists():
-        shutil.copytree(kept, go.folder)
+    if finished.exists():
+        shutil.copytree(finished, go.folder)
     else:
         go()
-        shutil.copytree(go.folder, kept)
+        shutil.copytree(go.folder, finished)
     return go
 
 
 def here(tasks, work, *, count, threads, begin, end):
     """workers.run() without workers."""
-    wrong = set()
+    failed = set()
     for task in tasks:
-        trouble = f"it needs {task.needs}" if task.needs in wrong else None
-        if trouble is None:
+        error = f"it needs {task.needs}" if task.needs in failed else None
+        if error is None:
             begin(task)
-            trouble = work(task)
-        wrong |= {task.name} if trouble else set()
-        end(task, trouble, 0.0)
+            error = work(task)
+        failed |= {task.name} if error else set()
+        end(task, error, 0.0)
 
 
 WHOLE = ["train_teacher", "distill", "distill", "evaluate", "evaluate", "report"]
@@ -80,13 +81,14 @@ WHOLE = ["train_teacher", "distill", "distill", "evaluate", "evaluate", "report"
 def test_a_study_does_everything_once_and_then_nothing(go):
     ran, printed = go()
     assert ran == WHOLE and "teacher_tiny  to do" in printed and "robustness    not in this plan" in printed
-    assert all((go.folder / name / "seed_0" / "metrics.json").is_file() for name in ("teacher_tiny", "tiny_alone", "tiny_kd"))
+    for name in ("teacher_tiny", "tiny_alone", "tiny_kd"):
+        assert (go.folder / name / "seed_0" / "metrics.json").is_file()
     assert (go.folder / "comparison.csv").is_file()
     ran, printed = go()
     assert ran == [] and "nothing to do" in printed and "to do\n" not in printed.split("nothing")[0]
 
 
-def test_what_has_changed_is_done_again_with_all_that_rests_on_it(done):
+def test_what_has_changed_is_done_again_with_all_that_depends_on_it(done):
     metrics = done.folder / "tiny_kd" / "seed_0" / "metrics.json"
     evaluate.main(["runs/plan", "--replicates", "100"])                    # as it was: nothing is stale
     assert done()[0] == []
@@ -96,11 +98,12 @@ def test_what_has_changed_is_done_again_with_all_that_rests_on_it(done):
     assert done()[0] == ["evaluate"]                                         # the report's input is back as it was
     changed = {**PLAN, "evaluate": {"replicates": 150}}
     assert done(changed)[0] == ["evaluate", "evaluate", "report"]
-    more = {**changed, "distill": {**PLAN["distill"], "seeds": [0, 1], "methods": {"alone": {"alpha": 1}, "kd": {"alpha": 0.5, "seeds": 0}}}}
+    methods = {"alone": {"alpha": 1}, "kd": {"alpha": 0.5, "seeds": 0}}
+    more = {**changed, "distill": {**PLAN["distill"], "seeds": [0, 1], "methods": methods}}
     assert done(more)[0] == ["distill", "evaluate", "evaluate", "report"]
     predictions = done.folder / "tiny_alone" / "seed_1" / "predictions" / "test.npz"
-    held = read_npz(predictions)
-    write_npz(predictions, **{**held, "logits": held["logits"][::-1].copy()})
+    arrays = read_npz(predictions)
+    write_npz(predictions, **{**arrays, "logits": arrays["logits"][::-1].copy()})
     assert done(more)[0] == ["distill", "evaluate", "evaluate", "report"]    # distill.py finds that run finished
 
 
@@ -114,7 +117,7 @@ def test_a_study_that_was_copied_or_touched_is_as_far_as_it_was(done, tmp_path):
     assert done()[0] == []
 
 
-def test_runs_made_by_a_scheduler_are_looked_at_and_left(go):
+def test_runs_made_by_a_scheduler_are_checked_and_left_as_they_are(go):
     commands = [shlex.split(line)[1:] for line in go(PLAN, "--dry-run")[1].splitlines() if not line.startswith("#")]
     for script, *arguments in commands[:3]:
         assert study.work(plan.Task("", Path(script).stem, arguments, [], [])) == ""
@@ -127,23 +130,28 @@ def test_runs_made_by_a_scheduler_are_looked_at_and_left(go):
 def test_other_options_for_a_finished_run_are_said_with_the_ways_out_and_nothing_is_lost(done, capsys):
     with pytest.raises(UserError, match="2 of 2 steps failed"):
         done({**PLAN, "distill": {**PLAN["distill"], "epochs": 2}})
-    told = capsys.readouterr().out.split("steps done")[1]
-    for words in ("runs/plan/tiny_kd/seed_0 was made with other options: epochs was 1, now 2", "its method another name", "new `study:`",
-                  "or delete that folder"):
-        assert words in told, words
+    summary = capsys.readouterr().out.split("steps done")[1]
+    for words in (
+        "runs/plan/tiny_kd/seed_0 was made with other options: epochs was 1, now 2",
+        "its method another name",
+        "new `study:`",
+        "or delete that folder",
+    ):
+        assert words in summary, words
     assert done()[0] == []
 
 
 def test_one_failure_stops_only_what_needs_it_and_the_end_says_so(go, capsys):
-    plan = {**PLAN, "distill": {**PLAN["distill"], "methods": {"alone": {"alpha": 1}, "wild": {"alpha": 1, "lr": 1e30, "clip": 0}, "kd": {}}}}
+    methods = {"alone": {"alpha": 1}, "wild": {"alpha": 1, "lr": 1e30, "clip": 0}, "kd": {}}
+    plan = {**PLAN, "distill": {**PLAN["distill"], "methods": methods}}
     with pytest.raises(UserError, match="1 of 7 steps failed"):
         go(plan)
-    printed = capsys.readouterr().out
-    assert "tiny_wild/seed_0: " in printed.split("steps done")[1] and "no longer a number" in printed.split("steps done")[1]
+    summary = capsys.readouterr().out.split("steps done")[1]
+    assert "tiny_wild/seed_0: " in summary and "no longer a number" in summary
     assert runs.finished(go.folder / "tiny_kd" / "seed_0") and (go.folder / "comparison.csv").is_file()
-    plan["distill"]["methods"]["wild"] = {"alpha": 1}
+    methods["wild"] = {"alpha": 1}
     shutil.rmtree(go.folder / "tiny_wild")
-    assert go(plan)[0] == ["distill", "evaluate", "evaluate", "report"]  # the mended one, and what rests on all
+    assert go(plan)[0] == ["distill", "evaluate", "evaluate", "report"]  # that one, and what depends on all
 
 
 def test_without_its_teacher_a_student_is_not_begun_and_the_others_are(go, capsys, monkeypatch):
@@ -156,12 +164,13 @@ def test_without_its_teacher_a_student_is_not_begun_and_the_others_are(go, capsy
     assert not (go.folder / "tiny_kd").exists() and (go.folder / "tiny_alone" / "seed_0" / "metrics.json").is_file()
 
 
-def test_results_that_a_failed_step_leaves_behind_are_said_to_be_out_of_date(done, capsys, monkeypatch):
+def test_results_that_a_failed_step_leaves_behind_are_called_out_of_date(done, capsys, monkeypatch):
     with monkeypatch.context() as broken, pytest.raises(UserError, match="1 of 3 steps failed"):
-        broken.setattr(evaluate, "compare_models", lambda *given: 1 / 0)
+        broken.setattr(evaluate, "compare_models", lambda *arguments: 1 / 0)
         done({**PLAN, "evaluate": {"replicates": 150}})
-    assert "compare: ZeroDivisionError: division by zero (what it wrote before is out of date)" in capsys.readouterr().out
-    assert done()[0] == ["evaluate", "report"]  # the comparison is that of the old options again, as the plan now says
+    error = "compare: ZeroDivisionError: division by zero (what it wrote before is out of date)"
+    assert error in capsys.readouterr().out
+    assert done()[0] == ["evaluate", "report"]  # the comparison has the old options, and so has the plan now
 
 
 def test_a_damaged_record_costs_work_and_no_result(done):
@@ -172,31 +181,33 @@ def test_a_damaged_record_costs_work_and_no_result(done):
 
 
 class Killed(BaseException):
-    """What no handler of errors takes."""
+    """An exception that nothing catches."""
 
 
 def tables(folder):
-    """All figures of a study that do not tell time."""
-    held = {}
+    """{path: content} of all figures of a study but times."""
+    contents = {}
+    report_tables = ("students_summary", "seeds", "deltas_per_class", "calibration", "operating_points", "exports",
+                     "roles")
     for file in sorted(folder.rglob("*")):
-        place = file.relative_to(folder).as_posix()
+        path = file.relative_to(folder).as_posix()
         if file.name in ("metrics.json", "seeds.json", "comparison.csv"):
-            held[place] = file.read_text(encoding="utf-8")
+            contents[path] = file.read_text(encoding="utf-8")
         if file.suffix == ".npz" and file.parent.name == "predictions":
-            held[place] = read_npz(file)["logits"].tolist()
+            contents[path] = read_npz(file)["logits"].tolist()
         if file.name in ("robustness.csv", "robustness_summary.csv"):
-            held[place] = [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in read_csv(file)]
-        if file.parent.name == "tables" and file.stem in ("students_summary", "seeds", "deltas_per_class", "calibration", "operating_points",
-                                                          "exports", "roles"):
-            held[place] = file.read_text(encoding="utf-8")
+            contents[path] = [{column: text for column, text in row.items() if not column.startswith("seconds")}
+                              for row in read_csv(file)]
+        if file.parent.name == "tables" and file.stem in report_tables:
+            contents[path] = file.read_text(encoding="utf-8")
         if file.name == "parity.json":
-            held[place] = read_json(file)
-    return held
+            contents[path] = read_json(file)
+    return contents
 
 
 def test_stopped_at_any_write_and_started_again_it_ends_with_the_same_tables(done, monkeypatch):
     expected, replace = tables(done.folder), os.replace
-    assert len(expected) == 3 * 3 + 1
+    assert len(expected) == 3 * 3 + 1  # metrics and two predictions of each of three runs, and the comparison
     points = random.Random(0).sample(range(1, 40), 2)
     for point in points:
         shutil.rmtree(done.folder)
@@ -228,12 +239,12 @@ def test_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsys):
     study.main([str(tmp_path / "plan of mine.yaml"), "--dry-run"])
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if not line.startswith("#")]
-    known = study.parsers()
+    parsers = study.script_parsers()
     for line, script in zip(lines, WHOLE):
         words = shlex.split(line)
         assert words[:2] == ["python", (study.HERE / f"{script}.py").as_posix()]
-        held = known[script].parse_args(words[2:])
-        assert (held.out == name) if script in ("train_teacher", "distill") else f"{name}/plan_of_mine" in words
+        options = parsers[script].parse_args(words[2:])
+        assert (options.out == name) if script in ("train_teacher", "distill") else f"{name}/plan_of_mine" in words
     assert "# plan of mine.yaml" in printed or "plan of mine.yaml: 3 networks, of which 0 are done" in printed
 
 
@@ -243,19 +254,23 @@ def test_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsys):
 def real(tmp_path, *more, **options):
     """A study in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(study.HERE / "study.py"), "plan.yaml", *more], cwd=tmp_path, env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options)
+    return subprocess.Popen(
+        [sys.executable, str(study.HERE / "study.py"), "plan.yaml", *more], cwd=tmp_path, env=environment,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options,
+    )
 
 
 def test_seeds_of_a_model_with_a_long_name_have_logs_of_their_own():
-    tasks = [plan.Task(f"{stage}{'x' * 80}/seed_{seed}", "", [], [], []) for stage in ("", "export ") for seed in (0, 1)]
-    assert len({study.log_name(task) for task in tasks}) == 4 and all("/" not in study.log_name(task) for task in tasks)
+    names = [f"{stage}{'x' * 80}/seed_{seed}" for stage in ("", "export ") for seed in (0, 1)]
+    log_names = {study.log_name(plan.Task(name, "", [], [], [])) for name in names}
+    assert len(log_names) == 4 and all("/" not in name for name in log_names)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills as POSIX does")
 def test_ten_kills_at_random_moments_end_with_the_tables_of_the_unbroken_study(tmp_path):
-    plan = {**PLAN, "epochs": 3, "export": {"calibration": 32, "max_flips": 1}, "benchmark": {"backends": ["onnxruntime"], "seconds": 0.2}}
+    plan = {**PLAN, "epochs": 3, "export": {"calibration": 32, "max_flips": 1},
+            "benchmark": {"backends": ["onnxruntime"], "seconds": 0.2}}
     for place in ("unbroken", "broken"):
         (tmp_path / place).mkdir()
         (tmp_path / place / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
@@ -283,20 +298,23 @@ def test_ten_kills_at_random_moments_end_with_the_tables_of_the_unbroken_study(t
 def test_the_commands_of_dry_run_run_as_they_are_in_a_shell(tmp_path):
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN), encoding="utf-8")
     environment = {**os.environ, "PATH": os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])}
-    listed = subprocess.run([sys.executable, str(study.HERE / "study.py"), "plan.yaml", "--dry-run"], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, str(study.HERE / "study.py"), "plan.yaml", "--dry-run"]
+    listed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert not (tmp_path / "runs").exists()
     for line in listed.stdout.splitlines():
         if not line.startswith("#"):
             done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, (line, done.stderr)
-    assert (tmp_path / "runs" / "plan" / "comparison.csv").is_file() and (tmp_path / "runs" / "plan" / "report.html").is_file()
+    for name in ("comparison.csv", "report.html"):
+        assert (tmp_path / "runs" / "plan" / name).is_file()
 
 
 @pytest.mark.slow
 def test_jobs_give_the_same_tables_write_logs_and_exit_with_a_failure_s_status(tmp_path):
+    methods = {**PLAN["distill"]["methods"], "wild": {"alpha": 1, "lr": 1e30, "clip": 0}}
+    plan = {**PLAN, "distill": {**PLAN["distill"], "methods": methods}}
     for place, jobs in (("one", "1"), ("two", "2")):
         (tmp_path / place).mkdir()
-        plan = {**PLAN, "distill": {**PLAN["distill"], "methods": {**PLAN["distill"]["methods"], "wild": {"alpha": 1, "lr": 1e30, "clip": 0}}}}
         (tmp_path / place / "plan.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
         done = real(tmp_path / place, "--jobs", jobs)
         printed = done.communicate()[0]

@@ -36,12 +36,15 @@ def test_what_a_run_is_stands_in_its_files_and_else_in_its_name(tmp_path):
     write_run(tmp_path / "s/teacher/seed_0", role=None)
     write_run(tmp_path / "s/teachers_pet/seed_0", role=None)
     found = study_files.read_study(tmp_path / "s").runs
-    assert {run.model: run.kind for run in found} == {model.name: model.kind for model in compare.models([tmp_path / "s"])}
+    assert {run.model: run.kind for run in found} == {
+        model.name: model.kind for model in compare.models([tmp_path / "s"])
+    }
     assert {run.model: run.kind == "teacher" for run in found} == {
         run.model: evidence.of_run(Run(run.folder)).role == "teacher" for run in found}
     assert {run.model: run.kind for run in study_files.read_study(tmp_path / "s").runs} == {
-        "mine": "alone", "yours": "student", "big": "teacher", "teacher_other": "teacher", "other_alone": "alone", "teacher": "teacher",
-        "teachers_pet": "student"}
+        "mine": "alone", "yours": "student", "big": "teacher", "teacher_other": "teacher", "other_alone": "alone",
+        "teacher": "teacher", "teachers_pet": "student",
+    }
 
 
 def test_missing_stale_broken_and_unfinished_runs_are_named_and_the_rest_is_shown(tmp_path, capsys):
@@ -57,7 +60,9 @@ def test_missing_stale_broken_and_unfinished_runs_are_named_and_the_rest_is_show
     for told in ("small_kd/seed_0: not evaluated", "python evaluate.py", "small_kd/seed_1: broken: cannot read",
                  "small_alone/seed_1: metrics.json does not belong", "small_kd_at/seed_0: not finished"):
         assert told in said, told
-    assert {model for model, in page.rows("teacher_summary")} == {"teacher_big"} and "students_summary" not in page.tables
+    assert {model for (model,) in page.rows("teacher_summary")} == {
+        "teacher_big"
+    } and "students_summary" not in page.tables
     assert set(page.rows("seeds")) == {("teacher_big", "0"), ("small_alone", "0")}
     assert len(capsys.readouterr().out.splitlines()) == 5  # four problems and the page
 
@@ -74,20 +79,36 @@ def test_seeds_json_of_other_runs_is_left_out_and_the_means_are_named_as_missing
     assert "students_summary" not in page.tables and len(page.rows("seeds")) == 5
 
 
-METRICS = (b'{"test": 3}', b'{"test": {"accuracy": {"value": "x"}}}', b'{"test": {}, "confusion": [[1], [1, 2]]}',
-           b'{"test": {}, "conventions": {"level": "x"}}', b'{"test": {}, "conventions": {"a": [1], "b": {"c": 2}}}',
-           b'{"test": {}, "operating_points": [3]}', b'{"test": {}, "calibration": {"reliability": {"raw": [1]}}}',
-           b'{"test": {}, "calibration": {"reliability": {"raw": [{}]}}}', b'{"test": {}, "risk_coverage": {"coverage": ["x"]}}',
-           b'{"test": {}, "risk_coverage": {"coverage": [0.5], "risk": []}}',
-           b'{"test": {}, "operating_points": [{"kind": "sensitivity", "test": {"sensitivity": {"value": 1, "lo": 1, "hi": 1}}}]}',
-           b'{"test": {}, "operating_points": [{"kind": "sensitivity", "promised": 0.9, "test": {}, "missed": {"lo": 0.1}}]}',
-           b'{"test": {}, "operating_points": [{"kind": "abstention", "test": {}}]}')
+METRICS = (
+    b'{"test": 3}', b'{"test": {"accuracy": {"value": "x"}}}', b'{"test": {}, "confusion": [[1], [1, 2]]}',
+    b'{"test": {}, "conventions": {"level": "x"}}', b'{"test": {}, "conventions": {"a": [1], "b": {"c": 2}}}',
+    b'{"test": {}, "operating_points": [3]}', b'{"test": {}, "calibration": {"reliability": {"raw": [1]}}}',
+    b'{"test": {}, "calibration": {"reliability": {"raw": [{}]}}}',
+    b'{"test": {}, "risk_coverage": {"coverage": ["x"]}}',
+    b'{"test": {}, "risk_coverage": {"coverage": [0.5], "risk": []}}',
+    b'{"test": {}, "operating_points": [{"kind": "sensitivity", "test": {"sensitivity": '
+    b'{"value": 1, "lo": 1, "hi": 1}}}]}',
+    b'{"test": {}, "operating_points": [{"kind": "sensitivity", "promised": 0.9, "test": {}, "missed": {"lo": 0.1}}]}',
+    b'{"test": {}, "operating_points": [{"kind": "abstention", "test": {}}]}',
+)
 GARBAGE = {  # beside what is no such file at all
-    "config.yaml": (b"a: [",), "environment.json": (b'{"data": 3}',), "metrics.json": METRICS, "split.csv": (b"group,label,split\n1\n",),
-    "history.csv": (b"epoch\n1\n", b"epoch,loss,val_macro_f1,seconds\n,1,1,1\n", b"epoch,loss,val_macro_f1,seconds\n1,x,1,1\n"),
-    "samples.npz": (), "predictions/test.npz": (), "attention.npz": (), "exports/parity.json": (b'{"formats": {"int8": {"test": {}}}}',),
-    "benchmark.csv": (b"model,lat_ms_p50,batch\na,x,1\n", b"model,lat_ms_p50,batch,cpu,ckpt\na,1,1,x\n", b"model,lat_ms_p50,batch,cpu\na,,1,\n"),
-    "robustness.csv": (b"tag,macro_f1\nclean,x\n", b"tag,macro_f1\nclean,0.5\n")}
+    "config.yaml": (b"a: [",),
+    "environment.json": (b'{"data": 3}',),
+    "metrics.json": METRICS,
+    "split.csv": (b"group,label,split\n1\n",),
+    "history.csv": (
+        b"epoch\n1\n", b"epoch,loss,val_macro_f1,seconds\n,1,1,1\n", b"epoch,loss,val_macro_f1,seconds\n1,x,1,1\n",
+    ),
+    "samples.npz": (),
+    "predictions/test.npz": (),
+    "attention.npz": (),
+    "exports/parity.json": (b'{"formats": {"int8": {"test": {}}}}',),
+    "benchmark.csv": (
+        b"model,lat_ms_p50,batch\na,x,1\n", b"model,lat_ms_p50,batch,cpu,ckpt\na,1,1,x\n",
+        b"model,lat_ms_p50,batch,cpu\na,,1,\n",
+    ),
+    "robustness.csv": (b"tag,macro_f1\nclean,x\n", b"tag,macro_f1\nclean,0.5\n"),
+}
 EXTRA = ("benchmark.csv", "exports/parity.json", "robustness.csv", "attention.npz")
 
 
@@ -116,7 +137,11 @@ def test_no_damaged_file_stops_the_report(two, name):
                 assert len(page.rows("calibration")["a", "0"]["accuracy"]) == 3
             told = page.text.partition("What is not shown")[2].partition("Findings in words")[0]
             harmless = (name, garbage) == ("config.yaml", b"")  # an empty one gives no option
-            assert harmless or path.name in told or re.search(r"Not shown: (some of benchmark\.csv|robustness) of a/seed_0\.", page.text), garbage
+            assert (
+                harmless
+                or path.name in told
+                or re.search(r"Not shown: (some of benchmark\.csv|robustness) of a/seed_0\.", page.text)
+            ), garbage
     finally:
         path.write_bytes(kept)
 
@@ -148,7 +173,10 @@ def test_a_figure_without_an_interval_is_named_and_not_shown(two):
         assert "a/seed_0: not shown, for metrics.json gives no interval: macro_f1, ece. python evaluate.py" in page.text
         for table, column in (("students_summary", "macro_f1_mean"), ("calibration", "ece_uniform")):
             row = next(row for name, row in page.rows(table).items() if name[0] == "a")
-            assert row[column] == ["–"] and len(row[column.replace("ece_uniform", "nll").replace("macro_f1", "accuracy")]) == 3
+            assert (
+                row[column] == ["–"]
+                and len(row[column.replace("ece_uniform", "nll").replace("macro_f1", "accuracy")]) == 3
+            )
         assert page.rows("thresholds")["a", "0", point["class"]]["specificity"] == ["–"]
         for table in ("students_summary", "calibration", "thresholds", "operating_points"):
             text = (two / "tables" / f"{table}.csv").read_text(encoding="utf-8")
@@ -158,7 +186,9 @@ def test_a_figure_without_an_interval_is_named_and_not_shown(two):
 
 
 def test_what_a_run_was_trained_on_and_where_is_named_as_missing(two):
-    kept = {path: path.read_bytes() for name in ("split.csv", "environment.json") for path in two.glob(f"*/seed_0/{name}")}
+    kept = {
+        path: path.read_bytes() for name in ("split.csv", "environment.json") for path in two.glob(f"*/seed_0/{name}")
+    }
     try:
         (two / "a/seed_0/split.csv").unlink()
         (two / "a/seed_0/environment.json").unlink()

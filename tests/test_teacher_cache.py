@@ -1,4 +1,4 @@
-"""The teacher's targets from disk are what it says online, and are refused where they are not."""
+"""The teacher's targets from disk equal its outputs online, and are refused where they would not."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,10 @@ from kd.files import read_csv
 from kd.train import engine, teacher_cache
 
 CPU = torch.device("cpu")
-COMMON = ["--data", "lesions,images=300", "--size", "32", "--epochs", "2", "--batch", "32", "--workers", "0", "--device", "cpu",
-          "--precision", "fp32"]
+COMMON = [
+    "--data", "lesions,images=300", "--size", "32", "--epochs", "2", "--batch", "32", "--workers", "0", "--device",
+    "cpu", "--precision", "fp32",
+]
 
 
 @pytest.fixture
@@ -25,22 +27,24 @@ def setting(tmp_path):
     return data, options, student, teacher
 
 
-def kept(folder, setting, views=2, terms=None):
+def build(folder, setting, views=2, terms=None):
+    """(Targets, Step) of the setting, built."""
     data, options, student, teacher = setting
     terms = terms or small.terms(options)
-    result = teacher_cache.Targets(folder, teacher, data, views, needs={n for term in terms for n in term.needs}, precision="fp32")
+    needs = {need for term in terms for need in term.needs}
+    result = teacher_cache.Targets(folder, teacher, data, views, needs=needs, precision="fp32")
     step = engine.Step(student, teacher, terms, data, options, CPU, "fp32", result)
     result.build(step.teacher_forward, batch=16, device=CPU, workers=0)
     return result, step
 
 
-def test_targets_from_disk_are_the_teachers_answers_to_the_views_that_the_student_sees(setting, tmp_path):
+def test_targets_from_disk_are_the_teachers_outputs_for_the_views_of_the_student(setting, tmp_path):
     data, options, *_ = setting
-    result, step = kept(tmp_path / "targets", setting)
+    targets, step = build(tmp_path / "targets", setting)
     for epoch in (1, 2, 3):
         for images, _, index in loader.training_batches(data, batch=16, seed=5, epoch=epoch, device=CPU, workers=0,
-                                                         view=teacher_cache.view(epoch, 2)):
-            online, disk = step.teacher_forward(images), result(index, epoch, CPU)
+                                                        view=teacher_cache.view(epoch, 2)):
+            online, disk = step.teacher_forward(images), targets(index, epoch, CPU)
             assert torch.allclose(online["teacher_logits"], disk["teacher_logits"], rtol=1e-3, atol=1e-3)
             for a, b in zip(online["teacher_attention"], disk["teacher_attention"], strict=True):
                 assert torch.allclose(a, b, atol=1e-3)
@@ -49,39 +53,42 @@ def test_targets_from_disk_are_the_teachers_answers_to_the_views_that_the_studen
 def test_as_many_views_as_epochs_are_the_views_of_online_training(setting):
     data = setting[0]
     for epoch in (1, 2, 3):
-        online, views = (list(loader.training_batches(data, batch=16, seed=0, epoch=epoch, device=CPU, workers=0, view=view))
-                         for view in (None, teacher_cache.view(epoch, 3)))
-        assert all(torch.equal(a, b) for one, other in zip(online, views, strict=True) for a, b in zip(one, other))
+        online, views = (
+            list(loader.training_batches(data, batch=16, seed=0, epoch=epoch, device=CPU, workers=0, view=view))
+            for view in (None, teacher_cache.view(epoch, 3))
+        )
+        for batch, other in zip(online, views, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(batch, other))
 
 
-def test_the_views_of_fewer_come_round_again(setting):
+def test_fewer_views_are_shown_again_in_turn(setting):
     data = setting[0]
     first, third = (next(loader.views(data, *teacher_cache.view(epoch, 2), batch=8, device=CPU)) for epoch in (1, 3))
     assert torch.equal(first, third)
     assert not torch.equal(first, next(loader.views(data, *teacher_cache.view(2, 2), batch=8, device=CPU)))
 
 
-def test_a_second_run_asks_no_teacher(setting, tmp_path, capsys):
-    kept(tmp_path / "targets", setting)
+def test_a_second_run_does_not_run_the_teacher(setting, tmp_path, capsys):
+    build(tmp_path / "targets", setting)
     assert "2 views of 66 images, 0.4 MB" in capsys.readouterr().out
     data, options, student, teacher = setting
-    teacher.model.forward = None  # whoever calls it fails
-    result, step = kept(tmp_path / "targets", setting)
+    teacher.model.forward = None  # any call fails
+    _, step = build(tmp_path / "targets", setting)
     images, labels, index = next(loader.training_batches(data, batch=16, seed=0, epoch=1, device=CPU))
     small.one_step(step, data, options, (images, labels, index))
     assert capsys.readouterr().out == ""
 
 
 def test_a_build_that_was_killed_goes_on_with_the_next_view(setting, tmp_path):
-    result, _ = kept(tmp_path / "targets", setting)
-    whole = result.path(1, "logits").stat().st_mtime_ns
-    before = np.load(result.path(2, "logits"))
-    result.path(2, "logits").unlink()
+    targets, _ = build(tmp_path / "targets", setting)
+    time_of_first = targets.path(1, "logits").stat().st_mtime_ns
+    second = np.load(targets.path(2, "logits"))
+    targets.path(2, "logits").unlink()
     (tmp_path / "targets" / ".view_2_logits.npy.x1.tmp").write_bytes(b"half")
-    result, _ = kept(tmp_path / "targets", setting)
+    targets, _ = build(tmp_path / "targets", setting)
     assert not list((tmp_path / "targets").glob(".view*"))
-    assert result.path(1, "logits").stat().st_mtime_ns == whole
-    assert np.array_equal(np.load(result.path(2, "logits")), before)
+    assert targets.path(1, "logits").stat().st_mtime_ns == time_of_first
+    assert np.array_equal(np.load(targets.path(2, "logits")), second)
 
 
 @pytest.mark.parametrize("differing, change", {
@@ -102,50 +109,51 @@ def test_targets_of_other_data_augmentation_or_precision_are_refused_and_say_why
         teacher_cache.Targets(tmp_path, teacher, data, 2, **options)
 
 
-def test_a_loss_that_reads_what_is_not_kept_is_refused(setting, tmp_path):
+def test_a_loss_that_reads_what_is_not_stored_is_refused(setting, tmp_path):
     def hint(student_features, teacher_features):
         """The distance of features."""
 
     terms = [*small.terms(setting[1]), type("Term", (), {"needs": ["student_features", "teacher_features"]})()]
     with pytest.raises(UserError, match="reads teacher_features, which --teacher-cache does not keep"):
-        kept(tmp_path / "targets", setting, terms=terms)
+        build(tmp_path / "targets", setting, terms=terms)
 
 
-def test_too_little_space_is_said_before_any_is_used(setting, tmp_path, monkeypatch):
+def test_too_little_space_is_an_error_before_any_is_used(setting, tmp_path, monkeypatch):
     monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10})())
     with pytest.raises(UserError, match="need 0 MB, and .* has 0 MB left"):
-        kept(tmp_path / "targets", setting)
+        build(tmp_path / "targets", setting)
     assert not list((tmp_path / "targets").glob("view_*"))
 
 
 def test_truncated_targets_are_one_clear_line(setting, tmp_path):
-    result, _ = kept(tmp_path / "targets", setting)
-    path = result.path(1, "logits")
+    targets, _ = build(tmp_path / "targets", setting)
+    path = targets.path(1, "logits")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="view_1_logits.npy are damaged"):
-        result(torch.arange(4), 1, CPU)
+        targets(torch.arange(4), 1, CPU)
 
 
-def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, no_report):
+def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, no_report, monkeypatch):
     common = [*COMMON, "--out", str(tmp_path)]
-    teacher, = train_teacher.main([*common, "--teacher", "tiny"])
-    asked = []
-    usual = engine.Step.teacher_forward
-    try:
-        engine.Step.teacher_forward = lambda step, images: asked.append(len(images)) or usual(step, images)
-        folders = distill.main([*common, "--student", "tiny", "--beta", "10", "--seeds", "0", "1", "--teacher-cache", "1"])
-    finally:
-        engine.Step.teacher_forward = usual
-    assert sum(asked) == 2 + 207  # a look at the shapes, then one view of each training image, for both seeds
+    train_teacher.main([*common, "--teacher", "tiny"])
+    counts, original = [], engine.Step.teacher_forward
+
+    def teacher_forward(step, images):
+        counts.append(len(images))
+        return original(step, images)
+
+    monkeypatch.setattr(engine.Step, "teacher_forward", teacher_forward)
+    folders = distill.main([*common, "--student", "tiny", "--beta", "10", "--seeds", "0", "1", "--teacher-cache", "1"])
+    assert sum(counts) == 2 + 207  # two images for the shapes, then one view of each training image, for both seeds
     histories = [read_csv(folder / "history.csv") for folder in folders]
     assert all(len(rows) == 2 and float(rows[0]["kd"]) > 0 and float(rows[0]["at"]) > 0 for rows in histories)
     assert histories[0] != histories[1]
 
 
-def test_what_another_run_has_made_while_this_one_waited_is_not_made_again(setting, tmp_path, capsys, monkeypatch):
-    result, step = kept(tmp_path / "targets", setting)
+def test_views_that_another_run_made_while_this_one_waited_are_not_made_again(setting, tmp_path, capsys, monkeypatch):
+    targets, _ = build(tmp_path / "targets", setting)
     capsys.readouterr()
-    looks = iter([[1, 2], []])  # before the lock, and behind it
-    monkeypatch.setattr(result, "missing", lambda: next(looks))
-    result.build(None, batch=16, device=CPU, workers=0)  # whoever asks the teacher fails
+    missing = iter([[1, 2], []])  # before the lock, and with it
+    monkeypatch.setattr(targets, "missing", lambda: next(missing))
+    targets.build(None, batch=16, device=CPU, workers=0)  # running the teacher would fail
     assert capsys.readouterr().out == ""

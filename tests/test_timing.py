@@ -30,15 +30,15 @@ class Clock:
 def test_a_known_distribution_is_measured_within_two_percent():
     clock, rng = Clock(), np.random.default_rng(0)
     draw = {"gamma": lambda: 1e-3 + 4e-3 * rng.gamma(2.0, 0.1), "uniform": lambda: rng.uniform(1e-3, 2e-3)}
-    taken = timing.measure({name: clock.backend(one) for name, one in draw.items()}, seconds=20, clock=clock)
-    for name, one in draw.items():
-        truth = 1e3 * np.array([one() for _ in range(200_000)])
-        found = timing.describe(taken[name], batch=4)
-        assert found["lat_ms_mean"] == pytest.approx(truth.mean(), rel=0.02)
+    taken = timing.measure({name: clock.backend(query) for name, query in draw.items()}, seconds=20, clock=clock)
+    for name, query in draw.items():
+        truth = 1e3 * np.array([query() for _ in range(200_000)])
+        columns = timing.describe(taken[name], batch=4)
+        assert columns["lat_ms_mean"] == pytest.approx(truth.mean(), rel=0.02)
         for share in (50, 90, 99):
-            assert found[f"lat_ms_p{share}"] == pytest.approx(np.percentile(truth, share), rel=0.02)
-        assert found["lat_ms_std"] == pytest.approx(truth.std(), rel=0.05)
-        assert found["throughput_fps"] == pytest.approx(4e3 / truth.mean(), rel=0.02)
+            assert columns[f"lat_ms_p{share}"] == pytest.approx(np.percentile(truth, share), rel=0.02)
+        assert columns["lat_ms_std"] == pytest.approx(truth.std(), rel=0.05)
+        assert columns["throughput_fps"] == pytest.approx(4e3 / truth.mean(), rel=0.02)
 
 
 def exact(n, percentile_of_100):
@@ -70,8 +70,8 @@ def test_early_stopping_on_a_case_worked_by_hand():
 
 def test_the_estimate_bounds_the_percentile_as_often_as_it_promises():
     rng = np.random.default_rng(0)
-    held = [timing.early_stopping(rng.exponential(size=200), 0.9) >= np.log(10) for _ in range(2000)]
-    assert np.mean(held) >= 0.985
+    covered = [timing.early_stopping(rng.exponential(size=200), 0.9) >= np.log(10) for _ in range(2000)]
+    assert np.mean(covered) >= 0.985
 
 
 def test_models_take_turns_until_each_has_its_queries():
@@ -94,7 +94,9 @@ def test_models_take_turns_until_each_has_its_queries():
 def test_warm_up_ends_when_two_turns_agree_or_time_is_up():
     clock = Clock()
     falling = iter([10.0] * timing.TURN + [5.0] * timing.TURN + [1.0] * 1000)
-    taken = timing.measure({"m": clock.backend(lambda: next(falling))}, seconds=1, least=8, warmup=1000, clock=clock)["m"]
+    taken = timing.measure({"m": clock.backend(lambda: next(falling))}, seconds=1, least=8, warmup=1000, clock=clock)[
+        "m"
+    ]
     assert taken.warmup == 4 * timing.TURN and taken.steady and set(taken.seconds.ravel()) == {1.0}
     clock, state = Clock(), [1.0]
 
@@ -117,27 +119,33 @@ def test_drift_of_the_machine_leaves_ratios_alone():
 
 
 def test_a_quiet_series_is_not_called_noisy():
-    quiet = timing.Latencies(np.random.default_rng(0).normal(5e-3, 1e-4, (10, timing.TURN)), np.ones((10, timing.TURN)), 16, True)
-    loud = timing.Latencies(np.random.default_rng(0).normal(5e-3, 1e-3, (10, timing.TURN)), np.ones((10, timing.TURN)), 16, True)
+    quiet = timing.Latencies(
+        np.random.default_rng(0).normal(5e-3, 1e-4, (10, timing.TURN)), np.ones((10, timing.TURN)), 16, True
+    )
+    loud = timing.Latencies(
+        np.random.default_rng(0).normal(5e-3, 1e-3, (10, timing.TURN)), np.ones((10, timing.TURN)), 16, True
+    )
     assert not timing.describe(quiet)["noisy"] and timing.describe(loud)["noisy"]
 
 
 def test_the_machine_is_described():
-    told = machine.describe()
-    assert told["cpu"] and told["cores"] >= 1 and told["numpy"]
+    state = machine.describe()
+    assert state["cpu"] and state["cores"] >= 1 and state["numpy"]
 
 
 def test_peak_memory_grows_with_what_a_process_holds():
     # in a process of its own, since a peak never falls, and that of the tests may be high already
     script = ("import numpy as np; from kd import machine; before = machine.peak_memory(); "
               "block = np.ones(40_000_000, np.uint8); print(before and machine.peak_memory() - before)")
-    grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    grown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+    )
     assert grown.stdout.strip() == "None" or int(grown.stdout) > 30_000_000, grown.stderr
 
 
 def test_the_processor_time_is_that_of_the_same_queries():
     taken = timing.measure({"sleeps": timing.stopwatch(lambda: time.sleep(.002)),
                             "works": timing.stopwatch(lambda: sum(range(100000)))}, seconds=0, least=8)
-    told = {name: timing.describe(one) for name, one in taken.items()}
-    assert told["sleeps"]["cpu_ms_p50"] < 1 < 2 <= told["sleeps"]["lat_ms_p50"]
-    assert told["works"]["cpu_ms_p50"] > .2 and taken["works"].worked.shape == taken["works"].seconds.shape
+    columns = {name: timing.describe(latencies) for name, latencies in taken.items()}
+    assert columns["sleeps"]["cpu_ms_p50"] < 1 < 2 <= columns["sleeps"]["lat_ms_p50"]
+    assert columns["works"]["cpu_ms_p50"] > .2 and taken["works"].worked.shape == taken["works"].seconds.shape

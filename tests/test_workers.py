@@ -1,4 +1,4 @@
-"""Tasks in processes: in order, side by side, and never longer than whoever started them."""
+"""Tasks in processes: one after another, several at once, and never longer than the process that started them."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ class Task:
 
 
 def work(task):
-    """What a Task says, done in the worker."""
+    """Do what `task.does` says, in the worker."""
     if task.does == "die":
         os._exit(7)
     if task.does.startswith("wait for "):  # until another task has run beside it
@@ -32,24 +32,25 @@ def work(task):
             time.sleep(0.01)
     if task.does.startswith("write "):
         Path(task.does[6:]).write_text(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
-    return "it is said to be wrong" if task.does == "fail" else ""
+    return "an error" if task.does == "fail" else ""
 
 
 def carry_out(tasks, count=1, threads=None):
     log = []
     workers.run(tasks, work, count=count, threads=threads, begin=lambda task: log.append(f"{task.name} begins"),
-                end=lambda task, trouble, seconds: log.append(f"{task.name}: {trouble or 'well'}"))
+                end=lambda task, error, seconds: log.append(f"{task.name}: {error or 'well'}"))
     return log
 
 
 def test_one_process_does_one_task_after_another_and_says_what_went_wrong():
     assert carry_out([Task("a"), Task("b", "fail"), Task("c")]) == [
-        "a begins", "a: well", "b begins", "b: it is said to be wrong", "c begins", "c: well"]
+        "a begins", "a: well", "b begins", "b: an error", "c begins", "c: well"]
 
 
 def test_what_needs_a_failed_task_does_not_begin_and_the_others_go_on():
-    log = carry_out([Task("child", needs="a"), Task("a", "fail"), Task("grandchild", needs="child"), Task("other", needs="done earlier")])
-    assert log == ["a begins", "a: it is said to be wrong", "child: it needs a", "grandchild: it needs child",
+    log = carry_out([Task("child", needs="a"), Task("a", "fail"), Task("grandchild", needs="child"),
+                     Task("other", needs="done earlier")])
+    assert log == ["a begins", "a: an error", "child: it needs a", "grandchild: it needs child",
                    "other begins", "other: well"]
 
 
@@ -62,7 +63,8 @@ def test_several_run_at_once_and_share_the_threads(tmp_path):
 
 
 def test_a_worker_that_dies_fails_its_task_alone():
-    assert carry_out([Task("a", "die"), Task("b")]) == ["a begins", "a: its process ended with status 7", "b begins", "b: well"]
+    assert carry_out([Task("a", "die"), Task("b")]) == [
+        "a begins", "a: its process ended with status 7", "b begins", "b: well"]
 
 
 PARENT = """
@@ -76,7 +78,8 @@ t.carry_out([t.Task("pid", "write " + sys.argv[3]), t.Task("endless", "wait for 
 @pytest.mark.skipif(os.name == "nt", reason="asks for processes as POSIX has them")
 def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
     file = tmp_path / "pid"
-    with subprocess.Popen([sys.executable, "-c", PARENT, str(HERE), str(HERE.parent), str(file)], stderr=subprocess.DEVNULL) as parent:
+    command = [sys.executable, "-c", PARENT, str(HERE), str(HERE.parent), str(file)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
         end = time.monotonic() + 60
         while not file.exists() or not file.read_text():
             assert time.monotonic() < end and parent.poll() is None
@@ -100,7 +103,7 @@ def alive(process):
 
 
 def test_an_interrupt_stops_the_workers_at_once(tmp_path):
-    def interrupt(task, trouble, seconds):
+    def interrupt(task, error, seconds):
         raise KeyboardInterrupt
     before, begin = signal.getsignal(signal.SIGINT), time.monotonic()  # ignored in a background job
     with pytest.raises(KeyboardInterrupt):

@@ -1,6 +1,6 @@
-"""What an audit knows of a model: one Case for each run folder, without what is not as it should be.
+"""What an audit knows of a model: a Case for each run folder.
 
-Files may come from anybody: one that is not there is passed over, one that is damaged is named in `Case.unreadable`.
+Files may come from any system. A missing one is passed over; a damaged one is named in `Case.unreadable`.
 """
 
 import math
@@ -17,14 +17,14 @@ from kd.run_folder import StudyFolder
 
 @dataclass
 class Figure:
-    """A number somebody states."""
+    """A number that a file states."""
 
     split: str
     metric: str              # as in metrics.json
     value: float
     source: str              # the file it stands in
     tolerance: float = 1e-6  # half a unit of its last digit
-    interval: bool = None    # whether it has one; None where nobody would expect it
+    interval: bool = None    # whether it has one; None where none is expected
 
     def __str__(self):
         digits = max(0, min(4, round(-math.log10(2 * self.tolerance)))) if self.tolerance > 0 else 4
@@ -48,7 +48,7 @@ class Point:
 
 @dataclass
 class Case:
-    """The evidence about one model. What is not known is None or empty, and no rule leans on it."""
+    """The evidence about one model. What is not known is None or empty, and no rule uses it."""
 
     model: str
     seed: str = ""
@@ -60,7 +60,7 @@ class Case:
     confusions: dict = field(default_factory=dict)    # split -> counts [C, C]
     majority: tuple = None                            # (class, its share, whether counted on this very test set)
     figures: list = field(default_factory=list)
-    stated: bool = False                              # whether somebody states figures about it
+    stated: bool = False                              # whether a file states figures about it
     temperature: dict = field(default_factory=dict)   # value, lo, hi, before, after, reason
     points: list = field(default_factory=list)
     corruptions: dict = field(default_factory=dict)   # tag -> {metric: Figure}
@@ -79,8 +79,8 @@ class Case:
 
     def figure(self, metric, split="test"):
         """The most exact Figure of a metric, or None."""
-        found = [f for f in self.figures if (f.metric, f.split) == (metric, split)]
-        return min(found, key=lambda f: f.tolerance, default=None)
+        figures = [f for f in self.figures if (f.metric, f.split) == (metric, split)]
+        return min(figures, key=lambda f: f.tolerance, default=None)
 
 
 def of_run(run, result=None):
@@ -127,7 +127,7 @@ def over_runs(runs_, studies=()):
     for run in runs_:
         for key, rows in by_file(run.robustness).items():
             if key != OWN:  # those are the run's
-                further = [part for part, own in zip(key, OWN) if part != own]
+                further = [part for part, default in zip(key, OWN) if part != default]
                 cases.append(Case(run.model, " ".join([run.seed, *further])))
                 for row in rows:
                     add_corruption(cases[-1], row, "robustness.csv")
@@ -191,7 +191,7 @@ def of_metrics(result, val=None, test=None, model="", seed=""):
 
 
 def add_predictions(case, val, test):
-    """What Predictions of validation and test tell; either may be None."""
+    """Add what follows from the Predictions of validation and test; either may be None."""
     for split, part in (("val", val), ("test", test)):
         if part is None:
             continue
@@ -205,7 +205,7 @@ def add_predictions(case, val, test):
 
 
 def add_metrics(case, result):
-    """What the content of a metrics.json tells; None where there is none."""
+    """Add what a metrics.json states. result: its content, or None."""
     if not result:
         return
     for split in ("val", "test"):
@@ -240,7 +240,7 @@ def add_metrics(case, result):
 
 
 def add_corruption(case, row, source):
-    """A row of a robustness table: a tag (or corruption and severity), and a score a column."""
+    """Add a row of a robustness table: a tag (or corruption and severity), and a score a column."""
     level = row.get("severity") or row.get("level")
     tag = row.get("tag") or "_".join(filter(None, (row.get("corruption"), level)))
     scores = {name: figure for name, figure in figures_in(row, source) if figure.split == "test"}

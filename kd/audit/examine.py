@@ -1,4 +1,4 @@
-"""An audit of results: which of them are too odd to be true, in our runs and in anybody's.
+"""An audit of results: which of them are too odd to be true, in runs of this project and of other systems.
 
     audit_run(run)                    one run folder
     audit_study(runs, tables)         several together, and folders of other systems' tables
@@ -95,9 +95,9 @@ def apply_rules(cases):
     """(findings, names of the rules that could be applied) of Cases, each and together."""
     findings, names = [], []
     for rule in RULES:
-        seen, applied = rule.apply(cases)
-        findings += seen
-        names += [rule.name] if applied or seen else []
+        of_rule, applied = rule.apply(cases)
+        findings += of_rule
+        names += [rule.name] if applied or of_rule else []
     return worst_first(findings), names
 
 

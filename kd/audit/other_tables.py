@@ -1,17 +1,18 @@
-"""Tables of other systems as evidence: whose figures they are, and what they say.
+"""Tables and texts of other systems, read into Cases (kd/audit/evidence.py).
 
     calibration.csv        model, seed, accuracy, nll, brier, ece_uniform, ece_adaptive, temperature
     operating_points.csv   model, seed, tau, macro_f1_opt
     robustness.csv         model, seed, tag, acc, macro_f1
     scalars.csv            run, tag, last, best, best_step
     any other .csv         model and figures: accuracy, val_acc, accuracy_mean with accuracy_lo and accuracy_hi
-    *.md, *.txt            words
+    *.md, *.txt            text
 
-Columns in any order, separated by comma, tab or semicolon, in UTF-8 with or without a byte order
-mark; of the columns only those that name the model (or run and tag) are required.
+Columns are in any order, separated by comma, tab or semicolon, in UTF-8 with or without a byte order mark. Only the
+columns that name the model (or run and tag) are required.
 """
 
 import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from kd import runs
@@ -21,67 +22,73 @@ from kd.files import parse_number, read_csv
 
 TABLES = ("calibration.csv", "operating_points.csv", "robustness.csv", "scalars.csv")
 
-# Published data sets that a table may be about, by a word in it: images a class, in the order of class numbers.
-KNOWN = {"ham10000": {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}}
-KNOWN["dermamnist"] = KNOWN["ham10000"]
+# Published data sets, found by their name in the tables: images of each class, in the order of class numbers.
+IMAGES = {"ham10000": {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}}
+IMAGES["dermamnist"] = IMAGES["ham10000"]
 
-LONGEST = 10 ** 6  # characters read of a text
+MAX_CHARACTERS = 10 ** 6  # read of a text file
 
 
 def read(folder):
-    """The Cases of a folder's tables and texts. UserError where there are none."""
+    """The Cases of a folder's tables and texts: one a model and seed, and a last one with what belongs to no model.
+
+    Raises UserError where the folder has none. A file that cannot be read is named in the last Case's `unreadable`.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
-    cases, notes = {}, Case(str(folder.name))
+    cases, rest = {}, Case(folder.name)
     for path in sorted(folder.iterdir()):
         try:
             if path.suffix.lower() == ".csv" and path.is_file():
-                _add_table(path, cases, notes)
+                _add_table(path, cases, rest)
             elif path.suffix.lower() in (".md", ".txt") and path.is_file():
-                notes.texts[path.name] = _text(path)
+                rest.texts[path.name] = _text(path)
         except UserError as error:
-            notes.unreadable.append(error.message)
-    cases = _with_seeds(cases)
-    if not cases and not notes.texts and not notes.unreadable:
+            rest.unreadable.append(error.message)
+    cases = _with_only_seeds(cases)
+    if not cases and not rest.texts and not rest.unreadable:
         raise UserError(f"no tables in {folder}", f"An audit of another system reads {', '.join(TABLES)}.")
-    words = " ".join([*(case.model for case in cases), *notes.texts, *notes.texts.values()]).lower()
-    counts = next((counts for name, counts in KNOWN.items() if name in words), None)
-    if counts:
-        largest = max(counts, key=counts.get)
-        notes.class_names = list(counts)
+    text = " ".join([*(case.model for case in cases), *rest.texts, *rest.texts.values()]).lower()
+    images = next((images for name, images in IMAGES.items() if name in text), None)
+    if images:
+        largest = max(images, key=images.get)
+        rest.class_names = list(images)
         for case in cases:
-            case.class_names = list(counts)
-            case.majority = largest, counts[largest] / sum(counts.values()), False
-    return [*cases, notes]
+            case.class_names = list(images)
+            case.majority = largest, images[largest] / sum(images.values()), False
+    return [*cases, rest]
 
 
-def _with_seeds(cases):
-    """The Cases, where what is said of a model without a seed is of its only seed."""
-    kept = dict(cases)
+def _with_only_seeds(cases):
+    """[Case] of {(model, seed): Case}: a Case without a seed is added to that of the model's seed, where it has one."""
+    merged = dict(cases)
     for (model, seed), case in cases.items():
         seeds = [other for other in cases.values() if other.model == model and other.seed and other.namesakes == 1]
         if not seed and len(seeds) == 1:
-            del kept[model, seed]
-            seeds[0].figures += case.figures
-            seeds[0].points += case.points
-            seeds[0].corruptions.update(case.corruptions)
-            seeds[0].sources += [source for source in case.sources if source not in seeds[0].sources]
-            seeds[0].role = seeds[0].role or case.role
-    return list(kept.values())
+            del merged[model, seed]
+            only = seeds[0]
+            only.figures += case.figures
+            only.points += case.points
+            only.corruptions.update(case.corruptions)
+            only.sources += [source for source in case.sources if source not in only.sources]
+            only.role = only.role or case.role
+    return list(merged.values())
 
 
 def has_tables(folder):
-    """Whether a folder that is no run folder holds a table that an audit knows; those of a report repeat what its runs say."""
+    """Whether a folder has a table of another system: not a run folder, nor the tables of a report on runs."""
     folder = Path(folder)
     if folder.name == "tables" and (folder.parent / "report.html").is_file():
-        return False
+        return False  # they repeat what the runs state
     return any((folder / name).is_file() for name in TABLES) and not runs.finished(folder)
 
 
-def _add_table(path, cases, notes):
-    rows = [{plain(key): (value or "").strip() for key, value in row.items() if key}
-            for row in read_csv(path, separators=",\t;")]
+def _add_table(path, cases, rest):
+    """Add a CSV file's rows to {(model, seed): Case}, and names of classes with a number to rest.texts."""
+    rows = []
+    for row in read_csv(path, separators=",\t;"):
+        rows.append({plain(column): (text or "").strip() for column, text in row.items() if column})
     header = rows[0] if rows else {}
     if path.name == "scalars.csv":
         _require(path, header, ("run", "tag", "last", "best", "best_step"))
@@ -89,19 +96,19 @@ def _add_table(path, cases, notes):
     if path.name in TABLES:
         _require(path, header, ("model",))
     for row in rows:
-        number_, name = (next((row[key] for key in keys if row.get(key)), "")
-                         for keys in (("class_id", "class", "label"), ("class_name", "name")))
-        if number_.isdecimal() and name:
-            notes.texts[path.name] = notes.texts.get(path.name, "") + f"class {number_} ({name})\n"
+        class_number = row.get("class_id") or row.get("class") or row.get("label") or ""
+        class_name = row.get("class_name") or row.get("name")
+        if class_number.isdecimal() and class_name:
+            rest.texts[path.name] = rest.texts.get(path.name, "") + f"class {class_number} ({class_name})\n"
         if not row.get("model") or path.name not in TABLES and not dict(figures_in(row, path.name)):
             continue
         case = _case(cases, row["model"], row.get("seed", ""), row.get("role", ""), path)
         if path.name == "robustness.csv":
             add_corruption(case, row, path.name)
         elif path.name == "operating_points.csv":
-            figures = dict(figures_in({key.removesuffix("_opt"): value for key, value in row.items()}, path.name))
-            case.points.append(Point(row.get("name") or "tau", row.get("kind", ""),
-                                     parse_number(row.get("tau") or row.get("threshold")), figures=figures))
+            figures = dict(figures_in({column.removesuffix("_opt"): text for column, text in row.items()}, path.name))
+            threshold = parse_number(row.get("tau") or row.get("threshold"))
+            case.points.append(Point(row.get("name") or "tau", row.get("kind", ""), threshold, figures=figures))
         else:
             case.figures += [figure for _, figure in figures_in(row, path.name)]
             if row.get("temperature"):
@@ -109,26 +116,29 @@ def _add_table(path, cases, notes):
 
 
 def _add_scalars(path, rows, cases):
-    """A row is a curve's last and best value; a curve of one step is a figure."""
-    seen, runs_ = {}, {}
+    """Add the rows of scalars.csv: a row is a curve's last and best value; a curve of one step is a figure.
+
+    A run and tag that occur n times are n runs under one name: the k-th occurrence of each tag is taken for run k.
+    """
+    occurrences, runs_ = Counter(), defaultdict(list)
     for row in rows:
-        key = row["run"], row["tag"]
-        seen[key] = seen.get(key, 0) + 1
-        runs_.setdefault((row["run"], seen[key]), []).append(row)
-    for (run, place), held in runs_.items():
-        namesakes = max(count for (name, _), count in seen.items() if name == run)
+        occurrences[row["run"], row["tag"]] += 1
+        runs_[row["run"], occurrences[row["run"], row["tag"]]].append(row)
+    for (run, place), run_rows in runs_.items():
+        namesakes = max(count for (name, _), count in occurrences.items() if name == run)
         parts = [part for part in re.split(r"[\\/]+", run) if part]
         role = parts.pop(0).lower() if len(parts) > 1 and parts[0].lower() in ("teacher", "student") else ""
         seed = parts.pop() if parts and re.fullmatch(r"seed_?\d+", parts[-1]) else ""
-        model = "/".join(parts) or role
-        case = _case(cases, model, f"{seed} ({place} of {namesakes})".strip() if namesakes > 1 else seed, role, path)
+        if namesakes > 1:
+            seed = f"{seed} ({place} of {namesakes})".strip()
+        case = _case(cases, "/".join(parts) or role, seed, role, path)
         case.namesakes = namesakes
         figures = {}
-        for row in held:
+        for row in run_rows:
             tag = re.sub(r"[\\/]+", "/", row["tag"])
-            values = [parse_number(row[key]) for key in ("last", "best", "best_step")]
-            if values[2] > 0:
-                case.curves[tag] = values
+            last, best, best_step = (parse_number(row[column]) for column in ("last", "best", "best_step"))
+            if best_step > 0:
+                case.curves[tag] = [last, best, best_step]
             else:
                 figures[tag.split("/")[-1]] = row["last"]
         if namesakes == 1:
@@ -136,7 +146,7 @@ def _add_scalars(path, rows, cases):
 
 
 def _case(cases, model, seed, role, path):
-    """The Case of a model and seed, made when it is first met."""
+    """The Case of a model and seed in {(model, seed): Case}, added where there is none; `path` is among its sources."""
     seed = f"seed_{seed}" if seed.isdecimal() else seed
     case = cases.setdefault((model, seed), Case(model, seed, stated=True))
     if path.name not in case.sources:
@@ -146,8 +156,8 @@ def _case(cases, model, seed, role, path):
     return case
 
 
-def _require(path, header, needed):
-    missing = [column for column in needed if column not in header]
+def _require(path, header, columns):
+    missing = [column for column in columns if column not in header]
     if missing:
         raise UserError(f"{path} has no column {', '.join(missing)}" if header else f"{path} has no rows")
 
@@ -155,6 +165,6 @@ def _require(path, header, needed):
 def _text(path):
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
-            return file.read(LONGEST)
+            return file.read(MAX_CHARACTERS)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

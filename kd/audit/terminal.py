@@ -7,14 +7,17 @@ from kd.text import TERMINAL_WIDTH
 
 
 def findings_text(findings, brief=False):
-    """Findings of the audit, the gravest first, those of one rule together; brief: notes are only counted."""
-    notes = [f for f in findings if f["severity"] == "note"] if brief else []
+    """Findings as text, the most severe first, those of one rule together; '' for none.
+
+    brief: notes are counted, not printed.
+    """
+    notes = [finding for finding in findings if finding["severity"] == "note"] if brief else []
     parts = []
-    for group in examine.grouped([f for f in findings if f not in notes]):
+    for group in examine.grouped([finding for finding in findings if finding not in notes]):
         parts.append(f"{group['severity']}: {group['rule']}")
-        lines = [*(("saw", saw) for saw in group["saw"]), ("why", group["why"]), ("do", group["do"])]
-        parts += [textwrap.fill(f"{key}: {text}", TERMINAL_WIDTH, initial_indent="  ", subsequent_indent="    ")
-                  for key, text in lines]
+        entries = [*(("saw", text) for text in group["saw"]), ("why", group["why"]), ("do", group["do"])]
+        for key, text in entries:
+            parts.append(textwrap.fill(f"{key}: {text}", TERMINAL_WIDTH, initial_indent="  ", subsequent_indent="    "))
     if notes:
         parts.append(f"notes not shown: {len(notes)}; --audit prints them.")
     return "\n".join(parts)

@@ -1,8 +1,10 @@
-"""Augmentation whose every draw follows from (seed, epoch, image): any view can be drawn again.
+"""Augmentation whose random draws depend only on (seed, epoch, image), so that any view can be drawn again.
 
-Heavy: crops are cut and resized in uint8, one image at a time, in threads ahead of use; colour and erasing are done on
-batches of floats. A GPU resamples a whole batch instead, from the same draws (benchmarks/input.py measures both).
-Light: a window and flips. Corruption: heavy, with corruptions of half of the crops.
+A view is an image as a network gets it in one epoch. There are three kinds:
+heavy: random resized crops, flips, quarter turns, colour and erasing. On a CPU, crops are cut and resized in uint8,
+one image at a time, in threads ahead of use, and the rest is done on batches of floats. On a GPU, the same draws
+resample a whole batch of floats (benchmarks/input.py measures both).
+light: a shifted window and flips. corruption: heavy, with a corruption of half of the crops.
 """
 
 import functools
@@ -15,23 +17,25 @@ from kd import corruptions
 
 KINDS = ("heavy", "light", "corruption")
 
-SCALE = (0.5, 1.0)      # share of the area that a crop keeps: lesions fill much of the frame
+SCALE = (0.5, 1.0)      # share of the area that a crop keeps; not less, because lesions fill much of the frame
 RATIO = (3 / 4, 4 / 3)  # width over height of a crop
-BRIGHTNESS = CONTRAST = SATURATION = 0.2  # a factor within 1 -+ this
+BRIGHTNESS = CONTRAST = SATURATION = 0.2  # the factors are within 1 -+ this
 ERASE = 0.25            # probability of erasing a rectangle
-ERASE_SCALE = (0.02, 0.2)
+ERASE_SCALE = (0.02, 0.2)  # share of the area that is erased
 CORRUPT = 0.5           # probability of a corruption
-CACHE = 2 ** 23         # bytes of the parts in which a batch is worked on, so that each pass finds the last one's work near a core
+CACHE = 2 ** 23         # bytes of a part of a batch; parts are processed one by one and stay in the cache of a core
 
-DRAWS = ("scale", "ratio", "top", "left", "flip", "turn", "brightness", "contrast",
-         "saturation", "erase", "erase_scale", "erase_ratio", "erase_top", "erase_left", "corrupt", "corruption", "severity")
+DRAWS = (
+    "scale", "ratio", "top", "left", "flip", "turn", "brightness", "contrast", "saturation", "erase", "erase_scale",
+    "erase_ratio", "erase_top", "erase_left", "corrupt", "corruption", "severity",
+)
 
 
 def uniform(seed, epoch, index, count):
-    """[N, count] numbers in [0, 1) that depend on seed, epoch and each image's index alone.
+    """Random numbers [N, count] in [0, 1) that depend only on seed, epoch and the index [N] of each image.
 
-    A counter-based generator: the finaliser of SplitMix64 (Steele et al. 2014) over
-    the four numbers, so that order and batch size change nothing.
+    A counter-based generator, so that order and batch size have no effect: the finaliser of SplitMix64
+    (Steele et al. 2014) over seed, epoch, index and the number of the column.
     """
     with np.errstate(over="ignore"):
         state = np.zeros((len(index), count), np.uint64)
@@ -42,22 +46,25 @@ def uniform(seed, epoch, index, count):
 
 
 def _mix(x):
+    """The finaliser of SplitMix64."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 def draw(seed, epoch, index):
-    """The augmentation parameters of each image: a dict of [N] arrays in [0, 1), see DRAWS."""
+    """The random draws of images [N]: {name in DRAWS: [N] numbers in [0, 1)}. index: positions in the data set."""
     numbers = uniform(seed, epoch, index, len(DRAWS))
     return {name: numbers[:, k] for k, name in enumerate(DRAWS)}
 
 
 def _boxes(side, draws):
-    """(left, top, width, height) of each crop, in whole px of images of `side` px."""
+    """(left, top, width, height) of the crops, [N] ints each, in px of images of `side` px."""
     area = SCALE[0] + (SCALE[1] - SCALE[0]) * draws["scale"]
     ratio = np.exp(np.log(RATIO[0]) + np.log(RATIO[1] / RATIO[0]) * draws["ratio"])
-    width, height = (np.clip(np.rint(np.sqrt(share) * side), 1, side).astype(int) for share in (area * ratio, area / ratio))
+    width, height = (
+        np.clip(np.rint(np.sqrt(share) * side), 1, side).astype(int) for share in (area * ratio, area / ratio)
+    )
     left, top = ((draws[name] * (side - length + 1)).astype(int) for name, length in (("left", width), ("top", height)))
     return left, top, width, height
 
@@ -65,13 +72,15 @@ def _boxes(side, draws):
 def crop(images, draws, size):
     """Random resized crop, flip and quarter turn: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3].
 
-    Where a crop is larger than `size`, neighbours are averaged (torch's antialias, which is Pillow's bilinear filter).
+    draws: from draw(). Crops that are larger than `size` are resized with torch's antialias, which is Pillow's
+    bilinear filter.
     """
     turn, flip = (draws["turn"] * 4).astype(int), draws["flip"] < 0.5
     result = np.empty((len(images), size, size, 3), np.uint8)
-    views = result.view("V3")[..., 0]  # a pixel is copied as one
+    views = result.view("V3")[..., 0]  # copies a pixel of three bytes as one item
     for n, (left, top, width, height) in enumerate(zip(*_boxes(images.shape[1], draws))):
-        box = torch.from_numpy(images[n:n + 1, top:top + height, left:left + width].copy())  # torch's copy would take threads
+        pixels = images[n:n + 1, top:top + height, left:left + width].copy()  # a copy by torch would start threads
+        box = torch.from_numpy(pixels)
         box = F.interpolate(box.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True)
         view = box.permute(0, 2, 3, 1).contiguous().numpy().view("V3")[0, ..., 0]
         views[n] = np.rot90(view[:, ::-1] if flip[n] else view, turn[n])
@@ -79,17 +88,17 @@ def crop(images, draws, size):
 
 
 def resample(images, draws, size):
-    """What crop() does, on the device of `images`: a uint8 tensor [N, R, R, 3] -> float [N, 3, size, size] in [0, 1].
+    """Like crop(), on the device of `images`: a uint8 tensor [N, R, R, 3] -> float [N, 3, size, size] in [0, 1].
 
-    Pixels differ from those of crop() by its rounding; where a crop is larger than `size` (by an eighth at most), crop()
-    averages neighbours and this interpolates between them; and at a crop's rim crop() has no neighbours beyond it.
+    The pixels differ slightly from those of crop(), which rounds them to uint8, averages neighbours where this function
+    interpolates (if a crop is larger than `size`, by an eighth at most), and does not use pixels outside the crop.
     """
     side = images.shape[1]
     left, top, width, height = _boxes(side, draws)
     turn = (draws["turn"] * 4).astype(int)
     cosine, sine = np.array([1, 0, -1, 0])[turn], np.array([0, 1, 0, -1])[turn]
     mirror = np.where(draws["flip"] < 0.5, -1, 1)
-    # from a place in the view, in [-1, 1]: turned, mirrored, then into the box
+    # maps a point of the view, in [-1, 1], to a point of the image: turn, mirror, then scale and shift to the box
     across = np.stack([mirror * cosine * width, -mirror * sine * width, 2 * left + width - side], 1)
     down = np.stack([sine * height, cosine * height, 2 * top + height - side], 1)
     theta = to_device((np.stack([across, down], 1) / side).astype(np.float32), images.device)
@@ -100,47 +109,56 @@ def resample(images, draws, size):
 
 
 def window(images, draws, size):
-    """A window of the size asked for, and flips: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3]."""
+    """The light augmentation, a random window and flips: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3]."""
     room = images.shape[1] - size + 1
     top, left = (draws["top"] * room).astype(int), (draws["left"] * room).astype(int)
     result = np.empty((len(images), size, size, 3), np.uint8)
-    whole, views = images.view("V3")[..., 0], result.view("V3")[..., 0]  # a pixel is copied as one
+    whole, views = images.view("V3")[..., 0], result.view("V3")[..., 0]  # copies a pixel of three bytes as one item
     for n, (i, j, across, down) in enumerate(zip(top, left, draws["flip"] < 0.5, draws["turn"] < 0.5)):
         views[n] = whole[n, i:i + size, j:j + size][::-1 if down else 1, ::-1 if across else 1]
     return result
 
 
 def corrupt(images, draws, entries):
-    """Put CORRUPT of the views uint8 [N, S, S, 3], in place, each under one of these corruptions (registry entries) at a
-    severity, both drawn. What a corruption draws itself follows from the image's own draw."""
+    """Corrupt the share CORRUPT of the views uint8 [N, S, S, 3], in place; returns them.
+
+    entries: corruptions, from registry.get(). Each chosen view gets one of them at one of five severities, both drawn.
+    What the corruption draws itself depends on the draws of the image, too.
+    """
     which, severity = (draws["corruption"] * len(entries)).astype(int), 1 + (draws["severity"] * 5).astype(int)
     chosen = draws["corrupt"] < CORRUPT
     for k, level in sorted(set(zip(which[chosen].tolist(), severity[chosen].tolist()))):
         rows = np.flatnonzero(chosen & (which == k) & (severity == level))
-        images[rows] = corruptions.apply(entries[k], images[rows], [float(draws["corruption"][n]).hex() for n in rows], level)
+        ids = [float(draws["corruption"][n]).hex() for n in rows]
+        images[rows] = corruptions.apply(entries[k], images[rows], ids, level)
     return images
 
 
+def _resamples(kind, device):
+    """Whether whole batches are resampled on the device, instead of crops cut in threads."""
+    return device.type == "cuda" and kind == "heavy"
+
+
 def settings(kind, device):
-    """All that a view depends on beside its draws and the pixels, for whoever keeps results of views."""
+    """What a view depends on beside its draws and its pixels, a list of plain values: the key of stored targets."""
     if kind == "light":
         return ["light"]
     numbers = [list(SCALE), list(RATIO), BRIGHTNESS, CONTRAST, SATURATION, ERASE, list(ERASE_SCALE)]
-    return numbers + ["resampled"] if device.type == "cuda" and kind == "heavy" else numbers
+    return numbers + ["resampled"] if _resamples(kind, device) else numbers
 
 
 def begin(images, draws, size, kind, device):
     """The part of an augmentation that threads do ahead of use: uint8 [N, R, R, 3] -> uint8 [N, S, S, 3], in memory."""
     if kind == "light":
         return window(images, draws, size)
-    return images if device.type == "cuda" and kind == "heavy" else crop(images, draws, size)
+    return images if _resamples(kind, device) else crop(images, draws, size)
 
 
 def finish(pixels, draws, size, kind, device):
-    """What remains, on the device: uint8 [N, S, S, 3], as begin() gives it -> float [N, 3, size, size] in [0, 1]."""
+    """The rest of an augmentation, on the device: what begin() returned -> float [N, 3, size, size] in [0, 1]."""
     if kind == "light":
         return to_float(pixels, device)
-    if device.type == "cuda" and kind == "heavy":
+    if _resamples(kind, device):
         return colour(resample(to_device(pixels, device), draws, size), draws)
     views = to_float(pixels, device)
     for part in _parts(views):
@@ -149,18 +167,23 @@ def finish(pixels, draws, size, kind, device):
 
 
 def _parts(floats):
-    """Slices of a batch; on a CPU of so few images that they stay in a core's cache, but never of one: a sum over a single
-    image is shared by threads, and rounded otherwise.
+    """Slices of a batch that are processed one after the other; on a GPU a single one.
+
+    On a CPU the images of a slice fit in a core's cache. There are at least two, because torch computes a sum over a
+    single image in several threads, which rounds it differently.
     """
-    some = max(2, CACHE * len(floats) // max(1, floats.nbytes)) if floats.device.type == "cpu" else max(1, len(floats))
-    edges = np.linspace(0, len(floats), max(1, len(floats) // some) + 1).astype(int).tolist()
+    size = max(1, len(floats))
+    if floats.device.type == "cpu":
+        size = max(2, CACHE * len(floats) // max(1, floats.nbytes))
+    edges = np.linspace(0, len(floats), max(1, len(floats) // size) + 1).astype(int).tolist()
     return [slice(*ends) for ends in zip(edges, edges[1:])]
 
 
 def colour(images, draws):
     """Brightness, contrast, saturation and erasing of a float batch [N, 3, H, W] in [0, 1]; channels last.
 
-    Each of the three is linear in a pixel's colours, up to the image's mean, and so are all of them: one matrix an image.
+    Each of the first three is linear in the colours of a pixel, except for the mean of the image, and so is their
+    sequence: one matrix and one offset for each image.
     """
     count, _, height, width = images.shape
     device = images.device
@@ -168,13 +191,16 @@ def colour(images, draws):
     def factor(name, strength):
         return to_device((1 + strength * (2 * draws[name] - 1)).astype(np.float32), device).view(-1, 1, 1)
 
-    bright, contrast, saturation = factor("brightness", BRIGHTNESS), factor("contrast", CONTRAST), factor("saturation", SATURATION)
-    own, grey = _colours(images.dtype, device)
-    matrix = bright * contrast * (saturation * own + (1 - saturation) * grey)
+    bright, contrast, saturation = (
+        factor("brightness", BRIGHTNESS), factor("contrast", CONTRAST), factor("saturation", SATURATION),
+    )
+    identity, grey = _colour_matrices(images.dtype, device)
+    matrix = bright * contrast * (saturation * identity + (1 - saturation) * grey)
     offset = bright * (1 - contrast) * images.mean(dim=(1, 2, 3)).view(-1, 1, 1)
     pixels = images.permute(0, 2, 3, 1).reshape(count, height * width, 3)
     result = torch.bmm(pixels, matrix).add_(offset).clamp_(0, 1)
     images = result.view(count, height, width, 3).permute(0, 3, 1, 2)
+    # erase: a rectangle gets the mean of the image
     area = (ERASE_SCALE[0] + (ERASE_SCALE[1] - ERASE_SCALE[0]) * draws["erase_scale"]) * height * width
     ratio = np.exp(np.log(1 / 3) + np.log(9) * draws["erase_ratio"])
     rows = np.minimum(height, np.sqrt(area * ratio)).astype(int)
@@ -187,13 +213,13 @@ def colour(images, draws):
 
 
 def to_device(array, device):
-    """A NumPy array as a tensor on `device`; to a GPU from pinned memory, so that nobody waits until it has arrived."""
+    """A NumPy array as a tensor on `device`; to a GPU from pinned memory, so that the CPU does not wait for it."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def to_float(images, device):
-    """uint8 [N, H, W, 3] in memory -> float [N, 3, H, W] in [0, 1], channels last, on `device`."""
+    """Images uint8 [N, H, W, 3] in memory -> float [N, 3, H, W] in [0, 1], channels last, on `device`."""
     batch = to_device(images, torch.device(device))
     floats = torch.empty(batch.shape, dtype=torch.float32, device=batch.device)
     for part in _parts(floats):
@@ -202,25 +228,27 @@ def to_float(images, device):
 
 
 def normalise(images, mean, std):
-    """(x - mean) / std by channel, for a float batch [N, 3, H, W] in [0, 1]; channels last."""
+    """(x - mean) / std for each channel of a float batch [N, 3, H, W] in [0, 1]; channels last. mean, std: [3]."""
     count, channels, height, width = images.shape
-    rows = images.permute(0, 2, 3, 1).reshape(count * height, width * channels)  # long rows are fast
-    scale = tuple(1 / number for number in std)
-    shift = tuple(-number * by for number, by in zip(mean, scale))
-    scale, shift = (_repeated(numbers, width, images.dtype, images.device) for numbers in (scale, shift))
-    result, some = torch.empty_like(rows), 256 if images.device.type == "cpu" else len(rows)  # what a core's cache holds
-    for part, out in zip(rows.split(some), result.split(some)):
+    rows = images.permute(0, 2, 3, 1).reshape(count * height, width * channels)  # operations on long rows are fast
+    scale = tuple(1 / s for s in std)
+    shift = tuple(-m * factor for m, factor in zip(mean, scale))
+    scale, shift = (_repeated(values, width, images.dtype, images.device) for values in (scale, shift))
+    result = torch.empty_like(rows)
+    size = 256 if images.device.type == "cpu" else len(rows)  # rows that fit in a core's cache
+    for part, out in zip(rows.split(size), result.split(size)):
         torch.addcmul(shift, part, scale, out=out)
     return result.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 @functools.lru_cache(16)
-def _colours(dtype, device):
-    """Two matrices [3, 3] for pixels that are rows: each colour as it is, and each the grey of all (ITU-R BT.601)."""
+def _colour_matrices(dtype, device):
+    """Two matrices [3, 3] that are applied to pixels as rows: the identity, and the grey of ITU-R BT.601."""
     grey = torch.tensor([0.299, 0.587, 0.114], dtype=dtype, device=device)
     return torch.eye(3, dtype=dtype, device=device), grey[:, None].expand(3, 3)
 
 
-@functools.lru_cache(16)  # a copy to a GPU in every step would make it wait
-def _repeated(numbers, width, dtype, device):
-    return torch.tensor(numbers, dtype=dtype, device=device).repeat(width)
+@functools.lru_cache(16)  # because a copy to a GPU in each step would make the GPU wait
+def _repeated(values, width, dtype, device):
+    """The values of the channels, repeated for each of `width` pixels of a row; a tensor."""
+    return torch.tensor(values, dtype=dtype, device=device).repeat(width)

@@ -1,4 +1,4 @@
-"""Every image is decoded once in its life, into a uint8 memory map shared by all later runs."""
+"""The image cache: every image is decoded once, into a uint8 memory map that all later runs share."""
 
 import contextlib
 import hashlib
@@ -16,49 +16,53 @@ from kd import image
 from kd.errors import UserError, listing
 from kd.files import atomic, lock, read_csv, write_csv
 
-FORMAT = 1  # raise it when the same file would give other pixels
-CHUNK = 256  # images decoded at a time
+FORMAT = 1  # to be raised when the same file would give other pixels
+CHUNK = 256  # images decoded at a time; limits the memory of a build
 
 
 def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False):
-    """The images of `dataset` as uint8 [N, resize, resize, 3], mapped, and their sha256s.
+    """The images of a Dataset from its cache, which is built if there is none.
 
-    The map lies in `folder`, else beside the data in `root`, else in the user's cache
-    folder; its name holds a key of every image's name, size and time of change, so that
-    changed data build a new one (older ones are left: another program may be reading them).
-    sha256s are of the files' bytes (of the pixels where an image is no file).
+    resize: side of the images in px. folder: where the cache is; None for beside the data in `root`, or in the user's
+    cache folder if that place cannot be written. The file name contains a key of every image's name, size and time of
+    change, so that changed data get a new cache. Old ones are not deleted, because another program may be reading them.
 
-    Returns (images, sha256, bad): bad is a list of (position, reason) for images that
-    cannot be read; their rows are zero. Without `skip_bad` such images are an error.
+    Returns (images, sha256, bad): images is a memory map uint8 [N, resize, resize, 3]; sha256 are N strings, of the
+    bytes of each file, or of the pixels if an image is no file; bad is a list of (position, reason) for images that
+    cannot be read, whose pixels are 0. Without `skip_bad` such images are a UserError, and so is a damaged cache.
     """
     stamps = [_stamp(dataset, i) for i in range(len(dataset.ids))]
     text = "\n".join([f"{FORMAT} {dataset.name} {dataset.version} {resize} {image.INTERPOLATION}", *stamps])
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", dataset.name)[:40]  # names made alike differ in the key
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", dataset.name)[:40]  # names that become equal here differ in the key
     stem = f"{name}_{resize}px_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     places = [Path(folder)] if folder is not None else _places(root)
-    place = next((place for place in places if _whole(place, stem)), None) or _writable(places)
+    place = next((place for place in places if _is_complete(place, stem)), None) or _writable(places)
     pixels, index = place / f"{stem}.npy", place / f"{stem}.csv"
-    if not _whole(place, stem) or _mended(dataset, pixels, index):
+
+    def is_needed():
+        return not _is_complete(place, stem) or _bad_became_readable(dataset, pixels, index)
+
+    if is_needed():
         with lock(place / f"{stem}.lock", wait=True, what=f"the image cache {pixels}"):
-            if not _whole(place, stem) or _mended(dataset, pixels, index):
+            if is_needed():  # unless another process has built it while this one waited
                 _build(dataset, resize, pixels, index)
     rows = _rows(dataset, pixels, index)
     try:
         images = np.lib.format.open_memmap(pixels, mode="r")
         if images.dtype != np.uint8 or images.shape != (len(rows), resize, resize, 3):
-            raise ValueError(f"it holds {images.dtype} {list(images.shape)}")
+            raise ValueError(f"it contains {images.dtype} {list(images.shape)}")
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(pixels, error) from error
     bad = [(i, row["error"]) for i, row in enumerate(rows) if row["error"]]
     if bad and not skip_bad:
-        shown = listing([f"{dataset.ids[i]} ({reason})" for i, reason in bad])
-        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used: {shown}",
-                        "Mend them, or go on without them with --skip-bad.")
+        names = listing([f"{dataset.ids[i]} ({reason})" for i, reason in bad])
+        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used: {names}",
+                        "Repair them, or leave them out with --skip-bad.")
     return images, [row["sha256"] for row in rows], bad
 
 
 def _stamp(dataset, position):
-    """A line that changes when the pixels of an image may have changed."""
+    """A line of text that changes when the pixels of an image may have changed."""
     source, name = dataset.images[position], dataset.ids[position]
     if isinstance(source, (str, Path)):
         try:
@@ -78,7 +82,7 @@ def _sha256(data):
 
 
 def _places(root):
-    """Where a cache may lie, the best first: beside the data in `root`, then in the user's cache folder."""
+    """The folders for a cache, in order of preference: beside the data in `root`, then the user's cache folder."""
     if sys.platform == "win32":
         user = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
@@ -92,12 +96,13 @@ def _places(root):
     return places
 
 
-def _whole(place, stem):
+def _is_complete(place, stem):
+    """Whether both files of a cache are there: the pixels, and the index, which is written last."""
     return all(os.path.exists(place / f"{stem}{suffix}") for suffix in (".npy", ".csv"))
 
 
 def _writable(places):
-    """The first of the places that takes a file."""
+    """The first of the places in which a file can be written. UserError if there is none."""
     for place in places:
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -110,6 +115,7 @@ def _writable(places):
 
 
 def _rows(dataset, pixels, index):
+    """The rows of the index, one for each image of the dataset. UserError if they do not fit."""
     try:
         rows = read_csv(index, required=("id", "sha256", "error"))
     except UserError as error:
@@ -121,17 +127,20 @@ def _rows(dataset, pixels, index):
 
 def _damaged(pixels, reason):
     return UserError(f"the image cache {pixels} is damaged: {' '.join(str(reason).split())}",
-                     "Delete it; it is built again.")
+                     "Delete it; it will be built again.")
 
 
-def _mended(dataset, pixels, index):
-    """Whether an image that could not be read now can be, size and time unchanged (a right, a drive)."""
+def _bad_became_readable(dataset, pixels, index):
+    """Whether an image that could not be read now can be, though its size and time are unchanged.
+
+    This happens when a permission is given or a drive is connected again.
+    """
     return any(row["error"] and not _read(source, 8)[2]
                for row, source in zip(_rows(dataset, pixels, index), dataset.images))
 
 
 def _read(source, resize):
-    """(pixels, sha256, "") of an image, or (0, "", why it cannot be read)."""
+    """(pixels, sha256, "") of an image, or (0, "", the reason why it cannot be read)."""
     try:
         if isinstance(source, UserError):
             raise source
@@ -146,9 +155,10 @@ def _read(source, resize):
 
 
 def _build(dataset, resize, pixels, index):
-    for rest in pixels.parent.glob(f".{pixels.stem}.*.tmp"):  # of a build that was killed
+    """Decode all images, in threads, and write both files of the cache."""
+    for remnant in pixels.parent.glob(f".{pixels.stem}.*.tmp"):  # of a build that was killed
         with contextlib.suppress(OSError):
-            rest.unlink()
+            remnant.unlink()
     with contextlib.suppress(FileNotFoundError):
         index.unlink()
     count, rows = len(dataset.ids), []
@@ -164,4 +174,4 @@ def _build(dataset, resize, pixels, index):
                 rows.append({"id": dataset.ids[start + k], "sha256": sha256, "error": error})
             file.write(chunk)
             bar.update(len(chunk))
-    write_csv(index, rows)  # last: its presence says that the map is whole
+    write_csv(index, rows)  # last, because its presence says that the cache is complete

@@ -1,4 +1,4 @@
-"""What a dataset plugin returns: images still in their files, and what is known of them."""
+"""What a dataset plugin returns: images that are not decoded yet, with labels, groups and official splits."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,17 @@ from kd.errors import UserError, listing
 
 @dataclass
 class Dataset:
-    """N labelled images, not yet decoded.
+    """N labelled images that are not decoded yet. Raises UserError, or ValueError, if the parts do not fit together.
 
-    images       N paths, uint8 arrays [H, W] or [H, W, 3], functions that draw such an array, or a
+    images       N of: a path, a uint8 array [H, W] or [H, W, 3], a function that draws such an array, or a
                  UserError for an image that is known to be unusable
     ids          N unique strings
     labels       [N] ints, positions in class_names
-    groups       N strings (patient, lesion): one group is never in two splits; None where
-                 every image stands for itself
-    split        N of "train", "val", "test" where the data set has official splits, else None
-    version      changes when the pixels of `images` that are no files change (without it arrays
-                 are compared by content, and functions are taken to draw the same for ever)
-    synthetic    drawn, not photographed: said wherever a result is shown
+    groups       N strings (patient or lesion): one group is never in two splits; None if every image is independent
+    split        N of "train", "val", "test" if the data set has official splits, otherwise None
+    version      a string that changes when the pixels of arrays and functions in `images` change; without it
+                 arrays are compared by content, and functions are assumed to draw the same image always
+    synthetic    whether the images are drawn, not photographed; every result then says so
     """
 
     name: str
@@ -42,19 +41,19 @@ class Dataset:
         if len({len(column) for column in columns}) > 1:
             raise ValueError(f"{self.name}: images, ids, labels, groups or split differ in number: "
                              f"{[len(column) for column in columns]}")
-        odd = [ascii(i) for i in (self.name, *self.ids) if i.encode(errors="replace").decode() != i]
-        if odd:  # they come from file systems of another encoding, and no text file can hold them
-            raise UserError(f"{len(odd)} names are not valid Unicode: {listing(odd)}", "Rename these files.")
+        invalid = [ascii(i) for i in (self.name, *self.ids) if i.encode(errors="replace").decode() != i]
+        if invalid:  # they come from file systems of another encoding and cannot be written to a text file
+            raise UserError(f"{len(invalid)} names are not valid Unicode: {listing(invalid)}", "Rename these files.")
         if len(set(self.ids)) < len(self.ids):
-            seen = set()
-            twice = [i for i in self.ids if i in seen or seen.add(i)]
+            earlier = set()
+            twice = [i for i in self.ids if i in earlier or earlier.add(i)]
             raise UserError(f"{self.name}: {len(twice)} images are listed twice: {listing(twice)}",
                             "Each image needs an id of its own.")
         if self.groups is not None:
             self.groups = [str(group) for group in self.groups]
-            alone = [i for i, group in zip(self.ids, self.groups) if not group.strip()]
-            if alone:
-                raise UserError(f"{self.name}: {len(alone)} images have no group: {listing(alone)}",
+            ungrouped = [i for i, group in zip(self.ids, self.groups) if not group.strip()]
+            if ungrouped:
+                raise UserError(f"{self.name}: {len(ungrouped)} images have no group: {listing(ungrouped)}",
                                 "Each image needs the id of its patient or lesion.")
         if self.labels.min() < 0 or self.labels.max() >= len(self.class_names):
             raise UserError(f"{self.name}: a label is not among the {len(self.class_names)} classes")

@@ -1,4 +1,4 @@
-"""Train, validation and test: whole groups only, stratified by class, and checked."""
+"""The split into train, validation and test: whole groups only, stratified by class, and checked for leaks."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -13,13 +13,12 @@ FRACTIONS = (0.7, 0.1, 0.2)
 
 
 def stratified(labels, groups, *, seed=0):
-    """Assign N images to train, val and test: an [N] array of names.
+    """Assign N images to train, val and test: an array [N] of these names.
 
-    labels: [N] ints. groups: N strings; a group goes to one split as a whole, and
-    counts for the class most of its images have. Within a class, groups in random order
-    go where most images are still missing, so that shares differ from FRACTIONS by
-    less than a group. A class with three groups or more is in every split, whatever that
-    does to the shares of a small one. The order of the images changes nothing.
+    labels: [N] ints. groups: N strings; all images of a group are assigned to one split, and a group is stratified by
+    the class of most of its images. The groups of a class are visited in random order, and each goes to the split with
+    the most images missing, so that shares differ from FRACTIONS by less than a group. A class with three groups or
+    more is in every split, even if the shares of a small class then differ more. The order of the images has no effect.
     """
     members = defaultdict(list)
     for position, group in enumerate(groups):
@@ -35,7 +34,7 @@ def stratified(labels, groups, *, seed=0):
         total = sum(len(members[name]) for name in names)
         missing = [fraction * total for fraction in FRACTIONS]
         for place, name in enumerate(names):
-            # the first three groups make sure that no split goes without the class
+            # the first three groups go to different splits, so that the class is in each of them
             target = (0, 2, 1)[place] if place < 3 <= len(names) else int(np.argmax(missing))
             split[members[name]] = NAMES[target]
             missing[target] -= len(members[name])
@@ -43,9 +42,9 @@ def stratified(labels, groups, *, seed=0):
 
 
 def read(path, ids, skipped=()):
-    """The split column of a CSV with columns id and split, in the order of `ids`.
+    """The splits of the images `ids`, an array [N] in their order, from a CSV with the columns id and split.
 
-    skipped: ids that may stand in the file, though they are left out.
+    skipped: further ids that may be in the file. UserError if the file does not have each image exactly once.
     """
     rows = read_csv(path, required=("id", "split"))
     known = {row["id"]: row["split"] for row in rows}
@@ -66,34 +65,37 @@ def read(path, ids, skipped=()):
 
 
 def check(split, groups, labels, class_names):
-    """Stop if a group is in two splits, a split is empty, or a class has no training image."""
-    where = defaultdict(set)
+    """UserError if a group is in two splits, a split is empty, or a class has no training image.
+
+    split, groups, labels: [N] each.
+    """
+    splits_of_group = defaultdict(set)
     for name, group in zip(split, groups):
-        where[group].add(str(name))
-    shared = sorted(group for group, names in where.items() if len(names) > 1)
+        splits_of_group[group].add(str(name))
+    shared = sorted(group for group, names in splits_of_group.items() if len(names) > 1)
     if shared:
         raise UserError(f"{len(shared)} groups are in more than one split: {listing(shared)}",
                         "All images of a patient or lesion belong in one split.")
     for name in NAMES:
         if not np.any(split == name):
             raise UserError(f"the {name} split is empty",
-                            "Bring more images or groups, or a split of your own with --split FILE.csv.")
+                            "Add images or groups, or give a split with --split FILE.csv.")
     absent = [c for k, c in enumerate(class_names) if not np.any((split == "train") & (labels == k))]
     if absent:
         raise UserError(f"no training image of class {listing(absent)}",
-                        "Bring more images of it, or remove the class.")
+                        "Add images of it, or remove the class.")
 
 
 def key(text):
-    """Sixteen hex digits that stand for an id in a checkpoint."""
+    """Sixteen hex digits that replace an id in a checkpoint, so that it does not contain ids of patients."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def seen_by(data):
-    """What a network trained on `data` (kd.data.loader.Data) has seen, for its checkpoint.
+    """The images and groups on which a network is trained and selected, for its checkpoint.
 
-    {"train"|"val": {"images": [...], "groups": [...]}}: keys of the images' contents and
-    of the groups, if the data set has groups.
+    data: a kd.data.loader.Data. Returns {"train" and "val": {"images": [...], "groups": [...]}} with keys of the
+    contents of the images and of the groups; without groups in the data set the latter are empty.
     """
     result = {}
     for name in ("train", "val"):
@@ -105,24 +107,24 @@ def seen_by(data):
     return result
 
 
-def refuse_leak(seen, data, who):
-    """Stop if a network was trained on images or groups of val or test, or selected on those of test.
+def refuse_leak(seen, data, network):
+    """UserError if a network was trained on images or groups of val or test, or selected on those of test.
 
-    seen: what `seen_by` gave when it was trained. who: how to call it in the error. That it was
-    selected on the student's validation split is the usual protocol, and allowed.
+    seen: what seen_by() returned when the network was trained. data: the Data of the student. network: its name, for
+    the error. That a teacher was selected on the student's validation split is the usual protocol, and allowed.
     """
-    for trained, forbidden in (("train", ("val", "test")), ("val", ("test",))):
-        seen_images = set(seen[trained]["images"])
-        seen_groups = set(seen[trained]["groups"])
-        held_out = np.isin(data.split, forbidden)
-        # what the student itself is given in two splits (official ones have such images) is not the teacher's leak
-        seen_images.difference_update(data.sha256[i][:16] for i in np.flatnonzero(~held_out))
-        rows = np.flatnonzero(held_out)
+    for used, forbidden in (("train", ("val", "test")), ("val", ("test",))):
+        seen_images = set(seen[used]["images"])
+        seen_groups = set(seen[used]["groups"])
+        is_held_out = np.isin(data.split, forbidden)
+        # some official splits have an image in two splits: the student has it, too, and that is no leak of the teacher
+        seen_images.difference_update(data.sha256[i][:16] for i in np.flatnonzero(~is_held_out))
+        rows = np.flatnonzero(is_held_out)
         images = sum(data.sha256[i][:16] in seen_images for i in rows)
         groups = {group for group in {data.groups[i] for i in rows} if key(f"{data.name}/{group}") in seen_groups}
         if images or groups:
-            how = "trained" if trained == "train" else "selected"
-            what = f"{len(groups)} groups" if groups else f"{images} images"
-            raise UserError(f"{who} was {how} on {what} of the {' and '.join(forbidden)} split",
+            purpose = "trained" if used == "train" else "selected"
+            count = f"{len(groups)} groups" if groups else f"{images} images"
+            raise UserError(f"{network} was {purpose} on {count} of the {' and '.join(forbidden)} split",
                             "Use the split that it was trained with (--split-seed, or its split.csv with --split), "
                             "or train another on this one.")

@@ -99,38 +99,54 @@ def card(run, model, exported):
         groups = f" of {data['groups']:,} groups (lesions, patients); no group is in two splits"
     test_groups = f" of {test['groups']:,} groups" if test.get("groups") else ""
     lines = [
-        f"# {provenance['arch']}: {', '.join(exported.class_names)}", "",
+        f"# {provenance['arch']}: {', '.join(exported.class_names)}",
+        "",
         "Research software, not a medical device: not approved for diagnosis, screening or any decision about a patient.",
         "",
-        "## The model", "",
+        "## The model",
+        "",
         f"- architecture {provenance['arch']}, {exported.facts['parameters']:,} parameters, "
         f"{exported.facts['macs'] / 1e6:.1f} M multiply-accumulates an image",
         f"- file {model.name}, {model.stat().st_size / 1e6:.2f} MB, from run {provenance.get('run', run.seed)}, "
         f"weights {provenance['weights']}",
         f"- input: the short side resized to {pixels['resize']} px ({pixels['interpolation']}), "
         f"the centre {pixels['size']} px",
-        f"- training objective: {environment.get('formula', 'unknown')}", "",
-        "## Data", "",
+        f"- training objective: {environment.get('formula', 'unknown')}",
+        "",
+        "## Data",
+        "",
         f"- {data['name']}{synthetic}, {data['images']:,} images{groups}",
         f"- tested on {test['images']:,} images{test_groups}",
-        *(f"- {name}: {count:,} test images" for name, count in test["support"].items()), "",
-        "## Intended use", "",
+        *(f"- {name}: {count:,} test images" for name, count in test["support"].items()),
+        "",
+        "## Intended use",
+        "",
         "Research and teaching, on images of the kind it was trained on: same modality, same devices, same population. "
-        "A person qualified to do so looks at every image.", "",
-        "## How good it is", "",
-        *metrics_table(evaluation), "",
+        "A person qualified to do so looks at every image.",
+        "",
+        "## How good it is",
+        "",
+        *metrics_table(evaluation),
+        "",
         f"Of the test images {parity['flips']:.2%} have another label from this file than from the checkpoint; "
         f"macro F1 differs by {difference['value']:+.3f} {format_bounds(difference['lo'], difference['hi'])} "
-        "(95% interval, paired).", "",
-        "## Operating points, chosen on validation", "",
-        *points_table(evaluation), "",
-        "## Limits", "",
+        "(95% interval, paired).",
+        "",
+        "## Operating points, chosen on validation",
+        "",
+        *points_table(evaluation),
+        "",
+        "## Limits",
+        "",
         "- It knows these classes alone, and calls anything one of them: it cannot tell an image of another kind.",
         "- Other devices, light, skin or populations than the training data's may give worse answers; none were "
         "tested.",
         "- Rare classes were tested on few images: look at their intervals.",
         "- Probabilities are calibrated on validation images; in another population they may not be."
-        if exported.temperature else "- Probabilities are not calibrated.", ""]
+        if exported.temperature
+        else "- Probabilities are not calibrated.",
+        "",
+    ]
     return "\n".join(lines)
 
 

@@ -59,10 +59,10 @@ def open_run(run, registry, root=None, cache=None):
     return Source(run, convert.deployed(model, content), data, convert.describe(model, content, run.metrics))
 
 
-def write(source, folder, formats, *, calibration, reduce_range, most_flips):
+def write(source, folder, formats, *, calibration, reduce_range, max_flips):
     """Make, check and write the `formats` of a Source into `folder`; returns the content of parity.json.
 
-    calibration: training images that the ranges of INT8 are taken from. most_flips: the share of validation labels that
+    calibration: training images that the ranges of INT8 are taken from. max_flips: the share of validation labels that
     a rounded format may change. A check that fails is a UserError before anything is written; old files stay.
     """
     checks = _Checks.of(source)
@@ -81,12 +81,12 @@ def write(source, folder, formats, *, calibration, reduce_range, most_flips):
             model = model or convert.to_onnx(source.network, source.size, source.metadata)
             content = model.SerializeToString()
             if name == "int8":
-                content, recipes = int8(checks, model, calibration, reduce_range, most_flips)
+                content, recipes = int8(checks, model, calibration, reduce_range, max_flips)
             predict = checks.onnx(content)
         entry = {"file": FILES[name], "bytes": len(content), **recipes, **checks.check(name, predict)}
-        if name == "fx" and entry["val"]["flips"] > most_flips:
+        if name == "fx" and entry["val"]["flips"] > max_flips:
             raise UserError(f"{FILES[name]} changes the label of {entry['val']['flips']:.1%} of the validation images, "
-                            f"more than --max-flips {most_flips:g}",
+                            f"more than --max-flips {max_flips:g}",
                             "Use --formats int8, which chooses among recipes, or accept more.")
         parity_content["formats"][name], contents[name] = entry, content
     if "int8" in parity_content["formats"]:
@@ -157,9 +157,9 @@ class _Checks:
                                                     temperature) for split in logits}}
 
 
-def int8(checks, model, calibration, reduce_range, most_flips):
+def int8(checks, model, calibration, reduce_range, max_flips):
     """(content, {"recipe", "recipes"}) of the INT8 file whose probabilities on validation are nearest to the
-    checkpoint's, of those that change at most `most_flips` of the labels.
+    checkpoint's, of those that change at most `max_flips` of the labels.
 
     Where all change more, but at most twice as many, the group of layers that costs most is left in float, up to three
     times. If this is not enough only weights are rounded; and if that is too much, a UserError.
@@ -188,24 +188,25 @@ def int8(checks, model, calibration, reduce_range, most_flips):
         return judge(quantized, name, float_layers)
 
     def best(attempts):
-        return min(attempts, key=lambda made: (made[0]["val_flips"] > most_flips, made[0]["val_divergence"]))
+        return min(attempts, key=lambda recipe_and_content: (
+            recipe_and_content[0]["val_flips"] > max_flips, recipe_and_content[0]["val_divergence"]))
 
     with tqdm(desc="INT8 recipes", disable=None, delay=2, leave=False) as bar:
         chosen = best([attempt(name, []) for name in quantize.RECIPES])
         for _ in range(3):
-            if not most_flips < chosen[0]["val_flips"] <= 2 * most_flips:
+            if not max_flips < chosen[0]["val_flips"] <= 2 * max_flips:
                 break
             before, name, float_layers = chosen, chosen[0]["ranges"], chosen[0]["float"]
             further = [group for group in quantize.groups(folded, GROUPS) if not set(group) <= set(float_layers)]
             chosen = best([chosen, *(attempt(name, [*float_layers, *group]) for group in further)])
             if chosen is before:
                 break
-        if chosen[0]["val_flips"] > most_flips:
+        if chosen[0]["val_flips"] > max_flips:
             chosen = best([chosen, judge(quantize.round_weights(folded), WEIGHTS, [])])
     recipe, content = chosen
-    if recipe["val_flips"] > most_flips:
+    if recipe["val_flips"] > max_flips:
         raise UserError(f"INT8 changes the label of {recipe['val_flips']:.1%} of the validation images, more than "
-                        f"--max-flips {most_flips:g}, in each of {len(recipes)} recipes",
+                        f"--max-flips {max_flips:g}, in each of {len(recipes)} recipes",
                         "Training must know of the rounding (quantisation-aware); networks without "
                         "squeeze-and-excitation and with ReLU6 lose least. Or accept more.")
     return content, {"recipe": recipe, "recipes": recipes}

@@ -1,4 +1,4 @@
-"""From a checkpoint to files that run elsewhere: ONNX, and TorchScript as a legacy."""
+"""Conversion of a network to files that run on other machines: ONNX, and TorchScript as a legacy format."""
 
 import contextlib
 import copy
@@ -17,26 +17,31 @@ from kd.errors import UserError
 from kd.train import networks
 from kd.train.weights import fingerprint
 
-LEAST = (2, 6)  # of torch: before it the exporter could not write one file
+MINIMUM_TORCH = (2, 6)  # older exporters cannot write a single file
 
 
 class Deployed(torch.nn.Module):
-    """uint8 [N, S, S, 3] -> logits [N, C]: a network with its normalisation inside."""
+    """A network with its normalisation inside: uint8 images [N, S, S, 3] -> logits [N, C].
+
+    mean, std: three numbers each, of pixels in [0, 1]. size: S, in pixels.
+    """
 
     def __init__(self, model, mean, std, size):
         super().__init__()
         self.model = model
         mean, std = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-        # a whole row each: ONNX Runtime multiplies rows quickly, and pixels of three numbers ten times slower
+        # one value for each number of an image row: ONNX Runtime multiplies whole rows ten times faster than pixels
         self.register_buffer("scale", (1 / (255 * std)).float().repeat(size).view(1, 1, size, 3))
         self.register_buffer("shift", (-mean / std).float().repeat(size).view(1, 1, size, 3))
-        self.layout = torch.contiguous_format  # not as the permutation leaves it: pooling would be exported as a dozen nodes
+        # set explicitly: in the layout that permute() leaves, pooling is exported as a dozen nodes
+        self.layout = torch.contiguous_format
 
     def forward(self, image):
         pixels = image.float() * self.scale + self.shift
         return self.model(pixels.permute(0, 3, 1, 2).contiguous(memory_format=self.layout))
 
     def to_channels_last(self):
+        """Store weights and activations in the layout channels last, in place."""
         self.layout = torch.channels_last
         for parameter in self.model.parameters():
             if parameter.dim() == 4:
@@ -44,34 +49,47 @@ class Deployed(torch.nn.Module):
 
 
 def deployed(model, content, size=None):
-    """Deployed of a network and the content of its checkpoint, in eval mode on the CPU. size: another than its own."""
-    given = content["input"]
-    return Deployed(model.cpu(), given["mean"], given["std"], size or given["size"]).eval().requires_grad_(False)
+    """Deployed of a network and the content of its checkpoint, in eval mode, on the CPU, without gradients.
+
+    size: the side of the images in pixels, if it is not that of the checkpoint.
+    """
+    input = content["input"]
+    network = Deployed(model.cpu(), input["mean"], input["std"], size or input["size"])
+    return network.eval().requires_grad_(False)
 
 
 def describe(model, content, evaluated=None):
-    """The metadata of an exported file.
+    """The metadata of an exported file: a dict of plain values.
 
-    evaluated: the content of metrics.json, whose temperature and thresholds go along, or None.
+    content: of the checkpoint. evaluated: the content of metrics.json, which has temperature and thresholds, or None.
     """
     evaluated = evaluated or {}
-    size = content["input"]["size"]
     keys = ("name", "kind", "class", "threshold", "promised")
+    points = evaluated.get("operating_points", ())
+    provenance = {key: value for key, value in content["provenance"].items() if key != "seen"}
+    provenance.update(arch=content["arch"], weights=fingerprint(content["state_dict"]))
     return {
-        "format": onnx_model.FORMAT, "class_names": content["class_names"], "input": content["input"],
+        "format": onnx_model.FORMAT,
+        "class_names": content["class_names"],
+        "input": content["input"],
         "temperature": (evaluated.get("calibration") or {}).get("temperature"),
-        "operating_points": [{key: point.get(key) for key in keys} for point in evaluated.get("operating_points", ())],
-        "provenance": {**{key: value for key, value in content["provenance"].items() if key != "seen"},
-                       "arch": content["arch"], "weights": fingerprint(content["state_dict"])},
-        "parameters": networks.parameters(model), "params_bytes": networks.size_in_bytes(model), "macs": networks.count_macs(model, size)}
+        "operating_points": [{key: point.get(key) for key in keys} for point in points],
+        "provenance": provenance,
+        **networks.facts(model, content["input"]["size"]),
+    }
 
 
 def to_onnx(network, size, metadata):
-    """Deployed as an onnx.ModelProto with a dynamic batch."""
+    """A Deployed as an onnx.ModelProto with a dynamic batch size.
+
+    size: the side of its images in pixels. metadata: as describe() returns it. Raises UserError without onnxscript or
+    onnx, and for torch before MINIMUM_TORCH.
+    """
     errors.need("onnxscript", "edge")
     onnx = errors.need("onnx", "edge")
-    if tuple(map(int, torch.__version__.split(".")[:2])) < LEAST:
-        raise UserError(f"torch {torch.__version__} cannot export to ONNX as this needs it", "Install torch 2.6 or newer.")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < MINIMUM_TORCH:
+        raise UserError(f"torch {torch.__version__} is too old for this export to ONNX",
+                        "Install torch 2.6 or newer.")
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with silent():
         program = torch.onnx.export(network, (example,), dynamo=True, input_names=["image"], output_names=["logits"],
@@ -87,14 +105,14 @@ def to_onnx(network, size, metadata):
 
 
 def label(model, metadata):
-    """Write metadata, as kd.onnx_model.encode takes it, into an onnx.ModelProto, in place of any other."""
+    """Replace the metadata of an onnx.ModelProto by `metadata`, a dict as kd.onnx_model.encode() takes it."""
     del model.metadata_props[:]
     for key, value in onnx_model.encode(metadata).items():
         model.metadata_props.add(key=key, value=value)
 
 
 def strip(model):
-    """Leave out what the exporter notes about each node: where on this machine its source stands."""
+    """Remove the exporter's notes from an onnx.ModelProto: they name source files of this machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
@@ -102,26 +120,28 @@ def strip(model):
 
 
 def pool(model):
-    """Means over height and width become GlobalAveragePool, which has an integer kernel."""
+    """Replace means over height and width by GlobalAveragePool, which has an integer kernel, in an onnx.ModelProto."""
     import onnx
     from onnx import helper, numpy_helper
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
     for k, node in reversed(list(enumerate(model.graph.node))):
-        given = {attribute.name: attribute.i for attribute in node.attribute}
-        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants or ranks.get(node.input[0]) != 4:
+        if node.op_type != "ReduceMean" or ranks.get(node.input[0]) != 4:
             continue
-        axes = sorted(axis % 4 for axis in numpy_helper.to_array(constants[node.input[1]]).reshape(-1).tolist())
-        if axes != [2, 3]:
+        if len(node.input) < 2 or node.input[1] not in constants:
             continue
-        flat = not given.get("keepdims", 1)
+        axes = numpy_helper.to_array(constants[node.input[1]]).reshape(-1).tolist()
+        if sorted(axis % 4 for axis in axes) != [2, 3]:
+            continue
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        flat = not attributes.get("keepdims", 1)
         pooled = f"{node.output[0]}_pooled" if flat else node.output[0]
-        new = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name)]
+        nodes = [helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name)]
         if flat:
-            new.append(helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flat", axis=1))
+            nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}_flat", axis=1))
         model.graph.node.remove(node)
-        for one in reversed(new):
-            model.graph.node.insert(k, one)
+        for new in reversed(nodes):
+            model.graph.node.insert(k, new)
     used = {name for node in model.graph.node for name in node.input}
     for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
         model.graph.initializer.remove(tensor)
@@ -130,7 +150,10 @@ def pool(model):
 
 
 def to_torchscript(network, size, metadata):
-    """Deployed as the bytes of a TorchScript file; metadata in its extra file `metadata.json`."""
+    """A Deployed as the bytes of a TorchScript file, with the metadata in its extra file `metadata.json`.
+
+    size: the side of its images in pixels. metadata: as describe() returns it.
+    """
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     buffer = io.BytesIO()
     with silent(), torch.no_grad():
@@ -140,10 +163,11 @@ def to_torchscript(network, size, metadata):
 
 
 def to_fx(network, images, size, metadata):
-    """Deployed as the bytes of a TorchScript file with integer kernels of x86.
+    """A Deployed as the bytes of a TorchScript file with integer kernels of x86.
 
-    images: uint8 [n, S, S, 3] that the ranges are taken from. Normalisation and linear layers stay in float, as in
-    the ONNX file. torch has deprecated FX quantisation; a torch that cannot do it is a UserError.
+    images: uint8 [n, S, S, 3], from which the ranges of activations are taken. size, metadata: as for
+    to_torchscript(). Normalisation and linear layers stay in float, as in the ONNX file. torch has deprecated FX
+    quantisation; raises UserError for a torch that cannot do it.
     """
     try:
         from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
@@ -162,14 +186,17 @@ def to_fx(network, images, size, metadata):
 
 @torch.no_grad()
 def logits(network, images, batch=64):
-    """[N, C] float32 of a Deployed, or of TorchScript, on uint8 images [N, S, S, 3]."""
-    return np.concatenate([network(torch.from_numpy(np.ascontiguousarray(images[k:k + batch]))).float().numpy()
-                           for k in range(0, len(images), batch)])
+    """Logits [N, C] float32 of a Deployed, or of a TorchScript module, for uint8 images [N, S, S, 3]."""
+    outputs = []
+    for k in range(0, len(images), batch):
+        part = torch.from_numpy(np.ascontiguousarray(images[k:k + batch]))
+        outputs.append(network(part).float().numpy())
+    return np.concatenate(outputs)
 
 
 @contextlib.contextmanager
 def silent():
-    """Without the progress and the deprecations that the exporters print."""
+    """Suppress the progress messages and deprecation warnings of the exporters."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""What an exported model lost: its logits against those of the checkpoint, on the same images."""
+"""Parity of an exported model with its checkpoint: logits of both on the same images -> measures of the difference."""
 
 import numpy as np
 
@@ -6,38 +6,45 @@ from kd import bootstrap, calibration, metrics, paired
 
 
 def divergence(reference, logits):
-    """Mean over images of KL(reference || model) of their softmaxes, in nats. [n, C], [n, C] -> float."""
-    ours, theirs = _log_softmax(reference), _log_softmax(logits)
-    return float((np.exp(ours) * (ours - theirs)).sum(1).mean())
+    """Mean over images of KL(reference || model) of the softmaxes, in nats: a float.
+
+    reference, logits: [n, C], of the checkpoint and of the exported model.
+    """
+    log_reference, log_model = _log_softmax(reference), _log_softmax(logits)
+    return float((np.exp(log_reference) * (log_reference - log_model)).sum(1).mean())
 
 
 def flips(reference, logits):
-    """Share of images whose most probable class differs."""
+    """Share of images, from 0 to 1, whose most probable class differs between two logits [n, C]."""
     return float((np.argmax(reference, 1) != np.argmax(logits, 1)).mean())
 
 
-def compare(held, reference, logits, temperature=None, replicates=bootstrap.REPLICATES):
-    """What differs on Predictions `held` (labels, clusters, class_names) between logits [n, C] of two models.
+def compare(predictions, reference, logits, temperature=None, replicates=bootstrap.REPLICATES):
+    """Differences between the checkpoint and an exported model on the images of Predictions.
 
-    {"flips", "agreement": as of comparison, "divergence", "largest" logit difference, "macro_f1": {"reference",
-    "model", "difference": METRIC with p}, "accuracy": likewise, "ece": {"reference", "model", "shift"}, and
-    "ece_calibrated" with a temperature}. Differences are paired, over clusters.
+    predictions: their labels, clusters and class_names are read. reference, logits: [n, C], of the checkpoint and of
+    the exported model. temperature: of the checkpoint, or None.
+    Returns {"images", "flips", "agreement": as kd.paired.agreement() returns it, "divergence", "largest": the largest
+    difference of logits, "macro_f1": {"reference", "model", "difference": METRIC with p}, "accuracy": the same, "ece":
+    {"reference", "model", "shift"}}, and with a temperature "ece_calibrated". Differences are paired, over clusters.
     """
-    index, count = bootstrap.clusters(held.clusters)
+    labels, both = predictions.labels, (reference, logits)
+    reference_classes, model_classes = (np.argmax(z, 1) for z in both)
+    index, count = bootstrap.clusters(predictions.clusters)
     weights = bootstrap.resample(count, replicates)
-    classes = len(held.class_names)
-    scores = [bootstrap.overall(bootstrap.confusions(held.labels, np.argmax(z, 1), classes, index, weights))
-              for z in (reference, logits)]
-    result = {"images": len(held.labels), "flips": flips(reference, logits),
-              "agreement": paired.agreement(held.labels, np.argmax(reference, 1), np.argmax(logits, 1)),
+    class_count = len(predictions.class_names)
+    scores = [bootstrap.overall(bootstrap.confusions(labels, predicted, class_count, index, weights))
+              for predicted in (reference_classes, model_classes)]
+    result = {"images": len(labels), "flips": flips(reference, logits),
+              "agreement": paired.agreement(labels, reference_classes, model_classes),
               "divergence": divergence(reference, logits), "largest": float(np.abs(reference - logits).max())}
     for name in ("macro_f1", "accuracy"):
-        before, after = (one[name] for one in scores)
+        before, after = (values[name] for values in scores)
         result[name] = {"reference": float(before[0]), "model": float(after[0]),
                         "difference": paired.paired(before, after)}
     for name, divisor in (("ece", 1.0), ("ece_calibrated", temperature)):
         if divisor is not None:
-            before, after = (calibration.ece(held.labels, metrics.softmax(z / divisor)) for z in (reference, logits))
+            before, after = (calibration.ece(labels, metrics.softmax(z / divisor)) for z in both)
             result[name] = {"reference": before, "model": after, "shift": after - before}
     return result
 

@@ -1,8 +1,9 @@
-"""INT8 by static quantisation: 8-bit weights a channel, 8-bit activations with ranges seen on training images.
+"""INT8 by static quantisation: weights of 8 bits with a scale for each channel, activations of 8 bits.
 
-The graph gets pairs of QuantizeLinear and DequantizeLinear (QDQ), which ONNX Runtime fuses into integer
-kernels. Activations are unsigned, weights signed and symmetric: on x86 its fast kernels are made for that.
-What ranges a recipe takes from the same histograms is the only thing in which recipes differ. Needs onnx.
+The graph gets pairs of QuantizeLinear and DequantizeLinear (QDQ), which ONNX Runtime fuses into integer kernels.
+Activations are unsigned, weights are signed and symmetric, because the fast x86 kernels of ONNX Runtime are made for
+that. The ranges of activations come from histograms over training images; a recipe is a function from a histogram to
+a range, and recipes differ in nothing else. Needs onnx.
 """
 
 import contextlib
@@ -16,43 +17,46 @@ import numpy as np
 from kd import errors
 
 BINS = 2048
-SAMPLE = 2 ** 15  # values a tensor and batch that its histogram counts; minimum and maximum see all
-BATCH = 8         # images at a time: every activation of them is held
+SAMPLE = 2 ** 15  # values of a tensor that a batch adds to its histogram; minimum and maximum are taken of all values
+BATCH = 8         # images at a time: all their activations are in memory together
 LEVELS = 255
 
 
 @dataclass
 class Activation:
-    """What one tensor held over all calibration images: its extremes, counts [BINS] between them, means a channel."""
+    """The values of one tensor over all calibration images."""
 
     lo: float
     hi: float
-    counts: np.ndarray
-    means: np.ndarray = None  # [C], of tensors [N, C, H, W]
+    counts: np.ndarray        # [BINS], a histogram from lo to hi
+    means: np.ndarray = None  # [C], the mean of each channel, for tensors [N, C, H, W]
 
 
-def minmax(seen):
-    """All that was seen."""
-    return seen.lo, seen.hi
+def minmax(activation):
+    """The whole range (lo, hi) of an Activation."""
+    return activation.lo, activation.hi
 
 
-def percentile(seen, share=0.9999):
-    """Without the (1 - share) / 2 lowest and the same of the highest values."""
-    passed = np.cumsum(seen.counts) / seen.counts.sum()
-    edges = np.linspace(seen.lo, seen.hi, BINS + 1)
-    return (float(edges[np.searchsorted(passed, (1 - share) / 2, "right")]),
-            float(edges[np.searchsorted(passed, (1 + share) / 2) + 1]))
+def percentile(activation, share=0.9999):
+    """The range (lo, hi) of an Activation without the (1 - share) / 2 lowest and as many of the highest values."""
+    cumulated = np.cumsum(activation.counts) / activation.counts.sum()
+    edges = np.linspace(activation.lo, activation.hi, BINS + 1)
+    return (float(edges[np.searchsorted(cumulated, (1 - share) / 2, "right")]),
+            float(edges[np.searchsorted(cumulated, (1 + share) / 2) + 1]))
 
 
-def least_error(seen):
-    """The range, shrunk towards 0 at both ends alike, with the least mean square of rounding and clipping errors."""
-    edges = np.linspace(seen.lo, seen.hi, BINS + 1)
-    values, shares = (edges[:-1] + edges[1:]) / 2, seen.counts / seen.counts.sum()
-    shrink = np.linspace(0.3, 1, 71)[:, None]
-    lo, hi = shrink * min(seen.lo, 0), shrink * max(seen.hi, 0)
-    beyond = np.maximum(values - hi, 0) + np.maximum(lo - values, 0)
-    errors_ = np.where(beyond > 0, beyond ** 2, ((hi - lo) / LEVELS) ** 2 / 12) @ shares
-    k = int(errors_.argmin())
+def least_error(activation):
+    """The range (lo, hi) of an Activation with the least mean square of rounding and clipping errors.
+
+    Candidates are the whole range, shrunk towards 0 by the same factor at both ends, from 0.3 to 1.
+    """
+    edges = np.linspace(activation.lo, activation.hi, BINS + 1)
+    values, shares = (edges[:-1] + edges[1:]) / 2, activation.counts / activation.counts.sum()
+    factors = np.linspace(0.3, 1, 71)[:, None]
+    lo, hi = factors * min(activation.lo, 0), factors * max(activation.hi, 0)
+    clipped = np.maximum(values - hi, 0) + np.maximum(lo - values, 0)
+    square_errors = np.where(clipped > 0, clipped ** 2, ((hi - lo) / LEVELS) ** 2 / 12) @ shares
+    k = int(square_errors.argmin())
     return float(lo[k, 0]), float(hi[k, 0])
 
 
@@ -60,78 +64,88 @@ RECIPES = {"minmax": minmax, "percentile 99.99": percentile, "least error": leas
 
 
 def fold(model):
-    """`model` (an onnx.ModelProto) with batch normalisation and constants folded, as inference would do."""
+    """An onnx.ModelProto with batch normalisation and constants folded, as inference would fold them."""
     onnx = errors.need("onnx", "edge")
     from onnxruntime.quantization.shape_inference import quant_pre_process
     with tempfile.TemporaryDirectory() as folder, quiet():
-        given, folded = Path(folder, "given.onnx"), Path(folder, "folded.onnx")
-        onnx.save(model, given)
-        quant_pre_process(str(given), str(folded), skip_symbolic_shape=True)
+        original, folded = Path(folder, "original.onnx"), Path(folder, "folded.onnx")
+        onnx.save(model, original)
+        quant_pre_process(str(original), str(folded), skip_symbolic_shape=True)
         return onnx.load(folded)
 
 
 def observe(model, images, session):
-    """{tensor: Activation} of a folded float model on images [N, H, W, 3] uint8, in two passes.
+    """{tensor name: Activation} of all float tensors of a folded float model, in two passes over the images.
 
-    session: makes something with run(names, inputs) of a serialised model.
+    images: uint8 [N, H, W, 3]. session: a function from a serialised model to an object with run(names, inputs).
     """
     import onnx
-    wider = onnx.ModelProto()
-    wider.CopyFrom(model)
-    kinds = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)}
-    names = [name for node in model.graph.node for name in node.output if kinds.get(name) == onnx.TensorProto.FLOAT]
-    del wider.graph.output[:]
-    wider.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    ready = session(wider.SerializeToString())
+    instrumented = onnx.ModelProto()
+    instrumented.CopyFrom(model)
+    types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.value_info, *model.graph.output)}
+    names = [name for node in model.graph.node for name in node.output if types.get(name) == onnx.TensorProto.FLOAT]
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names]
+    del instrumented.graph.output[:]
+    instrumented.graph.output.extend(outputs)
+    runtime = session(instrumented.SerializeToString())
 
     def batches():
         for start in range(0, len(images), BATCH):
-            yield from zip(names, ready.run(names, {"image": images[start:start + BATCH]}))
+            yield from zip(names, runtime.run(names, {"image": images[start:start + BATCH]}))
 
-    seen = {name: Activation(np.inf, -np.inf, np.zeros(BINS, np.int64)) for name in names}
+    activations = {name: Activation(np.inf, -np.inf, np.zeros(BINS, np.int64)) for name in names}
     for name, values in batches():
-        one = seen[name]
-        one.lo, one.hi = min(one.lo, float(values.min())), max(one.hi, float(values.max()))
+        activation = activations[name]
+        activation.lo = min(activation.lo, float(values.min()))
+        activation.hi = max(activation.hi, float(values.max()))
         if values.ndim == 4:
-            one.means = (0 if one.means is None else one.means) + values.mean((2, 3), dtype=np.float64).sum(0) / len(images)
-    for one in seen.values():
-        one.hi = max(one.hi, one.lo + max(1e-3 * abs(one.lo), 1e-12))  # also of a tensor that never changes
+            share = values.mean((2, 3), dtype=np.float64).sum(0) / len(images)
+            activation.means = (0 if activation.means is None else activation.means) + share
+    for activation in activations.values():  # a range above 0, also of a tensor that is constant
+        least_width = max(1e-3 * abs(activation.lo), 1e-12)
+        activation.hi = max(activation.hi, activation.lo + least_width)
     rng = np.random.default_rng(0)
     for name, values in batches():
-        one, values = seen[name], values.reshape(-1)
+        activation, values = activations[name], values.reshape(-1)
         if values.size > SAMPLE:
             values = values[rng.integers(values.size, size=SAMPLE)]
-        one.counts += np.histogram(values, BINS, (one.lo, one.hi))[0]
-    return seen
+        activation.counts += np.histogram(values, BINS, (activation.lo, activation.hi))[0]
+    return activations
 
 
-def correct(model, seen, *, keep=(), reduce_range=False):
-    """A folded float model whose biases make up for what rounding its weights adds to the mean of each channel.
+def correct(model, activations, *, keep=(), reduce_range=False):
+    """A folded float model with biases that cancel what the rounding of weights adds to the mean of each channel.
 
-    bias += sum over the kernel of (w - rounded w) times the mean of its input; padding is left aside. Rounding errors
-    of a kernel do not cancel where inputs are all positive, as after ReLU: worst in depthwise convolutions of few
-    weights. Nagel et al. 2019 (1906.04721), section 4.2, with means seen instead of derived. keep: names of nodes that
-    stay in float, whose weights are not rounded.
+    bias += sum over the kernel of (w - rounded w) times the mean of its input; padding is not taken into account.
+    Rounding errors of a kernel do not cancel if all inputs are positive, as after ReLU; the effect is largest in
+    depthwise convolutions, which have few weights. Nagel et al. 2019 (1906.04721), section 4.2, with measured means.
+    activations: as observe() returns them. keep: names of nodes that stay in float, whose weights are not rounded.
+    reduce_range: as for quantize().
     """
     onnx = errors.need("onnx", "edge")
     result = onnx.ModelProto()
     result.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in result.graph.node:
-        means = getattr(seen.get(node.input[0]), "means", None) if node.op_type == "Conv" and node.name not in keep else None
-        if means is None or len(node.input) < 3:
+        if node.op_type != "Conv" or node.name in keep or len(node.input) < 3:
+            continue
+        means = getattr(activations.get(node.input[0]), "means", None)
+        if means is None:
             continue
         weights, bias = (onnx.numpy_helper.to_array(tensors[name]) for name in node.input[1:3])
         groups = len(means) // weights.shape[1]
         inputs = np.repeat(means.reshape(groups, -1), len(weights) // groups, 0)  # [out, in / groups]
-        lost = (weights - rounded(weights, reduce_range)).sum((2, 3))
-        tensors[node.input[2]].CopyFrom(onnx.numpy_helper.from_array(
-            (bias + (lost * inputs).sum(1)).astype(np.float32), node.input[2]))
+        rounding_errors = (weights - rounded(weights, reduce_range)).sum((2, 3))
+        corrected = (bias + (rounding_errors * inputs).sum(1)).astype(np.float32)
+        tensors[node.input[2]].CopyFrom(onnx.numpy_helper.from_array(corrected, node.input[2]))
     return result
 
 
 def codes(weights, reduce_range=False):
-    """(codes [out, ...], scales [out, 1, ...]) of weights in 8 (or 7) signed bits and a scale for each output."""
+    """(codes, scales) of weights [out, ...]: signed integers of 8 bits, and one scale [out, 1, ...] for each output.
+
+    reduce_range: integers of 7 bits.
+    """
     levels = 64 if reduce_range else 127
     scale = np.abs(weights).reshape(len(weights), -1).max(1) / levels
     scale = np.where(scale == 0, 1, scale).reshape(-1, *[1] * (weights.ndim - 1))
@@ -139,29 +153,31 @@ def codes(weights, reduce_range=False):
 
 
 def rounded(weights, reduce_range=False):
-    """Weights [out, ...] as the nearest values that such codes can say."""
+    """Weights [out, ...] rounded to the nearest values that codes() can represent."""
     return np.multiply(*codes(weights, reduce_range))
 
 
 def round_weights(model):
-    """A folded float model whose convolutions have weights of 8 bits, an onnx.ModelProto; it computes in float.
+    """A folded float model whose convolutions have weights of 8 bits, an onnx.ModelProto. It computes in float.
 
-    As small a file as with rounded activations, at the speed of float: a runtime folds Cast and Mul of constants when
-    it loads them, and would not fold DequantizeLinear. For networks whose activations range too widely
-    for 8 bits a tensor (EfficientNet: single values a hundred times the usual one), and whose weights do not.
+    The file is as small as one with rounded activations, and as fast as one in float: a runtime folds Cast and Mul of
+    constants when it loads them, but not DequantizeLinear. This is for networks whose weights bear 8 bits, but whose
+    activations range too widely for it (EfficientNet: single values are a hundred times the usual one).
     """
     onnx = errors.need("onnx", "edge")
+    from onnx import helper, numpy_helper
     result = onnx.ModelProto()
     result.CopyFrom(model)
     tensors = {tensor.name: tensor for tensor in result.graph.initializer}
     nodes = []
     for name in dict.fromkeys(node.input[1] for node in result.graph.node if node.op_type == "Conv"):
-        whole, scale = codes(onnx.numpy_helper.to_array(tensors[name]))
+        integers, scale = codes(numpy_helper.to_array(tensors[name]))
         result.graph.initializer.remove(tensors[name])
-        result.graph.initializer.extend([onnx.numpy_helper.from_array(whole.astype(np.int8), f"{name}_quantized"),
-                                         onnx.numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale")])
-        nodes += [onnx.helper.make_node("Cast", [f"{name}_quantized"], [f"{name}_whole"], f"{name}_cast", to=onnx.TensorProto.FLOAT),
-                  onnx.helper.make_node("Mul", [f"{name}_whole", f"{name}_scale"], [name], f"{name}_mul")]
+        result.graph.initializer.extend([numpy_helper.from_array(integers.astype(np.int8), f"{name}_quantized"),
+                                         numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale")])
+        nodes += [helper.make_node("Cast", [f"{name}_quantized"], [f"{name}_whole"], f"{name}_cast",
+                                   to=onnx.TensorProto.FLOAT),
+                  helper.make_node("Mul", [f"{name}_whole", f"{name}_scale"], [name], f"{name}_mul")]
     nodes += result.graph.node
     del result.graph.node[:]
     result.graph.node.extend(nodes)
@@ -171,49 +187,54 @@ def round_weights(model):
 def quantize(model, ranges, *, keep=(), reduce_range=False):
     """A folded float model as QDQ INT8, an onnx.ModelProto.
 
-    ranges: {tensor: (lo, hi)} of its activations. keep: names of nodes that stay in float. reduce_range:
-    weights of 7 bits, for x86 without VNNI, where sums of two products of 8 bits saturate.
+    ranges: {tensor name: (lo, hi)} of all activations. keep: names of nodes that stay in float. reduce_range: weights
+    of 7 bits, for x86 processors without VNNI, where sums of two products of 8 bits saturate.
     """
     onnx = errors.need("onnx", "edge")
     from onnxruntime import quantization
 
-    class One(quantization.CalibrationDataReader):  # its ranges are overridden, all of them
+    class SingleImage(quantization.CalibrationDataReader):
+        """One black image: quantize_static() demands calibration data, but `overrides` replaces all its ranges."""
+
         def __init__(self):
             shape = [d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim]
-            self.left = [{"image": np.zeros(shape, np.uint8)}]
+            self.images = [{"image": np.zeros(shape, np.uint8)}]
 
         def get_next(self):
-            return self.left.pop() if self.left else None
+            return self.images.pop() if self.images else None
 
     overrides = {name: [{"rmin": np.float32(lo), "rmax": np.float32(hi)}] for name, (lo, hi) in ranges.items()}
     with tempfile.TemporaryDirectory() as folder, quiet():
-        given, done = Path(folder, "folded.onnx"), Path(folder, "int8.onnx")
-        onnx.save(model, given)
+        folded, quantized = Path(folder, "folded.onnx"), Path(folder, "int8.onnx")
+        onnx.save(model, folded)
         quantization.quantize_static(
-            str(given), str(done), One(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            str(folded), str(quantized), SingleImage(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
             reduce_range=reduce_range, activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8, nodes_to_exclude=list(keep),
             extra_options={"TensorQuantOverrides": overrides})
-        return onnx.load(done)
+        return onnx.load(quantized)
 
 
 def float_nodes(model):
-    """Names of the nodes that always stay in float: normalisation, since an 8-bit mean and deviation would be rounded
-    twice, and linear layers, since an 8-bit grid of logits is coarser than what decides between them."""
+    """Names of the nodes of a model that always stay in float: normalisation and linear layers.
+
+    Mean and deviation of 8 bits would be rounded twice; a grid of 8 bits for logits is coarser than the differences
+    that decide between classes.
+    """
     nodes = list(model.graph.node)
     first = next((k for k, node in enumerate(nodes) if node.op_type == "Conv"), 0)
     return [node.name for k, node in enumerate(nodes) if k < first or node.op_type in ("Gemm", "MatMul")]
 
 
 def groups(model, count):
-    """The names of all convolutions in up to `count` runs of neighbours."""
+    """The names of all convolutions of a model, in at most `count` lists of successive layers."""
     names = [node.name for node in model.graph.node if node.op_type == "Conv"]
     return [part.tolist() for part in np.array_split(names, min(count, len(names)))]
 
 
 @contextlib.contextmanager
 def quiet():
-    """Without the advice that the quantiser logs."""
+    """Suppress the advice that the quantiser logs."""
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The ways in which torch runs a network, as something that benchmark.py can time."""
+"""A checkpoint or a TorchScript file as a network that benchmark.py can time, for each way in which torch runs it."""
 
 import json
 from dataclasses import dataclass
@@ -15,31 +15,32 @@ from kd.train import checkpoint, networks
 
 @dataclass
 class Ready:
-    """A network on its device: `network` maps uint8 [N, S, S, 3] to logits."""
+    """A network on its device: `network` maps uint8 images [N, S, S, 3] to logits [N, C]."""
 
     network: object
     device: torch.device
-    size: int
-    resize: int
-    facts: dict  # parameters, params_bytes, macs; None where they are not known
+    size: int    # S: the side of the images, in pixels
+    resize: int  # the short side of an image before the crop, in pixels
+    facts: dict  # parameters, params_bytes, macs, as networks.facts() has them; None for one that is not known
 
     @torch.inference_mode()
     def logits(self, images):
-        """[N, C] float32 of a uint8 array [N, S, S, 3]."""
+        """Logits [N, C] float32 of a uint8 array [N, S, S, 3]."""
         return self.network(torch.from_numpy(np.ascontiguousarray(images)).to(self.device)).float().cpu().numpy()
 
     def pixels(self, source):
+        """uint8 [S, S, 3] of an image file, as training and evaluation see it."""
         return image.evaluation_pixels(source, self.resize, self.size)
 
     def timer(self, images):
-        """A function that runs one query, its images already on the device, and returns its seconds."""
+        """A function that runs one query, whose images are on the device already, and returns its seconds."""
         images = torch.from_numpy(images).to(self.device)
         if self.device.type == "cuda":
-            return lambda: _by_events(self.network, images)
+            return lambda: _seconds_by_events(self.network, images)
         return torch.inference_mode()(timing.stopwatch(lambda: self.network(images)))
 
     def peak_memory(self, images):
-        """The largest memory that tensors held on a CUDA device during a query, bytes; None on others."""
+        """The peak memory of tensors on a CUDA device during a query, in bytes; None for other devices."""
         if self.device.type != "cuda":
             return None
         timer = self.timer(images)
@@ -50,7 +51,7 @@ class Ready:
 
 
 @torch.inference_mode()
-def _by_events(network, images):
+def _seconds_by_events(network, images):
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize(images.device)
     begin.record()
@@ -61,7 +62,12 @@ def _by_events(network, images):
 
 
 def open_file(path, backend, registry, *, device="cpu", threads=1, size=None):
-    """Ready of a checkpoint, or of a TorchScript file that export.py wrote. size: another than the checkpoint's."""
+    """Ready of a checkpoint, or of a TorchScript file that export.py wrote.
+
+    backend: "torchscript", or for a checkpoint "eager", "channels_last", "bf16" or "compiled". size: the side of the
+    images in pixels, if it is not that of the checkpoint. Raises UserError for a damaged file, a device that is not
+    available, a missing compiler, and a size that the network cannot take.
+    """
     torch.set_num_threads(threads)
     device = networks.device(device)
     if backend == "compiled":
@@ -69,17 +75,17 @@ def open_file(path, backend, registry, *, device="cpu", threads=1, size=None):
     if backend == "torchscript":
         return _torchscript(Path(path), device, size)
     model, content = checkpoint.load(path, registry.create)
-    given = content["input"]
-    size = size or given["size"]
+    input = content["input"]
+    size = size or input["size"]
     networks.check_input(model, content["arch"], size, len(content["class_names"]))
-    facts = {"parameters": networks.parameters(model), "params_bytes": networks.size_in_bytes(model), "macs": networks.count_macs(model, size)}
+    facts = networks.facts(model, size)
     network = prepare(convert.deployed(model, content, size), backend, device)
-    resize = given["resize"] if size == given["size"] else image.resize_for(size)
+    resize = input["resize"] if size == input["size"] else image.resize_for(size)
     return Ready(network, device, size, resize, facts)
 
 
 def prepare(network, backend, device):
-    """A kd.edge.convert.Deployed made ready for a backend."""
+    """A kd.edge.convert.Deployed on a device, laid out, cast or compiled for a backend (see open_file)."""
     network = network.to(device)
     if backend in ("channels_last", "bf16"):
         network.to_channels_last()
@@ -90,10 +96,10 @@ def prepare(network, backend, device):
 
 class _Bf16:
     def __init__(self, network, device):
-        self.network, self.kind = network, device.type
+        self.network, self.device_type = network, device.type
 
     def __call__(self, images):
-        with torch.autocast(self.kind, torch.bfloat16):
+        with torch.autocast(self.device_type, torch.bfloat16):
             return self.network(images)
 
 
@@ -102,12 +108,13 @@ def _torchscript(path, device, size):
     try:
         with convert.silent():
             network = torch.jit.load(path, map_location=device, _extra_files=extra)
-        told = json.loads(extra["metadata.json"])
-        own = told["input"]
+        metadata = json.loads(extra["metadata.json"])
+        file_size, resize = metadata["input"]["size"], metadata["input"]["resize"]
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot load {path}: {str(error).strip().splitlines()[0] if str(error) else 'it is empty'}",
-                        "Export it anew with export.py --formats torchscript.") from None
-    if size not in (None, own["size"]):
-        raise UserError(f"{path} takes images of {own['size']} px", "Leave out --size, or name the checkpoint.")
-    return Ready(network.eval(), device, own["size"], own["resize"],
-                 {key: told.get(key) for key in ("parameters", "params_bytes", "macs")})
+        reason = str(error).strip().splitlines()[0] if str(error) else "it is empty"
+        raise UserError(f"cannot load {path}: {reason}",
+                        "Export it again with export.py --formats torchscript.") from None
+    if size not in (None, file_size):
+        raise UserError(f"{path} takes images of {file_size} px", "Leave out --size, or name the checkpoint.")
+    facts = {name: metadata.get(name) for name in ("parameters", "params_bytes", "macs")}
+    return Ready(network.eval(), device, file_size, resize, facts)

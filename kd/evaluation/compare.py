@@ -175,7 +175,7 @@ def pair(reference, model, first, images):
         {name: of_model[name].mean(0) + seed_noise(of_reference[name], of_model[name], same_seeds) for name in names})
     for row in rows:
         for side, values in (("reference", of_reference), ("model", of_model)):
-            metric = own_interval(row["metric"], values[row["metric"]])
+            metric = model_interval(row["metric"], values[row["metric"]])
             row.update({f"{side}_{bound}": metric[bound] for bound in ("lo", "hi")})
         limit = protocol.upper_bound(row["metric"])  # of two seeds t is wide
         row.update({bound: float(np.clip(row[bound], -limit, limit)) for bound in ("lo", "hi")})
@@ -198,8 +198,8 @@ def combined(p):
     return float(p[0]) if len(p) == 1 else min(1.0, 2 * float(np.median(p)))
 
 
-def own_interval(name, values):
-    """{"lo", "hi"} of a model's own figure, values [k, 1 + B] of its k seeds."""
+def model_interval(name, values):
+    """{"lo", "hi"} of a model's metric: values [k, 1 + B] of its k seeds."""
     if len(values) == 1:
         return bootstrap.interval(values[0], corrected=bootstrap.biased(name))
     return protocol.over_seeds_of(name, values)

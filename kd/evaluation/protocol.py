@@ -1,7 +1,10 @@
-"""From predictions to what evaluation says: of one test set, over the seeds of a model, over models.
+"""The protocol of an evaluation: choose on validation, evaluate on test, summarise over seeds.
 
-Two steps that never mix: `choose` sees validation alone and fixes the temperature and every
-operating point; `evaluate` applies them, frozen, to test.
+    choices = choose(val, settings)            the temperature and the operating points
+    evaluated = evaluate(val, test, settings)  the content of metrics.json: `choices`, applied to test
+    over_seeds({folder: evaluated, ...})       seeds.json of each model
+
+`choose` reads validation alone, and nothing that `evaluate` finds on test changes what was chosen.
 """
 
 from dataclasses import dataclass
@@ -14,22 +17,22 @@ from kd.files import write_json
 from kd.predictions import difference_between
 
 CALIBRATED = ("nll", "brier", "ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc")
-MAJORITY = ("accuracy", "macro_f1", "balanced_accuracy")
-MANY = 25  # with more classes than these a threshold for each says little, unless it is asked for
+MAJORITY = ("accuracy", "macro_f1", "balanced_accuracy")  # metrics of rules that give answers without probabilities
+MAX_TARGETS = 25  # with more classes, a threshold for each says little, unless the user asks for it
 
 
 @dataclass
 class Settings:
-    """What a user may choose about evaluation."""
+    """Options of an evaluation."""
 
     replicates: int = bootstrap.REPLICATES
-    bins: int = calibration.BINS
-    targets: list = None        # names of the classes that get a threshold; None: all, up to MANY
-    sensitivity: float = 0.95
-    risk: float = 0.1
+    bins: int = calibration.BINS  # of calibration errors
+    targets: list = None        # names of the classes that get a threshold; None: all, up to MAX_TARGETS
+    sensitivity: float = 0.95   # that these thresholds have at least, on validation
+    risk: float = 0.1           # error rate that abstention has at most, on validation
 
 
-# ---- on validation
+# ---- choose on validation
 
 
 @dataclass
@@ -40,49 +43,74 @@ class Choices:
     points: list  # operating points as in metrics.json, without their test figures
     majority: int
 
-    def calibrated(self, held):
+    def calibrated(self, predictions):
         """Probabilities [n, C] of Predictions after temperature; None where the fit failed."""
-        return metrics.softmax(held.scores / self.temperature.value) if self.temperature.ok else None
+        return metrics.softmax(predictions.scores / self.temperature.value) if self.temperature.ok else None
 
 
 def choose(val, settings):
-    """Choices on the Predictions `val`. UserError for a target that is no class."""
+    """Choices on the Predictions `val`: temperature, operating points, majority class.
+
+    Raises UserError for a target that is no class.
+    """
     names = val.class_names
     unknown = [name for name in settings.targets or () if name not in names]
     if unknown:
         raise UserError(f"--target {listing(unknown)}: no such class",
                         nearest(unknown[0], names) or f"The classes are {listing(names, 12)}.")
-    targets = settings.targets or (names if len(names) <= MANY else ())
     support = np.bincount(val.labels, minlength=len(names))
     points = []
+
+    # a threshold on the probability of each target, as high as the sensitivity allows
+    targets = settings.targets or (names if len(names) <= MAX_TARGETS else ())
     for name in dict.fromkeys(targets):
         k = names.index(name)
         positive, scores = val.labels == k, val.probabilities[:, k]
         threshold = operating_points.threshold_for(settings.sensitivity, positive, scores)
-        points.append({"name": f"{name} at sensitivity {settings.sensitivity:g}", "kind": "sensitivity", "class": name,
-                       "threshold": threshold, "promised": settings.sensitivity,
-                       "val": operating_points.binary(positive, scores >= threshold)})
-    for kind, name, multipliers in (
-            ("macro_f1", "multipliers for macro F1", operating_points.macro_f1_multipliers(val.labels, val.probabilities)),
-            ("prior", "prior correction", operating_points.prior_multipliers(support))):
-        points.append({"name": name, "kind": kind, "class": None,
-                       "threshold": dict(zip(names, multipliers.tolist())), "promised": None,
-                       "val": {key: values[0] for key, values in decisions(val, multipliers).items()}})
+        points.append(_point(f"{name} at sensitivity {settings.sensitivity:g}", "sensitivity", threshold,
+                             operating_points.binary(positive, scores >= threshold), name, settings.sensitivity))
+
+    # multipliers of the probabilities, one a class
+    best_for_f1 = operating_points.macro_f1_multipliers(val.labels, val.probabilities)
+    for name, kind, multipliers in (("multipliers for macro F1", "macro_f1", best_for_f1),
+                                    ("prior correction", "prior", operating_points.prior_multipliers(support))):
+        on_val = {metric: values[0] for metric, values in decisions(val, multipliers).items()}
+        points.append(_point(name, kind, dict(zip(names, multipliers.tolist())), on_val))
+
+    # a confidence below which no answer is given
     correct, confidence = certainty(val)
     _, threshold = operating_points.coverage_at(settings.risk, correct, confidence)
-    points.append({"name": f"abstention at risk {settings.risk:g}", "kind": "abstention", "class": None,
-                   "threshold": threshold, "promised": settings.risk,
-                   "val": operating_points.selective(correct, confidence, threshold)})
+    points.append(_point(f"abstention at risk {settings.risk:g}", "abstention", threshold,
+                         operating_points.selective(correct, confidence, threshold), promised=settings.risk))
+
     temperature = calibration.fit_temperature(val.scores, val.labels)
-    return Choices(temperature, [{**point, "chosen_on": "val"} for point in points], int(support.argmax()))
+    return Choices(temperature, points, int(support.argmax()))
 
 
-def certainty(held):
+def _point(name, kind, threshold, on_val, class_name=None, promised=None):
+    """An operating point as in metrics.json, without its test figures."""
+    return {"name": name, "kind": kind, "class": class_name, "threshold": threshold, "promised": promised,
+            "val": on_val, "chosen_on": "val"}
+
+
+def certainty(predictions):
     """(correct [n] bool, confidence [n]) of the most probable class."""
-    return held.probabilities.argmax(1) == held.labels, held.probabilities.max(1)
+    return predictions.probabilities.argmax(1) == predictions.labels, predictions.probabilities.max(1)
 
 
-# ---- on test
+def decisions(predictions, multipliers, index=None, weights=None):
+    """{NAME: [1 + B]} of accuracy, macro-F1 and balanced accuracy when argmax(multipliers * p) is the answer.
+
+    multipliers: [C]. index [n], weights [1 + B, G]: as of resampling(); without them, of the sample alone.
+    """
+    if index is None:
+        index, weights = np.zeros(len(predictions.labels), dtype=np.int64), np.ones((1, 1), dtype=np.uint8)
+    answers = (multipliers * predictions.probabilities).argmax(1)
+    counts = bootstrap.confusions(predictions.labels, answers, len(predictions.class_names), index, weights)
+    return {name: values for name, values in bootstrap.overall(counts).items() if name in MAJORITY}
+
+
+# ---- evaluate on test
 
 
 @dataclass
@@ -95,36 +123,38 @@ class Evaluated:
 
 
 def evaluate(val, test, settings=Settings()):
-    """Evaluated: Predictions `test` measured, with what was chosen on `val` (None: nothing is).
+    """Evaluated: the metrics of Predictions `test`, with what choose() gives for `val`.
 
-    A temperature that cannot be fitted leaves the calibrated figures out; the rest stands.
+    val: Predictions, or None; then there is no temperature and no operating point. A temperature that cannot be
+    fitted leaves the calibrated figures out; all others are computed.
     """
-    choices = choose(val, settings) if val else None
-    answer = choices.majority if choices else int(np.bincount(test.labels).argmax())
-    calibrated = choices.calibrated(test) if choices else None
     names = test.class_names
+    choices = choose(val, settings) if val else None
+    majority = choices.majority if choices else int(np.bincount(test.labels).argmax())
+    calibrated = choices.calibrated(test) if choices else None
     index, weights = resampling(test, settings)
     values = bootstrap.replicate(test.labels, test.probabilities, index, weights, names, calibrated, settings.bins)
-    always = bootstrap.constant(test.labels, answer, len(names), index, weights)
+    majority_rule = bootstrap.constant(test.labels, majority, len(names), index, weights)
+    confusion = metrics.confusion(test.labels, test.probabilities.argmax(1), len(names))
     result = {
-        "conventions": conventions(test, names[answer], settings),
+        "conventions": conventions(test, names[majority], settings),
         "class_names": names,
         "split": {**({"val": val.size()} if val else {}), "test": test.size()},
-        "majority": {name: always[name] for name in MAJORITY},
+        "majority": {name: majority_rule[name] for name in MAJORITY},
         "test": bootstrap.intervals(values),
-        "confusion": metrics.confusion(test.labels, test.probabilities.argmax(1), len(names)).tolist(),
+        "confusion": confusion.tolist(),
         "calibration": None, "operating_points": [], "risk_coverage": risk_coverage(test),
     }
     if choices:
-        # the temperature was fitted here, so calibrated figures of validation would flatter
+        # uncalibrated only: the temperature was fitted on these images, so calibrated figures would be too good
         result["val"] = bootstrap.intervals(bootstrap.replicate(
             val.labels, val.probabilities, *resampling(val, settings), names, bins=settings.bins))
         result["calibration"] = calibration_of(test, calibrated, choices.temperature, settings.bins)
         result["operating_points"] = test_points(choices.points, test, index, weights)
         if not choices.temperature.ok:
-            undefined = dict.fromkeys(("value", "lo", "hi"), float("nan"))
-            result["test"].update({f"{name}_calibrated": {**undefined, "replicates": settings.replicates,
-                                                          "undefined": settings.replicates} for name in CALIBRATED})
+            undefined = {**dict.fromkeys(("value", "lo", "hi"), float("nan")),
+                         "replicates": settings.replicates, "undefined": settings.replicates}
+            result["test"].update({f"{name}_calibrated": {**undefined} for name in CALIBRATED})
     return Evaluated(test, result, values)
 
 
@@ -135,24 +165,31 @@ def resampling(test, settings):
 
 
 def conventions(test, majority, settings):
-    told = {"level": bootstrap.LEVEL, "interval": "percentile, bias-corrected for calibration errors",
-            "replicates": settings.replicates, "clusters": "image" if test.groups is None else "group",
-            "n_clusters": test.size()["groups"], "seed": bootstrap.SEED, "majority_class": majority,
-            "bins": settings.bins, "closed": "right"}
-    return {**told, "note": test.note} if test.note else told
+    """How the figures of metrics.json are computed. majority: the name of the class that the majority rule gives."""
+    stated = {"level": bootstrap.LEVEL, "interval": "percentile, bias-corrected for calibration errors",
+              "replicates": settings.replicates, "clusters": "image" if test.groups is None else "group",
+              "n_clusters": test.size()["groups"], "seed": bootstrap.SEED, "majority_class": majority,
+              "bins": settings.bins, "closed": "right"}
+    return {**stated, "note": test.note} if test.note else stated
 
 
 def calibration_of(test, calibrated, fit, bins):
-    """Temperature, and reliability before and after it; null where the fit failed."""
+    """Temperature, and reliability on test before and after it; null where the fit failed.
+
+    calibrated: probabilities [n, C] after the temperature, or None. fit: calibration.Temperature.
+    """
+    reliability = {"raw": calibration.reliability(test.labels, test.probabilities, bins),
+                   "calibrated": calibration.reliability(test.labels, calibrated, bins) if fit.ok else None}
     return {"temperature": fit.value if fit.ok else None, "bounds": [fit.lo, fit.hi], "reason": fit.reason,
             "bins": bins, "closed": "right", "nll_val_before": fit.nll_before,
-            "nll_val_after": fit.nll_after if fit.ok else None,
-            "reliability": {"raw": calibration.reliability(test.labels, test.probabilities, bins),
-                            "calibrated": fit.ok and calibration.reliability(test.labels, calibrated, bins) or None}}
+            "nll_val_after": fit.nll_after if fit.ok else None, "reliability": reliability}
 
 
 def test_points(points, test, index, weights):
-    """The operating points with what they give on test, each figure a METRIC."""
+    """The operating points with their figures on test, each a METRIC.
+
+    shortfall: how far sensitivity is below, or the error rate above, what was promised on validation.
+    """
     images = weights[:, index]
     tested = []
     for point in points:
@@ -173,23 +210,14 @@ def test_points(points, test, index, weights):
     return tested
 
 
-def decisions(held, multipliers, index=None, weights=None):
-    """{NAME: [1 + B]} of accuracy, macro-F1 and balanced accuracy when argmax(multipliers * p) is the answer."""
-    if index is None:
-        index, weights = np.zeros(len(held.labels), dtype=np.int64), np.ones((1, 1), dtype=np.uint8)
-    answers = (multipliers * held.probabilities).argmax(1)
-    counts = bootstrap.confusions(held.labels, answers, len(held.class_names), index, weights)
-    return {name: values for name, values in bootstrap.overall(counts).items() if name in MAJORITY}
+def risk_coverage(test, points=101):
+    """The risk-coverage curve at up to `points` coverages, evenly spaced; both are shares from 0 to 1."""
+    coverage, risk = operating_points.risk_coverage(*certainty(test))
+    places = np.unique(np.linspace(0, len(coverage) - 1, points).round().astype(int))
+    return {"coverage": coverage[places].tolist(), "risk": risk[places].tolist()}
 
 
-def risk_coverage(held, points=101):
-    """The curve at up to `points` coverages."""
-    coverage, risk = operating_points.risk_coverage(*certainty(held))
-    kept = np.unique(np.linspace(0, len(coverage) - 1, points).round().astype(int))
-    return {"coverage": coverage[kept].tolist(), "risk": risk[kept].tolist()}
-
-
-# ---- runs, and the seeds of a model
+# ---- over seeds
 
 
 def over_seeds(evaluated):
@@ -199,25 +227,30 @@ def over_seeds(evaluated):
     """
     written = {}
     for model in dict.fromkeys(folder.parent for folder in evaluated):
-        seeds = [folder for folder in runs.find(model) if folder.parent == model]
-        if len(seeds) < 2 or not all(seed in evaluated for seed in seeds):
+        folders = [folder for folder in runs.find(model) if folder.parent == model]
+        if len(folders) < 2 or not all(folder in evaluated for folder in folders):
             continue
-        held = [evaluated[seed] for seed in seeds]
-        if any(difference_between(one.test, held[0].test) for one in held):
+        seeds = [evaluated[folder] for folder in folders]
+        first = seeds[0]
+        if any(difference_between(seed.test, first.test) for seed in seeds):
             continue
-        common = [name for name in held[0].values if all(name in one.values for one in held)]
-        content = {"seeds": [runs.describe(seed)[2].removeprefix("seed_") for seed in seeds],
-                   "conventions": held[0].result["conventions"],
-                   "test": {name: over_seeds_of(name, [one.values[name] for one in held]) for name in common}}
+        names = [name for name in first.values if all(name in seed.values for seed in seeds)]
+        content = {"seeds": [runs.describe(folder)[2].removeprefix("seed_") for folder in folders],
+                   "conventions": first.result["conventions"],
+                   "test": {name: over_seeds_of(name, [seed.values[name] for seed in seeds]) for name in names}}
         write_json(model / "seeds.json", content)
         written[model] = content
     return written
 
 
 def over_seeds_of(name, values):
-    """bootstrap.over_seeds() of the metric `name`, its interval within the metric's range: of two seeds t is wide."""
-    held = bootstrap.over_seeds(values, corrected=bootstrap.biased(name))
-    return {**held, **{bound: float(np.clip(held[bound], 0, upper_bound(name))) for bound in ("lo", "hi")}}
+    """bootstrap.over_seeds() of the metric `name`, its interval cut to the metric's range: of two seeds t is wide.
+
+    values: [1 + B] of each seed.
+    """
+    metric = bootstrap.over_seeds(values, corrected=bootstrap.biased(name))
+    bounds = {bound: float(np.clip(metric[bound], 0, upper_bound(name))) for bound in ("lo", "hi")}
+    return {**metric, **bounds}
 
 
 def upper_bound(name):

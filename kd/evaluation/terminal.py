@@ -1,5 +1,4 @@
-"""What evaluation found, as text for a terminal of 110 columns."""
-
+"""Results of an evaluation as text for a terminal of 110 columns."""
 
 import numpy as np
 
@@ -10,44 +9,51 @@ from kd.text import align_columns, format_metric, format_number
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
           "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC",
           "nll": "NLL", "brier": "Brier score", "ece": "ECE", "aurc": "AURC"}
-SHORT = ("accuracy", "macro_f1", "balanced_accuracy")
-WIDE = 25    # more classes than these are not printed as a matrix, nor a threshold for each
+SHORT = ("accuracy", "macro_f1", "balanced_accuracy")  # the metrics of tables with one line a run
+SHORT_TITLES = [TITLES[name] for name in SHORT]
+MAX_CLASSES = 25  # with more, the confusion matrix is wider than the terminal
 
 
 # ---- one run
 
 
 def run_table(path, result):
-    """Everything about one test set but what is for metrics.json alone."""
-    names, test, size = result["class_names"], result["test"], result["split"]["test"]
+    """The tables of one run, or of one predictions file. result: the content of its metrics.json."""
+    names, size = result["class_names"], result["split"]["test"]
     columns, rows = class_labels(names)
-    parts = [f"{label(path, [path])}: {size['images']:,} test images, {len(names)} classes\n{how(result)}",
-             overall(result),
-             align_columns([["class", "precision", "recall", "F1", "AUROC", "support"]] + [
-                 [row, *(format_metric(test[f"{metric}/{name}"]) for metric in ("precision", "recall", "f1", "auroc")),
-                  size["support"][name]] for row, name in zip(rows, names)]),
-             operating_points(result)]
-    if len(names) > WIDE:
+    head = f"{label(path, [path])}: {size['images']:,} test images, {len(names)} classes"
+    parts = [f"{head}\n{describe_intervals(result)}", overall(result), by_class(result), operating_points(result)]
+    if len(names) > MAX_CLASSES:
         parts.append(f"The confusion matrix of {len(names)} classes is too wide to print; metrics.json has it.")
     else:
-        parts.append(align_columns([["true \\ predicted", *columns]] + [
-            [row, *counts] for row, counts in zip(rows, result["confusion"])], right=True))
-    return "\n\n".join(filter(None, parts))
+        matrix = [[row, *counts] for row, counts in zip(rows, result["confusion"])]
+        parts.append(align_columns([["true \\ predicted", *columns], *matrix], right=True))
+    return "\n\n".join(parts)
 
 
 def overall(result):
-    """Overall metrics, raw and after temperature, beside the majority rule."""
-    test, always = result["test"], result["majority"]
+    """Table of the overall metrics, before and after temperature, beside those of the majority rule."""
+    test, majority = result["test"], result["majority"]
     temperature = (result["calibration"] or {}).get("temperature")
     rows = [["test", "", f"majority rule ({result['conventions']['majority_class']})"]]
-    rows += [[title, format_metric(test[name]), format_metric(always[name]) if name in always else ""]
+    rows += [[title, format_metric(test[name]), format_metric(majority[name]) if name in majority else ""]
              for name, title in TITLES.items()]
     if temperature is not None:
         rows[0].insert(2, f"after temperature {temperature:.3f}")
         for row, name in zip(rows[1:], TITLES):
-            held = test.get(f"{name}_calibrated")
-            row.insert(2, format_metric(held) if held else "")
+            calibrated = test.get(f"{name}_calibrated")
+            row.insert(2, format_metric(calibrated) if calibrated else "")
     return align_columns(rows)
+
+
+def by_class(result):
+    """Table of the metrics of each class."""
+    test, support = result["test"], result["split"]["test"]["support"]
+    table = [["class", "precision", "recall", "F1", "AUROC", "support"]]
+    for row, name in zip(class_labels(result["class_names"])[1], result["class_names"]):
+        metrics = [test[f"{metric}/{name}"] for metric in ("precision", "recall", "f1", "auroc")]
+        table.append([row, *map(format_metric, metrics), support[name]])
+    return align_columns(table)
 
 
 def operating_points(result):
@@ -55,34 +61,39 @@ def operating_points(result):
     points = result["operating_points"]
     if not points:
         return "No validation predictions (--val): no temperature is fitted, no operating point chosen."
-    kinds = {kind: [p for p in points if p["kind"] == kind] for kind in ("sensitivity", "abstention")}
-    rules = [p for p in points if p["kind"] in ("macro_f1", "prior")]
+    thresholds = [point for point in points if point["kind"] == "sensitivity"]
+    rules = [point for point in points if point["kind"] in ("macro_f1", "prior")]
+    abstentions = [point for point in points if point["kind"] == "abstention"]
     parts = ["Operating points, chosen on validation, tested once on test:"]
-    if kinds["sensitivity"]:
-        short = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
-        parts.append(align_columns([["class", "threshold", "sensitivity", "shortfall", "specificity", "PPV", "NPV"]] + [
-            [short[p["class"]], format_number(p["threshold"]), format_metric(p["test"]["sensitivity"], bounds_form=".2f"), format_number(p["shortfall"]["value"]),
-             *(format_metric(p["test"][name], bounds_form=".2f") for name in ("specificity", "ppv", "npv"))] for p in kinds["sensitivity"]])
-            + f"\nEach threshold promises a sensitivity of {kinds['sensitivity'][0]['promised']:g}; "
-              "shortfall: that minus the sensitivity on test.")
+    if thresholds:
+        short_name = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
+        table = [["class", "threshold", "sensitivity", "shortfall", "specificity", "PPV", "NPV"]]
+        for point in thresholds:
+            test = {name: format_metric(metric, bounds_form=".2f") for name, metric in point["test"].items()}
+            table.append([short_name[point["class"]], format_number(point["threshold"]), test["sensitivity"],
+                          format_number(point["shortfall"]["value"]), test["specificity"], test["ppv"], test["npv"]])
+        parts.append(f"{align_columns(table)}\nEach threshold promises a sensitivity of "
+                     f"{thresholds[0]['promised']:g}; shortfall: that minus the sensitivity on test.")
     if rules:
-        parts.append(align_columns([["decision", *(TITLES[name] for name in SHORT)],
-                              ["most probable class", *(format_metric(result["test"][name]) for name in SHORT)]] + [
-            [p["name"], *(format_metric(p["test"][name]) for name in SHORT)] for p in rules]))
-    for p in kinds["abstention"]:
-        parts.append(f"{p['name']}: " + (
-            f"answers above a confidence of {p['threshold']:.3f}, {format_metric(p['test']['coverage'])} of the images, "
-            f"wrong in {format_metric(p['test']['risk'])}" if np.isfinite(p["threshold"]) else
-            "no confidence reaches it on validation"))
+        decisions = {"most probable class": result["test"], **{point["name"]: point["test"] for point in rules}}
+        rows = [[name, *(format_metric(metrics[metric]) for metric in SHORT)] for name, metrics in decisions.items()]
+        parts.append(align_columns([["decision", *SHORT_TITLES], *rows]))
+    for point in abstentions:
+        if np.isfinite(point["threshold"]):
+            coverage, risk = (format_metric(point["test"][name]) for name in ("coverage", "risk"))
+            text = f"answers above a confidence of {point['threshold']:.3f}, {coverage} of the images, wrong in {risk}"
+        else:
+            text = "no confidence reaches it on validation"
+        parts.append(f"{point['name']}: {text}")
     return "\n\n".join(parts)
 
 
 def class_labels(names):
-    """(columns, rows) that name the classes; numbers stand for long names."""
-    if len(names) <= WIDE and max(map(len, names)) <= 8:
+    """(labels of columns, labels of rows) of the classes; in columns, numbers stand for long names."""
+    if len(names) <= MAX_CLASSES and max(map(len, names)) <= 8:
         return names, names
-    shown = [name if len(name) <= 32 else name[:31] + "…" for name in names]
-    return [str(k) for k in range(len(names))], [f"{k} {name}" for k, name in enumerate(shown)]
+    cut = [name if len(name) <= 32 else name[:31] + "…" for name in names]
+    return [str(k) for k in range(len(names))], [f"{k} {name}" for k, name in enumerate(cut)]
 
 
 # ---- several runs
@@ -91,47 +102,52 @@ def class_labels(names):
 def study_table(results, seeds):
     """One line a run, one a model of several seeds, and the majority rule once for each test set.
 
-    results: {path: result}; seeds: {model's folder: content of its seeds.json}.
+    results: {path: content of metrics.json}; seeds: {model's folder: content of its seeds.json}.
     """
-    rows = [[label(path, results), *(format_metric(result["test"][name]) for name in SHORT)]
+    labels = {path: label(path, results) for path in results}
+    rows = [[labels[path], *(format_metric(result["test"][name]) for name in SHORT)]
             for path, result in results.items()]
-    rows += [[f"{label(model / 'seed', results).removesuffix('/seed')}, {len(held['seeds'])} seeds",
-              *(format_metric({**held["test"][name], "value": held["test"][name]["mean"]}) for name in SHORT)]
-             for model, held in seeds.items()]
-    sets = {repr((r["majority"], r["split"]["test"], r["class_names"])): r for r in results.values()}
-    rows += [[f"majority rule ({r['conventions']['majority_class']})",
-              *(format_metric(r["majority"][name]) for name in SHORT)] for r in sets.values()]
-    lines = [align_columns([["test", *(TITLES[name] for name in SHORT)], *rows]), *map(how, sets.values())]
+    for model, content in seeds.items():
+        title = f"{label(model / 'seed', results).removesuffix('/seed')}, {len(content['seeds'])} seeds"
+        metrics = [content["test"][name] for name in SHORT]
+        rows.append([title, *(format_metric({**metric, "value": metric["mean"]}) for metric in metrics)])
+    test_sets = {repr((result["majority"], result["split"]["test"], result["class_names"])): result
+                 for result in results.values()}
+    for result in test_sets.values():
+        title = f"majority rule ({result['conventions']['majority_class']})"
+        rows.append([title, *(format_metric(result["majority"][name]) for name in SHORT)])
+    lines = [align_columns([["test", *SHORT_TITLES], *rows]), *map(describe_intervals, test_sets.values())]
     if seeds:
-        lines.append("Intervals over seeds carry both sources, images and seeds.")
-    if len(sets) > 1:
-        lines.append(f"These are {len(sets)} different test sets: compare rows within one only.")
-    errors = {label(path, results): [f for f in result["audit"] if f["severity"] == "error"]
-              for path, result in results.items()}
-    lines += [f"{name}: {f['rule']}: {f['saw']}" for name, found in errors.items() for f in found]
+        lines.append("Intervals over seeds include the spread of images and of seeds.")
+    if len(test_sets) > 1:
+        lines.append(f"These are {len(test_sets)} different test sets: compare rows within one only.")
+    for path, result in results.items():
+        errors = [finding for finding in result["audit"] if finding["severity"] == "error"]
+        lines += [f"{labels[path]}: {finding['rule']}: {finding['saw']}" for finding in errors]
     if any(path.suffix != ".npz" for path in results):
         lines.append("Calibration, operating points and every class are in each run's metrics.json.")
     return "\n".join(lines)
 
 
-def how(result):
-    """What the intervals are, and what the test split cannot tell."""
-    told, size = result["conventions"], result["split"]["test"]
-    over = (f"{told['n_clusters']:,} groups (lesions, patients)" if told["clusters"] == "group" else
-            f"{told['n_clusters']:,} images, taken as independent: no groups are known")
-    lines = [f"{told['level']:.0%} intervals, {told['replicates']:,} bootstrap replicates over {over}"]
-    absent = [name for name, count in size["support"].items() if not count]
+def describe_intervals(result):
+    """Sentences that say how the intervals were made, and what the test split cannot show."""
+    stated, support = result["conventions"], result["split"]["test"]["support"]
+    clusters = stated["n_clusters"]
+    units = (f"{clusters:,} groups (lesions, patients)" if stated["clusters"] == "group" else
+             f"{clusters:,} images, taken as independent: no groups are known")
+    lines = [f"{stated['level']:.0%} intervals, {stated['replicates']:,} bootstrap replicates over {units}"]
+    absent = [name for name, count in support.items() if not count]
     if absent:
         lines.append(f"No test image of {listing(absent)}: nothing is known about "
                      f"{'it' if len(absent) == 1 else 'them'}.")
-    lacking = result["test"]["balanced_accuracy"]["undefined"]
-    if told["n_clusters"] == 1:
+    undefined = result["test"]["balanced_accuracy"]["undefined"]
+    if clusters == 1:
         lines.append("A single group has no spread to draw from: no intervals.")
-    elif lacking:
-        lines.append(f"{lacking:,} replicates lack a class; intervals of the macro metrics and of that "
+    elif undefined:
+        lines.append(f"{undefined:,} replicates lack a class; intervals of the macro metrics and of that "
                      "class leave them out.")
-    if "note" in told:
-        lines.append(f"Note: {told['note']}.")
+    if "note" in stated:
+        lines.append(f"Note: {stated['note']}.")
     return "\n".join(lines)
 
 
@@ -139,68 +155,87 @@ def how(result):
 
 
 def comparison_table(compared):
-    """Two models in full, more of them one line a pair."""
-    told, size = compared["conventions"], compared["split"]["test"]
-    over = "groups (lesions, patients)" if told["clusters"] == "group" else "images, taken as independent"
-    parts = [f"{size['images']:,} test images, the same for all; {told['level']:.0%} intervals, {told['replicates']:,} "
-             f"paired replicates over {told['n_clusters']:,} {over}"]
-    if len(compared["pairs"]) == 1:
-        parts.append(one_pair(compared["pairs"][0], compared["class_names"], size["support"]))
+    """The pairs of kd.evaluation.compare.compare(): a single pair in full, several with one line a pair."""
+    stated, size, pairs = compared["conventions"], compared["split"]["test"], compared["pairs"]
+    units = "groups (lesions, patients)" if stated["clusters"] == "group" else "images, taken as independent"
+    parts = [f"{size['images']:,} test images, the same for all; {stated['level']:.0%} intervals, "
+             f"{stated['replicates']:,} paired replicates over {stated['n_clusters']:,} {units}"]
+    if len(pairs) == 1:
+        parts.append(pair_in_full(pairs[0], compared["class_names"], size["support"]))
     else:
-        parts.append(pairs(compared["pairs"]))
-    once = [name for name, seeds in compared["models"].items() if len(seeds) == 1]
-    corrected = f", corrected (Holm) over {len(compared['pairs'])} comparisons" if len(compared["pairs"]) > 1 else ""
-    parts.append(f"p: two-sided, by the paired bootstrap{corrected}.\n" + (
-        "One seed each: what training again would change is in no interval." if len(once) == len(compared["models"]) else
-        "Intervals and p carry the spread of seeds" + (f"; not that of {listing(once)}, with one seed alone." if once else ".")))
+        parts.append(one_line_a_pair(pairs))
+    corrected = f", corrected (Holm) over {len(pairs)} comparisons" if len(pairs) > 1 else ""
+    single = [name for name, seeds in compared["models"].items() if len(seeds) == 1]
+    if len(single) == len(compared["models"]):
+        spread = "One seed each: the intervals do not include the spread of seeds."
+    elif single:
+        spread = f"Intervals and p include the spread of seeds; not that of {listing(single)}, with one seed alone."
+    else:
+        spread = "Intervals and p include the spread of seeds."
+    parts.append(f"p: two-sided, by the paired bootstrap{corrected}.\n{spread}")
     return "\n\n".join(parts)
 
 
-def one_pair(pair, names, support):
+def pair_in_full(pair, names, support):
+    """Tables of all metrics and all classes of one pair, and how often the two models agree."""
     rows = {row["metric"]: row for row in pair["rows"]}
     titles = {**TITLES, **{f"{name}_calibrated": f"{TITLES[name]}, calibrated" for name in ("nll", "brier", "ece")}}
-    parts = [align_columns([["test", *(titled(pair, side) for side in ("reference", "model")), "difference", "p", "retained"]] + [
-        [title, own(rows[name], "reference"), own(rows[name], "model"), change(rows[name]), p_value(rows[name]["p_corrected"]),
-         f"{100 * rows[name]['retention']:.0f}%" if name in SHORT and np.isfinite(rows[name]["retention"]) else ""]
-        for name, title in titles.items() if name in rows])]
-    _, labels = class_labels(names)
-    parts.append(align_columns([["class", "F1", "", "difference", "relative gap", "difference of recall", "support"]] + [
-        [text, format_number(rows[f"f1/{name}"]["reference_value"]), format_number(rows[f"f1/{name}"]["model_value"]),
-         change(rows[f"f1/{name}"]), percent(rows[f"f1/{name}"]["relative_gap"]), change(rows[f"recall/{name}"]), support[name]]
-        for text, name in zip(labels, names)]))
-    agree, test = pair["agreement"], pair["mcnemar"]
-    parts.append(f"The two agree on {format_metric(agree['agreement'])} of the images. Only {pair['reference']} is right in "
-                 f"{format_metric(agree['right_to_wrong'])},\nonly {pair['model']} in {format_metric(agree['wrong_to_right'])}; both are wrong, "
-                 f"in different ways, in {format_metric(agree['wrong_to_wrong'])}.\nMcNemar: {test['reference_only']:g} images against "
-                 f"{test['model_only']:g}, p {p_value(test['p_corrected'])} (images taken as independent).")
-    return "\n\n".join(parts)
+    overall_table = [["test", *(model_title(pair, side) for side in ("reference", "model")),
+                      "difference", "p", "retained"]]
+    for metric, title in titles.items():
+        if metric in rows:
+            row = rows[metric]
+            retained = metric in SHORT and np.isfinite(row["retention"])
+            overall_table.append([title, format_side(row, "reference"), format_side(row, "model"),
+                                  format_difference(row), format_p(row["p_corrected"]),
+                                  f"{100 * row['retention']:.0f}%" if retained else ""])
+    class_table = [["class", "F1", "", "difference", "relative gap", "difference of recall", "support"]]
+    for class_label, name in zip(class_labels(names)[1], names):
+        f1, recall = rows[f"f1/{name}"], rows[f"recall/{name}"]
+        class_table.append([class_label, format_number(f1["reference_value"]), format_number(f1["model_value"]),
+                            format_difference(f1), format_percent(f1["relative_gap"]), format_difference(recall),
+                            support[name]])
+    agreement = {name: format_metric(share) for name, share in pair["agreement"].items()}
+    mcnemar = pair["mcnemar"]
+    sentences = (
+        f"The two agree on {agreement['agreement']} of the images. Only {pair['reference']} is right in "
+        f"{agreement['right_to_wrong']},\nonly {pair['model']} in {agreement['wrong_to_right']}; both are wrong, "
+        f"in different ways, in {agreement['wrong_to_wrong']}.\n"
+        f"McNemar: {mcnemar['reference_only']:g} images against {mcnemar['model_only']:g}, "
+        f"p {format_p(mcnemar['p_corrected'])} (images taken as independent).")
+    return "\n\n".join([align_columns(overall_table), align_columns(class_table), sentences])
 
 
-def pairs(found):
-    """One line a pair, a block a reference."""
-    blocks = []
-    for reference in dict.fromkeys(pair["reference"] for pair in found):
-        held = [pair for pair in found if pair["reference"] == reference]
-        lines = [[f"less {titled(held[0], 'reference')}", *(TITLES[name] for name in SHORT[:2]), "p of macro F1", "agree",
+def one_line_a_pair(pairs):
+    """A table for each reference, with one line a pair."""
+    tables = []
+    for reference in dict.fromkeys(pair["reference"] for pair in pairs):
+        members = [pair for pair in pairs if pair["reference"] == reference]
+        lines = [[f"less {model_title(members[0], 'reference')}", *SHORT_TITLES[:2], "p of macro F1", "agree",
                   "McNemar p"]]
-        for pair in held:
+        for pair in members:
             rows = {row["metric"]: row for row in pair["rows"]}
-            lines.append([titled(pair, "model"), *(change(rows[name]) for name in SHORT[:2]), p_value(rows["macro_f1"]["p_corrected"]),
-                          format_number(pair["agreement"]["agreement"]["value"], ".2f"), p_value(pair["mcnemar"]["p_corrected"])])
-        blocks.append(align_columns(lines))
-    return "\n\n".join(blocks)
+            differences = [format_difference(rows[name]) for name in SHORT[:2]]
+            agreement = format_number(pair["agreement"]["agreement"]["value"], ".2f")
+            lines.append([model_title(pair, "model"), *differences, format_p(rows["macro_f1"]["p_corrected"]),
+                          agreement, format_p(pair["mcnemar"]["p_corrected"])])
+        tables.append(align_columns(lines))
+    return "\n\n".join(tables)
 
 
-def titled(pair, side):
-    return pair[side] + (f", {pair['seeds'][side]} seeds" if pair["seeds"][side] > 1 else "")
+def model_title(pair, side):
+    """The name of a pair's model, with the number of its seeds where there are several. side: reference or model."""
+    seeds = pair["seeds"][side]
+    return pair[side] + (f", {seeds} seeds" if seeds > 1 else "")
 
 
-def own(row, side):
+def format_side(row, side):
+    """The metric of one model of a pair, as `0.455 [0.401, 0.504]`. side: reference or model."""
     return format_metric({"value": row[f"{side}_value"], "lo": row[f"{side}_lo"], "hi": row[f"{side}_hi"]})
 
 
-def change(row):
-    """`+0.021 [-0.003, +0.044]`."""
+def format_difference(row):
+    """The difference of a pair, as `+0.021 [-0.003, +0.044]`."""
     if np.isnan(row["difference"]):
         return "n/a"
     if np.isnan(row["lo"]):
@@ -208,20 +243,22 @@ def change(row):
     return f"{row['difference']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
 
 
-def percent(value):
-    return "n/a" if not np.isfinite(value) else f"{100 * value:+.0f}%"
+def format_percent(share):
+    """A share as a signed percentage: 0.031 as `+3%`."""
+    return "n/a" if not np.isfinite(share) else f"{100 * share:+.0f}%"
 
 
-def p_value(p):
+def format_p(p):
+    """A p-value to three digits, the smallest as `<0.001`."""
     return "n/a" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-# ---- words and numbers
+# ---- names of runs
 
 
-def label(path, among):
-    """model/seed_n, with the study before it where there are several; a file by its path."""
+def label(path, paths):
+    """A run as model/seed_n, with the study before it where `paths` are of several; a file by its path."""
     if path.suffix == ".npz":
         return str(path)
-    studies = {runs.describe(other)[0] for other in among if other.suffix != ".npz"}
+    studies = {runs.describe(other)[0] for other in paths if other.suffix != ".npz"}
     return "/".join(runs.describe(path)[len(studies) == 1:])

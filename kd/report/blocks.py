@@ -1,19 +1,19 @@
-"""A report as plain data: sections of blocks, of which the page, the PDF and the tables are made.
+"""A report as plain data: sections of blocks, from which the page, the PDF and the tables are made.
 
     heading    text, level: 2 or 3 (a section's title is 1)
-    paragraph  text, tone: "", "aside", "note" (framed), "missing" (what is not shown, and why)
+    paragraph  text, tone: "", "aside", "note" (framed) or "missing" (what is not shown, and why)
     bullets    items: texts
     code       text
     facts      pairs of texts
     finding    severity, rule, saw: texts, why, do
-    table      name, caption, columns, records, export: records of its CSV, paper: columns of its LaTeX; columns [] where it is
-               shown nowhere
-    figure     svg (inline, as kd/report/figures.py gives it), alt, caption, narrow: the same for a telephone, or None; role
-               of the model that it is of, or ""
-    picture    src (a PNG as data URI), alt, caption, lines: (right, answer, whose) below it
+    table      name, caption, columns, records; columns is [] where the table is only written to files;
+               export: records of its CSV; paper: columns of its LaTeX
+    figure     svg (inline, from kd/report/figures.py), alt, caption; narrow: the same for a telephone, or None;
+               role: of the model that it shows, or ""
+    picture    src (a PNG as data URI), alt, caption; lines below it: (whether the answer is right, answer, model)
     grid       items: figures or pictures that stand side by side
 
-Texts are plain: whoever renders them escapes them.
+Texts are plain; the renderers escape them.
 """
 
 import csv
@@ -28,7 +28,7 @@ from kd.text import format_count, format_duration, is_defined
 
 @dataclass
 class Section:
-    """key: its anchor; title; blocks."""
+    """A section of a report. key: its anchor on the page."""
 
     key: str
     title: str
@@ -37,10 +37,11 @@ class Section:
 
 @dataclass
 class Column:
-    """A column as readers see it: `key` of the records, and of their bounds where there is an interval.
+    """A column of a table.
 
-    form: how a number is printed: a format specification, "duration" or "p". kind: "", "model" (a name, with the mark of the
-    record's role), "seed" (0 of seed_0), "text" (may be long).
+    title: the heading. key: of the value in a record. form: how a number is printed: a format specification,
+    "duration" or "p". lo, hi: keys of the bounds of its interval, or None. kind: "", "model" (a name, with the mark of
+    the record's role), "seed" (seed_0 is printed as 0) or "text" (may be long).
     """
 
     title: str
@@ -52,13 +53,13 @@ class Column:
 
 
 def interval(title, key, stem=None, form=".3f"):
-    """The Column of `key` with its bounds in `<stem>_lo` and `<stem>_hi`."""
+    """The Column of `key` with the keys `<stem>_lo` and `<stem>_hi` of its bounds. stem: where it is not `key`."""
     stem = stem or key
     return Column(title, key, form, f"{stem}_lo", f"{stem}_hi")
 
 
 def spread(name, metric, value=""):
-    """A METRIC as cells of a record: {"<name><value>", "<name>_lo", "<name>_hi"}."""
+    """A METRIC as entries of a record: {"<name><value>": value, "<name>_lo": lo, "<name>_hi": hi}."""
     return {f"{name}{value}": metric["value"], f"{name}_lo": metric["lo"], f"{name}_hi": metric["hi"]}
 
 
@@ -66,76 +67,90 @@ def spread(name, metric, value=""):
 
 
 def heading(text, level=2):
+    """A heading of level 2 or 3."""
     return {"kind": "heading", "text": text, "level": level}
 
 
 def paragraph(text, tone=""):
+    """A paragraph. tone: "", "aside", "note" or "missing"."""
     return {"kind": "paragraph", "text": text, "tone": tone}
 
 
 def aside(text):
+    """A paragraph in small print."""
     return paragraph(text, "aside")
 
 
 def missing(what, why, remedy=""):
-    """That `what` is not shown, why, and the command that mends it."""
+    """[Blocks] that say that `what` is not shown, why, and which command creates it."""
     return [paragraph(f"Not shown: {what}. {why}", "missing"), *([code(remedy)] if remedy else [])]
 
 
 def bullets(items):
+    """A list of texts."""
     return {"kind": "bullets", "items": list(items)}
 
 
 def code(text):
+    """A text whose line breaks and spaces are kept."""
     return {"kind": "code", "text": text}
 
 
 def facts(pairs):
+    """(name, value) pairs, each shown as str() gives it."""
     return {"kind": "facts", "pairs": [(str(key), str(value)) for key, value in pairs]}
 
 
 def table(name, caption, columns, records, export=None, paper=None):
-    """export, paper: the records of the CSV and the columns of the LaTeX, where those are others than are shown.
+    """A table, without the columns in which no record has a value.
 
-    A column without a value is left out.
+    export: the records of its CSV file, where they are not `records`. paper: the columns of its LaTeX file, where they
+    are not `columns`. The caption says how many values are not shown because they have no interval.
     """
-    columns, paper = ([column for column in held if any(record.get(column.key) not in (None, "") for record in records)]
-                      for held in (columns, columns if paper is None else paper))
+    columns = [column for column in columns if _has_values(column, records)]
+    paper = columns if paper is None else [column for column in paper if _has_values(column, records)]
     for column in [*columns, *paper]:
         if not column.kind and all(isinstance(record.get(column.key), (str, type(None))) for record in records):
             column.kind = "text"
-    lacking = sum(bare(record, column) for column in columns for record in records)
-    caption += f" ({format_count(lacking, 'figure')} without an interval not shown)" if lacking else ""
+    hidden = sum(_lacks_interval(record, column) for column in columns for record in records)
+    if hidden:
+        caption += f" ({format_count(hidden, 'figure')} without an interval not shown)"
     return {"kind": "table", "name": name, "caption": caption, "columns": columns, "records": records,
             "export": records if export is None else export, "paper": paper}
 
 
+def _has_values(column, records):
+    return any(record.get(column.key) not in (None, "") for record in records)
+
+
 def figure(svg, alt, caption="", narrow=None, role=""):
+    """An inline SVG. alt: its description in words. narrow: an SVG for telephones. role: of the model it shows."""
     return {"kind": "figure", "svg": svg, "alt": alt, "caption": caption, "narrow": narrow, "role": role}
 
 
 def picture(src, alt, caption="", lines=()):
+    """A PNG as data URI. lines: (whether the answer is right, answer, model) for each model that classified it."""
     return {"kind": "picture", "src": src, "alt": alt, "caption": caption, "lines": list(lines)}
 
 
 def grid(items):
+    """Figures or pictures side by side."""
     return {"kind": "grid", "items": items}
 
 
 def blocks_of(sections, kind):
-    """All blocks of a kind, those in grids too."""
+    """All blocks of a kind, in grids too."""
     for section in sections:
         for block in section.blocks:
-            for one in [block, *block.get("items", ())] if block["kind"] == "grid" else [block]:
-                if one["kind"] == kind:
-                    yield one
+            items = block["items"] if block["kind"] == "grid" else ()
+            yield from (item for item in (block, *items) if item["kind"] == kind)
 
 
 # ---- numbers in words
 
 
 def printable(text):
-    """`text` without control characters, lone surrogates and marks that turn the direction of what follows."""
+    """`text` without control characters, lone surrogates and marks that change the direction of writing."""
     return "".join(c if c.isprintable() or c in "\n\t" else " " for c in text)
 
 
@@ -143,28 +158,30 @@ def printable(text):
 
 
 def cell(record, column):
-    """{"text", "value" (a number or None), "bounds": (lo, hi) or None, "lo", "hi": their texts}.
+    """A cell as a dict.
 
-    Where the column has intervals, a value without one is not shown.
+    text; value: a number, or None; bounds: (lo, hi), or None; with bounds also lo and hi, their texts. In a column with
+    intervals, a value without an interval is not shown.
     """
-    value = record.get(column.key)
-    lo, hi = (record.get(key) if key else None for key in (column.lo, column.hi))
-    if bare(record, column):
-        value = None
-    shown = {"value": value if is_defined(value) else None, "bounds": None, "text": text(value, column.form)}
+    value = None if _lacks_interval(record, column) else record.get(column.key)
+    result = {"value": value if is_defined(value) else None, "bounds": None, "text": text(value, column.form)}
     if column.kind == "seed":
-        shown["text"] = shown["text"].removeprefix("seed_")
-    if column.lo and shown["value"] is not None:
-        shown.update(bounds=(lo, hi), lo=text(lo, column.form), hi=text(hi, column.form))
-    return shown
+        result["text"] = result["text"].removeprefix("seed_")
+    if column.lo and result["value"] is not None:
+        lo, hi = record[column.lo], record[column.hi]
+        result.update(bounds=(lo, hi), lo=text(lo, column.form), hi=text(hi, column.form))
+    return result
 
 
-def bare(record, column):
-    """Whether a column with intervals has a value here that lacks one."""
-    return bool(column.lo) and is_defined(record.get(column.key)) and not all(is_defined(record.get(key)) for key in (column.lo, column.hi))
+def _lacks_interval(record, column):
+    """Whether the column has intervals, and the record a value but not both bounds."""
+    if not column.lo or not is_defined(record.get(column.key)):
+        return False
+    return not (is_defined(record.get(column.lo)) and is_defined(record.get(column.hi)))
 
 
 def text(value, form=".3f"):
+    """A value in the form of its column; "–" for None, "" and NaN."""
     if value is None or value == "" or isinstance(value, float) and math.isnan(value):
         return "–"
     if isinstance(value, bool):
@@ -176,42 +193,50 @@ def text(value, form=".3f"):
     return format(value, form) if isinstance(value, (int, float)) and form else str(value)
 
 
-def visible_rows(block, most):
-    """(caption, records) of a table as far as they are shown: at most `most` rows, and a word about the others."""
+def visible_rows(block, limit):
+    """(caption, records) of a table with at most `limit` rows; the caption says where the other rows are."""
     caption, records = block["caption"], block["records"]
-    if len(records) > most:
-        caption = f"{caption} (the first {most} of {len(records):,} rows; tables/{block['name']}.csv has all)"
-    return caption, records[:most]
+    if len(records) > limit:
+        caption = f"{caption} (the first {limit} of {len(records):,} rows; tables/{block['name']}.csv has all)"
+    return caption, records[:limit]
 
 
-def texts(block, most=None):
-    """(titles, rows) of a table, each cell one text: `0.457 [0.414, 0.496]`."""
-    def one(shown):
-        return f"{shown['text']} [{shown['lo']}, {shown['hi']}]" if shown["bounds"] else shown["text"]
-    return ([column.title for column in block["columns"]],
-            [[one(cell(record, column)) for column in block["columns"]] for record in block["records"][:most]])
+def texts(block, limit=None):
+    """(titles, rows) of a table with at most `limit` rows, each cell a text such as `0.457 [0.414, 0.496]`."""
+    titles = [column.title for column in block["columns"]]
+    rows = [[_cell_text(record, column) for column in block["columns"]] for record in block["records"][:limit]]
+    return titles, rows
+
+
+def _cell_text(record, column):
+    parts = cell(record, column)
+    return f"{parts['text']} [{parts['lo']}, {parts['hi']}]" if parts["bounds"] else parts["text"]
 
 
 def to_csv(records):
-    """Records as CSV: numbers in full, an undefined one as an empty cell, and no text that a spreadsheet would run."""
+    """Records as the text of a CSV file, one column for each key.
+
+    Numbers are written in full, undefined ones as empty cells. A spreadsheet runs no text as a formula.
+    """
     columns = list(dict.fromkeys(key for record in records for key in record))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([harmless(column) for column in columns])
-    writer.writerows([[_plain(record.get(column)) for column in columns] for record in records])
+    writer.writerow([_csv_text(column) for column in columns])
+    writer.writerows([[_csv_cell(record.get(column)) for column in columns] for record in records])
     return out.getvalue()
 
 
-def _plain(value):
+def _csv_cell(value):
     if value is None or isinstance(value, float) and not math.isfinite(value):
         return ""
-    return harmless(value) if isinstance(value, str) else value
+    return _csv_text(value) if isinstance(value, str) else value
 
 
-def harmless(value):
-    """A text that can be written, and that a spreadsheet does not take for a formula."""
+def _csv_text(value):
+    """A text that UTF-8 can encode; one that a spreadsheet would run as a formula begins with an apostrophe."""
     value = value.encode("utf-8", "replace").decode().replace("\0", "").replace("\r", "\n")
-    return f"'{value}" if value.lstrip()[:1] in ("=", "+", "-", "@") and not _is_number(value) else value
+    formula = value.lstrip()[:1] in ("=", "+", "-", "@") and not _is_number(value)
+    return f"'{value}" if formula else value
 
 
 def _is_number(value):
@@ -221,17 +246,24 @@ def _is_number(value):
         return False
 
 
-# The names that a report's tables may have.
-TABLES = ("roles", "data", "teacher_summary", "students_summary", "seeds", "deltas", "deltas_per_class", "agreement", "cka",
-          "calibration", "weights", "thresholds", "abstention", "operating_points", "risk_coverage", "robustness_summary",
-          "robustness_worst", "robustness", "gpu_latency", "cpu_latency", "memory", "exports", "pareto", "scalars", "training",
-          "options")
+# The names that tables of a report can have.
+TABLES = (
+    "roles", "data", "teacher_summary", "students_summary", "seeds", "deltas", "deltas_per_class", "agreement",
+    "cka", "calibration", "weights", "thresholds", "abstention", "operating_points", "risk_coverage",
+    "robustness_summary", "robustness_worst", "robustness", "gpu_latency", "cpu_latency", "memory", "exports",
+    "pareto", "scalars", "training", "options",
+)
 
 
 def write_tables(folder, sections):
-    """Write each table that has a name as NAME.csv, and as NAME.tex for a paper; an earlier report's that is none any more goes."""
+    """Write each table that has a name as NAME.csv, and as NAME.tex where it has columns for a paper.
+
+    folder: `tables` in the report's folder. Tables of an earlier report that are not in this one are deleted.
+    """
     written = set()
-    for block in filter(lambda block: block["name"], blocks_of(sections, "table")):
+    for block in blocks_of(sections, "table"):
+        if not block["name"]:
+            continue
         files = {f"{block['name']}.csv": to_csv(block["export"])}
         if block["paper"]:
             titles, rows = texts({**block, "columns": block["paper"]})
@@ -239,6 +271,6 @@ def write_tables(folder, sections):
         for name, content in files.items():
             write_text(folder / name, content)
         written |= files.keys()
-    if (folder.parent / "report.html").is_file():  # else these may be another system's tables
+    if (folder.parent / "report.html").is_file():  # without it, these can be tables of another program
         for name in {f"{name}.{kind}" for name in TABLES for kind in ("csv", "tex")} - written:
             (folder / name).unlink(missing_ok=True)

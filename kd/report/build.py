@@ -14,11 +14,11 @@ from kd.report.sections import (
 
 
 def build(study, notes=()):
-    """[Section] of a Study, with notes from files; each is there, if only to say what is missing."""
+    """[Section] of a Study, with the files of `notes`; a section without content says what is missing."""
     title, blocks = findings.audited(study)
     first = [Section("findings", title, blocks), Section("problems", "What is not shown", findings.not_shown(study))]
     last = [Section("boards", "TensorBoard", tensorboard.boards(study)),
-            Section("notes", "Supplementary notes", tensorboard.noted(notes))]
+            Section("notes", "Supplementary notes", tensorboard.supplementary_notes(notes))]
     if not study.runs:
         return [*first, *last]
     compared = students.compare(study)

@@ -1,11 +1,10 @@
-"""What all figures of a report share, and the simplest of them, as text to be put into a page.
+"""What all figures of a report share, and the simplest of them, as text to put into a page.
 
-Drawings are inline SVG whose text stays text and whose colours are CSS variables with the
-light colour to fall back on, so that one drawing serves light, dark and print. They are
-laid out at 1 unit = 1 CSS px. Photographs are PNG data URIs. Names come from the user:
-they are never read as mathtext, and whatever XML cannot hold is taken out.
+A drawing is an inline SVG. Its text stays text. Its colours are CSS variables with the light colour as fallback, so
+that one drawing serves light pages, dark pages and print. One unit is one CSS px. Photographs are PNG data URIs. Names
+come from the user: they are never read as mathtext, and characters that XML does not allow are removed.
 
-Colour follows the role of a model and never stands alone: shape and label say the same.
+A colour stands for the role of a model. It never stands alone: marker and label say the same.
 """
 
 import base64
@@ -21,7 +20,7 @@ import numpy as np
 from kd.errors import need
 from kd.text import one_line
 
-# Vermilion and blue of Okabe & Ito (2008), told apart by colour-blind readers, and greys.
+# Vermilion and blue of Okabe & Ito (2008), which colour-blind readers can distinguish, and greys.
 LIGHT = {"paper": "#ffffff", "ink": "#1a2026", "muted": "#5b6670", "rule": "#d8dde1",
          "teacher": "#d55e00", "alone": "#66727c", "student": "#0072b2",
          "shade": "#0072b3", "note": "#fdf1d3", "error": "#b00020"}
@@ -29,7 +28,7 @@ DARK = {"paper": "#14181c", "ink": "#e5e9ec", "muted": "#9ba7b0", "rule": "#3942
         "teacher": "#f28a45", "alone": "#a7b1b9", "student": "#5ab4ea",
         "shade": "#1f80c2", "note": "#3b3013", "error": "#ff8a8f"}
 MARKERS = {"teacher": "s", "alone": "o", "student": "o"}
-DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2))]  # tell lines of one role apart
+DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2))]  # distinguish lines of one role
 
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False,
@@ -44,33 +43,36 @@ STYLE = {
 
 
 def drawing(draw):
-    """Make `draw(figure, ...)` a function that returns inline SVG; `alt` is its text for those
-    who cannot see it. Raises UserError without matplotlib."""
+    """Decorator: makes of `draw(figure, ...)` a function that returns inline SVG.
+
+    The function takes what `draw` takes after `figure`, and alt, the description for those who cannot see the drawing.
+    It raises UserError without matplotlib.
+    """
     @functools.wraps(draw)
-    def drawn(*args, alt, **options):
+    def inline_svg(*args, alt, **options):
         return to_svg(draw, args, options, alt)
-    return drawn
+    return inline_svg
 
 
 def to_svg(draw, args, options, alt):
+    """Inline SVG of what draw(figure, *args, **options) draws, in the style of the report."""
     matplotlib = need("matplotlib", "report")
-    canvas = need("matplotlib.figure", "report").Figure
+    figure_class = need("matplotlib.figure", "report").Figure
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # the browser has fonts for them
-        matplotlib.rcdefaults()  # a matplotlibrc of the user's could ask for LaTeX
+        warnings.filterwarnings("ignore", "Glyph")  # missing in DejaVu Sans; the browser has other fonts
+        matplotlib.rcdefaults()  # the user's matplotlibrc could require LaTeX
         matplotlib.rcParams.update(STYLE)
-        figure, text = canvas(layout="constrained", dpi=72), io.StringIO()
+        figure, file = figure_class(layout="constrained", dpi=72), io.StringIO()
         draw(figure, *args, **options)
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), alt)
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(file.getvalue(), alt)
 
 
 def _inline(svg, alt):
-    """matplotlib's SVG file as an element for HTML: no namespaces, no global style, own ids."""
+    """matplotlib's SVG file as an element of an HTML page: no namespaces, no global style, ids of its own."""
     root = ElementTree.fromstring(svg)
     prefix = "f" + hashlib.sha256((alt + svg).encode(errors="replace")).hexdigest()[:8]
-    used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
-    variables = {colour: f"var(--{name}, {colour})" for name, colour in LIGHT.items()}
+    referenced = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     for element in root.iter():
         for child in [c for c in element if c.tag.endswith(("}metadata", "}style"))]:
             element.remove(child)
@@ -78,14 +80,13 @@ def _inline(svg, alt):
         attributes = {key.split("}")[-1]: value for key, value in element.items()}
         element.attrib.clear()
         for key, value in attributes.items():
-            if key == "id" and value not in used:
+            if key == "id" and value not in referenced:
                 continue
             if key == "style":
-                value = re.sub(r"(font: [^;]*?px|font-family:) [^;]+", r"\1 var(--sans, sans-serif)", value)
-                value = re.sub("#[0-9a-f]{6}", lambda hit: variables.get(hit[0], hit[0]), value)
+                value = _with_variables(value)
             elif key == "id":
                 value = prefix + value
-            if key in ("href", "clip-path"):
+            elif key in ("href", "clip-path"):
                 value = value.replace("#", "#" + prefix)
             element.set(key, value)
     _ungroup(root)
@@ -95,8 +96,17 @@ def _inline(svg, alt):
     return ElementTree.tostring(root, encoding="unicode")
 
 
+_VARIABLES = {colour: f"var(--{name}, {colour})" for name, colour in LIGHT.items()}
+
+
+def _with_variables(style):
+    """A style attribute whose font and whose colours of LIGHT are CSS variables."""
+    style = re.sub(r"(font: [^;]*?px|font-family:) [^;]+", r"\1 var(--sans, sans-serif)", style)
+    return re.sub("#[0-9a-f]{6}", lambda match: _VARIABLES.get(match[0], match[0]), style)
+
+
 def _ungroup(element):
-    """Put what stands in groups without attributes into their parents: matplotlib makes thousands of such groups."""
+    """Replace groups without attributes by their children: matplotlib writes thousands of such groups."""
     children = []
     for child in element:
         _ungroup(child)
@@ -106,20 +116,20 @@ def _ungroup(element):
 
 @drawing
 def forest(figure, rows, reference=None, narrow=False):
-    """Dots with intervals, one row each, top to bottom.
+    """Macro-F1 of models as dots with intervals, one row for each model, from top to bottom.
 
-    rows: (label, kind, value, lo, hi); kind is teacher | alone | student; NaN where undefined.
-    reference: (label, value) drawn as a vertical line, or None.
-    narrow: for a telephone, with each label above its line.
+    rows: (label, role, value, lo, hi); role is teacher | alone | student; NaN where undefined.
+    reference: (label, value), drawn as a vertical line, or None.
+    narrow: for a telephone, with each label above its row.
     """
-    width, line = (400, 46) if narrow else (840, 30)
-    figure.set_size_inches(width / 72, (line * len(rows) + 76) / 72)
+    width, row_height = (400, 46) if narrow else (840, 30)
+    figure.set_size_inches(width / 72, (row_height * len(rows) + 76) / 72)
     axes = figure.add_subplot()
-    for y, (_, kind, value, lo, hi) in enumerate(rows):
-        colour = LIGHT[kind]
+    for y, (_, role, value, lo, hi) in enumerate(rows):
+        colour = LIGHT[role]
         axes.plot([lo, hi], [y, y], color=colour, linewidth=2.25)
-        axes.plot([value], [y], MARKERS[kind], color=colour, markersize=8, markeredgewidth=2,
-                  markerfacecolor=LIGHT["paper"] if kind == "alone" else colour)
+        axes.plot([value], [y], MARKERS[role], color=colour, markersize=8, markeredgewidth=2,
+                  markerfacecolor=LIGHT["paper"] if role == "alone" else colour)
         axes.annotate(f"{value:.3f}" if np.isfinite(value) else "undefined", (1, y),
                       xycoords=("axes fraction", "data"), xytext=(10, 0), va="center",
                       textcoords="offset points")
@@ -132,14 +142,17 @@ def forest(figure, rows, reference=None, narrow=False):
         axes.annotate(f"{name} {value:.3f}", (value, 1), xycoords=("data", "axes fraction"),
                       xytext=(0, 6), textcoords="offset points", color=LIGHT["muted"])
     numbers = [number for number in numbers if np.isfinite(number)] or [0, 1]
-    room = .06 * (max(numbers) - min(numbers)) + .01
-    axes.set_xlim(max(0, min(numbers) - room), min(1, max(numbers) + room))
+    margin = .06 * (max(numbers) - min(numbers)) + .01
+    axes.set_xlim(max(0, min(numbers) - margin), min(1, max(numbers) + margin))
     axes.set_ylim(len(rows) - .4, -.6 - .2 * narrow)
-    axes.set_yticks([] if narrow else range(len(rows)), [] if narrow else names, color=LIGHT["ink"])
-    for y, name in enumerate(names) if narrow else ():
-        axes.annotate(name, (0, y), xycoords=("axes fraction", "data"), xytext=(0, 10),
-                      textcoords="offset points",
-                      bbox={"facecolor": LIGHT["paper"], "linewidth": 0, "pad": 1})
+    if narrow:
+        axes.set_yticks([])
+        for y, name in enumerate(names):
+            axes.annotate(name, (0, y), xycoords=("axes fraction", "data"), xytext=(0, 10),
+                          textcoords="offset points",
+                          bbox={"facecolor": LIGHT["paper"], "linewidth": 0, "pad": 1})
+    else:
+        axes.set_yticks(range(len(rows)), names, color=LIGHT["ink"])
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
@@ -148,17 +161,17 @@ def forest(figure, rows, reference=None, narrow=False):
 
 @drawing
 def confusion(figure, matrix, class_names):
-    """Counts [C, C], rows true and columns predicted; shaded by the share of the row.
+    """A confusion matrix of counts [C, C]: rows are true classes, columns predicted ones; shaded by share of the row.
 
-    A zero is left blank, and so are all counts beyond 15 classes, where they would not be legible.
+    Zeros are left blank, and so are all counts of more than 15 classes, where they would not be legible.
     """
     from matplotlib.patches import Rectangle
     matrix, names = np.asarray(matrix), [one_line(name, 18) for name in class_names]
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count, longest = len(matrix), max(map(len, names))
     side = min(max(42 * count, 190), 588)
-    room = 7 * longest
-    figure.set_size_inches((side + room + 40) / 72, (side + room * (longest > 5) + 50) / 72)
+    label_width = 7 * longest
+    figure.set_size_inches((side + label_width + 40) / 72, (side + label_width * (longest > 5) + 50) / 72)
     axes = figure.add_subplot(aspect="equal")
     for row, column in zip(*np.nonzero(matrix)):
         # At three quarters of full blue the ink is legible on it, in light and in dark.
@@ -182,31 +195,32 @@ def confusion(figure, matrix, class_names):
 
 
 @drawing
-def curves(figure, seeds, kind, top=1, last=None):
-    """Validation macro-F1 above training loss, by epoch; one line a seed.
+def curves(figure, seeds, role, top=1, last=None):
+    """Validation macro-F1 above training loss, by epoch; one line for each seed.
 
-    seeds: (label, epochs, losses, scores, best) each; best is the index of the best epoch or
-    None. top, last: ends of the macro-F1 and epoch axes, so that drawings can be compared.
+    seeds: (label, epochs, losses, scores, best); best is the index of the best epoch, or None.
+    role: of the model. top, last: ends of the macro-F1 and epoch axes, so that drawings can be compared.
     """
     from matplotlib.ticker import MaxNLocator
-    figure.set_layout_engine("none")  # the same axes in every drawing, whatever stands beside them
+    figure.set_layout_engine("none")  # the axes have the same place in every drawing, however long the labels
     figure.set_size_inches(420 / 72, 330 / 72)
     score_axes, loss_axes = figure.subplots(2, sharex=True, gridspec_kw={
         "left": .125, "right": .82, "top": .97, "bottom": .13, "hspace": .22})
-    ends = []  # (height, seed's place, style, name): what stands beside the end of a line
+    labels = []  # (height, index of the seed, linestyle, name), beside the end of each line
     for i, (name, epochs, losses, scores, best) in enumerate(seeds):
-        style = DASHES[i % len(DASHES)]
-        look = {"color": LIGHT[kind], "linestyle": style, "marker": "." if len(epochs) < 3 else None}
-        score_axes.plot(epochs, scores, **look)
-        loss_axes.plot(epochs, losses, **look)
+        linestyle = DASHES[i % len(DASHES)]
+        options = {"color": LIGHT[role], "linestyle": linestyle, "marker": "." if len(epochs) < 3 else None}
+        score_axes.plot(epochs, scores, **options)
+        loss_axes.plot(epochs, losses, **options)
         if best is not None:
-            score_axes.plot([epochs[best]], [scores[best]], MARKERS[kind], color=LIGHT[kind],
+            score_axes.plot([epochs[best]], [scores[best]], MARKERS[role], color=LIGHT[role],
                             markersize=8, markeredgewidth=2, markerfacecolor=LIGHT["paper"])
-            ends.append(([score for score in scores if np.isfinite(score)][-1], i, style, name))
-    ends = sorted(ends) if len(seeds) > 1 else []
-    for height, (_, _, style, name) in zip(apart([end[0] for end in ends], .13 * top), ends):
+            last_score = [score for score in scores if np.isfinite(score)][-1]
+            labels.append((last_score, i, linestyle, name))
+    labels = sorted(labels) if len(seeds) > 1 else []
+    for height, (_, _, linestyle, name) in zip(apart([label[0] for label in labels], .13 * top), labels):
         beside = score_axes.get_yaxis_transform()  # x in widths of the axes, y in macro-F1
-        score_axes.plot([1.02, 1.075], [height] * 2, color=LIGHT[kind], linestyle=style,
+        score_axes.plot([1.02, 1.075], [height] * 2, color=LIGHT[role], linestyle=linestyle,
                         transform=beside, clip_on=False)
         score_axes.text(1.09, height, one_line(name, 10), transform=beside, va="center", fontsize=11)
     score_axes.set_ylim(0, top)
@@ -223,21 +237,21 @@ def curves(figure, seeds, kind, top=1, last=None):
     figure.align_ylabels()
 
 
-def dashes(kinds):
-    """The line style of each of several lines: what tells those of one role apart."""
-    return [DASHES[list(kinds[:k]).count(kind) % len(DASHES)] for k, kind in enumerate(kinds)]
+def dashes(roles):
+    """The line style of each of several lines; it differs between lines of one role."""
+    return [DASHES[list(roles[:k]).count(role) % len(DASHES)] for k, role in enumerate(roles)]
 
 
 def plain(axes, grid):
-    """No ticks and no line at the left, but a grid: of "x", "y" or "both"."""
+    """Remove the ticks and the left spine of axes, and draw a grid. grid: "x", "y" or "both"."""
     axes.grid(axis=grid)
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
 
 
 def apart(heights, gap):
-    """Sorted heights, moved as little as lets neighbours stand `gap` apart."""
-    blocks = []  # [sum of wanted bottoms, number]: labels that touch move as one
+    """Sorted heights, moved as little as possible so that neighbours are at least `gap` apart."""
+    blocks = []  # [sum of heights, count] of labels that touch; they move together
     for height in heights:
         blocks.append([height, 1])
         while len(blocks) > 1:
@@ -248,10 +262,10 @@ def apart(heights, gap):
     return [total / n + gap * (i - (n - 1) / 2) for total, n in blocks for i in range(n)]
 
 
-def thumbnail(image, most=192):
-    """A uint8 image [H, W, 3] as a PNG data URI, its longer side at most `most` px."""
+def thumbnail(image, limit=192):
+    """A uint8 image [H, W, 3] as a PNG data URI, its longer side at most `limit` px."""
     from PIL import Image
     picture, file = Image.fromarray(image), io.BytesIO()
-    picture.thumbnail((most, most), Image.Resampling.LANCZOS)
+    picture.thumbnail((limit, limit), Image.Resampling.LANCZOS)
     picture.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

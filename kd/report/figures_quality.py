@@ -1,26 +1,32 @@
-"""Figures about how good models are: F1 of each class, reliability, risk over coverage, quality over latency."""
+"""Figures of the quality of models: F1 of each class, calibration, risk, latency, CKA and attention."""
+
+from typing import NamedTuple
 
 import numpy as np
 
 from kd.report.figures import LIGHT, MARKERS, apart, dashes, drawing, plain
 from kd.text import one_line
 
+QUARTERS = [0, .25, .5, .75, 1], ["0", ".25", ".5", ".75", "1"]  # ticks and their labels
+LATENCY_TICKS = [digit * 10 ** power for power in range(-2, 4) for digit in (1, 2, 5)]  # ms
+
 
 @drawing
-def per_class(figure, names, model, reference, kind, title):
-    """Bars of a model's F1 of each class [C], each METRIC; its reference as a mark on the bar.
+def per_class(figure, names, model, reference, role, title):
+    """Bars of a model's F1 of each class, and a mark on each for its reference.
 
-    names: classes. reference: METRICs [C], or None. kind: the model's role. title: the reference's name.
+    names: the C classes. model: C METRICs. reference: C METRICs, or None. role: of the model. title: the reference's
+    name.
     """
     figure.set_size_inches(420 / 72, (26 * len(names) + 84) / 72)
     axes = figure.add_subplot()
-    places = np.arange(len(names))
     for y, metric in enumerate(model):
-        if np.isfinite(metric["value"]):
-            axes.barh(y, metric["value"], height=.56, color=LIGHT[kind], alpha=.32, linewidth=0)
-            axes.plot([metric["lo"], metric["hi"]], [y, y], color=LIGHT[kind], linewidth=2.25)
-            axes.plot([metric["value"]], [y], "|", color=LIGHT[kind], markersize=13, markeredgewidth=2.25)
-        axes.annotate(f"{metric['value']:.3f}" if np.isfinite(metric["value"]) else "n/a", (1, y), xytext=(8, 0),
+        value = metric["value"]
+        if np.isfinite(value):
+            axes.barh(y, value, height=.56, color=LIGHT[role], alpha=.32, linewidth=0)
+            axes.plot([metric["lo"], metric["hi"]], [y, y], color=LIGHT[role], linewidth=2.25)
+            axes.plot([value], [y], "|", color=LIGHT[role], markersize=13, markeredgewidth=2.25)
+        axes.annotate(f"{value:.3f}" if np.isfinite(value) else "n/a", (1, y), xytext=(8, 0),
                       xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=11)
     for y, metric in enumerate(reference or ()):
         if np.isfinite(metric["value"]):
@@ -28,38 +34,47 @@ def per_class(figure, names, model, reference, kind, title):
                       markeredgecolor=LIGHT["paper"], markeredgewidth=1.25, clip_on=False, zorder=5)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(names) - .45, -.55)
-    axes.set_yticks(places, [one_line(name, 18) for name in names], color=LIGHT["ink"])
-    axes.set_xticks([0, .25, .5, .75, 1], ["0", ".25", ".5", ".75", "1"])
+    axes.set_yticks(np.arange(len(names)), [one_line(name, 18) for name in names], color=LIGHT["ink"])
+    axes.set_xticks(*QUARTERS)
     plain(axes, "x")
     axes.set_xlabel("F1 on the test split", loc="left")
     if reference:
-        axes.annotate(f"■ {one_line(title, 26)}", (1, 0), xytext=(0, -26), xycoords="axes fraction", textcoords="offset points",
-                      ha="right", va="top", color=LIGHT["teacher"])
+        axes.annotate(
+            f"■ {one_line(title, 26)}", (1, 0), xytext=(0, -26), xycoords="axes fraction",
+            textcoords="offset points", ha="right", va="top", color=LIGHT["teacher"],
+        )
 
 
 @drawing
-def reliability(figure, raw, calibrated, kind, eces):
-    """Accuracy over confidence, a mark a bin whose area is its share of the images; on the diagonal they agree.
+def reliability(figure, raw, calibrated, role, eces):
+    """Accuracy over confidence: a mark for each bin, its area the bin's share of the images. Ideal is the diagonal.
 
-    raw, calibrated: bins {"count", "confidence", "accuracy"} of metrics.json, or None. eces: (raw, calibrated).
+    raw, calibrated: bins {"count", "confidence", "accuracy"} of metrics.json, or None. role: of the model.
+    eces: (raw, calibrated), NaN where undefined.
     """
     figure.set_size_inches(330 / 72, 346 / 72)
     axes = figure.add_subplot(aspect="equal")
     axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)))
-    for rows, look, line in ((raw, {"facecolor": LIGHT["paper"], "edgecolor": LIGHT["alone"], "linewidth": 1.75}, LIGHT["alone"]),
-                             (calibrated, {"facecolor": LIGHT[kind], "edgecolor": LIGHT["paper"], "linewidth": .75}, LIGHT[kind])):
-        held = [row for row in rows or () if row["count"] and row["confidence"] is not None and row["accuracy"] is not None]
-        if held:
-            x, y, n = (np.array([row[key] for row in held], dtype=float) for key in ("confidence", "accuracy", "count"))
-            axes.plot(x, y, color=line, linewidth=1, alpha=.5)
-            axes.scatter(x, y, s=14 + 240 * n / n.sum(), zorder=3, **look)
-    told = [(f"{mark}, ECE {ece:.3f}", colour) for mark, ece, colour, rows in (
-        ("○ raw", eces[0], LIGHT["alone"], raw), ("● calibrated", eces[1], LIGHT[kind], calibrated)) if rows and np.isfinite(ece)]
-    for k, (words, colour) in enumerate(told):
+    hollow = {"facecolor": LIGHT["paper"], "edgecolor": LIGHT["alone"], "linewidth": 1.75}
+    solid = {"facecolor": LIGHT[role], "edgecolor": LIGHT["paper"], "linewidth": .75}
+    for bins, marker, colour in ((raw, hollow, LIGHT["alone"]), (calibrated, solid, LIGHT[role])):
+        points = [
+            (row["confidence"], row["accuracy"], row["count"]) for row in bins or ()
+            if row["count"] and row["confidence"] is not None and row["accuracy"] is not None
+        ]
+        if points:
+            x, y, counts = np.array(points, dtype=float).T
+            axes.plot(x, y, color=colour, linewidth=1, alpha=.5)
+            axes.scatter(x, y, s=14 + 240 * counts / counts.sum(), zorder=3, **marker)
+    legend = []
+    if raw and np.isfinite(eces[0]):
+        legend.append((f"○ raw, ECE {eces[0]:.3f}", LIGHT["alone"]))
+    if calibrated and np.isfinite(eces[1]):
+        legend.append((f"● calibrated, ECE {eces[1]:.3f}", LIGHT[role]))
+    for k, (words, colour) in enumerate(legend):
         axes.text(.03, .96 - .085 * k, words, color=colour, transform=axes.transAxes, va="top", fontsize=11)
-    ticks = [0, .25, .5, .75, 1], ["0", ".25", ".5", ".75", "1"]
-    axes.set_xticks(*ticks)
-    axes.set_yticks(*ticks)
+    axes.set_xticks(*QUARTERS)
+    axes.set_yticks(*QUARTERS)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.grid()
@@ -70,82 +85,102 @@ def reliability(figure, raw, calibrated, kind, eces):
 
 @drawing
 def risk_coverage(figure, curves, narrow=False):
-    """Share of wrong answers among the most confident images; curves: (label, kind, coverage, risk)."""
-    width = 400 if narrow else 760
+    """Share of wrong answers among the most confident images.
+
+    curves: (label, role, coverage [N], risk [N]), both in 0 to 1. narrow: with the labels below the axes.
+    """
+    width, legend_height = (400, 22 * len(curves)) if narrow else (760, 0)
+    height = 330 + legend_height
     figure.set_layout_engine("none")
-    figure.set_size_inches(width / 72, (330 + (22 * len(curves) if narrow else 0)) / 72)
-    bottom = (58 + 22 * len(curves)) / (330 + 22 * len(curves)) if narrow else .16
+    figure.set_size_inches(width / 72, height / 72)
+    bottom = (58 + legend_height) / height if narrow else .16
     axes = figure.add_axes((58 / width, bottom, (.97 if narrow else .70) - 58 / width, .96 - bottom))
     top = max([max(risk) for *_, risk in curves if len(risk)], default=1)
-    ends = []
-    for (name, kind, coverage, risk), style in zip(curves, dashes([curve[1] for curve in curves])):
-        axes.plot(coverage, risk, color=LIGHT[kind], linestyle=style)
-        ends.append((risk[-1], len(ends), kind, style, name))
-    ends.sort()
+    labels = []  # (risk at the end of the line, index, role, linestyle, name)
+    for (name, role, coverage, risk), linestyle in zip(curves, dashes([curve[1] for curve in curves])):
+        axes.plot(coverage, risk, color=LIGHT[role], linestyle=linestyle)
+        labels.append((risk[-1], len(labels), role, linestyle, name))
+    labels.sort()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.08 * top or 1)
-    for k, (height, (_, _, kind, style, name)) in enumerate(zip(apart([end[0] for end in ends], .07 * top), ends)):
+    heights = apart([label[0] for label in labels], .07 * top)
+    for k, (y, (_, _, role, linestyle, name)) in enumerate(zip(heights, labels)):
+        transform, line, x = axes.get_yaxis_transform(), [1.015, 1.05], 1.062
         if narrow:
-            y = (14 + 22 * k) / (330 + 22 * len(curves))
-            line = [figure.transFigure, [58 / width, 84 / width], [y, y], 92 / width, y]
-        else:
-            line = [axes.get_yaxis_transform(), [1.015, 1.05], [height, height], 1.062, height]
-        transform, xs, ys, x, y = line
-        axes.plot(xs, ys, color=LIGHT[kind], linestyle=style, transform=transform, clip_on=False)
+            transform, line, x, y = figure.transFigure, [58 / width, 84 / width], 92 / width, (14 + 22 * k) / height
+        axes.plot(line, [y, y], color=LIGHT[role], linestyle=linestyle, transform=transform, clip_on=False)
         axes.text(x, y, one_line(name, 34), transform=transform, va="center", fontsize=11)
     plain(axes, "y")
     axes.set_xlabel("coverage (share of the images that are answered)")
     axes.set_ylabel("risk (share of these that is wrong)")
 
 
+class Mark(NamedTuple):
+    """A mark of pareto(). origin: index of the mark of the file that it was quantised from, or None."""
+
+    label: tuple  # (name, details)
+    role: str  # teacher | alone | student
+    precision: str  # fp32 | int8
+    latency: float  # ms
+    score: float
+    lo: float
+    hi: float
+    size: float  # bytes, or None
+    dominated: bool
+    origin: int
+
+
 @drawing
 def pareto(figure, points, unit, narrow=False):
     """Quality over latency; the area of a mark is the file's size, a hollow mark is dominated.
 
-    points: ((label, details), kind, "fp32" or "int8", latency in ms, score, lo, hi, bytes, whether dominated, place of
-    the point it was quantised from, or None). unit: what the latency is of. narrow: without the details.
+    points: tuples with the fields of Mark. unit: the label of the latency axis. narrow: labels without the details.
     """
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+    marks = [Mark(*point) for point in points]
     width, height = (400, 400) if narrow else (820, 430)
     figure.set_layout_engine("none")
     figure.set_size_inches(width / 72, height / 72)
     right = .53 if narrow else .66
     axes = figure.add_axes((58 / width, .14, right - 58 / width, .82))
-    latencies = np.array([point[3] for point in points])
-    numbers = np.array([n for point in points for n in point[4:7] if np.isfinite(n)])
-    room = .06 * np.ptp(numbers) + .01
-    low, high = max(0, numbers.min() - room), min(1, numbers.max() + room)
+    latencies = np.array([mark.latency for mark in marks])
+    numbers = [number for mark in marks for number in (mark.score, mark.lo, mark.hi) if np.isfinite(number)]
+    margin = .06 * np.ptp(numbers) + .01
+    low, high = max(0, min(numbers) - margin), min(1, max(numbers) + margin)
     logarithmic = latencies.max() > 8 * latencies.min() > 0
-    largest = max(point[7] or 0 for point in points) or 1
     if logarithmic:
+        first, last = latencies.min() / 1.35, latencies.max() * 1.35
+        ticks = [tick for tick in LATENCY_TICKS if first <= tick <= last]
         axes.set_xscale("log")
-        axes.set_xlim(latencies.min() / 1.35, latencies.max() * 1.35)
-        ticks = [t for t in (.01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-                 if latencies.min() / 1.35 <= t <= latencies.max() * 1.35]
+        axes.set_xlim(first, last)
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     else:
         axes.set_xlim(0, latencies.max() * 1.12)
-    for _, kind, precision, x, y, lo, hi, size, dominated, origin in points:
-        if origin is not None:
-            axes.plot([points[origin][3], x], [points[origin][4], y], color=LIGHT["muted"], linewidth=.75, zorder=1)
-        axes.plot([x, x], [lo, hi], color=LIGHT[kind], linewidth=1.25, alpha=.7, zorder=2)
-        axes.scatter([x], [y], s=36 + 380 * (size or 0) / largest, marker="D" if precision == "int8" else "o", zorder=3,
-                     facecolor=LIGHT["paper"] if dominated else LIGHT[kind], edgecolor=LIGHT[kind], linewidth=1.75)
+    largest = max(mark.size or 0 for mark in marks) or 1
+    for mark in marks:
+        x, y, colour = mark.latency, mark.score, LIGHT[mark.role]
+        if mark.origin is not None:
+            origin = marks[mark.origin]
+            axes.plot([origin.latency, x], [origin.score, y], color=LIGHT["muted"], linewidth=.75, zorder=1)
+        axes.plot([x, x], [mark.lo, mark.hi], color=colour, linewidth=1.25, alpha=.7, zorder=2)
+        axes.scatter([x], [y], s=36 + 380 * (mark.size or 0) / largest, zorder=3,
+                     marker="D" if mark.precision == "int8" else "o",
+                     facecolor=LIGHT["paper"] if mark.dominated else colour, edgecolor=colour, linewidth=1.75)
     axes.set_ylim(low, high)
-    order = sorted(range(len(points)), key=lambda k: points[k][4])
+    ascending = sorted(marks, key=lambda mark: mark.score)
     gap = (14 if narrow else 17) / (.82 * height) * (high - low)
-    beside = axes.get_yaxis_transform()
-    heights = apart([points[k][4] for k in order], gap)
+    heights = apart([mark.score for mark in ascending], gap)
     shift = max(0, low + gap / 2 - min(heights)) - max(0, max(heights) - high + gap / 2)
-    for k, y in zip(order, heights):
-        (name, details), _, _, x, score, *_ = points[k]
-        axes.annotate("", (x, score), xytext=(1.03, y + shift), xycoords="data", textcoords=beside, zorder=1,
-                      arrowprops={"arrowstyle": "-", "color": LIGHT["rule"], "linewidth": .75, "shrinkB": 0})
-        axes.text(1.045, y + shift, one_line(name, 27) if narrow else f"{one_line(name, 36)}, {details}", transform=beside,
-                  va="center", fontsize=10 if narrow else 11)
+    beside = axes.get_yaxis_transform()  # x in widths of the axes, y in macro-F1
+    for mark, y in zip(ascending, heights):
+        name, details = mark.label
+        axes.annotate("", (mark.latency, mark.score), xytext=(1.03, y + shift), xycoords="data", textcoords=beside,
+                      arrowprops={"arrowstyle": "-", "color": LIGHT["rule"], "linewidth": .75, "shrinkB": 0}, zorder=1)
+        axes.text(1.045, y + shift, one_line(name, 27) if narrow else f"{one_line(name, 36)}, {details}",
+                  transform=beside, va="center", fontsize=10 if narrow else 11)
     plain(axes, "both")
     axes.set_xlabel(f"{unit}{', logarithmic' if logarithmic else ''}")
     axes.set_ylabel("macro-F1 on the test split")
@@ -153,20 +188,25 @@ def pareto(figure, points, unit, narrow=False):
 
 @drawing
 def stages(figure, models, narrow=False):
-    """Linear CKA with the teacher by stage; models: (label, kind, values [stages], lo, hi)."""
+    """Linear CKA with the teacher by stage, with its interval as a band.
+
+    models: (label, role, values, lo, hi), the last three of one value in 0 to 1 for each stage.
+    """
     figure.set_size_inches((400 if narrow else 820) / 72, 290 / 72)
     axes = figure.add_subplot()
     count = max(len(values) for _, _, values, *_ in models)
-    ends = []
-    for (name, kind, values, lo, hi), style in zip(models, dashes([model[1] for model in models])):
-        steps = range(1, 1 + len(values))
-        axes.fill_between(steps, lo, hi, color=LIGHT[kind], alpha=.13, linewidth=0)
-        axes.plot(steps, values, color=LIGHT[kind], linestyle=style, marker="o", markersize=5)
-        ends.append((float(values[-1]), len(ends), name))
-    ends.sort()
-    for y, (_, _, name) in zip(apart([end[0] for end in ends], .085), ends):
-        axes.annotate(one_line(name, 24), (count, y), xytext=(10, 0), textcoords="offset points", va="center", fontsize=11,
-                      annotation_clip=False)
+    labels = []  # (value of the last stage, index, name)
+    for (name, role, values, lo, hi), linestyle in zip(models, dashes([model[1] for model in models])):
+        numbers = range(1, 1 + len(values))
+        axes.fill_between(numbers, lo, hi, color=LIGHT[role], alpha=.13, linewidth=0)
+        axes.plot(numbers, values, color=LIGHT[role], linestyle=linestyle, marker="o", markersize=5)
+        labels.append((float(values[-1]), len(labels), name))
+    labels.sort()
+    for y, (_, _, name) in zip(apart([label[0] for label in labels], .085), labels):
+        axes.annotate(
+            one_line(name, 24), (count, y), xytext=(10, 0), textcoords="offset points", va="center", fontsize=11,
+            annotation_clip=False,
+        )
     axes.set_xticks(range(1, 1 + count))
     axes.set_xlim(.85, count + .05)
     axes.set_ylim(0, 1)
@@ -177,27 +217,38 @@ def stages(figure, models, narrow=False):
 
 @drawing
 def attention(figure, rows, narrow=False):
-    """Test images beside the maps of teacher and student, a row an image.
+    """Test images beside the attention maps of teacher and student, one row for each image.
 
-    rows: (image uint8 [H, W, 3], teacher [stages, h, w], student [stages, h, w]). narrow: the last stage but one alone, for the
-    last may have four positions.
+    rows: (image uint8 [H, W, 3], teacher [stages, h, w], student [stages, h, w]).
+    narrow: only the maps of the last stage but one, because those of the last may have no more than 2 x 2 positions.
     """
-    stages = [max(0, len(rows[0][1]) - 2)] if narrow else range(len(rows[0][1]))
-    columns = [("image", None, None), *((who, place, s) for place, who in ((1, "teacher"), (2, "student")) for s in stages)]
+    stage_count = len(rows[0][1])
+    stages = [max(0, stage_count - 2)] if narrow else range(stage_count)
+    panels = [("image", 0, None)]  # (heading, index in a row of `rows`, stage)
+    panels += [(model, part, stage) for part, model in ((1, "teacher"), (2, "student")) for stage in stages]
     side, gap = (104, 8) if narrow else (80, 6)
-    width = len(columns) * (side + gap) + (0 if narrow else 28)
+    width = len(panels) * (side + gap) + (0 if narrow else 28)
     height = len(rows) * (side + gap) + 44
     figure.set_layout_engine("none")
     figure.set_size_inches(width / 72, height / 72)
-    for row, held in enumerate(rows):
-        for column, (who, place, stage) in enumerate(columns):
-            x = column * (side + gap) + (0 if narrow else 14 * (place or 0))
-            axes = figure.add_axes((x / width, 1 - (44 + (row + 1) * (side + gap) - gap) / height, side / width, side / height))
+    for row, parts in enumerate(rows):
+        bottom = 44 + (row + 1) * (side + gap) - gap
+        for column, (name, part, stage) in enumerate(panels):
+            left = column * (side + gap) + (0 if narrow else 14 * part)
+            axes = figure.add_axes((left / width, 1 - bottom / height, side / width, side / height))
             axes.set_axis_off()
-            axes.imshow(held[0] if place is None else held[place][stage].astype(np.float32), cmap="cividis", interpolation="nearest")
+            pixels = parts[0] if stage is None else parts[part][stage].astype(np.float32)
+            axes.imshow(pixels, cmap="cividis", interpolation="nearest")
             if row == 0:
-                words = who if place is None else f"{who}, stage {stage + 1}" if narrow else f"stage {stage + 1}"
-                axes.text(.5, 1.05, words, transform=axes.transAxes, ha="center", fontsize=11, color=LIGHT["muted"])
-                if not narrow and place and stage == 0:
-                    axes.text(0, 1.28, who, transform=axes.transAxes, fontsize=12, fontweight="bold",
-                              color=LIGHT["teacher" if who == "teacher" else "student"])
+                _head(axes, name, stage, narrow)
+
+
+def _head(axes, name, stage, narrow):
+    """Write the heading above a column of attention(); without `narrow`, the model's name above its first stage."""
+    if stage is None:
+        words = name
+    else:
+        words = f"{name}, stage {stage + 1}" if narrow else f"stage {stage + 1}"
+    axes.text(.5, 1.05, words, transform=axes.transAxes, ha="center", fontsize=11, color=LIGHT["muted"])
+    if stage == 0 and not narrow:
+        axes.text(0, 1.28, name, transform=axes.transAxes, fontsize=12, fontweight="bold", color=LIGHT[name])

@@ -1,8 +1,13 @@
-"""Notes from Markdown, text and Word files, as the plain blocks of kd/report/pdf.py: text in which nothing is markup any more.
+"""Reads Markdown, text and Word files as plain blocks for kd/report/pdf.py; no text in a block is markup.
 
-read(path) gives heading, paragraph, bullet, code, table and, from Word, figure and note blocks. Of Markdown: headings, lists,
-code, tables and quotations; emphasis is taken off, a link is its words and its address. Files
-are strangers': what is too large, damaged or refers to anything outside itself is one error or is left out.
+read(path) returns heading, paragraph, bullet, code and table blocks and, from Word, figure and note blocks. Markdown
+keeps headings, lists, code, tables and quotations; emphasis marks are removed, and a link becomes its text and its
+address. The files come from unknown sources: a file that is too large or damaged is one error; what refers to
+something outside the file is left out.
+
+Word files are read here and not by python-docx: it passes over the text of content controls, tracked insertions and
+formulas, loads every part whatever its unpacked size, accepts a document type, and fails on a missing picture and on
+elements nested deeper than 256.
 """
 
 import io
@@ -15,15 +20,15 @@ from xml.etree import ElementTree
 
 from kd.errors import UserError, need
 
-LARGEST = 2 ** 22  # bytes of a text
-UNPACKED = 2 ** 24  # bytes of a part of a Word file, unpacked
-PICTURES = 50  # of a Word file
-PIXELS = 5 * 10 ** 7  # of a picture
-SIDE = 1200  # pixels that a picture keeps of its longer side
+LARGEST = 2 ** 22  # bytes of a text file
+UNPACKED = 2 ** 24  # bytes of one part of a Word file, unpacked
+PICTURES = 50  # pictures that are read from one Word file
+PIXELS = 5 * 10 ** 7  # pixels of a picture
+SIDE = 1200  # pixels of the longer side, to which a picture is reduced
 
 
 def read(path):
-    """The blocks of a .md, .txt or .docx file. Raises UserError where it cannot be read."""
+    """Blocks of a .md, .txt or .docx file. Raises UserError for a file that cannot be read."""
     path = Path(path)
     reader = {".md": _text, ".txt": _text, ".docx": _word}.get(path.suffix.lower())
     if reader is None:
@@ -50,12 +55,14 @@ def _text(path):
 
 
 def plain(text):
-    """Blocks of a text: what stands between empty lines is a paragraph, or code where it is aligned with blanks."""
+    """Blocks of a text: each part between empty lines is a paragraph, or code if blanks or tabs align its columns."""
     blocks = []
     for part in re.split(r"\n[ \t]*(?:\n[ \t]*)+", text.replace("\r\n", "\n").strip("\n")):
         aligned = "\n" in part and ("\t" in part or re.search(r"\S   *\S|^ {4}", part, re.MULTILINE))
-        if part.strip():
-            blocks.append({"kind": "code", "text": part} if aligned else {"kind": "paragraph", "text": " ".join(part.split())})
+        if aligned and part.strip():
+            blocks.append({"kind": "code", "text": part})
+        elif part.strip():
+            blocks.append({"kind": "paragraph", "text": " ".join(part.split())})
     return blocks
 
 
@@ -63,17 +70,17 @@ def plain(text):
 
 
 def markdown(text):
-    """Blocks of a Markdown text (CommonMark, and tables). Raises UserError without markdown-it-py."""
+    """Blocks of a Markdown text (CommonMark with tables). Raises UserError without markdown-it-py."""
     parser = need("markdown_it", "report").MarkdownIt("commonmark").enable("table")
-    blocks, depth, first, heading, rows = [], 0, False, None, None
+    blocks, depth, at_bullet, level, rows = [], 0, False, None, None
     for token in parser.parse(text):
         kind = token.type
         if kind in ("bullet_list_open", "ordered_list_open", "bullet_list_close", "ordered_list_close"):
             depth += token.nesting
         elif kind == "list_item_open":
-            first = True  # a further paragraph of the item is a paragraph
+            at_bullet = True  # only the first paragraph of an item is a bullet
         elif kind == "heading_open":
-            heading = min(3, int(token.tag[1]))
+            level = min(3, int(token.tag[1]))
         elif kind == "table_open":
             rows = []
         elif kind == "tr_open":
@@ -84,41 +91,42 @@ def markdown(text):
         elif kind in ("fence", "code_block"):
             blocks.append({"kind": "code", "text": token.content.rstrip("\n")})
         elif kind in ("inline", "html_block"):
-            words = _words_of(token) if kind == "inline" else " ".join(token.content.split())
+            words = _inline_text(token) if kind == "inline" else " ".join(token.content.split())
             if rows is not None:
                 rows[-1].append(words)
-            elif heading:
-                blocks.append({"kind": "heading", "text": words, "level": heading})
-                heading = None
-            elif depth and first:
+            elif level:
+                blocks.append({"kind": "heading", "text": words, "level": level})
+                level = None
+            elif depth and at_bullet:
                 blocks.append({"kind": "bullet", "text": words, "level": min(6, depth)})
-                first = False
+                at_bullet = False
             else:
                 blocks.append({"kind": "paragraph", "text": words})
     return blocks
 
 
-def _words_of(inline):
-    """The text of an inline token: emphasis is taken off, a link is its words and its address, an image its words."""
+def _inline_text(inline):
+    """The text of an inline token: a link is its text and its address, an image its text in brackets."""
     parts, links = [], []
     for token in inline.children:
         if token.type == "link_open":
             links.append((token.attrs.get("href", ""), len(parts)))
         elif token.type == "link_close":
             address, start = links.pop()
-            parts += [f" ({address})"] if "".join(parts[start:]) != address else []
+            if "".join(parts[start:]) != address:
+                parts.append(f" ({address})")
         elif token.type in ("softbreak", "hardbreak"):
             parts.append(" ")
-        else:  # text, code and HTML as they are
+        else:  # text, code and HTML, unchanged
             parts.append(f"[{token.content}]" if token.type == "image" else token.content)
     return " ".join("".join(parts).split())
 
 
 def _table(rows):
-    """The first row is the head; short rows are filled up."""
-    wide = max(map(len, rows))
-    head, *rows = [row + [""] * (wide - len(row)) for row in rows]
-    return {"kind": "table", "columns": head, "rows": rows}
+    """A table block. The first row gives the headings; short rows are filled with empty cells."""
+    width = max(map(len, rows))
+    columns, *rows = [row + [""] * (width - len(row)) for row in rows]
+    return {"kind": "table", "columns": columns, "rows": rows}
 
 
 # ---- Word
@@ -126,9 +134,11 @@ def _table(rows):
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _R = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
 _PACKAGE = "{http://schemas.openxmlformats.org/package/2006/relationships}"
-_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"  # says again what stands beside it
+_FALLBACK = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"  # repeats its neighbour
 _PICTURE = "{http://schemas.openxmlformats.org/drawingml/2006/main}blip"
-_NAMED = "{http://schemas.openxmlformats.org/drawingml/2006/wordprocessingDrawing}docPr"
+_PICTURE_NAME = "{http://schemas.openxmlformats.org/drawingml/2006/wordprocessingDrawing}docPr"
+_MATH = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
+_TEXT = {f"{_W}t", f"{_W}tab", f"{_W}br", f"{_W}cr", _MATH}
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -137,37 +147,40 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 
 def _word(path):
+    """Blocks of a Word file, in the order of its text."""
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no .docx file, or not a whole one")
     with zipfile.ZipFile(path) as archive:
         body = _part(archive, "word/document.xml").find(f"{_W}body")
-        names = set(archive.namelist())
-        styles, pictures = {}, {}
+        names, styles, targets = set(archive.namelist()), {}, {}
         if "word/styles.xml" in names:
             for style in _part(archive, "word/styles.xml").iter(f"{_W}style"):
                 name = style.find(f"{_W}name")
                 styles[style.get(f"{_W}styleId")] = "" if name is None else name.get(f"{_W}val", "").lower()
         if "word/_rels/document.xml.rels" in names:
-            pictures = {link.get("Id"): posixpath.normpath(posixpath.join("word", link.get("Target", "")))
-                        for link in _part(archive, "word/_rels/document.xml.rels").iter(f"{_PACKAGE}Relationship")
-                        if link.get("TargetMode") != "External"}
-        blocks, shown = [], 0
+            for link in _part(archive, "word/_rels/document.xml.rels").iter(f"{_PACKAGE}Relationship"):
+                if link.get("TargetMode") != "External":
+                    targets[link.get("Id")] = posixpath.normpath(posixpath.join("word", link.get("Target", "")))
+        blocks, pictures = [], 0
         for element in _walk(body if body is not None else (), {f"{_W}p", f"{_W}tbl"}):
             if element.tag == f"{_W}tbl":
-                rows = [_word_cells(row) for row in element.iter(f"{_W}tr")]
+                rows = [_row_texts(row) for row in element.iter(f"{_W}tr")]
                 if any(rows):
                     blocks.append(_table([row for row in rows if row]))
-            else:
-                blocks += _paragraph(element, styles)
-                for name, words in _shown(element):
-                    shown += 1
-                    blocks += _figure(archive, pictures.get(name), names, words) if shown <= PICTURES else []
-        return blocks + [{"kind": "note", "text": f"[{shown - PICTURES} further pictures]"}] * (shown > PICTURES)
+                continue
+            blocks += _paragraph(element, styles)
+            for target, caption in _pictures(element):
+                pictures += 1
+                if pictures <= PICTURES:
+                    blocks.append(_figure(archive, targets.get(target), names, caption))
+        if pictures > PICTURES:
+            blocks.append({"kind": "note", "text": f"[{pictures - PICTURES} further pictures]"})
+        return blocks
 
 
 def _part(archive, name):
-    """The root of an XML part. Sizes in a zip's directory can lie: what is unpacked is counted."""
+    """The root element of an XML part."""
     try:
         return ElementTree.fromstring(_unpacked(archive, name), ElementTree.XMLParser(target=_NoDoctype()))
     except KeyError:
@@ -175,6 +188,7 @@ def _part(archive, name):
 
 
 def _unpacked(archive, name):
+    """The bytes of a part. The size in a zip's directory can be false, so the unpacked bytes are counted."""
     with archive.open(name) as file:
         data = file.read(UNPACKED + 1)
     if len(data) > UNPACKED:
@@ -183,8 +197,8 @@ def _unpacked(archive, name):
 
 
 def _walk(element, tags):
-    """The outermost elements below `element` that have one of `tags`, in order, however deep they are."""
-    stack = list(element)[::-1]
+    """The outermost elements below `element` that have one of `tags`, in order."""
+    stack = list(element)[::-1]  # no recursion: a file may nest its elements deeper than Python's stack
     while stack:
         child = stack.pop()
         if child.tag in tags:
@@ -193,58 +207,57 @@ def _walk(element, tags):
             stack += list(child)[::-1]
 
 
-def _words(element):
-    """The text of an element on one line; deleted text is none."""
-    parts = [child.text or "" if child.tag.endswith("}t") else " "
-             for child in _walk(element, {f"{_W}t", f"{_W}tab", f"{_W}br", f"{_W}cr", _MATH})]
+def _line(element):
+    """The text of an element on one line, without deleted text."""
+    parts = [child.text or "" if child.tag.endswith("}t") else " " for child in _walk(element, _TEXT)]
     return " ".join("".join(parts).split())
 
 
-_MATH = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
-
-
 def _paragraph(element, styles):
-    text = _words(element)
-    properties = element.find(f"{_W}pPr")
-    style, level = "", None
-    if properties is not None:
-        named, depth = properties.find(f"{_W}pStyle"), properties.find(f"{_W}numPr/{_W}ilvl")
-        style = "" if named is None else styles.get(named.get(f"{_W}val"), "")
-        if properties.find(f"{_W}numPr") is not None:
-            level = 1 + int(depth.get(f"{_W}val")) if depth is not None else 1
+    """[heading, bullet or paragraph block], or [] of a paragraph without text. styles: {id: name in small letters}."""
+    text = _line(element)
     if not text:
         return []
+    style, level = "", 0
+    properties = element.find(f"{_W}pPr")
+    if properties is not None:
+        style_id, list_level = properties.find(f"{_W}pStyle"), properties.find(f"{_W}numPr/{_W}ilvl")
+        if style_id is not None:
+            style = styles.get(style_id.get(f"{_W}val"), "")
+        if properties.find(f"{_W}numPr") is not None:
+            level = 1 if list_level is None else 1 + int(list_level.get(f"{_W}val"))
     heading = re.fullmatch(r"heading (\d)", style)
     if heading or style == "title":
         return [{"kind": "heading", "text": text, "level": min(3, int(heading[1])) if heading else 1}]
-    listed = re.fullmatch(r"list (?:bullet|number)(?: (\d))?", style)
-    if level or listed:
-        return [{"kind": "bullet", "text": text, "level": min(6, level or int(listed[1] or 1))}]
+    list_style = re.fullmatch(r"list (?:bullet|number)(?: (\d))?", style)
+    if level or list_style:
+        return [{"kind": "bullet", "text": text, "level": min(6, level or int(list_style[1] or 1))}]
     return [{"kind": "paragraph", "text": text}]
 
 
-def _word_cells(row):
-    """The texts of a row, with empty cells where one spans several columns."""
-    cells = []
+def _row_texts(row):
+    """The texts of a row's cells; a cell that spans several columns is followed by empty ones."""
+    texts = []
     for cell in row.findall(f"{_W}tc"):
         span = cell.find(f"{_W}tcPr/{_W}gridSpan")
-        more = int(span.get(f"{_W}val", 1)) - 1 if span is not None else 0
-        cells += [" ".join(filter(None, map(_words, cell.iter(f"{_W}p")))), *[""] * min(more, 50)]
-    return cells
+        columns = int(span.get(f"{_W}val", 1)) if span is not None else 1
+        lines = [_line(paragraph) for paragraph in cell.iter(f"{_W}p")]
+        texts += [" ".join(filter(None, lines)), *[""] * min(columns - 1, 50)]
+    return texts
 
 
-def _shown(element):
-    """(relationship, words about it) of each picture of a paragraph."""
-    words = ""
-    for child in _walk(element, {_NAMED, _PICTURE}):
-        if child.tag == _NAMED:
-            words = child.get("descr", "")
+def _pictures(element):
+    """(relationship, caption) of each picture of a paragraph."""
+    caption = ""
+    for child in _walk(element, {_PICTURE_NAME, _PICTURE}):
+        if child.tag == _PICTURE_NAME:
+            caption = child.get("descr", "")
         else:
-            yield child.get(f"{_R}embed"), words
+            yield child.get(f"{_R}embed"), caption
 
 
-def _figure(archive, name, names, words):
-    """The picture drawn again as PNG, so that nothing of the file but its pixels is passed on."""
+def _figure(archive, name, names, caption):
+    """A figure block, or a note where the picture cannot be shown. Only its pixels are passed on: as a new PNG."""
     from PIL import Image
     try:
         if name not in names:
@@ -255,8 +268,9 @@ def _figure(archive, name, names, words):
             if picture.width * picture.height > PIXELS:
                 raise ValueError
             picture.thumbnail((SIDE, SIDE))
+            transparent = "A" in picture.getbands() or "transparency" in picture.info
             file = io.BytesIO()
-            picture.convert("RGBA" if "A" in picture.getbands() or "transparency" in picture.info else "RGB").save(file, "PNG")
-    except Exception:  # decoders raise anything; the words around a broken picture are still wanted
-        return [{"kind": "note", "text": f"[a picture that cannot be shown: {words}]" if words else "[a picture that cannot be shown]"}]
-    return [{"kind": "figure", "png": file.getvalue(), "caption": words}]
+            picture.convert("RGBA" if transparent else "RGB").save(file, "PNG")
+    except Exception:  # decoders raise anything; the text around a broken picture is still read
+        return {"kind": "note", "text": f"[a picture that cannot be shown{caption and ': '}{caption}]"}
+    return {"kind": "figure", "png": file.getvalue(), "caption": caption}

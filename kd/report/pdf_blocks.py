@@ -1,39 +1,50 @@
-"""A report's sections as the blocks that kd/report/pdf.py sets."""
+"""Translates a report's sections into the blocks that kd/report/pdf.py sets."""
 
 import base64
 import io
 
 from kd.report import blocks
 
-PICTURE = 72  # points of a picture's width
-ROWS = 100  # of a table, at most
+PICTURE_WIDTH = 72  # points
+MAX_ROWS = 100  # of a table
 
 
 def printed(title, lead, sections):
-    """[block] as kd/report/pdf.py takes them."""
-    blocks = [{"kind": "title", "text": title, "subtitle": lead},
-              {"kind": "note", "text": "Research software. Not a medical device, and not for diagnosis."}]
+    """The blocks of a printed report, as kd/report/pdf.py takes them. lead: the line below the title."""
+    document = [
+        {"kind": "title", "text": title, "subtitle": lead},
+        {"kind": "note", "text": "Research software. Not a medical device, and not for diagnosis."},
+    ]
     for section in sections:
         if section.blocks:
-            blocks.append({"kind": "heading", "text": section.title})
+            document.append({"kind": "heading", "text": section.title})
             for block in section.blocks:
-                blocks += MAKERS[block["kind"]](block)
-    for k in range(len(blocks) - 2):  # a heading stays with its figure; what explains it comes after, like a caption
-        if [block["kind"] for block in blocks[k:k + 2]] == ["heading", "note"] and blocks[k + 2]["kind"] in ("figure", "figures"):
-            blocks[k + 1], blocks[k + 2] = blocks[k + 2], blocks[k + 1]
-    return blocks
+                document += MAKERS[block["kind"]](block)
+    # A heading stays on the page of its figure; a note between them goes below the figure, like a caption.
+    kinds = [block["kind"] for block in document]
+    for k in range(len(document) - 2):
+        if kinds[k:k + 2] == ["heading", "note"] and kinds[k + 2] in ("figure", "figures"):
+            document[k + 1], document[k + 2] = document[k + 2], document[k + 1]
+    return document
 
 
 def _paragraph(block):
     return [{"kind": "note" if block["tone"] in ("aside", "missing") else "paragraph", "text": block["text"]}]
 
 
+def _finding(block):
+    lines = [*block["saw"], block["why"], f"What to do: {block['do']}"]
+    return [{"kind": "finding", "severity": block["severity"], "text": block["rule"], "lines": lines}]
+
+
 def _table(block):
+    """A table of at most MAX_ROWS rows; every part of a wide table repeats its columns of models and seeds."""
     if not block["columns"]:
         return []
-    titles, rows = blocks.texts(block, ROWS)
+    titles, rows = blocks.texts(block, MAX_ROWS)
+    caption, _ = blocks.visible_rows(block, MAX_ROWS)
     keys = max(1, sum(column.kind in ("model", "seed") for column in block["columns"]))
-    return [{"kind": "table", "columns": titles, "rows": rows, "caption": blocks.visible_rows(block, ROWS)[0], "keys": keys}]
+    return [{"kind": "table", "columns": titles, "rows": rows, "caption": caption, "keys": keys}]
 
 
 def _figure(block):
@@ -41,23 +52,28 @@ def _figure(block):
 
 
 def _picture(block):
+    """A picture; below it a mark for each model that classified it, right or wrong."""
     from PIL import Image
     data = base64.b64decode(block["src"].split(",", 1)[1])
-    answers = " ".join("✓" if right else "✗" for right, _, _ in block["lines"])
-    return [{"kind": "figure", "png": data, "caption": f"{block['caption']} {answers}".strip(),
-             "scale": (PICTURE if block["lines"] else 2.5 * PICTURE) / Image.open(io.BytesIO(data)).width}]
+    marks = " ".join("✓" if right else "✗" for right, _, _ in block["lines"])
+    width = PICTURE_WIDTH if block["lines"] else 2.5 * PICTURE_WIDTH
+    scale = width / Image.open(io.BytesIO(data)).width
+    return [{"kind": "figure", "png": data, "caption": f"{block['caption']} {marks}".strip(), "scale": scale}]
 
 
 def _grid(block):
-    made = [{"kind": "figures", "figures": [made for item in block["items"] for made in MAKERS[item["kind"]](item)]}]
-    models = [whose for *_, whose in block["items"][0].get("lines", ())]
-    return [*made, {"kind": "note", "text": f"The marks are of {', '.join(models)}, in this order."}] if models else made
+    figures = [figure for item in block["items"] for figure in MAKERS[item["kind"]](item)]
+    models = [model for _, _, model in block["items"][0].get("lines", ())]
+    note = {"kind": "note", "text": f"The marks are of {', '.join(models)}, in this order."}
+    return [{"kind": "figures", "figures": figures}, *([note] if models else [])]
 
 
 def _facts(block):
+    """Pairs as a table without headings, two pairs on a row."""
     pairs = [list(pair) for pair in block["pairs"]]
     half = -(-len(pairs) // 2)
-    return [{"kind": "table", "columns": [""] * 4, "rows": [a + b for a, b in zip(pairs[:half], [*pairs[half:], ["", ""]])]}]
+    rows = [left + right for left, right in zip(pairs[:half], [*pairs[half:], ["", ""]])]
+    return [{"kind": "table", "columns": [""] * 4, "rows": rows}]
 
 
 MAKERS = {
@@ -66,7 +82,9 @@ MAKERS = {
     "bullets": lambda block: [{"kind": "bullet", "text": text} for text in block["items"]],
     "code": lambda block: [{"kind": "code", "text": block["text"]}],
     "facts": _facts,
-    "finding": lambda block: [{"kind": "finding", "severity": block["severity"], "text": block["rule"],
-                               "lines": [*block["saw"], block["why"], f"What to do: {block['do']}"]}],
-    "table": _table, "figure": _figure, "picture": _picture, "grid": _grid,
+    "finding": _finding,
+    "table": _table,
+    "figure": _figure,
+    "picture": _picture,
+    "grid": _grid,
 }

@@ -1,6 +1,6 @@
 """The runs of a study, read and checked: what a report is made of.
 
-A run whose own files cannot be read is left out, a further file that cannot be read is done without;
+A run whose own files cannot be read is left out, a further file that cannot be read is left out;
 both are named among the study's problems. A report is made of these files alone.
 """
 
@@ -17,7 +17,7 @@ from kd.errors import UserError
 from kd.run_folder import Run, StudyFolder, bounded
 
 REQUIRED = ("test", "metrics", "samples", "history", "environment", "options", "split")  # damaged: the run is left out
-EXTRAS = ("benchmark", "exports", "robustness", "attention")                             # damaged: done without
+EXTRAS = ("benchmark", "exports", "robustness", "attention")                             # damaged: left out
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Study:
     tables: list = field(default_factory=list)    # folders of other systems' tables
     summary: list = field(default_factory=list)   # rows of robustness_summary.csv, texts
     sheets: dict = field(default_factory=dict)    # suite -> its robustness_*sheet.png: example images
-    files: StudyFolder = None                     # what stands over the runs
+    files: StudyFolder = None                     # of the files that stand over the runs
 
     @property
     def models(self):
@@ -108,7 +108,7 @@ def read_study(path):
 
 
 def _add_run(study, run):
-    """Add a Run to the study, or say among its problems why not."""
+    """Add a Run to the study, or the reason why not to its problems."""
     damaged = run.tolerate(*REQUIRED)
     if damaged:
         error = next(iter(damaged.values()))
@@ -141,14 +141,15 @@ def without_interval(metrics):
 
 
 def _add_seeds(study, model, group):
-    """What seeds.json says, where it is of these very runs."""
+    """Add a model's seeds.json, where its values are those of these runs."""
     problem = None
     try:
         content = study.files.seeds(model)
         if content:
             values = content["test"].get("accuracy", {}).get("values") or []
-            own = [run.stated_accuracy for run in group]
-            if None in values or len(values) != len(own) or not np.allclose(sorted(values), sorted(own), atol=1e-6):
+            stated = [run.stated_accuracy for run in group]
+            same_count = None not in values and len(values) == len(stated)
+            if not same_count or not np.allclose(sorted(values), sorted(stated), atol=1e-6):
                 problem = f"{group[0].folder.parent / 'seeds.json'} does not belong to the runs beside it"
     except UserError as error:
         problem = error.message
@@ -160,7 +161,7 @@ def _add_seeds(study, model, group):
 
 
 def _add_summary(study):
-    """What robustness.py writes about all models together, in the study's folder."""
+    """Add what robustness.py writes about all models together, in the study's folder."""
     folder = study.files.folder
     try:
         study.summary = study.files.robustness_summary

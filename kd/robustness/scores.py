@@ -1,8 +1,8 @@
 """How much of its quality a model keeps on corrupted images, and whether it knows when it fails.
 
-A cell is one corruption at one severity. Every figure of a cell is measured as the clean one is, on the same
-bootstrap replicates over lesions or patients, so that differences to clean, means over cells and ratios to another
-model are paired. Temperature and operating points are those chosen on clean validation images, and stay so.
+A cell is one corruption at one severity. Every metric of a cell is computed as on clean images, on the same bootstrap
+replicates over lesions or patients, so that differences to clean, means over cells and ratios to another model are
+paired. Temperature and operating points are those chosen on clean validation images.
 """
 
 import dataclasses
@@ -16,14 +16,18 @@ from kd.files import parse_number, read_csv, write_csv
 
 CLEAN = "clean"
 METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "aurc")
-TARGET = "mel"  # the class whose promised sensitivity is tested by default, where there is such a class
-QUICK, SEVERITIES = 500, (1, 3, 5)  # images, and severities, of a first look
+TARGET = "mel"  # whose promised sensitivity is tested by default: of these classes, the one that must not be missed
+QUICK_IMAGES = 500  # of --quick: the 95% interval of an accuracy of 0.8 is then about +-0.04
+QUICK_SEVERITIES = (1, 3, 5)
 
 
 @dataclass
 class Answer:
-    """What a model said of one cell: logits [n, C]; change [n], the mean absolute difference of an image's pixels to
-    its clean ones, in grey levels; seconds: of answering, and of corrupting, which was done once for all models."""
+    """The output of a model on one cell.
+
+    logits: [n, C]. change: [n], the mean absolute difference of an image's pixels to its clean ones, in grey levels.
+    seconds: of the forward passes. corrupting: seconds of the corruption, which was done once for all models.
+    """
 
     logits: np.ndarray
     change: np.ndarray
@@ -33,7 +37,7 @@ class Answer:
 
 @dataclass
 class Model:
-    """A model file, its answers {tag: Answer}, and what was frozen on validation before it saw a corruption.
+    """A model file, its answers {tag: Answer}, and what was chosen for it on clean validation images.
 
     kind: teacher, alone or student. temperature: None where none could be fitted. points: operating points of the
     kind "sensitivity", as in metrics.json. values: {tag: {NAME: [1 + B]}}, which measure() fills in.
@@ -50,19 +54,31 @@ class Model:
 
     @property
     def name(self):
-        return f"{self.model}/{self.seed}" + ("" if self.file == "best.pt" else f" {self.file}")
+        """As full_name() gives it."""
+        return full_name(self.model, self.seed, self.file)
 
 
-# ---- what is measured on
+def full_name(model, seed, file):
+    """MODEL/SEED, with the file's name where it is not best.pt."""
+    return f"{model}/{seed}" + ("" if file == "best.pt" else f" {file}")
+
+
+# ---- temperature, operating points and images
 
 
 def frozen(result, path, targets=None):
-    """(temperature, points) of metrics.json: its operating points of the kind "sensitivity" for the classes `targets`;
-    by default for melanoma, and where there is no such class for all."""
-    told = result.get("calibration") if isinstance(result, dict) else None
-    if not told:
-        raise UserError(f"{path} has no temperature and operating points, which are frozen before anything is corrupted",
-                        f"python evaluate.py {path.parent.as_posix()} finds them.")
+    """(temperature, points) that were chosen on clean validation images.
+
+    result: the content of metrics.json, or None. path: of that file, for errors. targets: the classes whose operating
+    points of the kind "sensitivity" are returned; by default TARGET, and where there is no such class all.
+    Raises UserError where metrics.json has no calibration, or no operating point for a target.
+    """
+    fit = result.get("calibration") if isinstance(result, dict) else None
+    if not fit:
+        raise UserError(
+            f"{path} has no temperature and operating points, which are frozen before anything is corrupted",
+            f"python evaluate.py {path.parent.as_posix()} finds them.",
+        )
     points = {point["class"]: point for point in result["operating_points"]
               if point["kind"] == "sensitivity" and point["threshold"] is not None}
     targets = targets or ([TARGET] if TARGET in points else list(points))
@@ -70,44 +86,46 @@ def frozen(result, path, targets=None):
     if unknown:
         raise UserError(f"--target {listing(unknown)}: {path} has no operating point for it",
                         nearest(unknown[0], points) or f"It has: {listing(points, 12) or 'none'}.")
-    return told["temperature"], [points[name] for name in dict.fromkeys(targets)]
+    return fit["temperature"], [points[name] for name in dict.fromkeys(targets)]
 
 
-def part(test, count, seed=0):
-    """Predictions of about `count` of the images: whole groups, drawn from each class by its share, and one at least."""
+def subset(test, count, seed=0):
+    """Predictions of about `count` images of `test`: whole groups, from each class by its share, at least one each."""
     clusters, sizes = np.unique(test.clusters, return_inverse=True, return_counts=True)[1:]
-    drawn, chosen = np.random.default_rng(seed).permutation(len(test.labels)), np.zeros(len(sizes), bool)
+    order, chosen = np.random.default_rng(seed).permutation(len(test.labels)), np.zeros(len(sizes), bool)
     for k in range(len(test.class_names)):
-        members = drawn[test.labels[drawn] == k]
-        wanted = np.ceil(count * len(members) / len(test.labels))
+        members = order[test.labels[order] == k]
+        remaining = np.ceil(count * len(members) / len(test.labels))
         for group in clusters[members]:
-            if wanted > 0 and not chosen[group]:
-                chosen[group], wanted = True, wanted - sizes[group]
+            if remaining > 0 and not chosen[group]:
+                chosen[group], remaining = True, remaining - sizes[group]
     rows = np.flatnonzero(chosen[clusters])
-    return dataclasses.replace(test, **{name: None if getattr(test, name) is None else getattr(test, name)[rows]
-                                        for name in ("labels", "logits", "probabilities", "ids", "groups")})
+    arrays = {name: getattr(test, name) for name in ("labels", "logits", "probabilities", "ids", "groups")}
+    arrays = {name: None if array is None else array[rows] for name, array in arrays.items()}
+    return dataclasses.replace(test, **arrays)
 
 
-def example(test):
-    """The id of an image to be shown: the first of the class TARGET, where there is one, else the first."""
-    shown = np.flatnonzero(test.labels == test.class_names.index(TARGET)) if TARGET in test.class_names else []
-    return str(test.ids[shown[0] if len(shown) else 0])
+def example_id(test):
+    """The id of the image on example sheets: the first of the class TARGET, where there is one, else the first."""
+    rows = np.flatnonzero(test.labels == test.class_names.index(TARGET)) if TARGET in test.class_names else []
+    return str(test.ids[rows[0] if len(rows) else 0])
 
 
 # ---- one cell
 
 
 def replicate(model, logits, test, index, weights, images):
-    """{NAME: [1 + B]} of logits [n, C] of one cell: METRICS, and of each operating point `sensitivity/CLASS` and
-    `specificity/CLASS`. index [n] and weights [1 + B, G] as by kd.bootstrap; images [1 + B, n] is weights[:, index].
+    """{NAME: [1 + B]} of a cell: METRICS, and `sensitivity/CLASS` and `specificity/CLASS` of each operating point.
 
-    nll, ece and aurc are of the probabilities after the temperature; thresholds are of those before it.
+    logits: [n, C]. index [n] and weights [1 + B, G]: as in kd.bootstrap. images: [1 + B, n], weights[:, index].
+    nll, ece and aurc are of the probabilities after the temperature; thresholds apply to those before it.
     """
-    raw = metrics.softmax(logits)
-    shown = raw if model.temperature is None else metrics.softmax(np.asarray(logits, np.float64) / model.temperature)
+    raw = calibrated = metrics.softmax(logits)
+    if model.temperature is not None:
+        calibrated = metrics.softmax(np.asarray(logits, np.float64) / model.temperature)
     counts = bootstrap.confusions(test.labels, raw.argmax(1), len(test.class_names), index, weights)
     values = {**bootstrap.overall(counts),
-              **bootstrap.probabilistic(test.labels, shown, index, weights, images, calibration.BINS)}
+              **bootstrap.probabilistic(test.labels, calibrated, index, weights, images, calibration.BINS)}
     values = {name: values[name] for name in METRICS}
     for point in model.points:
         k = test.class_names.index(point["class"])
@@ -116,53 +134,61 @@ def replicate(model, logits, test, index, weights, images):
     return bootstrap.spread(values, weights)
 
 
-def agreement(test, one, other, images):
-    """[1 + B] shares of the images to which two Answers give the same class."""
-    return paired.agreement(test.labels, other.logits.argmax(1), one.logits.argmax(1), images)["agreement"]
+def agreement(test, a, b, images):
+    """[1 + B] shares of the images to which two Answers give the same class. images: [1 + B, n] weights."""
+    return paired.agreement(test.labels, b.logits.argmax(1), a.logits.argmax(1), images)["agreement"]
 
 
 def measure(models, cells, test, *, replicates=bootstrap.REPLICATES, suite="default", teacher=None, progress=iter):
-    """Rows of robustness.csv of Models, [[row]] a model: what they answered for `cells` (kd.robustness.suites.Cell) on the
-    Predictions `test`. teacher: a Model, with whose answers in the same cell theirs are compared."""
+    """Rows of robustness.csv, [[row]] a Model, of its answers on the Predictions `test`. Fills in Model.values.
+
+    cells: Cells of kd.robustness.suites. teacher: a Model whose answers to the same cells are compared with theirs.
+    progress: a function that a list goes through, to show a progress bar.
+    """
     index, count = bootstrap.clusters(test.clusters)
     weights = bootstrap.resample(count, replicates)
     images = weights[:, index]
+    cell_of = {cell.tag: cell for cell in cells}
     rows = {id(model): [] for model in models}
     for model, tag in progress([(model, tag) for model in models for tag in model.answers]):
-        values = replicate(model, model.answers[tag].logits, test, index, weights, images)
-        others = {"agreement_clean": (model, CLEAN) if tag != CLEAN else None,
-                  "agreement_teacher": (teacher, tag) if teacher not in (None, model) else None}
-        values.update(bootstrap.spread({name: agreement(test, model.answers[tag], other[0].answers[other[1]], images)
-                                        for name, other in others.items() if other}, weights))
+        answer = model.answers[tag]
+        values = replicate(model, answer.logits, test, index, weights, images)
+        agreements = {}
+        if tag != CLEAN:
+            agreements["agreement_clean"] = agreement(test, answer, model.answers[CLEAN], images)
+        if teacher is not None and teacher is not model:
+            agreements["agreement_teacher"] = agreement(test, answer, teacher.answers[tag], images)
+        values.update(bootstrap.spread(agreements, weights))
         model.values[tag] = values
-        rows[id(model)].append(_row(model, tag, next((cell for cell in cells if cell.tag == tag), None), suite, len(test.labels)))
+        rows[id(model)].append(_row(model, tag, cell_of.get(tag), suite, len(test.labels)))
     return [rows[id(model)] for model in models]
 
 
-def _row(model, tag, cell, suite, count):
+def _row(model, tag, cell, suite, images):
+    """The row of robustness.csv of one cell; cell: None for the clean images."""
     values, clean, answer = model.values[tag], model.values[CLEAN], model.answers[tag]
-    row = {"acc": float(values["accuracy"][0]), "macro_f1": float(values["macro_f1"][0]), "tag": tag, "model": model.model,
-           "seed": model.seed, "file": model.file, "suite": suite, "corruption": cell.corruption if cell else CLEAN,
-           "severity": cell.severity if cell else 0}
+    row = {
+        "acc": float(values["accuracy"][0]), "macro_f1": float(values["macro_f1"][0]), "tag": tag,
+        "model": model.model, "seed": model.seed, "file": model.file, "suite": suite,
+        "corruption": cell.corruption if cell else CLEAN, "severity": cell.severity if cell else 0,
+    }
     for name in METRICS:
         corrected = bootstrap.biased(name)
-        row.update(bounds(name, bootstrap.interval(values[name], corrected=corrected)))
-        if tag != CLEAN:
-            row.update(bounds(f"{name}_difference", paired.paired(clean[name], values[name], corrected=corrected)))
-        else:
-            row.update(bounds(f"{name}_difference", UNDEFINED))
+        row.update(columns(name, bootstrap.interval(values[name], corrected=corrected)))
+        difference = UNDEFINED if tag == CLEAN else paired.paired(clean[name], values[name], corrected=corrected)
+        row.update(columns(f"{name}_difference", difference))
     for name in ("agreement_clean", "agreement_teacher", *(name for name in values if "/" in name)):
-        row.update(bounds(name, bootstrap.interval(values[name]) if name in values else UNDEFINED))
+        row.update(columns(name, bootstrap.interval(values[name]) if name in values else UNDEFINED))
     return {**row, "pixel_change": float(answer.change.mean()), "seconds": answer.seconds,
-            "seconds_corrupting": answer.corrupting, "images": count}
+            "seconds_corrupting": answer.corrupting, "images": images}
 
 
 ENDS = ("", "_lo", "_hi")
 UNDEFINED = dict.fromkeys(("value", "lo", "hi"), np.nan)
 
 
-def bounds(name, metric):
-    """A METRIC as columns: name, name_lo, name_hi."""
+def columns(name, metric):
+    """A METRIC as columns of a table: {name: value, name_lo: lo, name_hi: hi}."""
     return {f"{name}{end}": metric[end.lstrip("_") or "value"] for end in ENDS}
 
 
@@ -170,44 +196,54 @@ def bounds(name, metric):
 
 
 def summarise(models, cells, suite="default", baseline=None):
-    """Rows of robustness_summary.csv, one a Model that measure() has filled.
+    """Rows of robustness_summary.csv, one for each Model that measure() has filled.
 
     E = 1 - balanced accuracy. BE = sum of E over cells / that of the baseline; rBE = the same of E - clean E. The
-    baseline itself has exactly 1, below it is better. rBE is undefined where the interval of what the baseline loses
-    reaches 0: over a loss of nearly nothing, or a gain, the ratio could be any number. MedMNIST-C (Di Salvo et al. 2024,
-    2406.17536) takes the ratio for
-    each corruption (columns `be/CORRUPTION`) and averages; of the whole suite it is defined where a corruption
-    does the baseline no harm. rank: by the sum of E, the least first; `worst_` is the cell of least macro-F1.
+    baseline itself has exactly 1; lower is better. rBE is undefined where the interval of the baseline's loss
+    reaches 0: divided by a loss of nearly nothing, or by a gain, the ratio could be any number. MedMNIST-C (Di Salvo et
+    al. 2024, 2406.17536) takes the ratio for each corruption (columns `be/CORRUPTION`) and averages; the ratio of
+    the whole suite is defined where a corruption does the baseline no harm, too. rank: by the sum of E, the least
+    first. `worst_`: the cell of least macro-F1.
     """
     tags = [cell.tag for cell in cells]
-    families = {name: [cell.tag for cell in cells if cell.corruption == name]
-                for name in dict.fromkeys(cell.corruption for cell in cells)}
-    totals = [float(errors(model, tags)[0]) for model in models]
+    tags_of = {corruption: [cell.tag for cell in cells if cell.corruption == corruption]
+               for corruption in dict.fromkeys(cell.corruption for cell in cells)}
+    totals = [float(total_error(model, tags)[0]) for model in models]
     rows = []
     for model, total in zip(models, totals):
         worst = min(tags, key=lambda tag: model.values[tag]["macro_f1"][0])
-        row = {"model": model.model, "seed": model.seed, "file": model.file, "suite": suite,
-               "baseline": baseline.name if baseline else "", "cells": len(tags), "images": len(model.answers[CLEAN].change),
-               **bounds("clean_macro_f1", mean(model, "macro_f1", [CLEAN])), **bounds("mean_macro_f1", mean(model, "macro_f1", tags)),
-               **bounds("be", relative(model, baseline, tags)), **bounds("rbe", relative(model, baseline, tags, clean=True)),
-               "rank": 1 + sum(other < total for other in totals), "worst_tag": worst,
-               **bounds("worst_macro_f1", mean(model, "macro_f1", [worst]))}
+        row = {
+            "model": model.model, "seed": model.seed, "file": model.file, "suite": suite,
+            "baseline": baseline.name if baseline else "", "cells": len(tags),
+            "images": len(model.answers[CLEAN].change),
+            **_clean_and_mean(model, "macro_f1", tags),
+            **columns("be", relative_error(model, baseline, tags)),
+            **columns("rbe", relative_error(model, baseline, tags, loss=True)),
+            "rank": 1 + sum(other < total for other in totals), "worst_tag": worst,
+            **columns("worst_macro_f1", mean(model, "macro_f1", [worst])),
+        }
         for name in METRICS:
             if name != "macro_f1":
-                row.update({**bounds(f"clean_{name}", mean(model, name, [CLEAN])), **bounds(f"mean_{name}", mean(model, name, tags))})
+                row.update(_clean_and_mean(model, name, tags))
         for name in ("agreement_clean", "agreement_teacher"):
-            row.update(bounds(f"mean_{name}", mean(model, name, tags)))
+            row.update(columns(f"mean_{name}", mean(model, name, tags)))
         for point in model.points:
-            name = f"sensitivity/{point['class']}"
-            least = min(tags, key=lambda tag: np.nan_to_num(model.values[tag][name][0], nan=2.0))
-            row.update({f"promised_{name}": point["promised"], f"worst_tag_{name}": least,
-                        **bounds(f"worst_{name}", mean(model, name, [least]))})
-            for name in (name, f"specificity/{point['class']}"):
-                row.update({**bounds(f"clean_{name}", mean(model, name, [CLEAN])), **bounds(f"mean_{name}", mean(model, name, tags))})
-        for name, own in families.items():
-            row.update({**bounds(f"macro_f1/{name}", mean(model, "macro_f1", own)), f"be/{name}": relative(model, baseline, own)["value"]})
+            sensitivity = f"sensitivity/{point['class']}"
+            lowest = min(tags, key=lambda tag: np.nan_to_num(model.values[tag][sensitivity][0], nan=2.0))
+            row.update({f"promised_{sensitivity}": point["promised"], f"worst_tag_{sensitivity}": lowest,
+                        **columns(f"worst_{sensitivity}", mean(model, sensitivity, [lowest])),
+                        **_clean_and_mean(model, sensitivity, tags),
+                        **_clean_and_mean(model, f"specificity/{point['class']}", tags)})
+        for corruption, its_tags in tags_of.items():
+            row.update({**columns(f"macro_f1/{corruption}", mean(model, "macro_f1", its_tags)),
+                        f"be/{corruption}": relative_error(model, baseline, its_tags)["value"]})
         rows.append(row)
     return rows
+
+
+def _clean_and_mean(model, name, tags):
+    """Columns of a metric on clean images and of its mean over cells."""
+    return {**columns(f"clean_{name}", mean(model, name, [CLEAN])), **columns(f"mean_{name}", mean(model, name, tags))}
 
 
 def mean(model, name, tags):
@@ -217,53 +253,49 @@ def mean(model, name, tags):
     return bootstrap.interval(np.mean([model.values[tag][name] for tag in tags], 0), corrected=bootstrap.biased(name))
 
 
-def errors(model, tags, clean=False):
-    """[1 + B] sums over cells of 1 - balanced accuracy; clean: of how much that is more than on clean images."""
-    least = 1 - model.values[CLEAN]["balanced_accuracy"] if clean else 0
-    return np.sum([1 - model.values[tag]["balanced_accuracy"] - least for tag in tags], 0)
+def total_error(model, tags, loss=False):
+    """[1 + B] sums over cells of 1 - balanced accuracy; loss: of how much more that is than on clean images."""
+    on_clean = 1 - model.values[CLEAN]["balanced_accuracy"] if loss else 0
+    return np.sum([1 - model.values[tag]["balanced_accuracy"] - on_clean for tag in tags], 0)
 
 
-def relative(model, baseline, tags, clean=False):
-    """METRIC of errors() over those of the baseline; undefined without one, and where these are not clearly above 0."""
+def relative_error(model, baseline, tags, loss=False):
+    """METRIC of total_error() over that of the baseline.
+
+    Undefined without a baseline, and with `loss` where the baseline's is not clearly above 0.
+    """
     if baseline is None:
         return UNDEFINED
-    base = errors(baseline, tags, clean)
-    if clean and not bootstrap.interval(base)["lo"] > 0:
+    of_baseline = total_error(baseline, tags, loss)
+    if loss and not bootstrap.interval(of_baseline)["lo"] > 0:
         return UNDEFINED
-    return paired.retention(np.where(base > 0, base, np.nan), errors(model, tags, clean))
+    return paired.retention(np.where(of_baseline > 0, of_baseline, np.nan), total_error(model, tags, loss))
 
 
 # ---- the file
 
 
-TEXT = ("tag", "model", "seed", "file", "suite", "corruption")
-
-
 def write(path, rows, by=("file", "suite")):
-    """Rows into a table, in place of those that are equal in the columns `by`; other rows stay. Fewer images never
-    take the place of more: then nothing is written. Returns whether it was."""
+    """Write rows into a table in place of those with the same values in the columns `by`; all others stay.
+
+    Returns False, and writes nothing, where the rows to be replaced are of more images.
+    """
     def key(row):
         return [row.get(name) for name in by]
 
-    there = read_csv(path) if path.is_file() else []
-    ours = [key(row) for row in rows]
-    most = max((parse_number(row.get("images")) for row in there if key(row) in ours), default=0)
-    if most > rows[0]["images"]:
+    existing = read_csv(path) if path.is_file() else []
+    keys = [key(row) for row in rows]
+    images = max((parse_number(row.get("images")) for row in existing if key(row) in keys), default=0)
+    if images > rows[0]["images"]:
         return False
-    kept = [row for row in there if key(row) not in ours]
-    write_csv(path, [*({name: text(name, value) for name, value in row.items()} for row in rows), *kept])
+    others = [row for row in existing if key(row) not in keys]
+    write_csv(path, [*({name: format_cell(name, value) for name, value in row.items()} for row in rows), *others])
     return True
 
 
-def text(name, value):
-    """A cell of a table: what is no figure stays; bounds have six digits, values all; undefined is empty."""
+def format_cell(column, value):
+    """A value as it is written: bounds, times and pixel changes have six digits, NaN and None are empty."""
     if value is None or isinstance(value, float) and np.isnan(value):
         return ""
-    return f"{value:.6g}" if isinstance(value, float) and name.endswith(("_lo", "_hi", "_change", "seconds")) else value
-
-
-def read(path):
-    """The rows of a robustness.csv, numbers as floats, NaN where a cell is empty or no number. UserError for a file
-    without tag and model."""
-    return [{name: value if name in TEXT else parse_number(value) for name, value in row.items()}
-            for row in read_csv(path, ("tag", "model"))]
+    rounded = isinstance(value, float) and column.endswith(("_lo", "_hi", "_change", "seconds"))
+    return f"{value:.6g}" if rounded else value

@@ -1,75 +1,83 @@
-"""What a study does, stage after stage: the commands of each, what they read and what they write."""
+"""The stages of a study: the commands of each, what they read and what they write."""
 
-from kd.study.plan import Task, name
+from kd.study.plan import Task, run_name
 
 STAGES = ("train", "evaluate", "compare", "export", "robustness", "benchmark", "report")
-ASKED = ("export", "robustness", "benchmark")  # for in the plan; the others are always done
+OPTIONAL = ("export", "robustness", "benchmark")  # done where the plan has a section; the others always
 TABLES = ("*/*/*.csv", "*/*/*.json", "*/*/*.npz", "*/*/predictions/*.npz", "*/*/config.yaml", "*/*/exports/parity.json",
           "*/*/tb/*", "*/seeds.json", "*.csv")
 
 
 def tasks(plan, stage, finished):
-    """Tasks of a stage of a Plan; none where the plan does not ask for it, or there is nothing to do it with.
+    """Tasks of a stage of a Plan; none where the plan does not ask for it, or it would have no input.
 
-    finished: the folders of trained runs in the study, the plan's and others; or those that there will be.
+    finished: the folders of trained runs in the study, of the plan and others; or those that there will be.
     """
     if stage == "train":
         return plan.training
-    own = [task.run for task in plan.training if task.run in finished]
-    if not finished or stage in ASKED and (stage not in plan.words or not own):
+    planned = [task.run for task in plan.training if task.run in finished]
+    if not finished or stage in OPTIONAL and (stage not in plan.arguments or not planned):
         return []
     if stage == "compare" and len({run.parent for run in finished}) < 2:
         return []
-    return BUILD[stage](plan, own, finished)
+    return BUILD[stage](plan, planned, finished)
 
 
-def _evaluate(plan, own, finished):
-    return [_whole(plan, "evaluate", _predictions(finished), ["*/*/metrics.json", "*/seeds.json"])]
+def _evaluate(plan, planned, finished):
+    return [_on_study(plan, "evaluate", _predictions(finished), ["*/*/metrics.json", "*/seeds.json"])]
 
 
-def _compare(plan, own, finished):
-    words = ["--compare", plan.folder.as_posix(), *plan.words.get("evaluate", [])]
-    return [Task("compare", "evaluate", words, _predictions(finished), ["comparison.csv"])]
+def _compare(plan, planned, finished):
+    arguments = ["--compare", plan.folder.as_posix(), *plan.arguments.get("evaluate", [])]
+    return [Task("compare", "evaluate", arguments, _predictions(finished), ["comparison.csv"])]
 
 
-def _export(plan, own, finished):
-    def one(run):  # metrics.json: temperature and thresholds go along
-        return Task(f"export {name(run)}", "export", [run.as_posix(), *plan.words["export"]],
-                    [run / "best.pt", run / "metrics.json", *_predictions([run])], [f"{name(run)}/exports/*.*"])
-    return [one(run) for run in _firsts(own)]
+def _export(plan, planned, finished):
+    result = []
+    for run in _first_seeds(planned):
+        arguments = [run.as_posix(), *plan.arguments["export"]]
+        # metrics.json: temperature and thresholds become metadata of the exported model
+        inputs = [run / "best.pt", run / "metrics.json", *_predictions([run])]
+        name = run_name(run)
+        result.append(Task(f"export {name}", "export", arguments, inputs, [f"{name}/exports/*.*"]))
+    return result
 
 
-def _robustness(plan, own, finished):
+def _robustness(plan, planned, finished):
     inputs = [*_predictions(finished), *_networks(finished), *(run / "metrics.json" for run in finished)]
-    return [_whole(plan, "robustness", inputs, ["*/*/robustness.csv", "robustness_*"])]
+    return [_on_study(plan, "robustness", inputs, ["*/*/robustness.csv", "robustness_*"])]
 
 
-def _benchmark(plan, own, finished):
-    firsts = _firsts(own)
-    return [Task("benchmark", "benchmark", [*(run.as_posix() for run in firsts), *plan.words["benchmark"]],
-                 _networks(firsts), [f"{name(run)}/benchmark.csv" for run in firsts])]
+def _benchmark(plan, planned, finished):
+    firsts = _first_seeds(planned)
+    arguments = [*(run.as_posix() for run in firsts), *plan.arguments["benchmark"]]
+    outputs = [f"{run_name(run)}/benchmark.csv" for run in firsts]
+    return [Task("benchmark", "benchmark", arguments, _networks(firsts), outputs)]
 
 
-def _report(plan, own, finished):
+def _report(plan, planned, finished):
     inputs = sorted({file for pattern in TABLES for file in plan.folder.glob(pattern)} | set(_predictions(finished)))
-    return [_whole(plan, "report", [*inputs, *plan.notes], ["report.*", "tables/*"])]
+    return [_on_study(plan, "report", [*inputs, *plan.notes], ["report.*", "tables/*"])]
 
 
-BUILD = {"evaluate": _evaluate, "compare": _compare, "export": _export, "robustness": _robustness, "benchmark": _benchmark,
-         "report": _report}
+BUILD = {
+    "evaluate": _evaluate, "compare": _compare, "export": _export, "robustness": _robustness,
+    "benchmark": _benchmark, "report": _report,
+}
 
 
-def _whole(plan, script, inputs, outputs):
+def _on_study(plan, script, inputs, outputs):
     """A Task on the study's folder."""
-    return Task(script, script, [plan.folder.as_posix(), *plan.words.get(script, [])], inputs, outputs)
+    arguments = [plan.folder.as_posix(), *plan.arguments.get(script, [])]
+    return Task(script, script, arguments, inputs, outputs)
 
 
-def _firsts(folders):
-    """The first seed of each model: size and latency do not depend on the seed, and one is sent to the box."""
-    held = {}
+def _first_seeds(folders):
+    """The first seed of each model: size and latency do not depend on the seed, and one goes to the edge box."""
+    first = {}
     for run in folders:
-        held.setdefault(run.parent, run)
-    return list(held.values())
+        first.setdefault(run.parent, run)
+    return list(first.values())
 
 
 def _predictions(folders):

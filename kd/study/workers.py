@@ -14,53 +14,57 @@ from tqdm import tqdm
 def run(tasks, work, *, count, threads, begin, end):
     """Carry out `tasks` in up to `count` processes, each in the first that is free.
 
-    tasks: objects with `name` and `needs`, the name of another of them or None. work(task): a function of a module,
-    called in a worker; returns '' or what went wrong, as does a worker that dies. threads: of a worker, or None for what
-    it takes by itself. begin(task) and end(task, trouble, seconds) are called here. Where what a task needs went
-    wrong, it ends so without having begun.
+    tasks: objects with `name` and `needs`, the name of another task or None.
+    work: work(task) is called in a worker; a function of a module that returns '' or an error as text.
+    threads: of a worker; None: its own choice.
+    begin, end: begin(task) and end(task, error, seconds) are called in this process.
+    A worker that dies is an error of its task. A task that needs a failed one ends with an error and without begin().
     """
-    waiting, workers, wrong = list(tasks), [], set()
+    waiting, workers, failed = list(tasks), [], set()
     try:
         while waiting or any(worker.task for worker in workers):
-            unable = next((task for task in waiting if task.needs in wrong), None)
-            if unable:
-                waiting.remove(unable)
-                wrong.add(unable.name)
-                end(unable, f"it needs {unable.needs}", 0.0)
+            # a task that can no longer begin
+            blocked = next((task for task in waiting if task.needs in failed), None)
+            if blocked:
+                waiting.remove(blocked)
+                failed.add(blocked.name)
+                end(blocked, f"it needs {blocked.needs}", 0.0)
                 continue
-            open_ = {task.name for task in waiting} | {worker.task.name for worker in workers if worker.task}
-            task = next((task for task in waiting if task.needs not in open_), None)
+            # the next task that needs none of the unfinished ones, and a free worker for it
+            unfinished = {task.name for task in waiting} | {worker.task.name for worker in workers if worker.task}
+            task = next((task for task in waiting if task.needs not in unfinished), None)
             worker = next((worker for worker in workers if not worker.task), None)
             if task and (worker or len(workers) < count):
                 if not worker:
                     workers.append(worker := Worker(work, threads))
                 waiting.remove(task)
                 begin(task)
-                worker.give(task)
+                worker.start(task)
                 continue
+            # nothing can begin: wait until a worker is done
             busy = [worker for worker in workers if worker.task]
-            ready = multiprocessing.connection.wait([worker.answers for worker in busy]) if busy else []
-            for worker in [worker for worker in busy if worker.answers in ready]:
-                task, trouble, seconds = worker.take()
+            ready = multiprocessing.connection.wait([worker.results for worker in busy]) if busy else []
+            for worker in [worker for worker in busy if worker.results in ready]:
+                task, error, seconds = worker.finish()
                 if not worker.alive:
                     workers.remove(worker)
                     worker.stop()
-                if trouble:
-                    wrong.add(task.name)
-                end(task, trouble, seconds)
+                if error:
+                    failed.add(task.name)
+                end(task, error, seconds)
     finally:
         for worker in workers:
             worker.stop()
 
 
 class Worker:
-    """A process that carries out one task after another."""
+    """A process that carries out one task after another. task: the one that it is at, or None."""
 
     def __init__(self, work, threads):
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        orders, self.orders = context.Pipe(duplex=False)
-        self.answers, answers = context.Pipe(duplex=False)
-        self.process = context.Process(target=obey, args=(work, orders, answers))
+        tasks, self.tasks = context.Pipe(duplex=False)
+        self.results, results = context.Pipe(duplex=False)
+        self.process = context.Process(target=serve, args=(work, tasks, results))
         before = os.environ.get("OMP_NUM_THREADS")
         if threads:
             os.environ["OMP_NUM_THREADS"] = str(threads)  # read when NumPy and torch are imported
@@ -71,50 +75,51 @@ class Worker:
                 os.environ.pop("OMP_NUM_THREADS")
                 if before is not None:
                     os.environ["OMP_NUM_THREADS"] = before
-        orders.close()
-        answers.close()
+        tasks.close()
+        results.close()
         self.task, self.alive = None, True
 
-    def give(self, task):
+    def start(self, task):
+        """Send a task to the process."""
         self.task, self.begun = task, time.monotonic()
-        self.orders.send(task)
+        self.tasks.send(task)
 
-    def take(self):
-        """(task, what went wrong or '', seconds)."""
+    def finish(self):
+        """(task, error as text or '', seconds) of the task that has ended, or whose process has."""
         task, self.task = self.task, None
         try:
-            trouble = self.answers.recv()
+            error = self.results.recv()
         except (EOFError, OSError):
             self.process.join()
             self.alive, code = False, self.process.exitcode
-            trouble = f"its process was ended by signal {-code}" if code < 0 else f"its process ended with status {code}"
-            trouble += " (out of memory?)" if code == -9 else ""
-        return task, trouble, time.monotonic() - self.begun
+            ending = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+            error = f"its process {ending}" + (" (out of memory?)" if code == -9 else "")
+        return task, error, time.monotonic() - self.begun
 
     def stop(self):
-        """An idle worker ends as a program does, a busy one at once."""
+        """End the process: an idle one as a program ends, a busy one at once."""
         if not self.task and self.alive:
-            self.orders.send(None)
-            self.answers.close()
+            self.tasks.send(None)
+            self.results.close()
             self.process.join()
-        self.orders.close()
+        self.tasks.close()
         self.process.join()
 
 
-def obey(work, orders, answers):
-    """Main function of a worker."""
-    tqdm.set_lock(threading.RLock())  # by default it has a lock of all processes, which a kill leaves behind
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that gives the orders
-    given = queue.SimpleQueue()
-    threading.Thread(target=listen, args=(orders, given), daemon=True).start()
-    while task := given.get():
-        answers.send(work(task))
+def serve(work, tasks, results):
+    """Main function of a worker: send the result of each task that arrives, until None does."""
+    tqdm.set_lock(threading.RLock())  # by default it has a lock of all processes, which a kill leaves locked
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that sends the tasks
+    received = queue.SimpleQueue()
+    threading.Thread(target=listen, args=(tasks, received), daemon=True).start()
+    while task := received.get():
+        results.send(work(task))
 
 
-def listen(orders, given):
-    """Take orders until whoever gives them is gone; then end at once, as a kill would."""
+def listen(tasks, received):
+    """Receive tasks until the process that sends them is gone; then end this one at once, as a kill would."""
     try:
         while True:
-            given.put(orders.recv())
+            received.put(tasks.recv())
     except (EOFError, OSError):
         os._exit(1)

@@ -1,4 +1,4 @@
-"""The checkpoint `best.pt`: weights and plain metadata, read without running any code."""
+"""The checkpoint `best.pt`: weights and plain metadata, written atomically and read without running any code."""
 
 import math
 
@@ -13,20 +13,24 @@ FIELDS = ("format", "arch", "stem", "class_names", "input", "state_dict", "prove
 
 
 def save(path, model, *, arch, stem, class_names, input, provenance):
-    """Write a checkpoint atomically. All but the weights is plain strings, numbers, lists, dicts."""
+    """Write a checkpoint of a model atomically. All arguments but path and model are plain values.
+
+    arch: the registered name. stem: "imagenet" or "small". class_names: in the order of the logits. input: {"resize",
+    "size": px, "interpolation", "mean", "std": three numbers each, of pixels in [0, 1]}. provenance: a dict.
+    """
     save_tensors(path, {
         "format": FORMAT, "arch": arch, "stem": stem, "class_names": list(class_names),
         "input": input, "state_dict": model.state_dict(), "provenance": provenance})
 
 
 def save_tensors(path, content):
-    """torch.save, atomically."""
+    """torch.save() of any content, atomically."""
     with atomic(path) as file:
         torch.save(content, file)
 
 
 def read(path):
-    """The content of a checkpoint file, its fields checked."""
+    """The content of a checkpoint file, a dict of FIELDS. Raises UserError if a field is missing or invalid."""
     content = safe_load(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this project",
@@ -35,31 +39,35 @@ def read(path):
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}")
     kinds = {"arch": str, "stem": str, "class_names": list, "input": dict, "state_dict": dict, "provenance": dict}
-    wrong = [field for field, kind in kinds.items() if not isinstance(content[field], kind)] or _wrong(content)
-    if wrong:
-        raise UserError(f"{path} is damaged: {', '.join(wrong)} is not what it should be")
+    invalid = [field for field, kind in kinds.items() if not isinstance(content[field], kind)]
+    if not invalid:
+        valid = {"stem": content["stem"] in ("imagenet", "small"), "input": _is_valid_input(content["input"]),
+                 "class_names": _are_valid_classes(content["class_names"])}
+        invalid = [field for field, is_valid in valid.items() if not is_valid]
+    if invalid:
+        raise UserError(f"{path} is damaged: {', '.join(invalid)} is not what it should be")
     return content
 
 
-def _wrong(content):
-    """The fields of right kind whose content cannot be."""
-    classes, given = content["class_names"], content["input"]
+def _is_valid_input(input):
     kinds = {"resize": int, "size": int, "interpolation": str, "mean": list, "std": list}
-    fits = (given.keys() == kinds.keys() and all(type(given[key]) is kind for key, kind in kinds.items())
-            and 1 <= given["size"] <= given["resize"]
-            and all(len(given[key]) == 3 and all(type(x) in (int, float) and math.isfinite(x) for x in given[key])
-                    for key in ("mean", "std")) and min(given["std"]) > 0)
-    right = {"stem": content["stem"] in ("imagenet", "small"), "input": fits,
-             "class_names": classes and all(type(name) is str for name in classes) and len(set(classes)) == len(classes)}
-    return [field for field, good in right.items() if not good]
+    if input.keys() != kinds.keys() or not all(type(input[key]) is kind for key, kind in kinds.items()):
+        return False
+    numbers = [*input["mean"], *input["std"]]
+    return (1 <= input["size"] <= input["resize"] and len(input["mean"]) == len(input["std"]) == 3
+            and all(type(x) in (int, float) and math.isfinite(x) for x in numbers) and min(input["std"]) > 0)
+
+
+def _are_valid_classes(names):
+    return names and all(type(name) is str for name in names) and len(set(names)) == len(names)
 
 
 def load(path, build, *, arch=None, class_names=None):
-    """The network in a checkpoint, in eval mode, and the checkpoint's content.
+    """(model in eval mode, content) of a checkpoint file.
 
-    build: called as build("architecture", name, num_classes=, stem=, weights=None), as
-    registry.create is. arch, class_names: what is expected, where something is; any
-    difference, and any missing or unexpected key, is an error.
+    build: a function as registry.create, called as build("architecture", name, num_classes=, stem=, weights=None).
+    arch, class_names: the expected values, or None for any. Raises UserError if they differ, if the file is damaged,
+    and if a key of the state dict is missing or unexpected.
     """
     content = read(path)
     if arch is not None and content["arch"] != arch:
@@ -75,6 +83,6 @@ def load(path, build, *, arch=None, class_names=None):
 
 
 def load_state(model, state, source):
-    """Load a state dict whose keys and shapes must match exactly."""
+    """Load a state dict into a model. Raises UserError unless all keys and shapes match. source: for the message."""
     check_keys(model.state_dict(), state, source)
     model.load_state_dict(state)

@@ -1,11 +1,11 @@
-"""Convolutions on a CPU, computed another way where oneDNN has no fast kernel for them.
+"""Convolutions on a CPU for which oneDNN has no fast kernel, computed in another way.
 
-- Few pixels: a network's last stages see 2 x 2 to 4 x 4 pixels of a small image. oneDNN goes through all weights for each
-  image anew; one matrix product over the whole batch goes through them once.
-- Depthwise convolutions in bf16: their gradients are slower than in fp32, those of 5 x 5 kernels four times and those
-  through a stride more than nine times. They are computed in fp32.
+- Few pixels: the last stages of a network have 2 x 2 to 4 x 4 pixels of a small image. oneDNN reads all weights again
+  for each image; one matrix product over the whole batch reads them once.
+- Depthwise convolutions in bf16: their gradients are slower than in fp32, four times for 5 x 5 kernels and more than
+  nine times for strides above 1. They are computed in fp32.
 
-docs/speed.md has what it gains.
+docs/speed.md has the gains.
 """
 
 import functools
@@ -14,53 +14,61 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-FEW = 16  # pixels of an output map, up to which the matrix product is as fast or faster (4 x 4)
+FEW = 16  # pixels of an output map (4 x 4): up to this many the matrix product is as fast or faster
 
 
 def adapt(model):
-    """Let the convolutions of `model` compute as above, in place; returns a function that undoes it.
+    """Replace the forward of such convolutions of a model, in place; returns a function that undoes it.
 
-    Layers whose forward is their own already are left to it.
+    Layers that already have a forward of their own keep it.
     """
-    chosen = {module: _in_fp32 if _depthwise(module) else _by_matrix for module in model.modules()
-              if isinstance(module, nn.Conv2d) and "forward" not in vars(module) and (_depthwise(module) or _plain(module))}
-    for module, way in chosen.items():
-        module.forward = functools.partial(way, module, module.forward)
+    adapted = []
+    for module in model.modules():
+        if not isinstance(module, nn.Conv2d) or "forward" in vars(module):
+            continue
+        if _is_depthwise(module):
+            module.forward = functools.partial(_in_fp32, module, module.forward)
+        elif _is_plain(module):
+            module.forward = functools.partial(_by_matrix, module, module.forward)
+        else:
+            continue
+        adapted.append(module)
 
     def undo():
-        for module in chosen:
+        for module in adapted:
             vars(module).pop("forward", None)
 
     return undo
 
 
-def _depthwise(module):
+def _is_depthwise(module):
     return 1 < module.groups == module.in_channels
 
 
-def _plain(module):
-    """Whether it is what nn.Conv2d computes, with zeros around and no holes."""
+def _is_plain(module):
+    """Whether it computes what nn.Conv2d does, with padding by zeros, without dilation and groups."""
     return (type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
             and module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
             and not isinstance(module.padding, str))
 
 
-def _in_fp32(module, usual, images):
+def _in_fp32(module, forward, images):
     if not torch.is_autocast_enabled("cpu"):
-        return usual(images)
+        return forward(images)
     with torch.autocast("cpu", enabled=False):
-        return usual(images.float()).to(images.dtype)
+        return forward(images.float()).to(images.dtype)
 
 
-def _by_matrix(module, usual, images):
+def _by_matrix(module, forward, images):
     shape = [(side + 2 * pad - kernel) // stride + 1 for side, pad, kernel, stride in
              zip(images.shape[-2:], module.padding, module.kernel_size, module.stride)]
     if images.ndim != 4 or not len(images) or min(shape) < 1 or shape[0] * shape[1] > FEW:
-        return usual(images)
-    given = images, module.weight, module.bias
+        return forward(images)
+    tensors = images, module.weight, module.bias
     if torch.is_autocast_enabled("cpu"):
-        given = [tensor if tensor is None else tensor.to(torch.get_autocast_dtype("cpu")) for tensor in given]
-    rows = _Product.apply(*given, module.stride, module.padding, shape)
+        dtype = torch.get_autocast_dtype("cpu")
+        tensors = [tensor if tensor is None else tensor.to(dtype) for tensor in tensors]
+    rows = _Product.apply(*tensors, module.stride, module.padding, shape)
     return rows.view(len(images), *shape, -1).permute(0, 3, 1, 2)
 
 
@@ -78,16 +86,16 @@ class _Product(torch.autograd.Function):
         images, weight = context.saved_tensors
         stride, padding, shape = context.geometry
         kernel = weight.shape[2:]
-        of_images = of_weight = of_bias = None
+        grad_images = grad_weight = grad_bias = None
         if context.needs_input_grad[0]:
-            of_patches = (gradient @ _rows(weight)).view(len(images), *shape, *kernel, -1)
-            of_images = _add_patches(of_patches, images.shape, stride, padding)
+            grad_patches = (gradient @ _rows(weight)).view(len(images), *shape, *kernel, -1)
+            grad_images = _add_patches(grad_patches, images.shape, stride, padding)
         if context.needs_input_grad[1]:
-            of_weight = gradient.t() @ _patches(images, kernel, stride, padding, shape)
-            of_weight = of_weight.view(len(weight), *kernel, -1).permute(0, 3, 1, 2)
+            grad_weight = gradient.t() @ _patches(images, kernel, stride, padding, shape)
+            grad_weight = grad_weight.view(len(weight), *kernel, -1).permute(0, 3, 1, 2)
         if context.needs_input_grad[2]:
-            of_bias = gradient.sum(0)
-        return of_images, of_weight, of_bias, None, None, None
+            grad_bias = gradient.sum(0)
+        return grad_images, grad_weight, grad_bias, None, None, None
 
 
 def _rows(weight):
@@ -108,7 +116,7 @@ def _patches(images, kernel, stride, padding, shape):
 
 
 def _add_patches(patches, shape, stride, padding):
-    """[N, H', W', k, k, C] -> [N, C, H, W], the sum, at least in fp32, of what each pixel has in the patches that see it."""
+    """[N, H', W', k, k, C] -> [N, C, H, W]: for each pixel the sum, at least in fp32, over its patches."""
     count, channels, height, width = shape
     (tall, wide), (rows, columns) = patches.shape[1:3], patches.shape[3:5]
     if (rows, columns) == (1, 1) and stride == (1, 1) and not any(padding):

@@ -1,8 +1,8 @@
-"""Several processes, on one host or many, as `torchrun` starts them; alone, everything here does nothing.
+"""Training in several processes, on one host or many, as `torchrun` starts them; in one process nothing here acts.
 
 Each process trains on its share of every batch, and gradients are added up, so that the update is that of one
-process with the whole batch. Batch normalisation sees its process's share; its running statistics are averaged
-after each epoch. The first process writes the files; all must see the same --out.
+process with the whole batch. Batch normalisation uses the share of its process; its running statistics are averaged
+after each epoch. The first process writes the files; --out must be the same folder for all.
 """
 
 import datetime
@@ -14,64 +14,70 @@ import torch.distributed as dist
 
 from kd.errors import UserError
 
-# The others wait while the first makes a teacher's targets. A lost process does not need it: torchrun ends the rest.
-PATIENCE = datetime.timedelta(days=1)
+# Long, because the others wait while the first process makes a teacher's targets. A lost process needs no short one:
+# torchrun ends the rest.
+TIMEOUT = datetime.timedelta(days=1)
 
 
 def begin(device):
-    """Join the other processes, if there are any. Only the first prints."""
+    """Join the process group if torchrun started several processes. Only the first process prints after this.
+
+    device: the type of the device, as --device has it; "cuda" selects the GPU of this process.
+    """
     if not dist.is_torchelastic_launched() or dist.is_initialized() or os.environ["WORLD_SIZE"] == "1":
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
     if rank():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def end():
-    """Part from the other processes."""
+    """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank():
+    """The number of this process, from 0 on."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world():
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share():
-    """(rank, world): which share of each batch, and of each split, is this process's."""
+    """(rank, world): this process takes the items rank, rank + world ... of each batch and of each split."""
     return rank(), world()
 
 
 def first():
-    """Whether this process is the one that writes."""
+    """Whether this is the first process, which writes the files."""
     return rank() == 0
 
 
 def by_first(function):
-    """What `function()` gives in the first process, or the UserError that it raises there, in all of them."""
+    """Call function() in the first process and return its result, or raise its UserError, in all processes."""
     if not dist.is_initialized():
         return function()
-    box = [None]
+    message = [None]  # a list, since the other processes receive the object into it
     if first():
         try:
-            box = [("result", function())]
+            message = [("result", function())]
         except UserError as error:
-            box = [("error", (error.message, error.hint))]
-    dist.broadcast_object_list(box)
-    kind, value = box[0]
+            message = [("error", (error.message, error.hint))]
+    dist.broadcast_object_list(message)
+    kind, value = message[0]
     if kind == "error":
         raise UserError(*value)
     return value
 
 
 def add_up(tensors):
-    """Replace each tensor by its sum over all processes, in one exchange."""
+    """Replace each tensor of a list by its sum over all processes, in place, in one exchange."""
     if not dist.is_initialized() or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -81,7 +87,7 @@ def add_up(tensors):
 
 
 def average_buffers(model):
-    """Give all processes the mean of their running statistics."""
+    """Replace the floating-point buffers of a model by their means over all processes, in place."""
     if not dist.is_initialized():
         return
     buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
@@ -91,7 +97,7 @@ def average_buffers(model):
 
 
 def gather(part):
-    """The objects `part` of all processes, in a list, in all of them."""
+    """A list of the objects that all processes pass as `part`, in the order of their ranks; the same in each."""
     if not dist.is_initialized():
         return [part]
     parts = [None] * world()

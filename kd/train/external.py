@@ -1,4 +1,4 @@
-"""An external data set, seen through a finished run: logits of its best.pt on images it never met."""
+"""The logits of a finished run's best.pt on the images of an external data set."""
 
 from pathlib import Path
 
@@ -16,19 +16,19 @@ def score(folder, options, registry):
     """Write predictions/NAME.npz into a run's folder and return its path; NAME is the data set's.
 
     options: data, root, groups as in training. Ids and groups get the data set's name before them, so that
-    they cannot be taken for those of the run's own images. An image that the network was trained or
+    they cannot be input_ for those of the run's own images. An image that the network was trained or
     selected on, and a class that it does not know, are a UserError.
     """
     file = setup.checkpoint_in(folder)
     network, content = setup.load_network(file, registry)
-    asked = content["input"]
-    dataset = setup.load_dataset({"size": asked["size"], "download": False, **options}, registry)
+    input_ = content["input"]
+    dataset = setup.load_dataset({"size": input_["size"], "download": False, **options}, registry)
     name = runs.safe(dataset.name)
     if name in splits.NAMES:
         raise UserError(f"the external data set is called {name}, as a split of the run is",
                         "Rename its folder or file.")
-    data = loader.external(dataset, size=asked["size"], resize=asked["resize"], class_names=content["class_names"],
-                            root=options["root"] and Path(options["root"]))
+    data = loader.external(dataset, size=input_["size"], resize=input_["resize"], class_names=content["class_names"],
+                           root=options["root"] and Path(options["root"]))
     try:
         splits.refuse_leak(setup.seen(content, file), data, str(file))
     except UserError as error:
@@ -39,6 +39,6 @@ def score(folder, options, registry):
     path = Path(folder) / "predictions" / f"{name}.npz"
     groups = [f"{name}/{group}" for group in data.groups] if data.grouped else [""] * len(data.ids)
     write_npz(path, ids=np.array([f"{name}/{i}" for i in data.ids]), labels=data.labels,
-                   logits=loop.predict(network, data, "test", device), groups=np.array(groups),
-                   class_names=np.array(data.class_names))
+              logits=loop.predict(network, data, "test", device), groups=np.array(groups),
+              class_names=np.array(data.class_names))
     return path

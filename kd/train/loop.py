@@ -1,4 +1,4 @@
-"""The whole of distillation, from a batch of images to the epoch whose weights are kept: read `train` from the top.
+"""The whole of distillation, from a batch of images to the epoch whose weights are kept. Read `train` from the top.
 
 Machinery stands elsewhere: kd/train/step.py prepares networks, objective and optimiser, kd/train/engine.py writes the
 run's files and resumes it, kd/train/distributed.py adds up what several processes compute.

@@ -1,4 +1,4 @@
-"""Around networks: the stem for small images, pretrained weights, and reading stages."""
+"""Stems, feature extraction, folding of batch normalisation, devices, size and cost of a network."""
 
 from dataclasses import dataclass
 
@@ -13,27 +13,25 @@ from kd.image import MEAN, STD
 
 @dataclass
 class Network:
-    """A model with its registered name, and what the registry knows of its inside and its input.
-
-    mean, std: by channel, of pixels in [0, 1], as its weights expect them. fingerprint: of the weights that it came with, where it came from a checkpoint.
-    """
+    """A model with its registered name, its stages and head as the registry names them, and its normalisation."""
 
     model: torch.nn.Module
     arch: str
     stem: str
-    stages: tuple = ()
-    head: str = None
-    fingerprint: str = None
-    mean: tuple = MEAN
+    stages: tuple = ()       # module paths; empty where they are not known
+    head: str = None         # module path of the last linear layer; None where it is not known
+    fingerprint: str = None  # of the weights of the checkpoint that the model comes from, if it comes from one
+    mean: tuple = MEAN       # of the three channels of pixels in [0, 1], as its weights expect them
     std: tuple = STD
 
 
-SMALL = 32  # inputs up to this many pixels keep their resolution in the first stage
+SMALL = 32  # px: inputs up to this size are not reduced before the first stage
 
 
 def resolve_stem(stem, size, small=True):
-    """`auto` is `small` up to 32 px, where an ImageNet stem leaves one pixel in the last stage.
+    """The stem, "small" or "imagenet", for inputs of `size` px; a stem other than "auto" is returned as it is.
 
+    "auto" is the small stem up to 32 px, where an ImageNet stem leaves one pixel in the last stage.
     small: whether the architecture has a small stem.
     """
     if stem != "auto":
@@ -42,23 +40,23 @@ def resolve_stem(stem, size, small=True):
 
 
 def unit_stride(*convolutions):
-    """Let these convolutions keep their resolution."""
+    """Set the stride of convolutions to 1, in place, so that they keep the resolution."""
     for convolution in convolutions:
         convolution.stride = (1, 1)
 
 
 class _Tracer(torch.fx.Tracer):
-    """Convolutions of any kind are one step, whatever their forward does."""
+    """Traces each convolution as one call, also one of a subclass with a forward of its own."""
 
     def is_leaf_module(self, module, path):
         return isinstance(module, torch.nn.Conv2d) or super().is_leaf_module(module, path)
 
 
 def fold_batch_norm(model):
-    """Put each batch normalisation that follows a convolution into that convolution, in place; for eval mode alone.
+    """Fold each batch normalisation after a convolution into that convolution, in place; for eval mode only.
 
-    The network computes the same with fewer passes over memory (Jacob et al. 2018, 1712.05877, sec. 3.2).
-    Where its graph cannot be followed it is left as it is. Returns the number of folded layers.
+    The model computes the same with fewer passes over memory (Jacob et al. 2018, 1712.05877, sec. 3.2). A model that
+    torch.fx cannot trace is left unchanged. Returns the number of folded layers.
     """
     modules = dict(model.named_modules())
     try:
@@ -69,63 +67,73 @@ def fold_batch_norm(model):
     folded = 0
     for node in nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
-        if (getattr(before, "op", None) == "call_module" and isinstance(modules[node.target], torch.nn.BatchNorm2d)
-                and isinstance(modules[before.target], torch.nn.Conv2d) and len(before.users) == 1
-                and calls.count(node.target) == calls.count(before.target) == 1):
-            for path, new in ((before.target, fuse_conv_bn_eval(modules[before.target], modules[node.target])),
-                              (node.target, torch.nn.Identity())):
-                parent, _, name = path.rpartition(".")
-                setattr(model.get_submodule(parent), name, new)
+        if getattr(before, "op", None) != "call_module":
+            continue
+        convolution, norm = modules[before.target], modules[node.target]
+        if not isinstance(convolution, torch.nn.Conv2d) or not isinstance(norm, torch.nn.BatchNorm2d):
+            continue
+        if len(before.users) == 1 and calls.count(node.target) == calls.count(before.target) == 1:
+            _replace(model, before.target, fuse_conv_bn_eval(convolution, norm))
+            _replace(model, node.target, torch.nn.Identity())
             folded += 1
     return folded
 
 
-class FeatureExtractor:
-    """Runs a network and keeps what passed its stages and went into its head.
+def _replace(model, path, module):
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
 
-    stages: module paths whose outputs [N, C, H, W] are kept in `features`.
-    head: module path whose input [N, D] is kept in `pooled`.
-    compiled: the number of images for which the network is compiled, in each of its modes; other numbers run as they are.
-    Nothing is kept when the network is called by itself.
+
+class FeatureExtractor:
+    """Runs a model and keeps, by forward hooks, the features of its stages and the pooled input of its head.
+
+    stages: module paths whose outputs [N, C, H, W] are in `features` after a call. head: module path whose input
+    [N, D] is in `pooled`. compiled: the batch size for which the model is compiled; batches of other sizes run
+    without compilation. A call of the model itself keeps nothing.
     """
 
     def __init__(self, model, stages=(), head=None, compiled=None):
-        self.model, self.features, self.pooled, self._reading = model, [], None, False
-        self._size, self._compiled = compiled, torch.compile(self._look, dynamic=False) if compiled else None
+        self.model, self.features, self.pooled, self._extracting = model, [], None, False
+        self._compiled_batch = compiled
+        self._compiled_forward = torch.compile(self._forward, dynamic=False) if compiled else None
         modules = dict(model.named_modules())
         self._hooks = [modules[path].register_forward_hook(self._keep_feature) for path in stages]
         if head is not None:
             self._hooks.append(modules[head].register_forward_pre_hook(self._keep_pooled))
 
     def close(self):
-        """Leave the network as it was."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
     def _keep_feature(self, module, inputs, output):
-        if self._reading:
+        if self._extracting:
             self.features.append(output)
 
     def _keep_pooled(self, module, inputs):
-        if self._reading:
+        if self._extracting:
             self.pooled = inputs[0].flatten(1)
 
-    def _look(self, images):
+    def _forward(self, images):
         self.features = []
         return self.model(images), self.features, self.pooled
 
     def __call__(self, images):
-        self._reading = True
+        """Logits [N, C] of normalised images [N, 3, H, W]; sets `features` and `pooled`."""
+        self._extracting = True
         try:
-            look = self._compiled if len(images) == self._size else self._look
-            logits, self.features, self.pooled = look(images)
+            forward = self._compiled_forward if len(images) == self._compiled_batch else self._forward
+            logits, self.features, self.pooled = forward(images)
             return logits
         finally:
-            self._reading = False
+            self._extracting = False
 
 
 def device(name):
-    """The torch.device of this name; `auto` is the fastest kind here, and one that is not here an error."""
+    """The torch.device called `name`. "auto" is cuda, mps or cpu, the first that is available.
+
+    Raises UserError for a device that is not available.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     elif name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
@@ -134,18 +142,22 @@ def device(name):
 
 
 def check_compiler(device):
-    """An error where torch.compile cannot work: a few lines are compiled and run."""
+    """Compile and run a small function on a device; raises UserError where torch.compile cannot work."""
     try:
         torch.compile(lambda x: (x * x).relu())(torch.ones(8, device=device))
     except Exception as error:  # each backend has errors of its own
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"torch.compile finds nothing to compile with: {reason[:200]}",
-                        "On a CPU it needs a C++ compiler (g++, clang, or Visual Studio's Build Tools), on a GPU triton; "
-                        "or do not ask for it.") from error
+        raise UserError(
+            f"torch.compile finds nothing to compile with: {reason[:200]}",
+            "On a CPU it needs a C++ compiler (g++, clang, or Visual Studio's Build Tools), on a GPU triton; "
+            "or do not ask for it.") from error
 
 
 def check_input(model, arch, size, classes):
-    """Run one batch through a new network; one that cannot take `size` px, or gives no logits, is an error here."""
+    """Run two images of `size` px through a model; raises UserError if it fails or returns no logits [2, classes].
+
+    arch: the name of the architecture for the message.
+    """
     training = model.training
     model.eval()
     try:
@@ -158,22 +170,22 @@ def check_input(model, arch, size, classes):
     finally:
         model.train(training)
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
-        shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise UserError(f"{arch} gives {shape} for two images, not logits [2, {classes}]",
+        output = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise UserError(f"{arch} gives {output} for two images, not logits [2, {classes}]",
                         "An architecture returns one number for each image and class.")
 
 
 def parameters(model):
-    """Number of parameters, buffers not counted."""
+    """Number of parameters; buffers are not counted."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def size_in_bytes(model):
-    """Bytes of all parameters and buffers, as they are in memory."""
+    """Bytes of all parameters and buffers in memory."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
-MAC_OPERATIONS = ("aten.convolution", "aten.addmm", "aten.mm")  # what convolutions and linear layers call
+MAC_OPERATIONS = ("aten.convolution", "aten.addmm", "aten.mm")  # of convolutions and linear layers
 
 
 def count_macs(model, size):
@@ -184,9 +196,15 @@ def count_macs(model, size):
     """
     training = model.training
     device = next(model.parameters()).device
-    try:  # with gradients, since transformers take one fused operation without
+    try:  # with gradients, because transformers use one fused operation without them
         with torch.enable_grad(), FlopCounterMode(display=False) as counter:
             model.eval()(torch.zeros(1, 3, size, size, device=device))
     finally:
         model.train(training)
-    return sum(flops for operation, flops in counter.get_flop_counts()["Global"].items() if str(operation) in MAC_OPERATIONS) // 2
+    flops = counter.get_flop_counts()["Global"]
+    return sum(count for operation, count in flops.items() if str(operation) in MAC_OPERATIONS) // 2
+
+
+def facts(model, size):
+    """{"parameters", "params_bytes", "macs"} of a model for images of `size` px."""
+    return {"parameters": parameters(model), "params_bytes": size_in_bytes(model), "macs": count_macs(model, size)}

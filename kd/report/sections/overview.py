@@ -1,4 +1,4 @@
-"""What was studied: who taught whom on which images, how each run went, and with which options."""
+"""The study itself: roles and data, training, methods; and what the other sections share."""
 
 import math
 from collections import Counter
@@ -22,19 +22,68 @@ from kd.report.blocks import (
 from kd.report.study_files import command_path
 from kd.text import format_count
 
-ROLE = {"teacher": "teacher", "alone": "student without a teacher", "student": "student with a teacher"}
-FILES = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8", "model.ts.pt": "TorchScript"}
-DRAWN = 8  # models; of more, the tables alone tell
+ROLES = {"teacher": "teacher", "alone": "student without a teacher", "student": "student with a teacher"}
+ROLE_DESCRIPTIONS = {
+    "teacher": "the large network that the students learn from",
+    "alone": "trained on the labels alone; the baseline that a student with a teacher is compared with",
+    "student": "trained on the outputs of the teacher, and on the labels where its objective has them",
+}
+FORMATS = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8", "model.ts.pt": "TorchScript"}
+PARTS = {"train": "train", "val": "validation", "test": "test"}
+MAX_DRAWN = 8  # models; the tables have all of them
+
+# Options of a run that say where it lies, or that stand elsewhere in the report.
+HIDDEN_OPTIONS = {"role", "formula", "seeds", "name", "study", "out", "student"}
+NETWORK_OPTIONS = ("arch", "parameters")
+
+
+# ---- shared by the sections
 
 
 def seed_name(run):
+    """`seed 0` of a Run in the folder seed_0."""
     return run.seed.replace("seed_", "seed ")
 
 
-def drawn(items):
-    """(the first DRAWN of them, a block that says what is left out)."""
-    left = len(items) - DRAWN
-    return items[:DRAWN], [aside(f"{format_count(left, 'more model')} not drawn; the tables have all of them.")] if left > 0 else []
+def seed_columns():
+    """The Columns `model` and `seed`, with which a table of runs begins."""
+    return [Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed")]
+
+
+def with_format(row):
+    """`row` of a CSV with the name of its `file`'s format as `format`."""
+    return {**row, "format": FORMATS.get(row["file"], row["file"])}
+
+
+def drawable(items):
+    """(the first MAX_DRAWN items, a list with the block that counts the others, or an empty one)."""
+    surplus = len(items) - MAX_DRAWN
+    if surplus <= 0:
+        return items, []
+    note = f"{format_count(surplus, 'more model')} not drawn; the tables have all of them."
+    return items[:MAX_DRAWN], [aside(note)]
+
+
+def responsive_figure(draw, *data, alt, caption="", role=""):
+    """The block of a figure that is drawn twice: wide, and narrow for a telephone.
+
+    draw: a function of kd/report/figures*.py that takes `narrow` after `data`. alt: the figure in words. role: of the
+    model that it is of, or "".
+    """
+    wide, narrow = (draw(*data, is_narrow, alt=alt) for is_narrow in (False, True))
+    return figure(wide, alt, caption, narrow, role)
+
+
+def merged(values):
+    """The distinct values as one text, in order of appearance."""
+    return "; ".join(dict.fromkeys(map(option_text, values)))
+
+
+def option_text(value):
+    """An option's value as text: a dash for nothing, commas between the items of a list."""
+    if value in (None, "", [], {}):
+        return "–"
+    return ", ".join(map(option_text, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 # ---- roles and data
@@ -43,213 +92,278 @@ def drawn(items):
 def lead(study):
     """One sentence about the data, for the top of the page."""
     if not study.runs:
-        return "Figures of another system: tables without the predictions that they are of."
-    data, split = study.first("environment").get("data", {}), study.first("split")
-    sizes = list(dict.fromkeys(f"{run.options['size']} × {run.options['size']} px" for run in study.runs if run.options.get("size")))
-    groups = len({row["group"] for row in split if row["group"]})
-    told = data.get("name") or study.first("options").get("data") or "a data set without a name"
-    told = f"{told}{' (synthetic)' if synthetic(study) else ''}: "
+        return "Figures of another system: tables without the predictions from which they were computed."
+    first, split = study.runs[0], study.first("split")
+    data = study.first("environment").get("data", {})
+    name = data.get("name") or study.first("options").get("data") or "a data set without a name"
+    mark = " (synthetic)" if synthetic(study) else ""
+    total, parts = "", f"{len(first.test.ids):,} test"
     if split:
-        told += format_count(len(split), "image") + (f" of {groups:,} lesions or patients" if 0 < groups < len(split) else "") + " in "
-    told += f"{len(study.runs[0].class_names)} classes; "
-    parts = Counter(row["split"] for row in split)
-    told += ", ".join(f"{parts[part]:,} {name}" for part, name in PARTS.items()) if split else (
-        f"{len(study.runs[0].test.ids):,} test")
-    return told + (f"; images of {' and '.join(sizes)}" if sizes else "") + "."
+        counts = Counter(row["split"] for row in split)
+        total = f"{image_count(split)} in "
+        parts = ", ".join(f"{counts[part]:,} {title}" for part, title in PARTS.items())
+    sizes = [run.options["size"] for run in study.runs if run.options.get("size")]
+    pixels = " and ".join(dict.fromkeys(f"{size} × {size} px" for size in sizes))
+    resolution = f"; images of {pixels}" if pixels else ""
+    return f"{name}{mark}: {total}{len(first.class_names)} classes; {parts}{resolution}."
 
 
-PARTS = {"train": "train", "val": "validation", "test": "test"}
+def image_count(split):
+    """`10,015 images of 7,470 lesions or patients`; the groups only where some have several images."""
+    groups = len({row["group"] for row in split if row["group"]})
+    count = format_count(len(split), "image")
+    return f"{count} of {groups:,} lesions or patients" if 0 < groups < len(split) else count
 
 
 def synthetic(study):
+    """Whether the images of a run were drawn by a program."""
     return any(run.environment.get("data", {}).get("synthetic") for run in study.runs)
 
 
 def roles(study):
-    return [
-        bullets([f"{names_of(study, kind)}: {told}" for kind, told in (
-            ("teacher", "the large network that the students learn from"),
-            ("alone", "trained on the labels alone; what a student with a teacher must be held against"),
-            ("student", "trained on what the teacher says, and on the labels where its objective has them")) if names_of(study, kind)]),
-        *[table("roles", "Who is who", [
-            Column("Model", "model", kind="model"), Column("Role", "role_name", kind="text"), Column("Architecture", "arch"),
-            Column("Parameters", "parameters", ",d"), Column("Seeds", "seeds", "d"), Column("Taught by", "teacher", kind="text"),
-            Column("Objective", "objective", kind="text")], [role_record(model, group) for model, group in study.models.items()])],
-        *split_table(study), *samples(study)]
-
-
-def names_of(study, kind):
-    return ", ".join(model for model, group in study.models.items() if group[0].kind == kind)
+    """Blocks: what each role means, the models with theirs, the split, and some test images with answers."""
+    items = []
+    for role, description in ROLE_DESCRIPTIONS.items():
+        names = ", ".join(model for model, group in study.models.items() if group[0].kind == role)
+        if names:
+            items.append(f"{names}: {description}")
+    columns = [
+        Column("Model", "model", kind="model"), Column("Role", "role_name", kind="text"),
+        Column("Architecture", "arch"), Column("Parameters", "parameters", ",d"), Column("Seeds", "seeds", "d"),
+        Column("Teacher", "teacher", kind="text"), Column("Objective", "objective", kind="text"),
+    ]
+    records = [role_record(model, group) for model, group in study.models.items()]
+    return [bullets(items), table("roles", "Roles of the models", columns, records), *split_table(study),
+            *samples(study)]
 
 
 def role_record(model, group):
+    """The record of a model. group: its Runs, a seed each; the first one's settings stand for all."""
     run = group[0]
     parameters = run.setting("parameters")
-    return {"model": model, "role": run.kind, "role_name": ROLE[run.kind], "arch": merged([run.setting("arch") or run.setting("student")]),
-            "parameters": parameters if isinstance(parameters, int) else None, "seeds": len(group),
-            "teacher": taught_by(run) if run.kind == "student" else "",
-            "objective": merged([run.setting("formula") for run in group])}
+    return {
+        "model": model, "role": run.kind, "role_name": ROLES[run.kind],
+        "arch": merged([run.setting("arch") or run.setting("student")]),
+        "parameters": parameters if isinstance(parameters, int) else None,
+        "seeds": len(group),
+        "teacher": teacher_name(run) if run.kind == "student" else "",
+        "objective": merged(run.setting("formula") for run in group),
+    }
 
 
-def taught_by(run):
-    """The name of its teacher, after that of the study where this is another."""
-    told = str(run.options.get("teacher") or "")
-    model = Path(told).parent
+def teacher_name(run):
+    """The name of the teacher of a Run; of a teacher of another study `study/name`."""
+    folder = str(run.options.get("teacher") or "")
+    model = Path(folder).parent
     if model.parent.name in ("", run.folder.resolve().parents[1].name):
-        return model.name or told
+        return model.name or folder
     return f"{model.parent.name}/{model.name}"
 
 
 def split_table(study):
+    """Blocks: the images of each class in training, validation and test."""
     split = study.first("split")
     if not split:
-        return missing("the data's split", "No run has split.csv: how many images and lesions each class has in training, and "
-                       "that no lesion is on both sides, cannot be told.")
+        return missing("the split of the data", "No run has split.csv. Without it, the number of images and lesions of "
+                       "each class in training is not known, nor whether one lesion is in two parts.")
     counts = Counter((row["label"], row["split"]) for row in split)
-    groups = {part: len({row["group"] or row.get("id") for row in split if row["split"] == part}) for part in PARTS}
     classes = [name for name in study.runs[0].class_names if any((name, part) in counts for part in PARTS)]
-    records = [{"class": name, **{part: counts[name, part] for part in PARTS},
-                "total": sum(counts[name, part] for part in PARTS)} for name in classes]
-    records.append({"class": "all", **{part: sum(counts[name, part] for name in classes) for part in PARTS},
-                    "total": sum(record["total"] for record in records)})
-    return [table("data", "Images a class; " + ", ".join(f"{groups[part]:,} groups (lesions, patients) in {name}"
-                                                          for part, name in PARTS.items()),
-                  [Column("Class", "class"), *(Column(name.capitalize(), part, ",d") for part, name in PARTS.items()),
-                   Column("All", "total", ",d")], records)]
+    records = []
+    for name in classes:
+        of_class = {part: counts[name, part] for part in PARTS}
+        records.append({"class": name, **of_class, "total": sum(of_class.values())})
+    sums = {key: sum(record[key] for record in records) for key in (*PARTS, "total")}
+    records.append({"class": "all", **sums})
+    groups = {part: set() for part in PARTS}
+    for row in split:
+        if row["split"] in groups:
+            groups[row["split"]].add(row["group"] or row.get("id"))
+    group_counts = [f"{len(groups[part]):,} groups (lesions, patients) in {title}" for part, title in PARTS.items()]
+    part_columns = [Column(title.capitalize(), part, ",d") for part, title in PARTS.items()]
+    columns = [Column("Class", "class"), *part_columns, Column("All", "total", ",d")]
+    return [table("data", f"Images of each class; {', '.join(group_counts)}", columns, records)]
 
 
 def samples(study):
-    """Some test images, and what each model answers."""
-    held = study.first("samples")
-    if not held:
+    """Blocks: some test images, and the answer of each model's first seed."""
+    images = study.first("samples")
+    if not images:
         return missing("test images", "No run has samples.npz.")
-    models = [group[0] for group in study.models.values()][:DRAWN]
-    answers = [dict(zip(map(str, run.test.ids), zip(run.test.labels, run.test.probabilities.argmax(axis=1)))) for run in models]
-    shown = []
-    for name, image in zip(map(str, held["ids"]), held["images"]):
-        said = []
-        for run, answer in zip(models, answers):
-            if name in answer:
-                true, predicted = (run.class_names[k] for k in answer[name])
-                said.append((true == predicted, predicted, run.model))
-        if said:
-            alt = f"Test image {name}, true class {true}. " + "; ".join(
-                f"{model}: {answer} ({'right' if right else 'wrong'})" for right, answer, model in said) + "."
-            shown.append(picture(figures.thumbnail(image), alt, true, said))
-    if not shown:
+    runs = [group[0] for group in study.models.values()][:MAX_DRAWN]
+    answers = [answers_by_image(run) for run in runs]
+    items = []
+    for name, image in zip(map(str, images["ids"]), images["images"]):
+        lines = []
+        for run, of_run in zip(runs, answers):
+            if name in of_run:
+                true, answer = of_run[name]
+                lines.append((true == answer, answer, run.model))
+        if lines:
+            items.append(picture(figures.thumbnail(image), sample_alt(name, true, lines), true, lines))
+    if not items:
         return []
-    return [heading("Test images"), aside("Under each image its true class, then what each model (its first seed) answers: "
-                                          "✓ right, ✗ wrong."), grid(shown)]
+    note = "Under each image its true class, then what each model (its first seed) answers: ✓ right, ✗ wrong."
+    return [heading("Test images"), aside(note), grid(items)]
+
+
+def answers_by_image(run):
+    """{image id: (true class, predicted class)} of a Run's test images, classes by name."""
+    classes = zip(run.test.labels, run.test.probabilities.argmax(axis=1))
+    names = [(run.class_names[true], run.class_names[predicted]) for true, predicted in classes]
+    return dict(zip(map(str, run.test.ids), names))
+
+
+def sample_alt(name, true, lines):
+    """A test image in words. lines: (whether the answer is right, answer, model)."""
+    answers = [f"{model}: {answer} ({'right' if right else 'wrong'})" for right, answer, model in lines]
+    return f"Test image {name}, true class {true}. {'; '.join(answers)}."
 
 
 # ---- training
 
 
 def training(study):
+    """Blocks: the curves of each model over its epochs, and the best epoch of each run."""
     trained = [run for run in study.runs if run.history]
     if not trained:
         return missing("training curves", "No run has history.csv.")
-    scores = [row["val_macro_f1"] for run in trained for row in run.history]
-    top = min(1, math.ceil(10 * max([s for s in scores if math.isfinite(s)], default=1) + .5) / 10)
-    last = max(row["epoch"] for run in trained for row in run.history)
-    records = [{"model": run.model, "role": run.kind, "seed": run.seed, "epochs": len(run.history),
-                "best_epoch": None if run.best_epoch is None else int(run.history[run.best_epoch]["epoch"]),
-                "best_val_macro_f1": None if run.best_epoch is None else run.history[run.best_epoch]["val_macro_f1"],
-                "seconds": sum(row["seconds"] for row in run.history)} for run in trained]
-    models, more = drawn([(model, [run for run in group if run.history]) for model, group in study.models.items()
-                          if any(run.history for run in group)])
-    shown = []
-    for model, group in models:
-        lines = [(seed_name(run), *([row[key] for row in run.history] for key in ("epoch", "loss", "val_macro_f1")), run.best_epoch)
-                 for run in group]
-        alt = f"Training of {model}: validation macro-F1 and training loss by epoch. " + "; ".join(
-            f"{name}: best {scores[best]:.3f} at epoch {epochs[best]:g}" for name, epochs, _, scores, best in lines if best is not None)
-        shown.append(figure(figures.curves(lines, group[0].kind, top, last, alt=alt), alt, model, role=group[0].kind))
-    return [aside("A line a seed; the mark is its best epoch, whose weights are the ones evaluated. The losses of different "
-                  "objectives have different scales."), grid(shown), *more,
-            table("training", "Epochs with the highest macro-F1 on validation; time is the sum of the epochs on the machine named "
-                  "under Methods", [Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), Column("Epochs", "epochs", "d"),
-                                    Column("Best epoch", "best_epoch", "d"), Column("Validation macro-F1 there", "best_val_macro_f1"),
-                                    Column("Training time", "seconds", "duration")], records)]
+    rows = [row for run in trained for row in run.history]
+    scores = [row["val_macro_f1"] for row in rows if math.isfinite(row["val_macro_f1"])]
+    top = min(1, math.ceil(10 * max(scores, default=1) + .5) / 10)
+    last = max(row["epoch"] for row in rows)
+    by_model = {}
+    for run in trained:
+        by_model.setdefault(run.model, []).append(run)
+    models, surplus = drawable(list(by_model.items()))
+    curves = [training_figure(model, group, top, last) for model, group in models]
+    columns = [
+        *seed_columns(), Column("Epochs", "epochs", "d"), Column("Best epoch", "best_epoch", "d"),
+        Column("Validation macro-F1 there", "best_val_macro_f1"), Column("Training time", "seconds", "duration"),
+    ]
+    caption = ("Epochs with the highest macro-F1 on validation; time is the sum of the epochs on the machine named "
+               "under Methods")
+    return [aside("One line for each seed; the mark is its best epoch, whose weights were evaluated. The losses of "
+                  "different objectives have different scales."),
+            grid(curves), *surplus, table("training", caption, columns, [training_record(run) for run in trained])]
+
+
+def training_record(run):
+    """The record of a Run with `history`: its best epoch, and the seconds of all epochs."""
+    best = {} if run.best_epoch is None else run.history[run.best_epoch]
+    return {
+        "model": run.model, "role": run.kind, "seed": run.seed, "epochs": len(run.history),
+        "best_epoch": int(best["epoch"]) if best else None, "best_val_macro_f1": best.get("val_macro_f1"),
+        "seconds": sum(row["seconds"] for row in run.history),
+    }
+
+
+def training_figure(model, group, top, last):
+    """The curves of a model's seeds. top: of the axis of macro-F1; last: the last epoch of the study."""
+    lines, best_epochs = [], []
+    for run in group:
+        epochs, losses, scores = ([row[key] for row in run.history] for key in ("epoch", "loss", "val_macro_f1"))
+        best = run.best_epoch
+        lines.append((seed_name(run), epochs, losses, scores, best))
+        if best is not None:
+            best_epochs.append(f"{seed_name(run)}: best {scores[best]:.3f} at epoch {epochs[best]:g}")
+    alt = f"Training of {model}: validation macro-F1 and training loss by epoch. {'; '.join(best_epochs)}"
+    role = group[0].kind
+    return figure(figures.curves(lines, role, top, last, alt=alt), alt, model, role=role)
 
 
 # ---- methods
 
 
 def methods(study):
-    # Where a run lies and what is said elsewhere in the report are no options that matter here.
-    hidden = {"role", "formula", "seeds", "name", "study", "out", "student"}
-    of_model = ["arch", "parameters"]
-    keys = [key for key in dict.fromkeys([*of_model, *(key for run in study.runs for key in run.options)]) if key not in hidden]
-    values = {key: [merged(f"{run.setting(key):,}" if type(run.setting(key)) is int and key in of_model
-                           else run.setting(key) for run in group) for group in study.models.values()]
-              for key in keys if any(run.setting(key) is not None for run in study.runs) or key not in of_model}
-    differing = {key: row for key, row in values.items() if len(set(row)) > 1}
+    """Blocks: options, environment, statistics, and the commands that repeat the study."""
+    values = option_values(study)
+    differing = {option: texts for option, texts in values.items() if len(set(texts)) > 1}
+    common = {option: texts[0] for option, texts in values.items() if option not in differing}
     blocks = []
     if differing:
-        columns = [Column("Option", "option"), *(Column(model, f"{k}", kind="text") for k, model in enumerate(study.models))]
-        records = [{"option": key, **{f"{k}": value for k, value in enumerate(row)}} for key, row in differing.items()]
-        export = [{"option": key, **dict(zip(study.models, row))} for key, row in differing.items()]
+        columns = [Column("Option", "option")]
+        columns += [Column(model, f"{k}", kind="text") for k, model in enumerate(study.models)]
+        records, export = [], []
+        for option, texts in differing.items():
+            records.append({"option": option, **{f"{k}": text for k, text in enumerate(texts)}})
+            export.append({"option": option, **dict(zip(study.models, texts))})
         blocks.append(table("options", "Options that differ", columns, records, export))
-    common = {key: row[0] for key, row in values.items() if len(set(row)) == 1}
     if common:
         blocks += [heading("Options of all runs"), facts(common.items())]
     return [*blocks, *environment(study), *statistics(study), *commands(study)]
 
 
+def option_values(study):
+    """{option: [its text for each model]}, without the HIDDEN_OPTIONS."""
+    values = {}
+    for option in dict.fromkeys([*NETWORK_OPTIONS, *(option for run in study.runs for option in run.options)]):
+        is_known = any(run.setting(option) is not None for run in study.runs)
+        if option in HIDDEN_OPTIONS or option in NETWORK_OPTIONS and not is_known:
+            continue
+        values[option] = []
+        for group in study.models.values():
+            settings = [run.setting(option) for run in group]
+            if option in NETWORK_OPTIONS:
+                settings = [f"{value:,}" if type(value) is int else value for value in settings]
+            values[option].append(merged(settings))
+    return values
+
+
 def environment(study):
-    held = [flat(run.environment) for run in study.runs if run.environment]
-    if not held:
-        return missing("the environment", "No run has environment.json: on which machine and with which versions is not known.")
-    started = sorted(str(e.pop("started")) for e in held if e.get("started"))
-    keys = dict.fromkeys(key for one in held for key in one if key not in ("role", "formula", "arch", "parameters"))
-    pairs = [(key, merged(one.get(key) for one in held)) for key in keys]
+    """Blocks: the machine and the versions of all runs."""
+    records = [flattened(run.environment) for run in study.runs if run.environment]
+    if not records:
+        return missing("the environment", "No run has environment.json: the machine and the versions are not known.")
+    started = sorted({str(record.pop("started")) for record in records if record.get("started")})
+    elsewhere = ("role", "formula", *NETWORK_OPTIONS)
+    keys = dict.fromkeys(key for record in records for key in record if key not in elsewhere)
+    pairs = [(key, merged(record.get(key) for record in records)) for key in keys]
     if started:
-        pairs.append(("started", started[0] if len(set(started)) == 1 else f"{started[0]} to {started[-1]}"))
+        pairs.append(("started", started[0] if len(started) == 1 else f"{started[0]} to {started[-1]}"))
     return [heading("Environment"), facts(pairs)]
 
 
+def flattened(environment):
+    """A nested mapping as a flat one; the class list is not a property of the machine."""
+    flat = {}
+    for key, value in environment.items():
+        if isinstance(value, dict):
+            flat |= {f"{key} {inner}": item for inner, item in value.items() if inner != "classes"}
+        else:
+            flat[key] = value
+    return flat
+
+
 def statistics(study):
-    conventions = {}
+    """Blocks: how intervals were computed, as metrics.json states it."""
+    runs_of = {}
     for run in study.runs:
-        if run.evaluation and run.evaluation.get("conventions"):
-            key = tuple((key, merged([value])) for key, value in run.evaluation["conventions"].items())
-            conventions.setdefault(key, []).append(run)
-    if not conventions:
-        return missing("how intervals were made", "No metrics.json says.")
+        conventions = run.evaluation and run.evaluation.get("conventions")
+        if conventions:
+            pairs = tuple((key, merged([value])) for key, value in conventions.items())
+            runs_of.setdefault(pairs, []).append(run)
+    if not runs_of:
+        return missing("how intervals were computed", "No metrics.json states it.")
     blocks = [heading("Statistics"), paragraph(
-        "Intervals are bootstrap intervals. What is resampled are the clusters named here: whole groups (lesions, patients) where "
-        "the data name them, else images. Over several seeds an interval carries both sources, images and seeds.")]
-    for held, group in conventions.items():
-        if len(conventions) > 1:
-            blocks.append(aside("Of " + ", ".join(f"{run.model} {seed_name(run)}" for run in group)))
-        blocks.append(facts(held))
+        "Intervals are bootstrap intervals. The bootstrap resamples the clusters named here: whole groups (lesions, "
+        "patients) where the data name them, else images. Over several seeds an interval covers both sources of "
+        "variation, images and seeds.")]
+    for pairs, runs in runs_of.items():
+        if len(runs_of) > 1:
+            names = ", ".join(f"{run.model} {seed_name(run)}" for run in runs)
+            blocks.append(aside(f"Of {names}"))
+        blocks.append(facts(pairs))
     return blocks
 
 
 def commands(study):
+    """Blocks: the commands that train, evaluate and report the study again."""
+    lines = []
+    for run in study.runs:
+        if run.options:
+            script = "train_teacher.py" if run.kind == "teacher" else "distill.py"
+            lines.append(f"python {script} --config {command_path(run.folder / 'config.yaml')}")
     root = command_path(Path(*study.runs[0].folder.parts[:-2]))
-    lines = [f"python {'train_teacher.py' if run.kind == 'teacher' else 'distill.py'} --config "
-             f"{command_path(run.folder / 'config.yaml')}" for run in study.runs if run.options]
-    return [heading("Commands"), aside("Each run's config.yaml holds every option; these commands repeat the study."),
-            code("\n".join([*lines, f"python evaluate.py {root}", f"python report.py {root}"]))]
-
-
-def flat(mapping):
-    """A nested mapping as one; the class list is not a property of the machine."""
-    result = {}
-    for key, value in mapping.items():
-        if isinstance(value, dict):
-            result |= {f"{key} {inner}": item for inner, item in value.items() if inner != "classes"}
-        else:
-            result[key] = value
-    return result
-
-
-def merged(values):
-    """The different values as one text."""
-    def text(value):
-        if value in (None, "", [], {}):
-            return "–"
-        return ", ".join(map(text, value)) if isinstance(value, (list, tuple)) else str(value)
-    return "; ".join(dict.fromkeys(map(text, values)))
+    lines += [f"python evaluate.py {root}", f"python report.py {root}"]
+    note = "Each run's config.yaml holds every option; these commands repeat the study."
+    return [heading("Commands"), aside(note), code("\n".join(lines))]

@@ -1,128 +1,173 @@
-"""How good the models are on the test split, which student is best, and on what "best" rests."""
+"""Performance of the models on the test split, and the best student with the evidence for that choice."""
 
 import math
 
 from kd.report import figures
-from kd.report.blocks import Column, aside, figure, interval, missing, paragraph, spread, table
-from kd.report.sections.overview import seed_name
+from kd.report.blocks import Column, aside, interval, missing, paragraph, spread, table
+from kd.report.sections.overview import responsive_figure, seed_columns, seed_name
 from kd.text import format_bounds, format_count, format_metric, format_number, is_defined
 
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "weighted_f1": "Weighted F1",
            "balanced_accuracy": "Balanced accuracy", "macro_auroc": "Macro AUROC"}
-MOST = 24  # rows of the forest
+MAX_ROWS = 24  # of the forest
 
 
 def performance(study, compared):
+    """Blocks: the metrics of teachers and students, the best student, and each run with its interval."""
     if not study.firsts:
         return missing("performance", "No run was evaluated.", f"python evaluate.py {study.command}")
-    columns = [Column("Model", "model", kind="model"), *(interval(title, f"{name}_mean", name) for name, title in METRICS.items()),
-               Column("Seeds", "seeds", "d")]
-    records = {model: record(study, model) for model in study.evaluated}
-    lacking = [model for model, held in records.items() if held["seeds"] > 1 and not is_defined(held["macro_f1_mean"])]
-    blocks = [paragraph(majority(study))]
-    for name, caption, kinds in (("teacher_summary", "Teacher, test split", ("teacher",)),
-                                 ("students_summary", "Students, test split", ("alone", "student"))):
-        rows = [held for model, held in records.items() if held["role"] in kinds and model not in lacking]
+    records = [model_record(study, model) for model in study.evaluated]
+    without_mean = [
+        record["model"] for record in records if record["seeds"] > 1 and not is_defined(record["macro_f1_mean"])
+    ]
+    blocks = [paragraph(majority_sentence(study))]
+    for name, title, roles in (
+        ("teacher_summary", "Teacher", ("teacher",)), ("students_summary", "Students", ("alone", "student")),
+    ):
+        rows = [record for record in records if record["role"] in roles and record["model"] not in without_mean]
         if rows:
-            blocks.append(table(name, f"{caption}; {level(study)} intervals", columns, rows))
-    if lacking:
-        blocks += missing(f"the mean over seeds of {', '.join(lacking)}", "Its interval stands in seeds.json, which is not there or "
-                          "not of these runs.", f"python evaluate.py {study.command}")
-    blocks += [paragraph(sentence) for sentence in best_student(study, compared)]
-    blocks += [aside(undefined(study))] if undefined(study) else []
+            columns = [Column("Model", "model", kind="model")]
+            columns += [interval(metric, f"{key}_mean", key) for key, metric in METRICS.items()]
+            columns.append(Column("Seeds", "seeds", "d"))
+            blocks.append(table(name, f"{title}, test split; {level(study)} intervals", columns, rows))
+    if without_mean:
+        blocks += missing(f"the mean over seeds of {', '.join(without_mean)}",
+                          "Its interval is in seeds.json, which is missing or belongs to other runs.",
+                          f"python evaluate.py {study.command}")
+    blocks += map(paragraph, best_student(study, compared))
+    undefined = undefined_sentence(study)
+    if undefined:
+        blocks.append(aside(undefined))
     blocks += forest(study)
     if any(len(group) > 1 for group in study.models.values()):
-        blocks.append(table("seeds", "Each run, test split; intervals over its images alone", [
-            Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed"), *(interval(title, name) for name, title in METRICS.items())],
-            [{"model": run.model, "role": run.kind, "seed": run.seed,
-              **{key: value for name in METRICS for key, value in spread(name, run.metric(name)).items()}}
-             for run in study.runs if run.evaluation]))
+        blocks.append(seeds_table(study))
     return blocks
 
 
-def record(study, model):
-    """A model's row with the reference columns: a seed's figures, or means over seeds with both sources of chance."""
+def model_record(study, model):
+    """A model's row with the reference columns: a seed's metrics, or means whose intervals cover images and seeds."""
     group = study.models[model]
-    held = {"model": model}
+    record = {"model": model}
     for name in METRICS:
-        held.update(spread(name, study.over_seeds(model, name), "_mean"))
-    return {**held, "seeds": len(group), "role": group[0].kind,
-            "interval": "images and seeds" if len(group) > 1 else "images"}
+        record.update(spread(name, study.over_seeds(model, name), "_mean"))
+    sources = "images and seeds" if len(group) > 1 else "images"
+    return {**record, "seeds": len(group), "role": group[0].kind, "interval": sources}
+
+
+def seeds_table(study):
+    """The metrics of each evaluated Run, with intervals over its images."""
+    records = []
+    for run in study.runs:
+        if run.evaluation:
+            record = {"model": run.model, "role": run.kind, "seed": run.seed}
+            for name in METRICS:
+                record.update(spread(name, run.metric(name)))
+            records.append(record)
+    columns = [*seed_columns(), *(interval(title, name) for name, title in METRICS.items())]
+    return table("seeds", "Each run, test split; intervals over its images alone", columns, records)
 
 
 def level(study):
-    told = study.firsts[0].evaluation.get("conventions", {}).get("level")
-    return f"{100 * told:g}%" if told else "bootstrap"
+    """`95%`, the level of the intervals, or `bootstrap` where it is not known."""
+    percent = study.firsts[0].evaluation.get("conventions", {}).get("level")
+    return f"{100 * percent:g}%" if percent else "bootstrap"
 
 
-def majority(study):
+def majority_sentence(study):
+    """The metrics of the majority rule, which any model must beat."""
     run = study.firsts[0]
-    answer = run.evaluation.get("conventions", {}).get("majority_class")
-    held = [f"{METRICS[name][0].lower()}{METRICS[name][1:]} {format_metric(run.metric(name, 'majority'))}" for name in METRICS
-            if is_defined(run.metric(name, "majority")["value"])]
-    return (f"What any of these must beat: the majority rule, which gives every image the same answer{f', {answer}' if answer else ''} "
-            f"(the most frequent class of validation), has {', '.join(held)}.") if held else (
-            "The majority rule was not evaluated: what any model must beat is not known.")
+    metrics = []
+    for name, title in METRICS.items():
+        metric = run.metric(name, "majority")
+        if is_defined(metric["value"]):
+            metrics.append(f"{title[0].lower()}{title[1:]} {format_metric(metric)}")
+    if not metrics:
+        return "The majority rule, which any model must beat, was not evaluated."
+    majority_class = run.evaluation.get("conventions", {}).get("majority_class")
+    answer = f", {majority_class}" if majority_class else ""
+    return (f"Any model must beat the majority rule, which gives every image the same answer{answer} (the most "
+            f"frequent class of validation). It has {', '.join(metrics)}.")
 
 
-def undefined(study):
-    counts = {name: [run.metric(name)["undefined"] for run in study.runs if run.evaluation] for name in METRICS}
-    told = [f"{METRICS[name]} {' to '.join(dict.fromkeys(f'{n:g}' for n in (min(held), max(held))))}"
-            for name, held in counts.items() if any(held)]
-    return f"Resamples of a run in which a class was missing, so that the figure is undefined there: {', '.join(told)}." if told else ""
+def undefined_sentence(study):
+    """How many resamples left a metric undefined, fewest to most of a run; "" where none did."""
+    ranges = []
+    for name, title in METRICS.items():
+        counts = [run.metric(name)["undefined"] for run in study.runs if run.evaluation]
+        if any(counts):
+            ends = dict.fromkeys(f"{count:g}" for count in (min(counts), max(counts)))
+            ranges.append(f"{title} {' to '.join(ends)}")
+    if not ranges:
+        return ""
+    return ("Resamples of a run in which a class was missing, so that the figure is undefined there: "
+            f"{', '.join(ranges)}.")
 
 
 def forest(study):
-    several = {model: len(group) > 1 for model, group in study.models.items()}
-    rows = [(run.model + (f" · {seed_name(run)}" if several[run.model] else ""), run.kind,
-             *(run.metric("macro_f1")[key] for key in ("value", "lo", "hi"))) for run in study.runs if run.evaluation]
-    more = []
-    if len(rows) > MOST:
-        more = [aside(f"The first {MOST} of {len(rows)} runs are drawn; the tables have all of them.")]
-        rows = rows[:MOST]
-    line = study.firsts[0].metric("macro_f1", "majority")["value"]
-    reference = ("majority rule", line) if math.isfinite(line) else None
-    alt = "Macro-F1 on the test split with intervals. " + "; ".join(f"{name}: {format_number(value)} {format_bounds(lo, hi)}"
-                                                                      for name, _, value, lo, hi in rows)
-    wide, narrow = (figures.forest(rows, reference, shape, alt=alt) for shape in (False, True))
-    return [figure(wide, alt, f"Macro-F1 of each run, with its {level(study)} interval", narrow), *more]
+    """Blocks: macro-F1 of each run with its interval, beside that of the majority rule."""
+    rows, descriptions = [], []
+    runs = [run for run in study.runs if run.evaluation]
+    for run in runs[:MAX_ROWS]:
+        has_seeds = len(study.models[run.model]) > 1
+        label = f"{run.model} · {seed_name(run)}" if has_seeds else run.model
+        value, lo, hi = (run.metric("macro_f1")[key] for key in ("value", "lo", "hi"))
+        rows.append((label, run.kind, value, lo, hi))
+        descriptions.append(f"{label}: {format_number(value)} {format_bounds(lo, hi)}")
+    surplus = []
+    if len(runs) > MAX_ROWS:
+        surplus = [aside(f"The first {MAX_ROWS} of {len(runs)} runs are drawn; the tables have all of them.")]
+    majority = study.firsts[0].metric("macro_f1", "majority")["value"]
+    reference = ("majority rule", majority) if math.isfinite(majority) else None
+    alt = f"Macro-F1 on the test split with intervals. {'; '.join(descriptions)}"
+    caption = f"Macro-F1 of each run, with its {level(study)} interval"
+    return [responsive_figure(figures.forest, rows, reference, alt=alt, caption=caption), *surplus]
 
 
 # ---- the best student
 
 
 def ranked(study):
-    """[(validation macro-F1, model)] of the evaluated students, best first; of means over seeds."""
-    found = []
+    """The evaluated students, best first, by macro-F1 on validation; of means over seeds."""
+    scores = []
     for model, group in study.evaluated.items():
         values = [run.metric("macro_f1", "val")["value"] for run in group]
         if group[0].kind != "teacher" and all(map(math.isfinite, values)):
-            found.append((sum(values) / len(values), model))
-    return sorted(found, key=lambda pair: (-pair[0], pair[1]))
+            scores.append((-sum(values) / len(values), model))
+    return [model for _, model in sorted(scores)]
 
 
 def best_student(study, compared):
-    """Sentences about the student that validation puts first, and whether test tells it from the next."""
+    """Sentences about the student that validation puts first, and whether test distinguishes it from the next."""
     order = ranked(study)
     if len(order) < 2:
         return []
-    best, second = (model for _, model in order[:2])
-    sentences = [f"Best student: {best}, by macro-F1 on validation (next {second}), so that test has no say in the choice. On test it has "
-                 f"{format_metric(study.over_seeds(best, 'macro_f1'))}."]
+    best, second = order[:2]
+    on_test = {model: study.over_seeds(model, "macro_f1") for model in order}
+    choice = (f"Best student: {best}, by macro-F1 on validation (next {second}), so that the choice does not use the "
+              f"test split. On test it has {format_metric(on_test[best])}.")
     row = compared.difference(second, best) if compared else None
     if row and is_defined(row["lo"]):
-        apart = row["lo"] > 0 or row["hi"] < 0
-        sentences[0] += f" Its paired difference from {second} on test is {row['difference']:+.3f} {format_bounds(row['lo'], row['hi'], '+.3f')}" + (
-            ": test bears the choice out." if row["lo"] > 0 else
-            ": on test the other is the better one, so validation chose wrong." if apart else
-            ": the two are not distinguishable on test, and “best” rests on validation alone.")
-    tested = sorted(((study.over_seeds(model, "macro_f1")["value"], model) for _, model in order), reverse=True)
-    tested = [pair for pair in tested if is_defined(pair[0])]
-    if tested and tested[0][1] != best:
-        sentences.append(f"The highest macro-F1 on test is that of {tested[0][1]}, {format_metric(study.over_seeds(tested[0][1], 'macro_f1'))}; to choose it for that would be to "
-                         "choose on test.")
-    once = [model for model in (best, second) if len(study.models[model]) == 1]
-    if once:
-        sentences.append(f"{' and '.join(once)} {'has' if len(once) == 1 else 'have'} {format_count(1, 'seed')}: what training again would "
-                         "change is in no interval.")
+        choice += f" {choice_sentence(row, second)}"
+    sentences = [choice]
+    scores = sorted((metric["value"], model) for model, metric in on_test.items() if is_defined(metric["value"]))
+    highest = scores[-1][1] if scores else best
+    if highest != best:
+        sentences.append(f"The highest macro-F1 on test is that of {highest}, {format_metric(on_test[highest])}; to "
+                         "choose it for that would be to choose on test.")
+    single = [model for model in (best, second) if len(study.models[model]) == 1]
+    if single:
+        verb = "has" if len(single) == 1 else "have"
+        sentences.append(f"{' and '.join(single)} {verb} {format_count(1, 'seed')}: the intervals do not include the "
+                         "variation between training runs.")
     return sentences
+
+
+def choice_sentence(row, second):
+    """Whether the paired difference of the best student from the `second` confirms the choice on test."""
+    difference = f"{row['difference']:+.3f} {format_bounds(row['lo'], row['hi'], '+.3f')}"
+    verdict = "the two are not distinguishable on test, and “best” rests on validation alone"
+    if row["lo"] > 0:
+        verdict = "test confirms the choice"
+    elif row["hi"] < 0:
+        verdict = "on test the other is the better one, so validation chose wrong"
+    return f"Its paired difference from {second} on test is {difference}: {verdict}."

@@ -1,4 +1,4 @@
-"""What TensorBoard's event files hold, of our runs and of any other system, and what a person noted beside them."""
+"""TensorBoard's event files, of our runs and of any other system, and supplementary notes."""
 
 import base64
 import io
@@ -8,64 +8,80 @@ from kd.errors import UserError
 from kd.report import event_files, notes
 from kd.report.blocks import Column, aside, bullets, heading, missing, paragraph, picture, table
 
-PICTURES = 12  # images that a page shows
+MAX_PICTURES = 12  # on a page
 
 
 def boards(study):
-    """Sections' blocks: scalars (last, best, best step) and the last image of each tag."""
+    """Blocks: last, best and best step of each scalar, and the last image of each tag."""
     folders = event_folders(study)
     if not folders:
         return missing("TensorBoard scalars and images", "There are no event files (tb/ in a run's folder).")
-    problems, histories, pictures = [], {}, []
+    problems, histories, images = [], {}, {}
     try:
         for name, folder in folders.items():
-            histories[name], images = event_files.read(folder, problems)
-            pictures += [(name, tag, *steps[-1]) for tag, steps in images.items()]
+            histories[name], steps_by_tag = event_files.read(folder, problems)
+            for tag, steps in steps_by_tag.items():
+                step, data = steps[-1]
+                # Runs of one study log the same samples: they stand once, at their last place.
+                images[data] = images.pop(data, f"{name}: {tag}, step {step}")
     except UserError as error:
-        return missing("TensorBoard scalars and images", f"{error.message[0].upper()}{error.message[1:]}.", error.hint)
-    blocks = [paragraph("Not all of the event files could be read.", "note"), bullets(problems)] if problems else []
-    rows = event_files.table(histories)
-    if not rows:
-        blocks += missing("TensorBoard scalars", "The event files hold none that can be read.")
-    else:
-        blocks.append(table("scalars", "Last and best value of each scalar; best is the highest or lowest, as the tag says, at its first step",
-                            [Column("Run", "run", kind="text"), Column("Tag", "tag", kind="text"), Column("Last", "last", ".4g"),
-                             Column("Best", "best", ".4g"), Column("Best step", "best_step", "d")], rows))
-    different = list({held[-1]: held for held in reversed(pictures)}.values())[::-1]  # runs of one study log the same samples
-    shown = [item for item in map(logged, different[:PICTURES]) if item]
-    if shown:
-        blocks += [heading("Images"), *shown]
-    if len(different) > PICTURES:
-        blocks.append(aside(f"{len(different) - PICTURES} more images are in the event files."))
+        reason = f"{error.message[0].upper()}{error.message[1:]}."
+        return missing("TensorBoard scalars and images", reason, error.hint)
+    blocks = []
+    if problems:
+        blocks += [paragraph("Not all of the event files could be read.", "note"), bullets(problems)]
+    blocks += scalars(histories)
+    pictures = [logged_picture(data, caption) for data, caption in list(images.items())[:MAX_PICTURES]]
+    if any(pictures):
+        blocks += [heading("Images"), *filter(None, pictures)]
+    if len(images) > MAX_PICTURES:
+        blocks.append(aside(f"{len(images) - MAX_PICTURES} more images are in the event files."))
     return blocks
 
 
 def event_folders(study):
-    """{name: folder or file} of event files: each run's, and others at or below the study's folder."""
-    found = {f"{run.model}/{run.seed}": run.folder / "tb" for run in study.runs if any((run.folder / "tb").glob("*tfevents*"))}
-    own = {run.folder.resolve() for run in study.runs}
+    """{name: folder} of event files: each run's, and others at or below the study's folder."""
+    folders = {}
+    for run in study.runs:
+        if any((run.folder / "tb").glob("*tfevents*")):
+            folders[f"{run.model}/{run.seed}"] = run.folder / "tb"
+    run_folders = {run.folder.resolve() for run in study.runs}
     for file in sorted(study.path.rglob("*tfevents*")):
-        if file.is_file() and not own & set(file.resolve().parents):
-            found[file.parent.relative_to(study.path).as_posix() if file.parent != study.path else study.name] = file.parent
-    return found
+        if file.is_file() and not run_folders & set(file.resolve().parents):
+            name = study.name if file.parent == study.path else file.parent.relative_to(study.path).as_posix()
+            folders[name] = file.parent
+    return folders
 
 
-def logged(held):
-    """The block of (run, tag, step, bytes of a PNG or JPEG); None of what is no image."""
-    name, tag, step, data = held
-    src, caption = small(data), f"{name}: {tag}, step {step}"
-    return picture(src, f"Image logged by {caption}", caption) if src else None
+def scalars(histories):
+    """Blocks of {run: its scalars}, as event_files.read() returns them."""
+    rows = event_files.table(histories)
+    if not rows:
+        return missing("TensorBoard scalars", "The event files hold none that can be read.")
+    columns = [
+        Column("Run", "run", kind="text"), Column("Tag", "tag", kind="text"), Column("Last", "last", ".4g"),
+        Column("Best", "best", ".4g"), Column("Best step", "best_step", "d"),
+    ]
+    caption = ("Last and best value of each scalar; best is the highest or the lowest, depending on the tag, at its "
+               "first step")
+    return [table("scalars", caption, columns, rows)]
 
 
-def small(data, most=640):
-    """The bytes of an image as a PNG data URI of at most `most` px, or None."""
+def logged_picture(data, caption):
+    """The block of a PNG or JPEG; None where the bytes are no image."""
+    source = png_uri(data)
+    return picture(source, f"Image logged by {caption}", caption) if source else None
+
+
+def png_uri(data, limit=640):
+    """The bytes of a PNG or JPEG as the data URI of a PNG of at most `limit` px, or None where they are no image."""
     from PIL import Image
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
-            image.thumbnail((most, most))
+            image.thumbnail((limit, limit))
             file = io.BytesIO()
             image.convert("RGB").save(file, "PNG")
-    except Exception:  # bytes of strangers; a decoder raises anything
+    except Exception:  # a decoder raises anything on bytes from elsewhere
         return None
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
@@ -73,20 +89,23 @@ def small(data, most=640):
 # ---- notes
 
 
-def noted(paths):
-    """Blocks of notes: each file's name, then what stands in it."""
+def supplementary_notes(paths):
+    """Blocks: of each file of notes its name and its content."""
     if not paths:
         return missing("supplementary notes", "None were given (--notes FILE ...; Markdown, text or Word).")
     blocks = []
     for path in map(Path, paths):
-        blocks += [heading(path.name), *map(block_of_note, notes.read(path))]
+        blocks += [heading(path.name), *map(note_block, notes.read(path))]
     return blocks
 
 
-def block_of_note(block):
-    kind = block["kind"]
+def note_block(block):
+    """A block of the report for one of kd/report/notes.py."""
+    kind, caption = block["kind"], block.get("caption", "")
     if kind == "heading":
         return heading(block["text"], 3)
+    if kind == "paragraph":
+        return paragraph(block["text"])
     if kind == "bullet":
         return bullets([block["text"]])
     if kind == "note":
@@ -94,8 +113,11 @@ def block_of_note(block):
     if kind == "table":
         columns = [Column(str(title), str(k), "", kind="text") for k, title in enumerate(block["columns"])]
         records = [{str(k): str(text) for k, text in enumerate(row)} for row in block["rows"]]
-        return {"kind": "table", "name": "", "caption": block.get("caption", ""), "columns": columns, "records": records, "export": []}
+        # Not table(): an empty column stays, and there is no CSV.
+        return {"kind": "table", "name": "", "caption": caption, "columns": columns, "records": records, "export": []}
     if kind == "figure":
-        src, caption = small(block["png"]), block.get("caption", "")
-        return picture(src, caption or "A picture of the notes", caption) if src else aside("A picture of the notes cannot be shown.")
-    return paragraph(block["text"]) if kind == "paragraph" else block
+        source = png_uri(block["png"])
+        if not source:
+            return aside("A picture of the notes cannot be shown.")
+        return picture(source, caption or "A picture of the notes", caption)
+    return block

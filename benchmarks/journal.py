@@ -1,0 +1,55 @@
+"""Parts of training without a run folder: a kd.train.step.Step of two networks, and kd/train/loop.py for one epoch."""
+
+from unittest import mock
+
+import registry
+from kd import objective
+from kd.data import loader
+from kd.train import loop, networks, teacher_cache
+from kd.train.step import Step, memory_format
+
+
+class Epoch:
+    """Takes the place of kd.train.engine.Journal: a single epoch, without files."""
+
+    def __init__(self, number=1):
+        self.number = number
+
+    def epochs(self):
+        yield self.number
+
+    def best(self):
+        return 0.0
+
+    def step_done(self):
+        pass
+
+    def write(self, row, best):
+        pass
+
+
+def make_step(student, teacher, data, options, device, precision, targets_folder=None):
+    """The Step of a distillation: student and teacher on the device, the teacher folded as setup.load_teacher does.
+
+    targets_folder: where the teacher's targets of one view are, if they come from disk; call targets.build() for them.
+    """
+    networks.fold_batch_norm(teacher.model.eval())
+    for network in (student, teacher):
+        network.model.to(device, memory_format=memory_format(device))
+    terms = objective.plan(options, lambda name: registry.get("loss", name).make)
+    targets = None
+    if targets_folder:
+        targets = teacher_cache.Targets(targets_folder, teacher, data, 1, needs=objective.needed(terms),
+                                        precision=precision, kind=options["augment"], device=device)
+    return Step(student, teacher, terms, data, options, device, precision, targets)
+
+
+def train_on(batches, step, data, options):
+    """Train on `batches`, an iterator over (images, labels, index), with a Step; there is no validation."""
+    def batch_sizes(*_):
+        return [(0, options["batch"])] * options["steps"]
+
+    validation = {"val_loss": 0.0, "val_accuracy": 0.0, "val_macro_f1": 0.0}
+    with mock.patch.multiple(loader, batch_sizes=batch_sizes, training_batches=lambda *_, **options: batches), \
+            mock.patch.object(loop, "validate", lambda *_: validation):
+        loop.train(step, data, {**options, "epochs": 1}, 0, Epoch())
