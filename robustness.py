@@ -42,18 +42,18 @@ def main(argv=None):
     images = len(test.labels)
     test = scores.subset(test, scores.QUICK_IMAGES) if options.quick else test
     device = networks.device(options.device)
-    model_files = answers.each_subject(model_files, failed, lambda file: answers.load(file, registry, device))
+    model_files = answers.sound_files(model_files, failed, lambda file: answers.load(file, registry, device))
     groups = answers.group(model_files, registry, options.root, options.cache)
 
     # clean images first: a checkpoint that gives other answers than in training is not measured
     spent = {"corrupting": 0.0, "answering": 0.0}
     answers.answer(groups, [CLEAN], test.ids, suite, registry, spent)
-    model_files = answers.each_subject(model_files, failed, lambda file: answers.check_clean(file, test))
+    model_files = answers.sound_files(model_files, failed, lambda file: answers.check_clean(file, test))
     for run, error in failed.items():
         print(f"left out: {run}: {error.message}")
     models = [file.model for file in model_files]
     teacher = next((model for model in models if model.kind == "teacher" and model.file == "best.pt"), None)
-    baseline = answers.named(options.baseline, model_files).model if options.baseline else teacher
+    baseline = answers.model_file_of(options.baseline, model_files).model if options.baseline else teacher
 
     # each corrupted batch goes through all models
     groups = [(data, [file for file in members if file.folder not in failed]) for data, members in groups]
@@ -63,7 +63,7 @@ def main(argv=None):
     begin = time.perf_counter()
     tables = scores.measure(models, cells, test, replicates=options.replicates, suite=suite, teacher=teacher,
                             progress=progress_bar)
-    answers.tell_apart(model_files)  # not in the tables: a run's own table is of its study
+    answers.rename_namesakes(model_files)  # not in the tables: a run's own table is of its study
     summary = scores.summarise(models, cells, suite, baseline)
     spent["measuring"] = time.perf_counter() - begin
 

@@ -34,3 +34,11 @@ def test_training_is_one_function_of_about_sixty_lines():
     source = (ROOT / "kd/train/loop.py").read_text(encoding="utf-8")
     function = next(node for node in ast.parse(source).body if getattr(node, "name", None) == "train")
     assert function.end_lineno - function.body[0].end_lineno <= 65
+
+
+def test_the_readme_lists_every_module():
+    """A newcomer finds the place of a change in this list."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = readme[readme.index("    kd/      "):readme.index("Some commands:")].replace(",", " ").split()
+    modules = {path.stem for path in (ROOT / "kd").rglob("*.py") if "sections" not in path.parts} - {"__init__"}
+    assert modules <= set(listed)

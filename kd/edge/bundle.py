@@ -101,7 +101,8 @@ def card(run, model, exported):
     lines = [
         f"# {provenance['arch']}: {', '.join(exported.class_names)}",
         "",
-        "Research software, not a medical device: not approved for diagnosis, screening or any decision about a patient.",
+        "Research software, not a medical device: "
+        "not approved for diagnosis, screening or any decision about a patient.",
         "",
         "## The model",
         "",

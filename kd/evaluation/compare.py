@@ -1,7 +1,7 @@
 """Models compared on one test set: differences, what is retained of the reference, agreement, with intervals.
 
 Replicates are the same for all models, so that differences are paired. A model may have several seeds: its
-figures are means over them, and intervals and p-values carry the spread of seeds as well.
+figures are means over them, and intervals and p-values include the spread of seeds as well.
 """
 
 import dataclasses

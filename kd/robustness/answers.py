@@ -74,7 +74,7 @@ def find(paths):
     return list(model_files.values())
 
 
-def named(path, model_files):
+def model_file_of(path, model_files):
     """The ModelFile of the first file that `path` names."""
     file = find([path])[0].path.resolve()
     for model_file in model_files:
@@ -83,7 +83,7 @@ def named(path, model_files):
     raise UserError(f"{path} is left out, and nothing can be relative to it")
 
 
-def each_subject(model_files, failed, act):
+def sound_files(model_files, failed, act):
     """The ModelFiles of runs for which act(model_file) raises nothing; {run's folder: UserError} goes into `failed`.
 
     Where none is left, the error of the first is raised.
@@ -103,7 +103,7 @@ def each_subject(model_files, failed, act):
 def models_of(model_files, failed, targets=None):
     """(the ModelFiles of sound runs, with their models; the Predictions of the test images that all have in common).
 
-    failed: as of each_subject(). targets: classes whose thresholds are tested.
+    failed: as of sound_files(). targets: classes whose thresholds are tested.
     """
     def read(model_file):
         run = model_file.run
@@ -111,7 +111,7 @@ def models_of(model_files, failed, targets=None):
         temperature, points = scores.frozen(run.metrics, run.folder / "metrics.json", targets)
         model_file.model = scores.Model(run.model, run.seed, model_file.path.name, run.kind, temperature, points)
 
-    model_files = each_subject(model_files, failed, read)
+    model_files = sound_files(model_files, failed, read)
     first = model_files[0].run
     for run in [model_file.run for model_file in model_files]:
         reason = predictions.difference_between(first.test, run.test)
@@ -121,7 +121,7 @@ def models_of(model_files, failed, targets=None):
     return model_files, first.test
 
 
-def tell_apart(model_files):
+def rename_namesakes(model_files):
     """Models of one name in several studies are called STUDY/MODEL from here on."""
     owners = {(model_file.model.model, model_file.folder.resolve().parent) for model_file in model_files}
     if len(owners) > len({name for name, _ in owners}):
@@ -193,7 +193,7 @@ def answer(groups, cells, ids, suite, registry, spent):
 
 
 def example_rows(data, name, cells, registry):
-    """The rows of an example sheet: [(corruption, [(caption, pixels)])] of the test image `name`, clean, then each cell."""
+    """The rows of an example sheet, [(corruption, [(caption, pixels)])]: test image `name` clean, then each cell."""
     pixels = _pixels(data, _rows(data, np.array([name])))
     rows = {}
     for cell in cells:

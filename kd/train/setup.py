@@ -168,7 +168,7 @@ def _check_input(content, data, path, hint):
 
 
 def load_teacher(path, data, registry):
-    """The frozen network of a checkpoint, of the same classes and input as `data`. UserError otherwise, and on a leak."""
+    """The frozen network of a checkpoint. UserError on a leak, and where classes or input are not those of `data`."""
     network, content = load_network(path, registry, data.class_names)
     _check_input(content, data, f"the teacher {path}", "Teacher and student see the same pixels.")
     splits.refuse_leak(seen(content, path), data, f"the teacher {path}")
