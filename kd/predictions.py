@@ -13,8 +13,6 @@ from kd import metrics
 from kd.errors import UserError, listing
 from kd.files import read_csv, read_npz
 
-NEEDED = ("ids", "labels", "logits", "groups", "class_names")  # what training writes
-
 
 @dataclass
 class Predictions:
