@@ -82,8 +82,8 @@ def evaluate_run(folder, settings=protocol.Settings()):
 
 def show(evaluated, folders, options, next_step):
     """Print what was evaluated; write seeds.json, and metrics.json where --out says."""
-    seeds = protocol.over_seeds({path: one for path, one in evaluated.items() if path in folders})
-    results = {path: one.result for path, one in evaluated.items()}
+    seeds = protocol.over_seeds({path: of_path for path, of_path in evaluated.items() if path in folders})
+    results = {path: of_path.result for path, of_path in evaluated.items()}
     if len(results) > 1:
         print(terminal.study_table(results, seeds))
         if folders and next_step:
@@ -118,12 +118,12 @@ def compare_models(options, settings, files):
 
 
 def score(folders, options):
-    """Paths of predictions/NAME.npz, for which each run's best.pt is shown the data set --data."""
+    """Write each run's predictions/NAME.npz: the logits of best.pt on the data set --data. Returns the paths."""
     from kd.train import external  # torch; everything else here does without
     for file in options.plugin:
         registry.load_plugin(file)
-    asked = {"data": options.data, "root": options.root, "groups": options.groups}
-    return [external.score(folder, asked, registry) for folder in folders]
+    data_options = {"data": options.data, "root": options.root, "groups": options.groups}
+    return [external.score(folder, data_options, registry) for folder in folders]
 
 
 def parser():

@@ -181,17 +181,18 @@ def test_several_tests_of_one_hypothesis_give_twice_their_median():
 
 def test_the_table_of_a_study_is_written_whole_and_can_be_read(study, capsys):
     evaluate.main(["--compare", str(study), "--replicates", "200"])
-    shown = capsys.readouterr().out
-    assert max(map(len, shown.splitlines()[:-1])) <= 120
-    assert "less teacher_big" in shown and "less tiny_alone" in shown and "tiny_kd, 2 seeds" in shown
-    assert "not that of teacher_big, tiny_alone, with one seed alone" in shown
-    held = read_csv(study / "comparison.csv", compare.COLUMNS)
-    one = {row["metric"]: row for row in held if (row["reference"], row["model"]) == ("teacher_big", "tiny_kd")}
-    assert {"accuracy", "ece_calibrated", "f1/mel", "recall/mel", "agreement", "wrong_to_right", "mcnemar"} <= set(one)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines()[:-1])) <= 120
+    assert "less teacher_big" in printed and "less tiny_alone" in printed and "tiny_kd, 2 seeds" in printed
+    assert "not that of teacher_big, tiny_alone, with one seed alone" in printed
+    table = read_csv(study / "comparison.csv", compare.COLUMNS)
+    kd_rows = {row["metric"]: row for row in table if (row["reference"], row["model"]) == ("teacher_big", "tiny_kd")}
+    names = {"accuracy", "ece_calibrated", "f1/mel", "recall/mel", "agreement", "wrong_to_right", "mcnemar"}
+    assert names <= set(kd_rows)
     found = rows(compared(study)["pairs"][1])
-    assert float(one["macro_f1"]["difference"]) == pytest.approx(found["macro_f1"]["difference"], rel=1e-5)
-    assert (one["macro_f1"]["reference_seeds"], one["macro_f1"]["model_seeds"]) == ("1", "2")
-    assert "nan" not in json.dumps(held)
+    assert float(kd_rows["macro_f1"]["difference"]) == pytest.approx(found["macro_f1"]["difference"], rel=1e-5)
+    assert (kd_rows["macro_f1"]["reference_seeds"], kd_rows["macro_f1"]["model_seeds"]) == ("1", "2")
+    assert "nan" not in json.dumps(table)
 
 
 def test_part_of_a_study_does_not_replace_the_table_of_the_whole(study, tmp_path, capsys):

@@ -55,9 +55,11 @@ def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
     returned = evaluate.evaluate_run(run, FAST).result
     read = read_json(run / "metrics.json")
     assert read["test"] == json.loads(json.dumps(returned["test"]))
-    told = read["conventions"]
-    assert (told["level"], told["replicates"], told["clusters"], told["n_clusters"]) == (.95, 100, "group", 45)
-    assert (told["bins"], told["closed"], told["seed"]) == (15, "right", 0) and told["majority_class"] in NAMES
+    conventions = read["conventions"]
+    sample = [conventions[key] for key in ("level", "replicates", "clusters", "n_clusters")]
+    assert sample == [.95, 100, "group", 45]
+    assert (conventions["bins"], conventions["closed"], conventions["seed"]) == (15, "right", 0)
+    assert conventions["majority_class"] in NAMES
     assert read["class_names"] == NAMES
     assert read["split"]["val"] == {"images": 40, "groups": 20, "support": dict(zip(NAMES, (16, 16, 8)))}
     assert read["split"]["test"]["support"] == dict(zip(NAMES, (36, 36, 18)))

@@ -54,10 +54,10 @@ def score(run, root, *more):
 def test_every_image_goes_the_way_of_all_pixels(run, tmp_path, capsys):
     root = pictures(tmp_path / "clinic")
     score(run, root)
-    held = read_npz(run / "predictions" / "clinic.npz")
-    assert len(held["ids"]) == 12 and held["class_names"].tolist() == NAMES
+    arrays = read_npz(run / "predictions" / "clinic.npz")
+    assert len(arrays["ids"]) == 12 and arrays["class_names"].tolist() == NAMES
     model = save(run)
-    for name, label, logits in zip(held["ids"], held["labels"], held["logits"]):
+    for name, label, logits in zip(arrays["ids"], arrays["labels"], arrays["logits"]):
         prefix, folder, file = name.split("/")
         assert (prefix, folder) == ("clinic", NAMES[label])
         pixels = image.centre_crop(image.square((root / folder / file).read_bytes(), 36)[None], 32)[0] / 255
@@ -83,8 +83,8 @@ def test_what_was_chosen_on_the_runs_validation_is_tested_on_the_set(run, tmp_pa
 
 def test_classes_are_matched_by_name_and_may_be_fewer(run, tmp_path, capsys):
     score(run, pictures(tmp_path / "clinic", classes=[NAMES[2], NAMES[0]]))
-    held = read_npz(run / "predictions" / "clinic.npz")
-    assert sorted(set(held["labels"])) == [0, 2] and held["logits"].shape == (8, 3)
+    arrays = read_npz(run / "predictions" / "clinic.npz")
+    assert sorted(set(arrays["labels"])) == [0, 2] and arrays["logits"].shape == (8, 3)
     assert "No test image of mel" in capsys.readouterr().out
 
 
@@ -101,8 +101,8 @@ def test_of_a_set_with_official_splits_the_test_split_is_scored(run, tmp_path):
     for k, split in enumerate(splits.NAMES):
         pictures(tmp_path / "official" / split, each=2, seed=k)
     score(run, tmp_path / "official")
-    held = read_npz(run / "predictions" / "official.npz")
-    assert len(held["ids"]) == 6 and all(name.startswith("official/test/") for name in held["ids"])
+    arrays = read_npz(run / "predictions" / "official.npz")
+    assert len(arrays["ids"]) == 6 and all(name.startswith("official/test/") for name in arrays["ids"])
 
 
 def test_every_run_below_a_folder_is_scored(run, tmp_path, capsys):

@@ -51,15 +51,15 @@ def test_missing_stale_broken_and_unfinished_runs_are_named_and_the_rest_is_show
     root = write_study(tmp_path / "toy")
     (root / "small_kd/seed_0/metrics.json").unlink()
     (root / "small_kd/seed_1/history.csv").write_bytes(b"epoch,loss\n\xff\xfe")
-    held = read_json(root / "small_alone/seed_1/metrics.json")
-    held["test"]["accuracy"]["value"] -= .05
-    write_json(root / "small_alone/seed_1/metrics.json", held)
+    content = read_json(root / "small_alone/seed_1/metrics.json")
+    content["test"]["accuracy"]["value"] -= .05
+    write_json(root / "small_alone/seed_1/metrics.json", content)
     write_yaml(root / "small_kd_at/seed_0/config.yaml", {"role": "student"})
     page = paged(root)
     said = page.text.split("Findings in words")[0]
-    for told in ("small_kd/seed_0: not evaluated", "python evaluate.py", "small_kd/seed_1: broken: cannot read",
+    for problem in ("small_kd/seed_0: not evaluated", "python evaluate.py", "small_kd/seed_1: broken: cannot read",
                  "small_alone/seed_1: metrics.json does not belong", "small_kd_at/seed_0: not finished"):
-        assert told in said, told
+        assert problem in said, problem
     assert {model for (model,) in page.rows("teacher_summary")} == {
         "teacher_big"
     } and "students_summary" not in page.tables
@@ -69,9 +69,9 @@ def test_missing_stale_broken_and_unfinished_runs_are_named_and_the_rest_is_show
 
 def test_seeds_json_of_other_runs_is_left_out_and_the_means_are_named_as_missing(tmp_path):
     root = write_study(tmp_path / "toy")
-    held = read_json(root / "small_kd/seeds.json")
-    held["test"]["accuracy"]["values"][0] += .1
-    write_json(root / "small_kd/seeds.json", held)
+    content = read_json(root / "small_kd/seeds.json")
+    content["test"]["accuracy"]["values"][0] += .1
+    write_json(root / "small_kd/seeds.json", content)
     (root / "small_alone/seeds.json").unlink()
     page = paged(root)
     assert "seeds.json does not belong to the runs beside it" in page.text
@@ -135,11 +135,11 @@ def test_no_damaged_file_stops_the_report(two, name):
                 assert "a/seed_0: broken" in page.text and ("a", "0") not in page.rows("calibration")
             elif name in EXTRA:
                 assert len(page.rows("calibration")["a", "0"]["accuracy"]) == 3
-            told = page.text.partition("What is not shown")[2].partition("Findings in words")[0]
+            not_shown = page.text.partition("What is not shown")[2].partition("Findings in words")[0]
             harmless = (name, garbage) == ("config.yaml", b"")  # an empty one gives no option
             assert (
                 harmless
-                or path.name in told
+                or path.name in not_shown
                 or re.search(r"Not shown: (some of benchmark\.csv|robustness) of a/seed_0\.", page.text)
             ), garbage
     finally:
@@ -161,14 +161,15 @@ def test_a_file_that_is_not_there_is_done_without(two, name):
 def test_a_figure_without_an_interval_is_named_and_not_shown(two):
     path = two / "a/seed_0/metrics.json"
     kept = path.read_bytes()
-    held = read_json(path)
-    held["test"]["macro_f1"].update(lo=None, hi=None)
-    del held["test"]["ece"]["hi"]
-    point = next(point for point in held["operating_points"] if point["kind"] == "sensitivity")
+    content = read_json(path)
+    content["test"]["macro_f1"].update(lo=None, hi=None)
+    del content["test"]["ece"]["hi"]
+    point = next(point for point in content["operating_points"] if point["kind"] == "sensitivity")
     point["test"]["specificity"]["lo"] = None
-    bare = [held["test"]["macro_f1"]["value"], held["test"]["ece"]["value"], point["test"]["specificity"]["value"]]
+    metrics = content["test"]["macro_f1"], content["test"]["ece"], point["test"]["specificity"]
+    bare = [metric["value"] for metric in metrics]
     try:
-        write_json(path, held)
+        write_json(path, content)
         page = paged(two)
         assert "a/seed_0: not shown, for metrics.json gives no interval: macro_f1, ece. python evaluate.py" in page.text
         for table, column in (("students_summary", "macro_f1_mean"), ("calibration", "ece_uniform")):
