@@ -15,7 +15,7 @@ import report
 import train_teacher
 from kd import errors, objective, runs
 from kd.errors import UserError
-from kd.files import read_json, read_yaml
+from kd.run_folder import Run
 from kd.train import distributed, engine, setup, similarity, teacher_cache
 from kd.train.options import NO_EFFECT, to_arguments, training_parser
 from kd.train.step import dry_run
@@ -123,8 +123,7 @@ def study_teacher(study, options):
     Raises UserError where the study has several teachers, or an unfinished one that this command would not train.
     """
     candidates = sorted(study.glob("*/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
-    begun = [run for run in candidates
-             if (run / "environment.json").is_file() and read_json(run / "environment.json").get("role") == "teacher"]
+    begun = [run for run in candidates if Run(run).environment.get("role") == "teacher"]
     unfinished = [run for run in begun if (run / "last.pt").exists()]
     finished = [run for run in begun if runs.finished(run) and run not in unfinished]
     names = sorted({run.parent.name for run in finished})
@@ -156,9 +155,8 @@ def study_teacher(study, options):
 def next_command(study, folders):
     """The command that trains the first student without a teacher, or with one, where the study lacks it;
     else the command that compares the models."""
-    arch = read_json(folders[0] / "environment.json")["arch"]
-    config = folders[0] / "config.yaml"
-    options = read_yaml(config)
+    run = Run(folders[0])
+    arch, options, config = run.environment["arch"], run.options, run.folder / "config.yaml"
     baseline_method = objective.method({**options, "alpha": 1.0, "beta": 0.0})
     is_baseline = objective.method(options) == baseline_method
     baseline = f"{runs.safe(arch)}_{baseline_method}"

@@ -19,7 +19,7 @@ from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
 from kd.files import atomic, write_text
-from kd.report import figures_robustness
+from kd.report import figures, figures_robustness
 from kd.robustness import answers, scores, suites, terminal
 from kd.train import networks
 
@@ -208,8 +208,8 @@ def draw(folder, rows, kinds, example_rows):
     legible_rows, omissions = figures_robustness.legible(rows)
     curves_alt = " ".join([f"Macro-F1 over severity {alt}.", *omissions])
     try:
-        figures = {"curves": figures_robustness.curves(legible_rows, kinds, alt=curves_alt),
-                   "heatmap": figures_robustness.heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}.")}
+        drawings = {"curves": figures_robustness.curves(legible_rows, kinds, alt=curves_alt),
+                    "heatmap": figures_robustness.heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}.")}
         sheet = figures_robustness.sheet(example_rows())
     except UserError as error:
         print(f"no figures: {error.message}. {error.hint}")
@@ -217,9 +217,9 @@ def draw(folder, rows, kinds, example_rows):
     paths = [folder / f"{stem}_sheet.png"]
     with atomic(paths[0]) as file:
         file.write(sheet)
-    for name, svg in figures.items():
+    for name, svg in drawings.items():
         paths.append(folder / f"{stem}_{name}.svg")
-        write_text(paths[-1], figures_robustness.standalone(svg))
+        write_text(paths[-1], figures.standalone(svg))
     return paths
 
 

@@ -23,7 +23,7 @@ UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan, "undefined": 0}
 
 
 class _File:
-    """An attribute of Run: the content of one file, as `check` returns it; `empty` where there is no such file."""
+    """An attribute of a _Folder: the content of a file, as `check` returns it; `empty` where there is no such file."""
 
     def __init__(self, name, read, check=None, empty=None):
         self.name, self.read, self.check, self.empty = name, read, check, empty
@@ -34,22 +34,33 @@ class _File:
     def __get__(self, run, owner):
         if run is None:
             return self
-        if self.attribute not in run.parts:
-            run.parts[self.attribute] = self._content(run)
-        content = run.parts[self.attribute]
-        if isinstance(content, UserError):
-            raise content
-        return content
+        return run.once(self.attribute, lambda: self._content(run))
 
     def _content(self, run):
         path = run.folder / self.name
         if not path.exists():
             return self.empty
-        try:
-            content = self.read(path)
-            return self.check(run, path, content) if self.check else content
-        except UserError as error:
-            return error
+        content = self.read(path)
+        return self.check(run, path, content) if self.check else content
+
+
+class _Folder:
+    """A folder whose files are read once. parts: {key: content, or the UserError that reading it raised}."""
+
+    def __init__(self, folder):
+        self.folder, self.parts = Path(folder), {}
+
+    def once(self, key, read):
+        """What read() returns, or the UserError that it raises; it is called once for each key."""
+        if key not in self.parts:
+            try:
+                self.parts[key] = read()
+            except UserError as error:
+                self.parts[key] = error
+        content = self.parts[key]
+        if isinstance(content, UserError):
+            raise content
+        return content
 
 
 # ---- checks: each returns what a Run keeps of a file's content, or raises UserError
@@ -236,7 +247,7 @@ def _read_split(path):
 # ---- the run
 
 
-class Run:
+class Run(_Folder):
     """A seed's folder. study, model, seed: its names, read from its place in the tree.
 
     A file that does not exist is None, or an empty mapping or list; one that is damaged raises UserError.
@@ -257,9 +268,8 @@ class Run:
     robustness = _File("robustness.csv", read_csv, _rows_of(("tag",), ("macro_f1", "acc")), [])
 
     def __init__(self, folder):
-        self.folder = Path(folder)
+        super().__init__(folder)
         self.study, self.model, self.seed = runs.describe(folder)
-        self.parts = {}   # attribute -> content, or the UserError that reading it raised
         self.errors = {}  # attribute -> UserError, of what tolerate() has taken for missing
 
     def tolerate(self, *attributes):
@@ -372,29 +382,23 @@ def bounded(metric):
 # ---- files over runs
 
 
-class StudyFolder:
+class StudyFolder(_Folder):
     """What stands over the runs of a study: seeds.json of each model, comparison.csv, robustness_summary.csv.
 
     Each is read once. A file that does not exist is None or empty; one that is damaged raises UserError.
     """
 
-    def __init__(self, folder):
-        self.folder, self.contents = Path(folder), {}
-
-    def _once(self, name, read):
-        if name not in self.contents:
-            try:
-                self.contents[name] = read(self.folder / name) if (self.folder / name).exists() else None
-            except UserError as error:
-                self.contents[name] = error
-        content = self.contents[name]
-        if isinstance(content, UserError):
-            raise content
-        return content
+    comparison = _File("comparison.csv", lambda path: read_csv(path, ("model", "metric", "model_value")), empty=[])
+    robustness_summary = _File("robustness_summary.csv", read_csv, _rows_of(
+        ("model", "seed", "file", "suite", "mean_macro_f1"),
+        ("clean_macro_f1", "mean_macro_f1", "mean_macro_f1_lo", "mean_macro_f1_hi", "worst_macro_f1")), [])
 
     def seeds(self, model):
         """A model's seeds.json: {"seeds": [...], "test": {NAME: {"mean", "values", "lo", "hi", ...}}}, or None."""
-        def read(path):
+        def read():
+            path = self.folder / model / "seeds.json"
+            if not path.exists():
+                return None
             content = read_json(path)
             if not isinstance(content, dict) or not _is_metrics(content.get("test")):
                 raise UserError(f"{path} is not what evaluate.py writes")
@@ -404,17 +408,4 @@ class StudyFolder:
                 raise UserError(f"{path} is not what evaluate.py writes")
             return content
 
-        return self._once(f"{model}/seeds.json", read)
-
-    @property
-    def comparison(self):
-        """Rows of comparison.csv, texts."""
-        return self._once("comparison.csv", lambda path: read_csv(path, ("model", "metric", "model_value"))) or []
-
-    @property
-    def robustness_summary(self):
-        """Rows of robustness_summary.csv, texts."""
-        columns = ("model", "seed", "file", "suite", "mean_macro_f1")
-        numbers = ("clean_macro_f1", "mean_macro_f1", "mean_macro_f1_lo", "mean_macro_f1_hi", "worst_macro_f1")
-        rows = self._once("robustness_summary.csv", lambda path: check_rows(path, read_csv(path), columns, numbers))
-        return rows or []
+        return self.once(f"{model}/seeds.json", read)

@@ -31,6 +31,11 @@ def format_metric(metric, form=".3f", bounds_form=None):
     return f"{format_number(metric['value'], form)} {bounds}"
 
 
+def format_p(p):
+    """A p-value to three digits, the smallest as `<0.001`; `n/a` if it is undefined."""
+    return "<0.001" if is_defined(p) and p < 0.001 else format_number(p)
+
+
 def format_count(n, noun, plural=None):
     """A count with its noun: `1 image`, `1,500 images`. plural: where it is not the noun with an s."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

@@ -4,7 +4,7 @@ import numpy as np
 
 from kd import runs
 from kd.errors import listing
-from kd.text import align_columns, format_metric, format_number
+from kd.text import align_columns, format_metric, format_number, format_p
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
           "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC",
@@ -236,21 +236,12 @@ def format_side(row, side):
 
 def format_difference(row):
     """The difference of a pair, as `+0.021 [-0.003, +0.044]`."""
-    if np.isnan(row["difference"]):
-        return "n/a"
-    if np.isnan(row["lo"]):
-        return f"{row['difference']:+.3f} [n/a]"
-    return f"{row['difference']:+.3f} [{row['lo']:+.3f}, {row['hi']:+.3f}]"
+    return format_metric({"value": row["difference"], "lo": row["lo"], "hi": row["hi"]}, "+.3f")
 
 
 def format_percent(share):
     """A share as a signed percentage: 0.031 as `+3%`."""
     return "n/a" if not np.isfinite(share) else f"{100 * share:+.0f}%"
-
-
-def format_p(p):
-    """A p-value to three digits, the smallest as `<0.001`."""
-    return "n/a" if np.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 # ---- names of runs

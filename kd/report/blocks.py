@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from kd.files import write_text
 from kd.report import latex
-from kd.text import format_count, format_duration, is_defined
+from kd.text import format_count, format_duration, format_p, is_defined
 
 
 @dataclass
@@ -189,7 +189,7 @@ def text(value, form=".3f"):
     if form == "duration":
         return format_duration(value)
     if form == "p":
-        return "<0.001" if value < 0.001 else f"{value:.3f}"
+        return format_p(value)
     return format(value, form) if isinstance(value, (int, float)) and form else str(value)
 
 

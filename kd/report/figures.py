@@ -269,3 +269,8 @@ def thumbnail(image, limit=192):
     picture.thumbnail((limit, limit), Image.Resampling.LANCZOS)
     picture.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def standalone(svg):
+    """An inline drawing as an SVG file of its own."""
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)

@@ -188,8 +188,3 @@ def sheet(rows):
         file = io.BytesIO()
         figure.savefig(file, format="png")
     return file.getvalue()
-
-
-def standalone(svg):
-    """An inline drawing as an SVG file of its own."""
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)

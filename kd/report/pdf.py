@@ -31,8 +31,7 @@ from xml.sax.saxutils import escape
 
 from kd.errors import need
 from kd.files import atomic
-from kd.report.figures import LIGHT
-from kd.report.figures_robustness import standalone
+from kd.report.figures import LIGHT, standalone
 from kd.text import one_line
 
 REGULAR, BOLD, MONO = "DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono"
