@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from kd import predictions
 from kd.evaluation import compare as comparison
 from kd.evaluation import protocol
+from kd.evaluation.terminal import format_difference
 from kd.report import figures, figures_quality
-from kd.report.blocks import Column, aside, code, figure, grid, heading, interval, missing, paragraph, table
+from kd.report.blocks import Column, aside, code, figure, grid, heading, interval, missing, paragraph, spread, table
 from kd.report.sections.overview import drawable, merged, responsive_figure, seed_columns, seed_name
 from kd.report.study_files import command_path
-from kd.text import format_bounds, format_count, format_number, is_defined
+from kd.text import format_count, format_number, is_defined
 
 OVERALL = {"accuracy": "accuracy", "macro_f1": "macro-F1", "weighted_f1": "weighted F1",
            "balanced_accuracy": "balanced accuracy"}
@@ -76,11 +77,6 @@ def conclusive(row):
     return is_defined(row["lo"]) and (row["lo"] > 0 or row["hi"] < 0)
 
 
-def signed(row):
-    """`-0.021 [-0.040, -0.002]`, the difference of a row."""
-    return f"{row['difference']:+.3f} {format_bounds(row['lo'], row['hi'], '+.3f')}"
-
-
 def verdict(row, count):
     """What an interval and a p, corrected over `count` comparisons, support."""
     if not conclusive(row):
@@ -104,7 +100,7 @@ def sentences(compared):
             lines.append(f"{retention_clause(pair, row)}: {conclusion}.")
         elif (reference_role, role) == ("alone", "student"):
             lines.append(f"With a teacher {pair['model']} differs from {pair['reference']}, the same network without "
-                         f"one, by {signed(row)} macro-F1: {conclusion}.")
+                         f"one, by {format_difference(row)} macro-F1: {conclusion}.")
     return lines
 
 
@@ -112,9 +108,9 @@ def retention_clause(pair, row):
     """The share of the teacher's macro-F1 that a student keeps, where it has an interval, and the difference."""
     reference, model = pair["reference"], pair["model"]
     if not is_defined(row["retention_lo"]):
-        return f"{model} differs from {reference} by {signed(row)} macro-F1"
+        return f"{model} differs from {reference} by {format_difference(row)} macro-F1"
     share = f"{row['retention']:.0%} [{row['retention_lo']:.0%}, {row['retention_hi']:.0%}]"
-    return f"{model} keeps {share} of the macro-F1 of {reference} and differs from it by {signed(row)}"
+    return f"{model} keeps {share} of the macro-F1 of {reference} and differs from it by {format_difference(row)}"
 
 
 def caveats(study, compared):
@@ -133,7 +129,7 @@ def caveats(study, compared):
 
 def weak_teacher_sentence(teacher, baseline, row):
     """row: of the difference baseline - teacher, which is not clearly below 0."""
-    scores = f"macro-F1 {row['reference_value']:.3f} and {row['model_value']:.3f}, difference {signed(row)}"
+    scores = f"macro-F1 {row['reference_value']:.3f} and {row['model_value']:.3f}, difference {format_difference(row)}"
     if row["difference"] >= 0:
         return (f"The teacher {teacher} is not above the student {baseline}, which had no teacher ({scores}): no "
                 "conclusion about distillation follows from this study.")
@@ -216,8 +212,7 @@ def agreement_table(compared):
     for pair in compared.pairs:
         record = {"model": pair["model"], "reference": pair["reference"], "role": compared.roles(pair)[1]}
         for name in AGREEMENTS:
-            share = pair["agreement"][name]
-            record.update({name: share["value"], f"{name}_lo": share["lo"], f"{name}_hi": share["hi"]})
+            record.update(spread(name, pair["agreement"][name]))
         records.append({**record, "mcnemar_p": pair["mcnemar"]["p_corrected"]})
     columns = [
         Column("Model", "model", kind="model"), Column("Compared with", "reference", kind="text"),
