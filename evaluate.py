@@ -3,10 +3,12 @@
     python evaluate.py runs/lesions_48px                            every run below, one line a run
     python evaluate.py runs/lesions_48px/mobilenetv2_kd/seed_0      one run in full
     python evaluate.py runs/lesions_48px --target mel --sensitivity 0.95
+    python evaluate.py runs/lesions_48px --by sex --table patients.csv    figures of subgroups, and their gaps
     python evaluate.py runs/lesions_48px --compare                  paired differences from the teacher
     python evaluate.py theirs_test.npz --val theirs_val.npz --groups lesions.csv --out results
     python evaluate.py runs/lesions_48px/mobilenetv2_kd/seed_0 --data folder --root other_clinic
     python evaluate.py --audit FOLDER
+    python evaluate.py theirs_test.npz --out results --audit         evaluated, and audited with every note
 """
 
 from pathlib import Path
@@ -14,22 +16,23 @@ from pathlib import Path
 from tqdm import tqdm
 
 import registry
-from kd import bootstrap, calibration, errors, predictions, runs
+from kd import bootstrap, calibration, errors, metrics, operating_points, predictions, runs
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
-from kd.evaluation import compare, protocol, terminal
-from kd.files import write_csv, write_json
+from kd.evaluation import compare, protocol, subgroups, terminal
+from kd.files import read_csv, write_csv, write_json
 from kd.run_folder import Run
 
 
 def main(argv=None):
     options = parse(argv)
-    if options.audit:
-        print(findings_text(examine.audit_paths(options.paths)) or "The audit found nothing.")
-        return
-    settings = protocol.Settings(options.replicates, options.bins, options.target, options.sensitivity, options.risk)
+    settings = protocol.Settings(options.replicates, options.bins, options.target, options.sensitivity, options.risk,
+                                 options.assurance)
     files = [Path(path) for path in options.paths if Path(path).suffix == ".npz"]
+    if options.audit:
+        audit(options, settings, files)
+        return
     if options.compare:
         compare_models(options, settings, files)
         return
@@ -55,6 +58,21 @@ def main(argv=None):
         )
 
 
+def audit(options, settings, files):
+    """Print every finding about what lies below the folders, and about predictions files, which are evaluated first."""
+    folders = [path for path in options.paths if Path(path).suffix != ".npz"]
+    check(options, files, folders)
+    findings = examine.audit_paths(folders) if folders else []
+    for path in files:
+        result = measure(path, options, settings, True).result
+        findings += result["audit"]
+        if options.out:
+            write_json(Path(options.out) / "metrics.json", result)
+    print(findings_text(examine.worst_first(findings)) or "The audit found nothing.")
+    if options.out:
+        print(f"\nwritten: {Path(options.out) / 'metrics.json'}")
+
+
 def measure(path, options, settings, of_file):
     """Evaluated of a run's folder, or of a predictions file."""
     if options.data:  # what is chosen is chosen on the run's own validation split
@@ -62,22 +80,50 @@ def measure(path, options, settings, of_file):
     elif of_file:
         val, test = predictions.of_files(path, options.val, options.groups)
     else:
-        return evaluate_run(path, settings)
+        return evaluate_run(path, settings, options.table, options.by)
     evaluated = protocol.evaluate(val, test, settings)
-    evaluated.result["audit"] = examine.audit_metrics(evaluated.result, val, test)
+    add_subgroups(evaluated, options.table, options.by, settings)
+    # an external set is not drawn as validation is, and may well be harder
+    evaluated.result["audit"] = examine.audit_metrics(evaluated.result, None if options.data else val, test)
     return evaluated
 
 
-def evaluate_run(folder, settings=protocol.Settings()):
+def evaluate_run(folder, settings=protocol.Settings(), table=None, by=()):
     """Evaluate a seed's folder and write its metrics.json. Returns Evaluated.
+
+    table, by: the path of a table about the images (by default one beside the images), and its columns that make
+    subgroups.
 
     Raises UserError, before any metric, on faulty predictions and on leaks between the splits.
     """
     run = Run(folder)
     evaluated = protocol.evaluate(*run.predictions(), settings)
+    add_subgroups(evaluated, table or (find_table(run, by) if by else None), by, settings)
     evaluated.result["audit"] = examine.audit_run(run, evaluated.result)
     write_json(Path(folder) / "metrics.json", evaluated.result)
     return evaluated
+
+
+def add_subgroups(evaluated, table, by, settings):
+    """Add the figures of the subgroups that the columns `by` of a table make to the content of metrics.json."""
+    if by:
+        test, result = evaluated.test, evaluated.result
+        temperature = (result["calibration"] or {}).get("temperature")
+        calibrated = metrics.softmax(test.scores / temperature) if temperature else None
+        points = [point for point in result["operating_points"] if point["kind"] == "sensitivity"]
+        columns = subgroups.read_columns(table, test, by)
+        result["subgroups"] = subgroups.evaluate(test, columns, points, settings, calibrated)
+
+
+def find_table(run, by):
+    """The CSV beside the images of a Run that has the columns `by`; UserError if there is none."""
+    root = run.setting("root")
+    folder = Path(root) if root else None
+    for path in [*sorted(folder.glob("*.csv")), *sorted(folder.glob("*/*.csv"))] if folder else ():
+        if set(by) <= set(next(iter(read_csv(path)), ())):
+            return path
+    raise UserError(f"no table with the column{'s' if len(by) > 1 else ''} {errors.listing(by)} beside the images "
+                    f"of {run.folder}", "Name the file with --table FILE.csv; a column has the id of each image.")
 
 
 def show(evaluated, folders, options, next_step):
@@ -146,6 +192,14 @@ def parser():
     points.add_argument("--sensitivity", type=errors.share, default=0.95, metavar="X", help="that a threshold promises")
     points.add_argument("--risk", type=errors.share, default=0.1, metavar="X",
                         help="error rate that abstention from the least confident images promises")
+    points.add_argument("--assurance", type=errors.share, default=operating_points.ASSURANCE, metavar="X",
+                        help="probability that the validation set keeps such a promise for the population; 0.5 is the "
+                             "point estimate")
+    parts = result.add_argument_group("subgroups")
+    parts.add_argument("--by", action="append", default=[], metavar="COLUMN",
+                       help="figures by sex, age (numbers in bands) or any column of a table, may be repeated")
+    parts.add_argument("--table", metavar="FILE.csv",
+                       help="that table, one row an image; default: one beside the images")
     more = result.add_argument_group("statistics")
     more.add_argument(
         "--bins", type=errors.positive, default=calibration.BINS, metavar="N",

@@ -1,14 +1,16 @@
-"""Percentile intervals from the cluster bootstrap: all images of a lesion are drawn together.
+"""Estimates of all metrics from a smoothed cluster bootstrap: all images of a lesion are drawn together.
 
-Images of one lesion are similar, so intervals that treat them as independent are too narrow (Davison
-& Hinkley 1997, section 3.8). A replicate draws as many clusters as there are, with replacement. It is a row of
-weights, and its counts are a product of these weights and the counts of each cluster, not a loop.
+Images of one lesion are similar, so intervals that treat them as independent are too narrow (Davison & Hinkley 1997,
+section 3.8). A replicate draws as many clusters as there are, with replacement. It is a row of weights, and its counts
+are a product of these weights and the counts of each cluster, not a loop.
 
-A replicate in which a metric is undefined is left out of the interval, and the number of these is reported. For the
-macro metrics and the metrics of one class, replicates without a class that the test split has are left out, too: F1
-of this class would be 0 or undefined there whatever the classifier does.
+Three lesions that are all classified correctly do not show that the class is never missed, though every replicate of
+them would say so. Replicates are therefore drawn from a smoothed sample (Silverman & Young 1987): a class of m lesions
+gets PSEUDO lesions more, which are classified as well or badly as lesions of the other classes are. A figure and its
+replicates are not comparable then: the replicates scatter around the figure of the smoothed sample, and
+kd.estimate.Estimate has both.
 
-Shapes: n images, C classes, G clusters, B replicates. METRIC is the dict that interval() returns.
+Shapes: n images, C classes, G clusters, B replicates.
 """
 
 import functools
@@ -17,19 +19,19 @@ import numpy as np
 
 from kd import calibration, metrics, operating_points
 from kd.errors import UserError
+from kd.estimate import NAN, Estimate
 
-LEVEL = 0.95
-REPLICATES = 2000  # the usual number for 95% intervals: each tail then has 50 replicates
-# How often the upward bias of absolute gaps is in a replicate: once from the sample and once from the replicate
-# itself; the debiased error has only the second.
-BIASED = {"ece": 2, "ece_equal_mass": 2, "ece_classwise": 2, "mce": 2, "rms_ce_debiased": 1}
-SEED = 0  # the same for all models, so that models tested on the same clusters get the same replicates
+REPLICATES = 2000  # the variance of so many replicates has a standard error of 3%
+SEED = 0  # the same for all models, so that models tested on the same images get the same replicates
+PSEUDO = 2  # lesions of the smoothed sample in a class, as in Agresti & Coull 1998; 1 is too few by simulation
+SURPRISE = 0.1  # share of these whose answer is right or wrong by chance, as no classifier always is
+FEWEST = 5  # clusters, or clusters with an error, below which the simulated intervals do not hold what they promise
 
 
 def check_replicates(replicates):
     """UserError if the number of replicates is below 100."""
     if replicates < 100:
-        raise UserError(f"--replicates {replicates} is too few for the tails of a 95% interval",
+        raise UserError(f"--replicates {replicates} is too few for the variance that a 95% interval needs",
                         "Use 100 or more; 2000 is usual.")
 
 
@@ -56,14 +58,147 @@ def resample(count, replicates=REPLICATES, seed=SEED):
     return weights
 
 
-shared = functools.lru_cache(maxsize=4)(resample)  # the runs of a study use the same weights for each split
+class Draws:
+    """What is drawn in the replicates of one test set: clusters, and the lesions of the smoothed sample.
+
+    Models tested on the same images share one object, see draws(). seed: test sets of other images get another, so that
+    their replicates are independent. weights [1 + B, G] uint8: how often each cluster is
+    drawn; row 0 is the sample itself. Every class of the sample is in every replicate: where none of its clusters was
+    drawn, one is added, since figures are of test sets that have the class.
+    """
+
+    def __init__(self, labels, index, classes, replicates=REPLICATES, seed=SEED):
+        self.labels, self.index, self.classes = labels, index, classes
+        self.count = int(index.max()) + 1  # G
+        self.support = np.bincount(labels, minlength=classes)
+        self.present = np.flatnonzero(self.support)
+        self.seed, self.weights = seed, resample(self.count, replicates, seed)
+        rng = np.random.default_rng([seed, 1])
+        contains = np.zeros((self.count, classes))
+        contains[index, labels] = 1
+        self.clusters = contains.sum(0).astype(int)  # [C] that have images of a class
+        self.drawn = sums(self.weights[1:], contains)  # [B, C]: as many in each replicate
+        for k in self.present:
+            lacking = np.flatnonzero(self.drawn[:, k] == 0)
+            self.weights[1 + lacking, rng.choice(np.flatnonzero(contains[:, k]), len(lacking))] += 1
+        self.drawn = np.maximum(sums(self.weights[1:], contains), 1)
+        self._smooth(rng)
+
+    def _smooth(self, rng):
+        """Draw which lesions of a replicate are of the smoothed sample, and the image that each of them resembles."""
+        self.smoothed = PSEUDO / (self.clusters + PSEUDO)  # [C]: their share of the smoothed sample
+        self.replaced = rng.binomial(self.drawn.astype(int), np.where(self.support > 0, self.smoothed, 0))  # [B, C]
+        # The image that each resembles: classes are equally probable.
+        self.chance = 1 / (len(self.present) * self.support[self.labels])
+        self.cell, self.model_image, self.luck = self._resembled(rng, self.replaced)
+        step = rng.integers(1, max(self.classes, 2), len(self.cell)) * (self.luck < SURPRISE / 2)
+        self.surprise_class = (self.cell % self.classes + step) % self.classes
+        self.size = self.support / np.maximum(self.clusters, 1)  # [C] images of a lesion
+
+    def _resembled(self, rng, replaced):
+        """(b * C + c, image, a number below 1 that decides on surprise), each [D], of all lesions replaced, [B, C]."""
+        cell = np.repeat(np.arange(replaced.size), replaced.reshape(-1))
+        images = rng.choice(len(self.labels), len(cell), p=self.chance)
+        return cell, images, rng.random(len(cell))
+
+    @functools.cached_property
+    def images(self):
+        """Weights [1 + B, n] of the images."""
+        return self.weights[:, self.index]
+
+    def confusions(self, predicted):
+        """(of the sample [C, C], center [C, C], drawn [B, C, C]) of predicted classes [n].
+
+        center: of the smoothed sample, from which the others are drawn.
+        """
+        predicted, classes = np.asarray(predicted), self.classes
+        counts = confusions(self.labels, predicted, classes, self.index, self.weights)
+        sample, drawn = counts[0].copy(), counts[1:]
+        drawn *= (1 - self.replaced / self.drawn)[..., None]
+        own = self.cell % classes
+        donor = self.model_image
+        answer = _as_class(own, self.labels[donor], predicted[donor])
+        answer = np.where(self.luck < SURPRISE, self.surprise_class, answer)
+        drawn += np.bincount(self.cell * classes + answer, self.size[own], drawn.size).reshape(drawn.shape)
+        center = sample * (1 - self.smoothed)[:, None]
+        for k in self.present:
+            answer = _as_class(k, self.labels, predicted)
+            shares = (1 - SURPRISE) * np.bincount(answer, self.chance, classes)
+            others = np.arange(classes) != k
+            shares[k] += SURPRISE / 2
+            shares[others] += SURPRISE / 2 / max(classes - 1, 1)
+            center[k] += self.smoothed[k] * self.support[k] * shares
+        return sample, center, drawn
+
+    def areas(self, scores):
+        """(of the sample [C], center [C], drawn [B, C]) areas under the ROC curve of scores [n, C]; NaN if absent."""
+        areas = metrics.auroc(self.labels, scores, self.images)
+        placements = metrics.placements(self.labels, scores)
+        surprise = 1 / (self.count + 2)  # a placement by chance, which weighs more than a wrong answer
+        mean = (1 - surprise) * (self.chance @ placements) + surprise * 0.5
+        # an area is of pairs: its negatives can be as few as its positives
+        negatives = self.count - self.clusters
+        drawn_negatives = np.maximum(self.weights[1:].sum(1, dtype=np.int64)[:, None] - self.drawn, 1)
+        smoothed_negatives = PSEUDO / (negatives + PSEUDO)
+        rng = np.random.default_rng([self.seed, 3])
+        replaced = rng.binomial(drawn_negatives.astype(int), smoothed_negatives)
+        drawn = np.array(areas[1:])
+        for count, of, resembled in ((self.replaced, self.drawn, (self.cell, self.model_image, self.luck)),
+                                     (replaced, drawn_negatives, self._resembled(rng, replaced))):
+            cell, images, luck = resembled
+            value = np.where(luck < surprise, 0.5, placements[images])
+            of_smoothed = np.bincount(cell, value, count.size).reshape(count.shape)
+            drawn += (of_smoothed - count * areas[0]) / of
+        share = self.smoothed + smoothed_negatives
+        return areas[0], areas[0] * (1 - share) + share * mean, drawn
+
+    def rate(self, is_hit, among=None):
+        """Estimate of the share of the images `among` [n] bool, by default all, that are a hit, [n] bool.
+
+        PSEUDO clusters more, of which half are hits, make the replicates know what 22 hits of 22 do not show.
+        """
+        among = np.ones(len(self.labels), bool) if among is None else np.asarray(among, bool)
+        hits, sizes = (np.bincount(self.index, mask, self.count) for mask in (among & is_hit, among))
+        used = sizes > 0
+        m = int(used.sum())
+        if not m:
+            return Estimate(NAN, None, NAN, "share")
+        share = hits.sum() / sizes.sum()
+        drawn, hits, sizes = sums(self.weights[1:, used], np.stack([np.ones(m), hits[used], sizes[used]], 1)).T
+        share_drawn = np.where(drawn > 0, hits / np.maximum(sizes, 1), share)
+        drawn = np.maximum(drawn, 1)
+        smoothed = PSEUDO / (m + PSEUDO)
+        rng = np.random.default_rng([self.seed, 2, m])
+        replaced = rng.binomial(drawn.astype(int), smoothed)
+        share_drawn = share_drawn * (1 - replaced / drawn) + rng.binomial(replaced, 0.5) / drawn
+        return Estimate(float(share), share_drawn, float(share * (1 - smoothed) + smoothed / 2), "share",
+                        withheld=too_few(m))
+
+
+def _as_class(own, labels, predicted):
+    """The answers that a classifier with `predicted` to `labels` gives to images of the class `own`.
+
+    It is right where it was right; where it was wrong its answer is the same, or, if that is right now, the label.
+    """
+    return np.where(predicted == labels, own, np.where(predicted == own, labels, predicted))
+
+
+@functools.lru_cache(maxsize=4)
+def _cached(labels, index, classes, replicates):
+    return Draws(np.frombuffer(labels, np.int64), np.frombuffer(index, np.int64), classes, replicates)
+
+
+def draws(labels, groups, classes, replicates=REPLICATES):
+    """Draws of labels [n] with groups [n]; the same object for the same images, which a study's models share."""
+    index, _ = clusters(groups)
+    return _cached(np.asarray(labels, np.int64).tobytes(), index.astype(np.int64).tobytes(), classes, replicates)
 
 
 def sums(weights, statistics):
     """Sums [B, K] over clusters, float64: weights [B, G] times statistics [G, K] of each cluster."""
     step = max(1, 2 ** 22 // weights.shape[1])  # 32 MiB of weights as float64 at a time
-    return np.concatenate([weights[start:start + step].astype(np.float64) @ statistics
-                           for start in range(0, len(weights), step)])
+    parts = [weights[start:start + step].astype(np.float64) @ statistics for start in range(0, len(weights), step)]
+    return np.concatenate(parts) if parts else np.zeros((0, statistics.shape[1]))
 
 
 def confusions(labels, predicted, classes, index, weights):
@@ -80,199 +215,125 @@ def confusions(labels, predicted, classes, index, weights):
     return _replicates_last(out, classes)
 
 
-def interval(values, level=LEVEL, corrected=0):
-    """METRIC of values [1 + B]: the value of the sample, then one for each replicate; NaN where undefined.
-
-    It is {"value", "lo", "hi", "replicates": B, "undefined": number of replicates left out}. lo and hi are quantiles
-    of the defined replicates; NaN if there is none or the value itself is undefined.
-    level: share of the replicates inside the interval. corrected: what biased() returns for the metric; the replicates
-    are lowered by so many times their bias, see unbias().
-    """
-    value, drawn = float(values[0]), unbias(values, corrected)[1:]
-    defined = drawn[~np.isnan(drawn)]
-    lo, hi = float("nan"), float("nan")
-    if len(defined) and not np.isnan(value):
-        lo, hi = (float(q) for q in np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]))
-    return {"value": value, "lo": lo, "hi": hi, "replicates": len(drawn),
-            "undefined": len(drawn) - len(defined)}
-
-
-def unbias(values, times):
-    """Values [1 + B] of an error that is at least 0, with the replicates lowered by `times` their bias.
-
-    A calibration error is a mean of absolute gaps, and chance increases gaps: once in the sample and once
-    more in each replicate. The second increase is known (mean of the replicates - value) and is taken as an estimate
-    of the first (Efron & Tibshirani 1993, section 10.2). Near 0 the first is larger, up to 1 / (sqrt 2 - 1) times: the
-    interval of a well calibrated model may still be too high.
-    """
-    drawn = values[1:]
-    if not times or np.isnan(drawn).all():
-        return values
-    return np.append(values[:1], np.maximum(drawn - times * (np.nanmean(drawn) - values[0]), 0))
-
-
-def replicate(labels, probabilities, index, weights, class_names, calibrated=None, bins=calibration.BINS):
-    """{NAME: values [1 + B]} of all metrics; values[0] is of the sample, the others are of the replicates.
-
-    labels [n]; probabilities [n, C]; index [n] from clusters(); weights [1 + B, G] from resample().
-    calibrated: probabilities [n, C] after temperature scaling; with them the result also has NAME_calibrated for each
-    metric that they change. bins: of the calibration errors.
-    The values of two models with the same weights are paired, replicate by replicate.
-    """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
-    image_weights = weights[:, index]
-    counts = confusions(labels, probabilities.argmax(1), len(class_names), index, weights)
-    areas = metrics.auroc(labels, probabilities, image_weights)
-    missing = _missing(counts)
-    values = overall(counts)
-    values["macro_auroc"] = np.where(missing.any(1), np.nan, metrics.mean_defined(areas))
-    values.update(probabilistic(labels, probabilities, index, weights, image_weights, bins))
-    if calibrated is not None:
-        calibrated = np.asarray(calibrated, dtype=np.float64)
-        after = probabilistic(labels, calibrated, index, weights, image_weights, bins)
-        values.update({f"{name}_calibrated": replicates for name, replicates in after.items()})
-    values.update(_by_class({**_rates(counts), "auroc": areas}, missing, class_names))
-    return spread(values, weights)
-
-
-def replicate_answers(labels, answers, index, weights, class_names):
-    """Like replicate(), but only the metrics of the predicted classes, answers [n]: much faster."""
-    counts = confusions(np.asarray(labels), np.asarray(answers), len(class_names), index, weights)
-    return spread({**overall(counts), **_by_class(_rates(counts), _missing(counts), class_names)}, weights)
-
-
-def _rates(counts):
-    return {"f1": metrics.f1(counts), "recall": metrics.recall(counts), "precision": metrics.precision(counts)}
-
-
-def _by_class(rates, missing, class_names):
-    """{"<rate>/<class>": [1 + B]} of rates [1 + B, C]; NaN in replicates without the class, see _missing()."""
-    return {f"{name}/{c}": np.where(missing[:, k], np.nan, rate[:, k])
-            for name, rate in rates.items() for k, c in enumerate(class_names)}
-
-
-def spread(values, weights):
-    """{NAME: values [1 + B]}, in which all replicates are NaN if there is only one cluster: it has no spread."""
-    if weights.shape[1] > 1:
-        return values
-    return {name: np.append(v[:1], np.full(len(v) - 1, np.nan)) for name, v in values.items()}
-
-
-def intervals(values):
-    """{NAME: METRIC} of {NAME: values [1 + B]}, which replicate() returns."""
-    return {name: interval(v, corrected=biased(name)) for name, v in values.items()}
-
-
-def biased(name):
-    """How often the bias of the metric `name` is in a replicate: 0, 1 or 2; the `corrected` of interval()."""
-    return BIASED.get(name.removesuffix("_calibrated"), 0)
-
-
-def measure(labels, probabilities, groups, class_names, replicates=REPLICATES, seed=SEED, calibrated=None,
-            bins=calibration.BINS):
-    """{NAME: METRIC} of all metrics of labels [n] and probabilities [n, C] with groups [n].
-
-    The prediction is the class of highest probability (the first of equals). The intervals of a single cluster are
-    undefined. calibrated, bins: as for replicate().
-    """
-    index, count = clusters(groups)
-    weights = resample(count, replicates, seed)
-    return intervals(replicate(labels, probabilities, index, weights, class_names, calibrated, bins))
-
-
-def constant(labels, answer, classes, index, weights):
-    """{NAME: METRIC} of a baseline that always predicts the class `answer`, on the same replicates."""
-    return intervals(spread(overall(confusions(np.asarray(labels), answer, classes, index, weights)), weights))
-
-
-def from_confusion(confusion, replicates=REPLICATES, seed=SEED):
-    """{NAME: METRIC} of accuracy, macro_f1, weighted_f1 and balanced_accuracy from a confusion matrix [C, C].
-
-    It is the bootstrap over single images, which is the same as multinomial draws over the cells. A matrix does not
-    contain clusters, so they cannot be taken into account.
-    """
-    confusion = np.asarray(confusion)
-    cells = confusion.reshape(-1)
-    order = np.argsort(-cells)[:np.count_nonzero(cells)]  # large cells first: the draws for the others are then small
-    counts = np.zeros((len(cells), 1 + replicates))
-    counts[:, 0] = cells
-    draws = np.random.default_rng(seed).multinomial(cells.sum(), cells[order] / cells.sum(), size=replicates)
-    counts[order, 1:] = draws.T
-    return intervals(overall(_replicates_last(counts, len(confusion))))
-
-
 def _replicates_last(counts, classes):
     """Counts [C * C, B] as [B, C, C]. Replicates stay last in memory, which NumPy sums several times faster."""
     return counts.reshape(classes, classes, -1).transpose(2, 0, 1)
 
 
-def over_seeds(values, level=LEVEL, corrected=0):
-    """{"mean", "sd", "lo", "hi", "values"} of one metric over k seeds, values [k, 1 + B], on the same replicates.
+# ---- all metrics
 
-    The interval contains both sources of variance: which images were drawn (the mean over seeds in each replicate) and
-    which seeds (a value of Student's t with k - 1 degrees of freedom, times sd / sqrt(k), is added to it). sd is the
-    standard deviation with divisor k - 1. With one seed, sd and the interval are NaN. corrected: as for interval().
+
+def replicate(probabilities, draws, class_names, calibrated=None, bins=calibration.BINS):
+    """{NAME: Estimate} of all metrics of probabilities [n, C].
+
+    calibrated: probabilities [n, C] after temperature scaling; with them the result also has NAME_calibrated for each
+    metric that they change. bins: of the calibration errors. The prediction is the class of highest probability (the
+    first of equals).
     """
-    values = np.asarray(values, dtype=np.float64)
-    by_seed, k = values[:, 0], len(values)
-    nan = float("nan")
-    if k == 1 or np.isnan(by_seed).any():
-        return {"mean": float(by_seed.mean()), "sd": nan, "lo": nan, "hi": nan, "values": by_seed.tolist()}
-    sd = float(by_seed.std(ddof=1))
-    means = values.mean(0)
-    drawn = unbias(means, corrected)[1:]
-    drawn = drawn[~np.isnan(drawn)]
-    noise = student_t(k - 1, len(drawn)) * sd / np.sqrt(k)
-    lo, hi = np.quantile(drawn + noise, [(1 - level) / 2, (1 + level) / 2]) if len(drawn) else (nan, nan)
-    return {"mean": float(by_seed.mean()), "sd": sd, "lo": float(lo), "hi": float(hi), "values": by_seed.tolist()}
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    estimates, by_class = _of_confusions(draws.confusions(probabilities.argmax(1)), draws, class_names)
+    areas = draws.areas(probabilities)
+    estimates["macro_auroc"] = _macro(areas, areas, draws)
+    estimates.update(probabilistic(probabilities, draws, bins))
+    if calibrated is not None:
+        after = probabilistic(np.asarray(calibrated, dtype=np.float64), draws, bins)
+        estimates.update({f"{name}_calibrated": estimate for name, estimate in after.items()})
+    return {**estimates, **by_class, **_each_class("auroc", areas, draws, class_names)}
 
 
-@functools.lru_cache(maxsize=16)
-def student_t(freedom, count, stream=0):
-    """[count] values of Student's t with `freedom` degrees of freedom, in random order; they sum to 0.
+def replicate_answers(answers, draws, class_names):
+    """Like replicate(), but only the metrics of the predicted classes, answers [n]: much faster."""
+    estimates, by_class = _of_confusions(draws.confusions(answers), draws, class_names)
+    return {**estimates, **by_class}
 
-    They are evenly spaced quantiles of 64 times as many draws, made symmetric about 0, because the tails of `count`
-    plain draws would be too irregular. stream: another number gives another order.
+
+def overall(answers, draws):
+    """{NAME: Estimate} of the metrics over all classes, of predicted classes [n]."""
+    return _of_confusions(draws.confusions(answers), draws, None)[0]
+
+
+def _of_confusions(confusions, draws, class_names):
+    """({NAME: Estimate} over all classes, the same of each class; empty if class_names is None)."""
+    def each(metric):
+        return tuple(metric(matrix) for matrix in confusions)
+
+    f1, recall, precision = (each(metric) for metric in (metrics.f1, metrics.recall, metrics.precision))
+    withheld = too_few(draws.count)
+    estimates = {"accuracy": _share(each(metrics.accuracy), withheld),
+                 "macro_f1": _macro(each(metrics.macro_f1), f1, draws),
+                 "weighted_f1": _share(each(metrics.weighted_f1), withheld),
+                 "balanced_accuracy": _macro(each(metrics.balanced_accuracy), recall, draws)}
+    if class_names is None:
+        return estimates, {}
+    by_class = {**_each_class("f1", f1, draws, class_names), **_each_class("recall", recall, draws, class_names),
+                **_each_class("precision", precision, draws, class_names)}
+    called = confusions[0].sum(0)
+    for k, name in enumerate(class_names):  # of a class that is called rarely
+        by_class[f"precision/{name}"].withheld = by_class[f"precision/{name}"].withheld or too_few(int(called[k]))
+    return estimates, by_class
+
+
+def _share(figures, withheld="", freedom=np.inf):
+    """Estimate of a share: figures are (of the sample, center, drawn [B])."""
+    value, center, drawn = figures
+    return Estimate(float(value), drawn, float(center), "share", freedom, withheld=withheld)
+
+
+def _macro(figures, by_class, draws):
+    """Estimate of a mean over the classes of the sample; figures, by_class: each (of the sample, center, drawn).
+
+    The variance of a rare class is known from few clusters, and dominates (Satterthwaite 1946).
     """
-    rng = np.random.default_rng([SEED, freedom, stream])
-    quantiles = np.sort(rng.standard_t(freedom, 64 * count))[32::64]
-    return rng.permutation((quantiles - quantiles[::-1]) / 2)
+    if np.ndim(figures[0]):
+        figures = tuple(figure[..., draws.present].mean(-1) for figure in figures)
+    variances = np.var(by_class[2][:, draws.present], axis=0, ddof=1)
+    inverse = (variances ** 2 / (draws.clusters[draws.present] + PSEUDO)).sum()
+    freedom = variances.sum() ** 2 / inverse if inverse else np.inf
+    return _share(figures, too_few(draws.count), max(freedom, 1.0))
 
 
-def probabilistic(labels, probabilities, index, weights, image_weights, bins):
-    """{NAME: [1 + B]} of the metrics of probabilities [n, C]: nll, brier, calibration errors, aurc.
-
-    index [n] from clusters(), weights [1 + B, G] from resample(); image_weights [1 + B, n] is weights[:, index].
-    """
-    count = weights.shape[1]
-    bin_sums = calibration.sums(labels, probabilities, bins, index, count)
-    log_losses = np.bincount(index, metrics.log_losses(labels, probabilities), count)
-    square_losses = np.bincount(index, metrics.square_losses(labels, probabilities), count)
-    # all sums of a cluster are one row, so that one matrix product draws all replicates
-    parts = [log_losses, square_losses, bin_sums.top, bin_sums.mass, bin_sums.classes]
-    columns = np.concatenate([part.reshape(count, -1) for part in parts], 1)
-    used = columns.any(0)
-    drawn = np.zeros((len(weights), columns.shape[1]))
-    drawn[:, used] = sums(weights, columns[:, used])
-    ends = np.cumsum([part.reshape(count, -1).shape[1] for part in parts])[:-1]
-    nll, brier, top, mass, classes = (columns.reshape(len(weights), *part.shape[1:])
-                                      for columns, part in zip(np.split(drawn, ends, 1), parts))
-    n = top[:, 0].sum(-1)
-    correct = probabilities.argmax(1) == labels
-    return {"nll": nll / n, "brier": brier / n, **calibration.errors(calibration.Sums(top, mass, classes)),
-            "aurc": operating_points.aurc(correct, probabilities.max(1), image_weights)}
+def _each_class(metric, figures, draws, class_names):
+    """{"metric/class": Estimate} of figures (of the sample [C], center [C], drawn [B, C])."""
+    value, center, drawn = figures
+    result = {}
+    for k, name in enumerate(class_names):
+        if np.isnan(value[k]):
+            result[f"{metric}/{name}"] = Estimate(NAN, None, NAN, "share")
+        else:
+            of_class = np.where(np.isnan(drawn[:, k]), center[k], drawn[:, k])
+            result[f"{metric}/{name}"] = _share((value[k], center[k], of_class), too_few(int(draws.clusters[k])))
+    return result
 
 
-def overall(counts):
-    """{NAME: [1 + B]} of the metrics over all classes, of confusion arrays [1 + B, C, C]."""
-    absent = _missing(counts).any(1)
-    return {"accuracy": metrics.accuracy(counts),
-            "macro_f1": np.where(absent, np.nan, metrics.macro_f1(counts)),
-            "weighted_f1": metrics.weighted_f1(counts),
-            "balanced_accuracy": np.where(absent, np.nan, metrics.balanced_accuracy(counts))}
+def too_few(count, what="images"):
+    """Why there is no interval from so few clusters; "" where there is one."""
+    return f"too few {what} ({count})" if count < FEWEST else ""
 
 
-def _missing(counts):
-    """[1 + B, C] bool: the sample has images of this class and the replicate has none."""
-    support = counts.sum(-1)
-    return (support == 0) & (support[0] > 0)
+def probabilistic(probabilities, draws, bins=calibration.BINS):
+    """{NAME: Estimate} of the metrics of probabilities [n, C]: nll, brier, aurc, calibration errors."""
+    labels, index, count = draws.labels, draws.index, draws.count
+    correct, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
+    of_images = (np.ones(len(labels)), metrics.log_losses(labels, probabilities),
+                 metrics.square_losses(labels, probabilities))
+    columns = np.stack([np.bincount(index, values, count) for values in of_images], 1)
+    n, log_losses, square_losses = sums(draws.weights, columns).T
+    losses = {"nll": log_losses / n, "brier": square_losses / n,
+              "aurc": operating_points.aurc(correct, confidence, draws.images)}
+    # These losses are mostly of the errors, and their variance is known as well as from about twice as many clusters.
+    wrong = len(np.unique(index[~correct]))
+    withheld = too_few(count) or too_few(wrong, "errors")
+    estimates = {name: Estimate(float(values[0]), values[1:], float(values[0]), "loss", max(2 * wrong, 1),
+                                withheld=withheld) for name, values in losses.items()}
+    return {**estimates, **calibration.estimates(labels, probabilities, index, bins, too_few(count))}
+
+
+def intervals(estimates):
+    """{NAME: METRIC} of {NAME: Estimate}, which replicate() returns."""
+    return {name: estimate.metric() for name, estimate in estimates.items()}
+
+
+def measure(labels, probabilities, groups, class_names, replicates=REPLICATES, calibrated=None, bins=calibration.BINS):
+    """{NAME: METRIC} of all metrics of labels [n] and probabilities [n, C] with groups [n]."""
+    drawn = draws(labels, groups, len(class_names), replicates)
+    return intervals(replicate(probabilities, drawn, class_names, calibrated, bins))

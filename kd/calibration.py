@@ -2,17 +2,24 @@
 
 A classifier is calibrated if, of the images with confidence c, it classifies the share c correctly. The confidence is
 the highest probability of an image. Bins are (a, b], of equal width, and the first one includes 0 (Guo et al. 2017,
-1706.04599). The gap of a bin is |mean confidence - accuracy|. All errors are functions of sums over images, so the
-bootstrap only multiplies the sums of each cluster by weights.
+1706.04599). The gap of a bin is |mean confidence - accuracy|.
+
+The binned errors (ECE, MCE) are means of absolute gaps, which chance increases: those of a perfectly calibrated
+classifier are not 0, and no interval around them holds the truth. They are for comparison with publications. The error
+with an interval, a paired difference and a p-value is the debiased one, DebiasedError; whether a binned error shows any
+miscalibration, consistency() says.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from kd import metrics
+from kd.estimate import NAN, Estimate, t_quantile
 
 BINS = 15  # as in Guo et al. 2017, and so comparable with most publications
+LEAST = 10  # clusters in a bin of the debiased error
+BIASED = "a binned error is biased upwards; rms_ce_debiased has an interval"  # why the others have none
 BOUNDS = 0.05, 20.0  # of the temperature; an optimum outside says that the data do not determine it
 
 
@@ -21,7 +28,7 @@ def ece(labels, probabilities, bins=BINS):
 
     labels [n] ints, probabilities [n, C] -> float. Guo et al. 2017 (1706.04599), eq. 3.
     """
-    return _error("ece", labels, probabilities, bins)
+    return errors(labels, probabilities, bins)["ece"]
 
 
 def ece_equal_mass(labels, probabilities, bins=BINS):
@@ -30,7 +37,7 @@ def ece_equal_mass(labels, probabilities, bins=BINS):
     labels [n] ints, probabilities [n, C] -> float. Images of equal confidence are in one bin, so with ties there can
     be fewer bins of less equal size; no bin is empty. Nixon et al. 2019 (1904.01685).
     """
-    return _error("ece_equal_mass", labels, probabilities, bins)
+    return errors(labels, probabilities, bins)["ece_equal_mass"]
 
 
 def ece_classwise(labels, probabilities, bins=BINS):
@@ -39,7 +46,7 @@ def ece_classwise(labels, probabilities, bins=BINS):
     labels [n] ints, probabilities [n, C] -> float. For class k the gap of a bin is |mean of p_k - share of labels k|,
     over all images, bins of equal width. Kull et al. 2019 (1910.12656), eq. 3; also "static calibration error".
     """
-    return _error("ece_classwise", labels, probabilities, bins)
+    return errors(labels, probabilities, bins)["ece_classwise"]
 
 
 def mce(labels, probabilities, bins=BINS):
@@ -47,17 +54,17 @@ def mce(labels, probabilities, bins=BINS):
 
     labels [n] ints, probabilities [n, C] -> float. Guo et al. 2017 (1706.04599), eq. 5.
     """
-    return _error("mce", labels, probabilities, bins)
+    return errors(labels, probabilities, bins)["mce"]
 
 
-def rms_ce_debiased(labels, probabilities, bins=BINS):
-    """Root of the mean squared gap, without the part that chance alone adds to it; 0 to 1.
+def rms_ce_debiased(labels, probabilities, bins=BINS, groups=None):
+    """Root of the mean squared gap over bins of equal mass, less what chance adds; 0 to 1.
 
-    labels [n] ints, probabilities [n, C] -> float. From the squared gap of each bin of n_b images
-    acc (1 - acc) / (n_b - 1) is subtracted, the sampling variance of its accuracy; nothing from a bin of one image.
-    Kumar et al. 2019 (1909.10155), section 4.
+    labels [n] ints, probabilities [n, C] -> float. groups: n names; by default each image is independent of the others.
+    See DebiasedError.
     """
-    return _error("rms_ce_debiased", labels, probabilities, bins)
+    index = np.arange(len(labels)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    return debiased(labels, probabilities, index.reshape(-1), bins).value
 
 
 def reliability(labels, probabilities, bins=BINS):
@@ -65,65 +72,178 @@ def reliability(labels, probabilities, bins=BINS):
 
     labels [n] ints, probabilities [n, C]. confidence and accuracy are means over the bin; NaN if it is empty.
     """
-    counts, confidence, correct = sums(labels, probabilities, bins).top[0]
+    counts, confidence, correct = _top(labels, probabilities, bins)
     edges = np.linspace(0, 1, bins + 1)
     with np.errstate(invalid="ignore"):
         return [{"lo": float(lo), "hi": float(hi), "count": int(n), "confidence": float(c), "accuracy": float(a)}
                 for lo, hi, n, c, a in zip(edges, edges[1:], counts, confidence / counts, correct / counts)]
 
 
-@dataclass
-class Sums:
-    """Sums over the images of each of G clusters, or of each replicate, in bins.
-
-    top [G, 3, bins]: of 1, confidence and correct, in bins of equal width. mass [G, <= bins]: of confidence - correct,
-    in bins of equal mass. classes [G, C, bins]: of p_k - (label == k), in bins of p_k of equal width.
-    """
-
-    top: np.ndarray
-    mass: np.ndarray
-    classes: np.ndarray
-
-
-def sums(labels, probabilities, bins=BINS, index=0, clusters=1):
-    """The Sums of labels [n] and probabilities [n, C] for each cluster; index [n] is the cluster of each image.
-
-    The edges of the bins of equal mass come from all these images; replicates have the same edges.
-    """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+def _top(labels, probabilities, bins):
+    """(counts, sums of confidence, numbers of correct answers), each [bins], in bins of equal width."""
+    probabilities = np.asarray(probabilities, dtype=np.float64)
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    index = np.broadcast_to(index, confidence.shape)
-
-    def add(place, values, size):
-        return np.bincount(index * size + place, values, clusters * size).reshape(clusters, size)
-
     place = _bin(confidence, bins)
-    top = [add(place, values, bins) for values in (None, confidence, correct)]
-    ends = np.array([part[-1] for part in np.array_split(np.sort(confidence), min(bins, len(confidence)))])
-    ends = np.unique(ends)
-    mass = add(np.searchsorted(ends, confidence), confidence - correct, len(ends))
-    classes = [add(_bin(p, bins), p - (labels == k), bins) for k, p in enumerate(probabilities.T)]
-    return Sums(np.stack(top, 1).astype(np.float64), mass, np.stack(classes, 1))
+    return [np.bincount(place, values, bins) for values in (None, confidence, correct)]
 
 
-def errors(sums):
-    """{name of the calibration error: [...]} of Sums; [...] is their leading shape, for example [B] replicates."""
-    counts, confidence, correct = np.moveaxis(sums.top, -2, 0)
-    n = counts.sum(-1)
-    divisor = np.maximum(counts, 1)  # the sums of an empty bin are 0, and so are its gap and its weight
-    gap, share = np.abs(confidence - correct) / divisor, counts / n[..., None]
-    accuracy = correct / divisor
-    noise = accuracy * (1 - accuracy) / np.maximum(counts - 1, 1)  # 0 for a bin of one image
-    squares = (share * (gap ** 2 - noise)).sum(-1)
-    return {"ece": (share * gap).sum(-1),
-            "ece_equal_mass": np.abs(sums.mass).sum(-1) / n,
-            "ece_classwise": np.abs(sums.classes).sum(-1).mean(-1) / n,
-            "rms_ce_debiased": np.sqrt(np.maximum(squares, 0)),
-            "mce": gap.max(-1)}
+def _mass_bins(confidence, bins):
+    """(place [n] of each image, number of bins) in min(bins, n) bins of equal mass; equal confidences are together."""
+    parts = np.array_split(np.sort(confidence), min(bins, len(confidence)))
+    ends = np.unique([part[-1] for part in parts])
+    return np.searchsorted(ends, confidence), len(ends)
 
 
-def _error(name, labels, probabilities, bins):
-    return float(errors(sums(labels, probabilities, bins))[name][0])
+def errors(labels, probabilities, bins=BINS):
+    """{name of the binned calibration error: float} of labels [n] and probabilities [n, C]."""
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities, dtype=np.float64)
+    counts, confidence, correct = _top(labels, probabilities, bins)
+    gap, n = np.abs(confidence - correct), len(labels)
+    top = probabilities.max(1)
+    place, size = _mass_bins(top, bins)
+    mass = np.bincount(place, top - (probabilities.argmax(1) == labels), size)
+    classes = [np.bincount(_bin(p, bins), p - (labels == k), bins) for k, p in enumerate(probabilities.T)]
+    return {"ece": float(gap.sum() / n),
+            "ece_equal_mass": float(np.abs(mass).sum() / n),
+            "ece_classwise": float(np.mean([np.abs(sums).sum() for sums in classes]) / n),
+            "mce": float((gap / np.maximum(counts, 1)).max())}
+
+
+def estimates(labels, probabilities, index, bins=BINS, withheld=""):
+    """{NAME: Estimate or DebiasedError} of all calibration errors; the binned ones have no interval.
+
+    index [n]: the cluster of each image. withheld: why the debiased one has no interval, or "".
+    """
+    binned = {name: Estimate(value, None, value, "share", withheld=BIASED) for name, value in
+              errors(labels, probabilities, bins).items()}
+    return {**binned, "rms_ce_debiased": replace(debiased(labels, probabilities, index, bins), withheld=withheld)}
+
+
+@dataclass
+class DebiasedError:
+    """Root of the mean squared gap over bins, without the part that chance adds; of one model or the mean of several.
+
+    The squared gap of a bin is (sum of residuals)^2, residual = confidence - correct. Its expectation exceeds the truth
+    by the variance of the sum, which is the sum over clusters of their squares if clusters are independent; without
+    these the estimate is unbiased, and may be below 0 (Kumar et al. 2019, 1909.10155, for independent images). The
+    interval is valid at 0, too: its bounds are the errors for which the estimate is within the normal quantile of its
+    standard error there (Sun et al. 2024, 2408.08998, have the two regimes). It has the role of kd.estimate.Estimate.
+    """
+
+    residuals: np.ndarray  # [G, K] sums over the images of each cluster in each bin, divided by sqrt(n_b n)
+    centered: np.ndarray   # the same without the mean residual of the bin
+    factors: np.ndarray    # [K] weight of each bin: above 0 for the model, below for one that is subtracted
+    difference: float = NAN  # of the values, where one is subtracted
+    spreads: tuple = ()      # as of Estimate, of the squared error
+    withheld: str = ""
+
+    @property
+    def square(self):
+        """Estimate of the mean squared gap; below 0 by chance if that is nearly 0."""
+        return float(self.factors @ (self.residuals.sum(0) ** 2 - (self.residuals ** 2).sum(0)))
+
+    @property
+    def value(self):
+        """The root of `square`, 0 where that is below 0; of a difference, the difference of the two values."""
+        return self.difference if np.isfinite(self.difference) else float(np.sqrt(max(self.square, 0)))
+
+    def _variances(self):
+        """(of `square` if all gaps are 0, what each unit of the truth adds to it)."""
+        count = len(self.centered)
+        weighted = self.centered.T @ self.centered * (count / max(count - 1, 1)) * self.factors  # covariance of sums
+        sums = self.residuals.sum(0)
+        total = (self.factors * sums) @ sums
+        slope = 4 * float((self.factors * sums) @ (weighted @ sums)) / total if total > 0 else 0.0
+        return 2 * float((weighted * weighted.T).sum()), max(slope, 0.0)
+
+    def metric(self, level=0.95):
+        """METRIC: the value and its interval. A difference has none, for it is not one of squares."""
+        lo = hi = NAN
+        if not self.withheld and not np.isfinite(self.difference):
+            at_zero, slope = self._variances()
+            z = t_quantile((1 + level) / 2, np.inf)
+            of_spread = sum(variance * t_quantile((1 + level) / 2, freedom) ** 2 for variance, freedom in self.spreads)
+            # (square - truth)^2 <= z^2 (at_zero + slope truth) + of_spread
+            middle = self.square + z * z * slope / 2
+            root = np.sqrt(max(middle ** 2 - self.square ** 2 + z * z * at_zero + of_spread, 0))
+            lo, hi = (float(np.sqrt(max(bound, 0))) for bound in (middle - root, middle + root))
+            lo, hi = min(lo, self.value), max(hi, self.value)
+        result = {"value": self.value, "lo": lo, "hi": hi}
+        return {**result, "withheld": self.withheld} if self.withheld else result
+
+    def p(self):
+        """Two-sided p-value of the hypothesis that the squared errors of two models are equal."""
+        if self.withheld:
+            return NAN
+        count, sums = len(self.centered), self.residuals.sum(0)
+        weighted = self.centered.T @ self.centered * (count / max(count - 1, 1)) * self.factors
+        at_zero = 2 * float((weighted * weighted.T).sum())
+        # the observed sums contain their own noise once more
+        variance = max(4 * float((self.factors * sums) @ (weighted @ sums)) - at_zero, at_zero)
+        two = self.square + np.sqrt(variance / 2) * np.array([-1, 1])  # replicates of this variance
+        return Estimate(self.square, two, self.square, "difference", spreads=self.spreads).p() if self.square else 1.0
+
+    def minus(self, reference):
+        """The DebiasedError whose p() compares this model with `reference`, on the same images."""
+        return DebiasedError(np.concatenate([self.residuals, reference.residuals], 1),
+                             np.concatenate([self.centered, reference.centered], 1),
+                             np.concatenate([self.factors, -reference.factors]), self.value - reference.value,
+                             self.spreads + reference.spreads, self.withheld or reference.withheld)
+
+    def over(self, reference):
+        """The ratio of the two values, an Estimate without interval."""
+        ratio = self.value / reference.value if reference.value > 0 else NAN
+        return Estimate(ratio, None, ratio, "loss")
+
+    @classmethod
+    def mean(cls, errors, trainings=False):
+        """The DebiasedError of the mean of the squared errors; trainings: as of Estimate.mean()."""
+        squares, k = [error.square for error in errors], len(errors)
+        spreads = ((float(np.var(squares, ddof=1)) / k, k - 1),) if trainings and k > 1 else ()
+        differences = [error.difference for error in errors]
+        return cls(np.concatenate([error.residuals for error in errors], 1),
+                   np.concatenate([error.centered for error in errors], 1),
+                   np.concatenate([error.factors for error in errors]) / k, float(np.mean(differences)), spreads,
+                   next((error.withheld for error in errors if error.withheld), ""))
+
+
+def debiased(labels, probabilities, index, bins=BINS):
+    """The DebiasedError of labels [n] and probabilities [n, C]; index [n]: the cluster of each image.
+
+    Bins are of equal mass, and at most as many as leave LEAST clusters to each: in bins of equal width, of which some
+    are nearly empty, fewer intervals hold the truth.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    confidence = probabilities.max(1)
+    count, n = int(index.max()) + 1, len(confidence)
+    place, size = _mass_bins(confidence, max(1, min(bins, count // LEAST)))
+    cell, residual = index * size + place, confidence - (probabilities.argmax(1) == labels)
+    sums, images = (np.bincount(cell, values, count * size).reshape(count, size) for values in (residual, None))
+    in_bin = images.sum(0)
+    scale = np.sqrt(in_bin * float(n))
+    clusters = (images > 0).sum(0)
+    factors = np.where(clusters > 1, clusters / np.maximum(clusters - 1, 1), 0.0)
+    return DebiasedError(sums / scale, (sums - images * (sums.sum(0) / in_bin)) / scale, factors)
+
+
+def consistency(labels, probabilities, index, bins=BINS, draws=1000, seed=0):
+    """Whether the ECE shows miscalibration: {"ece", "expected", "p"} (consistency resampling, Broecker & Smith 2007).
+
+    expected: the mean ECE of a calibrated classifier with the same confidences; p: how often its ECE is as large as the
+    observed one. labels [n], probabilities [n, C]; index [n]: the cluster of each image. Answers are drawn correct with
+    the probability that is their confidence; images of a cluster share the random number, which errs towards a large p.
+    """
+    confidence = np.asarray(probabilities, dtype=np.float64).max(1)
+    observed, place = ece(labels, probabilities, bins), _bin(confidence, bins)
+    rng, drawn = np.random.default_rng(seed), np.empty(draws)
+    order = np.argsort(place, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(place[order]) > 0))
+    confidence, index = confidence[order], index[order]
+    count = int(index.max()) + 1
+    for rows in np.array_split(np.arange(draws), max(1, draws * len(confidence) // 2 ** 22)):
+        correct = rng.random((len(rows), count))[:, index] < confidence
+        drawn[rows] = np.abs(np.add.reduceat(confidence - correct, starts, axis=1)).sum(1) / len(confidence)
+    return {"ece": observed, "expected": float(drawn.mean()), "p": float((1 + (drawn >= observed).sum()) / (1 + draws))}
 
 
 def _bin(values, bins):

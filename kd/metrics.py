@@ -47,8 +47,12 @@ def f1(confusion):
 
 
 def macro_f1(confusion):
-    """Mean F1 of the classes that occur among labels or predictions, in [0, 1]; [...]."""
-    return mean_defined(f1(confusion))
+    """Mean F1 of the classes that have images, in [0, 1]; [...].
+
+    A class without images is left out whatever is predicted, so that all models of a test set have one denominator; in
+    scikit-learn it is `labels=` these classes.
+    """
+    return mean_defined(np.where(confusion.sum(-1) > 0, f1(confusion), np.nan))
 
 
 def weighted_f1(confusion):
@@ -120,6 +124,21 @@ def auroc(labels, scores, weights=None):
             twice = np.einsum("nb,nb->b", positives, pairs_before, dtype=np.int64)
             areas[rows, c] = ratio(twice / 2, positives.sum(0, dtype=np.float64) * negatives_before[-1])
     return areas
+
+
+def placements(labels, scores):
+    """The share of the negatives of its class that each image is ranked above, [n]; 0.5 where there are none.
+
+    labels [n] ints; scores [n, C]. The area under the ROC curve of a class is the mean over its images (DeLong 1988).
+    """
+    labels, scores = np.asarray(labels), np.asarray(scores)
+    places = np.full(len(labels), 0.5)
+    for c in np.unique(labels):
+        negative, own = np.sort(scores[labels != c, c]), scores[labels == c, c]
+        if len(negative):
+            ranks = np.searchsorted(negative, own, "left") + np.searchsorted(negative, own, "right")
+            places[labels == c] = ranks / (2 * len(negative))
+    return places
 
 
 # ---- sums over images for many replicates, also used by operating_points.aurc

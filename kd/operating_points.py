@@ -1,42 +1,66 @@
 """Operating points: thresholds, class multipliers and abstention, chosen on the validation set.
 
 Each choice is a number or a vector, found on one set of predictions (validation) and applied unchanged to another
-(test). A rate whose denominator is 0 is NaN. Functions that take weights [B, n] (how often each image is counted in
-each of B replicates) return B numbers instead of one.
+(test). A rate whose denominator is 0 is NaN.
 """
+
+from statistics import NormalDist
 
 import numpy as np
 
 from kd import metrics
+from kd.estimate import wilson
+
+ASSURANCE = 0.9  # that a promise on validation holds for the population
 
 # ---- one class against the rest
 
-def threshold_for(sensitivity, labels, scores):
-    """The highest threshold at which the share of positives with score >= threshold is at least `sensitivity`.
+def threshold_for(sensitivity, labels, scores, assurance=ASSURANCE, groups=None):
+    """(threshold, promised): the highest threshold whose sensitivity is at least `promised` with the given assurance.
 
-    sensitivity: from 0 to 1; labels [n] bool; scores [n]. A higher threshold gives fewer false positives, so among the
-    thresholds that reach this sensitivity here it is the most specific one. NaN if there are no positives.
+    sensitivity: from 0 to 1; labels [n] bool; scores [n]; groups: n names of lesions or patients, or None. A higher
+    threshold gives fewer false positives. Of m independent positives, the r-th lowest score is a threshold whose
+    sensitivity is below s with the probability P(Binomial(m, 1 - s) < r) (Wilks 1941); the largest r is taken for
+    which that is at most 1 - assurance. Images of one lesion count together as one. Where m is too small for r = 1,
+    `promised` is less than `sensitivity`: what the lowest score promises. (NaN, NaN) if there are no positives.
     """
-    positive = np.sort(np.asarray(scores, dtype=np.float64)[np.asarray(labels, dtype=bool)])[::-1]
-    if not len(positive):
-        return float("nan")
-    needed = int(np.ceil(sensitivity * len(positive) - 1e-9))  # .95 of 20 is 19, not 19.000000000000004
-    return float(positive[max(needed, 1) - 1])
+    positive = np.asarray(labels, dtype=bool)
+    scores = np.asarray(scores, dtype=np.float64)[positive]
+    if not len(scores):
+        return float("nan"), float("nan")
+    names = np.arange(len(scores)) if groups is None else np.asarray(groups)[positive]
+    sizes = np.unique(names, return_inverse=True, return_counts=True)
+    share = 1 / sizes[2][sizes[1].reshape(-1)]  # of a lesion
+    m = len(sizes[0])
+    if 1 - assurance < sensitivity ** m:
+        return float(scores.min()), float((1 - assurance) ** (1 / m))
+    r = m
+    if sensitivity > 0:
+        k = np.arange(m + 1)
+        choose = np.append(0, np.cumsum(np.log(np.arange(m, 0, -1) / k[1:])))
+        at_most = np.exp(choose + k * np.log1p(-sensitivity) + (m - k) * np.log(sensitivity)).cumsum()
+        r = int(np.searchsorted(at_most, 1 - assurance, "right"))
+    order = np.argsort(scores, kind="stable")
+    missed = np.cumsum(share[order])  # lesions below the next score
+    place = int(np.searchsorted(missed, max(r, 1) - 1e-9))
+    return float(scores[order][min(place, len(scores) - 1)]), float(sensitivity)
 
 
-def binary(labels, called, weights=None):
-    """{"sensitivity", "specificity", "ppv", "npv"}, each in [0, 1], of a binary decision: floats, or [B] with weights.
+def masks(labels, called):
+    """{"sensitivity", "specificity", "ppv", "npv": (hits, among)}, masks [n] bool, of a binary decision.
 
     labels [n] bool: whether the image is positive; called [n] bool: whether it was called positive. ppv and npv are
     the positive and the negative predictive value.
     """
-    if weights is None:
-        return _once(binary, labels, called)
     labels, called = np.asarray(labels, dtype=bool), np.asarray(called, dtype=bool)
-    masks = labels & called, ~labels & called, labels & ~called, ~labels & ~called
-    tp, fp, fn, tn = (weights[:, mask].sum(1, dtype=np.float64) for mask in masks)
-    rates = {"sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp), "ppv": (tp, tp + fp), "npv": (tn, tn + fn)}
-    return {name: metrics.ratio(*pair) for name, pair in rates.items()}
+    return {"sensitivity": (called, labels), "specificity": (~called, ~labels),
+            "ppv": (labels, called), "npv": (~labels, ~called)}
+
+
+def binary(labels, called):
+    """The rates of masks() on these images, floats in [0, 1]; NaN where the denominator is 0."""
+    return {name: float(metrics.ratio((hits & among).sum(), among.sum()))
+            for name, (hits, among) in masks(labels, called).items()}
 
 
 # ---- a multiplier for each class: the prediction is argmax(multipliers * probabilities)
@@ -84,7 +108,7 @@ def _ascend(labels, probabilities, support, multipliers):
             hits[rows + 1, rival] -= rival == truth
             hits[rows + 1, c] += truth == c
             calls, hits = calls.cumsum(0), hits.cumsum(0)
-            scores = metrics.mean_defined(metrics.ratio(2 * hits, calls + support))
+            scores = metrics.ratio(2 * hits, calls + support)[:, support > 0].mean(-1)
             # A multiplier must be strictly between two different turns (0 counts as one) or above the last.
             below, above = np.append(0, turns), np.append(turns, np.inf)
             scores[~((below < above) & np.isfinite(below))] = -1
@@ -165,37 +189,35 @@ def aurc(correct, confidence, weights=None):
     return areas
 
 
-def coverage_at(risk, correct, confidence):
+def coverage_at(risk, correct, confidence, assurance=ASSURANCE):
     """(coverage, threshold): the largest share of images that can be answered with an error rate of at most `risk`.
 
     risk: from 0 to 1; correct [n] bool; confidence [n]. An image is answered if confidence >= threshold, so images of
-    equal confidence are answered together. (0, infinity) if no threshold has so low a risk.
+    equal confidence are answered together. The upper bound of the error rate is meant, which holds with the given
+    assurance (Wilson's, one-sided). (0, infinity) if no threshold has so low a risk.
     """
     confidence = np.asarray(confidence, dtype=np.float64)
     coverage, risks = risk_coverage(correct, confidence)
     descending = np.sort(confidence)[::-1]
     is_last_of_ties = np.append(descending[1:] < descending[:-1], True)  # no threshold separates equal confidences
-    possible = np.flatnonzero(is_last_of_ties & (risks <= risk + 1e-12))
+    z = NormalDist().inv_cdf(assurance)
+    bounds = np.array([wilson(share, size, z)[1] for size, share in enumerate(risks, 1)])
+    possible = np.flatnonzero(is_last_of_ties & (bounds <= risk + 1e-12))
     if not len(possible):
         return 0.0, float("inf")
     return float(coverage[possible[-1]]), float(descending[possible[-1]])
 
 
-def selective(correct, confidence, threshold, weights=None):
-    """{"coverage", "risk"}, each in [0, 1], of answering if confidence >= threshold: floats, or [B] with weights.
+def selective_masks(correct, confidence, threshold):
+    """{"coverage", "risk": (hits, among)}, masks [n] bool, of answering if confidence >= threshold.
 
     correct [n] bool, confidence [n]. coverage: the share of images that are answered; risk: their error rate.
     """
-    if weights is None:
-        return _once(selective, correct, confidence, threshold)
-    correct, is_answered = np.asarray(correct, dtype=bool), np.asarray(confidence) >= threshold
-    answered = weights[:, is_answered].sum(1, dtype=np.float64)
-    wrong = weights[:, is_answered & ~correct].sum(1, dtype=np.float64)
-    coverage = metrics.ratio(answered, weights.sum(1, dtype=np.float64))
-    return {"coverage": coverage, "risk": metrics.ratio(wrong, answered)}
+    answered = np.asarray(confidence) >= threshold
+    return {"coverage": (answered, np.ones(len(answered), bool)), "risk": (~np.asarray(correct, dtype=bool), answered)}
 
 
-def _once(rates, *args):
-    """What the function `rates` returns, as floats, if each image is counted once."""
-    weights = np.ones((1, len(args[0])), dtype=np.uint8)
-    return {name: float(values[0]) for name, values in rates(*args, weights).items()}
+def selective(correct, confidence, threshold):
+    """The rates of selective_masks() on these images, floats in [0, 1]; the risk is NaN if none is answered."""
+    return {name: float(metrics.ratio((hits & among).sum(), among.sum()))
+            for name, (hits, among) in selective_masks(correct, confidence, threshold).items()}

@@ -1,74 +1,39 @@
 """Comparison of two models on the same images: paired differences and tests.
 
-Differences are taken replicate by replicate, so images that are difficult for both models cancel out. Values [1 + B]
-come from bootstrap.replicate() for each model, with the same weights; METRIC is what bootstrap.interval() returns.
+Differences are taken replicate by replicate, so images that are difficult for both models cancel out; see
+kd.estimate.Estimate and kd.bootstrap.Draws.
 """
 
 import numpy as np
 
-from kd import bootstrap, metrics
 
+def compare(reference, model, differences=None):
+    """A list of rows, one for each metric that is in both of {NAME: Estimate}, in the order of the reference.
 
-def paired(reference, model, level=bootstrap.LEVEL, corrected=0):
-    """METRIC of the difference model - reference, values [1 + B] each, and "p", the two-sided p-value of no difference.
-
-    p is twice the smaller share of replicates at or beyond 0, with the sample counted as one of them (so at least
-    2 / (1 + B)): the interval of level 1 - p just contains 0. NaN if no replicate is defined.
-    corrected: as for bootstrap.interval(), applied to each model before the difference.
-    """
-    difference = bootstrap.unbias(model, corrected) - bootstrap.unbias(reference, corrected)
-    metric = bootstrap.interval(difference, level)
-    drawn = difference[1:][~np.isnan(difference[1:])]
-    tail = 1 + min((drawn <= 0).sum(), (drawn >= 0).sum())
-    p = float("nan") if np.isnan(metric["lo"]) else min(1.0, float(2 * tail / (1 + len(drawn))))
-    return {**metric, "p": p}
-
-
-def retention(reference, model, level=bootstrap.LEVEL, corrected=0):
-    """METRIC of the ratio model / reference, values [1 + B] each: the share of its teacher's metric that a student has.
-
-    A replicate in which the reference is 0 is undefined. corrected: as for paired().
-    """
-    ratio = metrics.ratio(bootstrap.unbias(model, corrected), bootstrap.unbias(reference, corrected))
-    return bootstrap.interval(ratio, level)
-
-
-def compare(reference, model):
-    """A list of rows, one for each metric that is in both of {NAME: values [1 + B]}, in the order of the reference.
-
-    A row is {"metric", "reference_value", "model_value", "difference", "lo", "hi", "p", "undefined",
-    "retention", "retention_lo", "retention_hi"}; p is not corrected for multiple comparisons, see holm().
+    A row is {"metric", "reference_value", "reference_lo", "reference_hi", the same of "model", "difference", "lo",
+    "hi", "p", "retention", "retention_lo", "retention_hi"}; p is not corrected for multiple comparisons, see holm().
+    differences: {NAME: Estimate} of the differences, where they are not simply those of the two.
     """
     rows = []
     for name in reference:
         if name not in model:
             continue
-        corrected = bootstrap.biased(name)
-        difference = paired(reference[name], model[name], corrected=corrected)
-        ratio = retention(reference[name], model[name], corrected=corrected)
-        rows.append({"metric": name, "reference_value": float(reference[name][0]),
-                     "model_value": float(model[name][0]), "difference": difference["value"],
-                     **{key: difference[key] for key in ("lo", "hi", "p", "undefined")}, "retention": ratio["value"],
-                     "retention_lo": ratio["lo"], "retention_hi": ratio["hi"]})
+        difference = differences[name] if differences else model[name].minus(reference[name])
+        row = {"metric": name}
+        for prefix, value, estimate in (("reference_", "reference_value", reference[name]),
+                                        ("model_", "model_value", model[name]), ("", "difference", difference),
+                                        ("retention_", "retention", model[name].over(reference[name]))):
+            metric = estimate.metric()
+            row.update({value: metric["value"], f"{prefix}lo": metric["lo"], f"{prefix}hi": metric["hi"]})
+        rows.append({**row, "p": difference.p()})
     return rows
 
 
-def mcnemar(reference_correct, model_correct):
-    """McNemar's exact test: {"reference_only", "model_only", "p"}.
-
-    reference_correct, model_correct: [n] bool. The first two are the numbers of images that only one of the models
-    classifies correctly; p is the exact two-sided p-value of an even split (McNemar 1947; Fay 2010). Images count as
-    independent; if lesions have more than one image, the paired bootstrap is the safer test.
-    """
+def disagreements(reference_correct, model_correct):
+    """{"reference_only", "model_only"}: how many images only one of the models classifies correctly; [n] bool each."""
     reference_correct, model_correct = np.asarray(reference_correct, bool), np.asarray(model_correct, bool)
-    lost = int((reference_correct & ~model_correct).sum())
-    won = int((~reference_correct & model_correct).sum())
-    n = lost + won
-    tail = term = 1  # the binomial's lower tail in whole numbers: exact for any n
-    for k in range(min(lost, won)):
-        term = term * (n - k) // (k + 1)
-        tail += term
-    return {"reference_only": lost, "model_only": won, "p": min(1.0, 2 * tail / 2 ** n)}
+    return {"reference_only": int((reference_correct & ~model_correct).sum()),
+            "model_only": int((~reference_correct & model_correct).sum())}
 
 
 def holm(p):
@@ -83,21 +48,15 @@ def holm(p):
     return corrected
 
 
-def agreement(labels, reference, model, weights=None):
-    """How often the predictions [n] of two models agree, and how they differ, as shares of images that sum to 1.
+def agreement(labels, reference, model, draws):
+    """{"agreement", "right_to_wrong", "wrong_to_right", "wrong_to_wrong"}: Estimates of shares of the images.
 
-    {"agreement", "right_to_wrong", "wrong_to_right", "wrong_to_wrong"}: the last three are disagreements, from the
-    reference to the model. Floats, or [B] with weights [B, n], how often each image is counted. labels [n].
+    labels, reference, model: [n] true classes, predicted classes of each. agreement: the same class; right_to_wrong:
+    only the reference is right; wrong_to_right: only the model is; wrong_to_wrong: both are wrong, in different ways.
     """
-    if weights is None:
-        shares = agreement(labels, reference, model, np.ones((1, len(labels)), dtype=np.uint8))
-        return {name: float(share[0]) for name, share in shares.items()}
     labels, reference, model = np.asarray(labels), np.asarray(reference), np.asarray(model)
     differ, reference_right, model_right = reference != model, reference == labels, model == labels
     masks = {"agreement": ~differ, "right_to_wrong": reference_right & ~model_right,
              "wrong_to_right": ~reference_right & model_right,
              "wrong_to_wrong": differ & ~reference_right & ~model_right}
-    columns = np.stack([np.ones(len(labels)), *masks.values()], 1)
-    # all counts are whole numbers below 2^24, so the product is exact in float32
-    counts = weights.astype(np.float32, copy=False) @ columns.astype(np.float32)
-    return {name: metrics.ratio(count, counts[:, 0]) for name, count in zip(masks, counts.T[1:].astype(np.float64))}
+    return {name: draws.rate(mask) for name, mask in masks.items()}

@@ -2,6 +2,8 @@
 
 import math
 
+from kd.errors import printable
+
 TERMINAL_WIDTH = 110  # characters; wider tables wrap on a laptop
 
 
@@ -23,12 +25,17 @@ def format_bounds(lo, hi, form=".3f"):
 def format_metric(metric, form=".3f", bounds_form=None):
     """A METRIC, a dict with value, lo and hi, as `0.455 [0.401, 0.504]`; `n/a` if its value is undefined.
 
+    The value stands alone if it has no interval; where one is withheld for lack of data, `[too few]` says so.
     bounds_form: the format of the bounds, if it differs from `form`.
     """
     if not is_defined(metric["value"]):
         return "n/a"
-    bounds = format_bounds(metric["lo"], metric["hi"], bounds_form or form)
-    return f"{format_number(metric['value'], form)} {bounds}"
+    value = format_number(metric["value"], form)
+    if metric.get("withheld", "").startswith("too few"):
+        return f"{value} [too few]"
+    if not is_defined(metric["lo"]):
+        return value
+    return f"{value} {format_bounds(metric['lo'], metric['hi'], bounds_form or form)}"
 
 
 def format_p(p):
@@ -60,7 +67,7 @@ def one_line(text, limit=32):
 
 def align_columns(rows, right=False):
     """Rows of cells as text with columns of equal width, aligned left; with `right` all but the first aligned right."""
-    rows = [[str(cell) for cell in row] for row in rows]
+    rows = [[printable(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     aligns = [str.ljust] + [str.rjust if right else str.ljust] * len(widths[1:])
     lines = []

@@ -24,7 +24,7 @@ def binary(confidence, correct):
 
 
 def loop(labels, probabilities, bins):
-    """All five errors, image by image, from their definitions."""
+    """The four binned errors, image by image, from their definitions."""
     n, classes = probabilities.shape
 
     def place(p):
@@ -41,13 +41,12 @@ def loop(labels, probabilities, bins):
     top = [max(row) for row in probabilities.tolist()]
     hit = [int(row.index(max(row)) == label) for row, label in zip(probabilities.tolist(), labels)]
     rows = gaps(top, hit, [place(p) for p in top])
-    squares = sum(m / n * (g ** 2 - (a * (1 - a) / (m - 1) if m > 1 else 0)) for m, g, a in rows)
     ends = [part[-1] for part in np.array_split(sorted(top), min(bins, n))]
     mass = gaps(top, hit, [next(e for e in ends if p <= e) for p in top])
     per_class = [gaps(probabilities[:, k].tolist(), [int(y == k) for y in labels],
                       [place(p) for p in probabilities[:, k]]) for k in range(classes)]
     return {"ece": sum(m * g for m, g, _ in rows) / n, "mce": max(g for _, g, _ in rows),
-            "rms_ce_debiased": max(squares, 0) ** .5, "ece_equal_mass": sum(m * g for m, g, _ in mass) / n,
+            "ece_equal_mass": sum(m * g for m, g, _ in mass) / n,
             "ece_classwise": sum(m * g for rows in per_class for m, g, _ in rows) / n / classes}
 
 
@@ -86,11 +85,75 @@ def test_the_errors_are_torchmetrics_off_the_edges(n, classes, bins):
         each = [theirs.binary_calibration_error(p[:, k].contiguous(), (y == k).int(), n_bins=bins, norm="l1").item()
                 for k in range(classes)]
         assert calibration.ece_classwise(labels, probabilities, bins) == pytest.approx(np.mean(each), abs=1e-6)
-        plain = theirs.multiclass_calibration_error(p, y, classes, n_bins=bins, norm="l2").item() ** 2
-        noise = sum(row["count"] / n * row["accuracy"] * (1 - row["accuracy"]) / (row["count"] - 1)
-                    for row in calibration.reliability(labels, probabilities, bins) if row["count"] > 1)
-        assert calibration.rms_ce_debiased(labels, probabilities, bins) ** 2 == pytest.approx(
-            max(plain - noise, 0), abs=1e-6)
+
+
+@pytest.mark.parametrize("bins, used", [(1, 1), (3, 3), (15, 6)])  # at least ten images are in each
+def test_the_debiased_error_is_the_mean_over_pairs_of_images(bins, used):
+    labels, logits = draw(60, 3, 0)
+    probabilities = metrics.softmax(logits)
+    order = np.argsort(probabilities.max(1))
+    residual = (probabilities.max(1) - (probabilities.argmax(1) == labels))[order]
+    expected = 0
+    for part in np.array_split(np.arange(60), used):  # two different images have no noise in common
+        products = [residual[i] * residual[j] for i in part for j in part if i != j]
+        expected += len(part) / 60 * np.mean(products)
+    error = calibration.debiased(labels, probabilities, np.arange(60), bins)
+    assert error.square == pytest.approx(expected, abs=1e-12)
+    assert error.value == pytest.approx(max(expected, 0) ** .5)
+
+
+def test_copies_of_an_image_in_one_lesion_do_not_look_miscalibrated():
+    labels, logits = draw(300, 3, 5)
+    four = np.repeat(np.arange(300), 4)
+    probabilities = metrics.softmax(logits)
+    once = calibration.debiased(labels, probabilities, np.arange(300))
+    grouped = calibration.debiased(labels[four], probabilities[four], four)
+    assert grouped.square == pytest.approx(once.square, abs=2e-4)
+    assert grouped.metric() == pytest.approx(once.metric(), abs=5e-3)
+    assert calibration.debiased(labels[four], probabilities[four], np.arange(1200)).value > once.value
+
+
+@pytest.mark.parametrize("factor", [1, 1.3, 2.5])
+def test_its_interval_holds_the_truth_whether_calibrated_or_not(factor):
+    rng = np.random.default_rng(0)
+
+    def sample(n):
+        labels = rng.integers(3, size=n)
+        scores = rng.normal(size=(n, 3))
+        scores[np.arange(n), labels] += 1.5
+        return labels, metrics.softmax(factor * 1.5 * scores)
+
+    truth = 0 if factor == 1 else calibration.rms_ce_debiased(*sample(400000))
+    metrics_ = [calibration.debiased(*sample(300), np.arange(300)).metric() for _ in range(200)]
+    assert all(metric["lo"] <= metric["value"] <= metric["hi"] for metric in metrics_)
+    held = sum(metric["lo"] <= truth <= metric["hi"] for metric in metrics_)
+    assert 182 <= held <= 198, held
+
+
+def test_the_error_of_several_seeds_is_that_of_the_mean_square_and_a_difference_has_no_interval():
+    labels, logits = draw(400, 3, 1)
+    seeds = [calibration.debiased(labels, metrics.softmax(f * logits), np.arange(400)) for f in (1.5, 2, 3)]
+    mean = calibration.DebiasedError.mean(seeds, trainings=True)
+    assert mean.square == pytest.approx(np.mean([seed.square for seed in seeds]))
+    wide, narrow = (e.metric() for e in (mean, calibration.DebiasedError.mean(seeds)))
+    assert wide["hi"] - wide["lo"] > narrow["hi"] - narrow["lo"]
+    gap = seeds[2].minus(seeds[0])
+    assert gap.value == pytest.approx(seeds[2].value - seeds[0].value) and gap.p() < 1e-6
+    assert np.isnan(gap.metric()["lo"])
+
+
+def test_consistency_finds_miscalibration_and_nothing_where_there_is_none():
+    small = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(3, size=200)
+        scores = rng.normal(size=(200, 3))
+        scores[np.arange(200), labels] += 1.5
+        small += calibration.consistency(labels, metrics.softmax(1.5 * scores), np.arange(200), draws=200)["p"] < .05
+    assert small <= 12  # of 100; 5 expected
+    found = calibration.consistency(labels, metrics.softmax(5 * scores), np.arange(200))
+    assert found["p"] < .002 and found["ece"] == calibration.ece(labels, metrics.softmax(5 * scores))
+    assert 0 < found["expected"] < found["ece"]
 
 
 def test_reliability_is_scikit_learns_calibration_curve():

@@ -42,7 +42,7 @@ def test_every_metric_is_scikit_learns_where_that_is_defined(n, classes, present
             warnings.simplefilter("ignore")
             theirs = {
                 "accuracy": sk.accuracy_score(labels, predicted),
-                "macro_f1": sk.f1_score(labels, predicted, average="macro"),
+                "macro_f1": sk.f1_score(labels, predicted, labels=np.unique(labels), average="macro"),
                 "weighted_f1": sk.f1_score(labels, predicted, average="weighted"),
                 "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted)}
             for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score),
@@ -74,6 +74,21 @@ def test_auroc_does_not_depend_on_how_replicates_are_chunked(monkeypatch):
     whole = metrics.auroc(labels, probabilities, weights)
     monkeypatch.setattr(metrics, "CHUNK", 100)
     np.testing.assert_array_equal(metrics.auroc(labels, probabilities, weights), whole)
+
+
+def test_macro_f1_has_one_denominator_whatever_is_predicted():
+    labels = np.array([0, 0, 1, 1])
+    one_wrong, of_an_absent_class = np.array([0, 1, 1, 1]), np.array([0, 2, 1, 1])
+    first, second = (metrics.macro_f1(metrics.confusion(labels, p, 3)) for p in (one_wrong, of_an_absent_class))
+    assert first == pytest.approx((2 / 3 + 4 / 5) / 2) and second == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_the_area_of_a_class_is_the_mean_of_its_placements():
+    labels, scores = np.random.default_rng(0).integers(4, size=90), np.random.default_rng(1).random((90, 4)).round(1)
+    places = metrics.placements(labels, scores)
+    for c in range(4):
+        assert places[labels == c].mean() == pytest.approx(sk.roc_auc_score(labels == c, scores[:, c]))
+    assert (metrics.placements(np.zeros(3, int), scores[:3]) == .5).all()
 
 
 def test_hand_counts():

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from kd import bootstrap, metrics, operating_points
+from kd import metrics, operating_points
+from kd.estimate import wilson
 
 
 def draw(n=300, classes=4, seed=0, decimals=None):
@@ -19,27 +20,42 @@ def draw(n=300, classes=4, seed=0, decimals=None):
 
 # ---- one class against the rest
 
-@pytest.mark.parametrize("sensitivity", [.01, .5, .8, .9, .95, .99, 1])
-@pytest.mark.parametrize("decimals", [None, 1])
-def test_the_threshold_is_the_best_that_a_trial_of_every_score_finds(sensitivity, decimals):
-    for seed in range(5):
-        labels, probabilities = draw(120, seed=seed, decimals=decimals)
-        positive, scores = labels == 1, probabilities[:, 1]
-        tried = {t: operating_points.binary(positive, scores >= t) for t in scores.tolist()}
-        reaching = [t for t, rates in tried.items() if rates["sensitivity"] >= sensitivity - 1e-12]
-        threshold = operating_points.threshold_for(sensitivity, positive, scores)
-        assert threshold == max(reaching)
-        assert tried[threshold]["specificity"] == max(tried[t]["specificity"] for t in reaching)
+@pytest.mark.parametrize("sensitivity", [.5, .8, .9, .95])
+@pytest.mark.parametrize("assurance", [.5, .8, .9, .99])
+def test_the_threshold_is_the_tolerance_bound_of_wilks(sensitivity, assurance):
+    stats = pytest.importorskip("scipy.stats")
+    for m in (1, 5, 14, 45, 130, 1000, 40000):
+        scores = np.random.default_rng(m).random(m)
+        threshold, promised = operating_points.threshold_for(sensitivity, np.ones(m, bool), scores, assurance)
+        r = int((scores <= threshold).sum())  # the threshold is the r-th lowest
+        # P(the sensitivity in the population is below s) = P(Binomial(m, 1 - s) <= r - 1)
+        if promised == sensitivity:
+            assert stats.binom.cdf(r - 1, m, 1 - sensitivity) <= 1 - assurance + 1e-9
+            assert r == m or stats.binom.cdf(r, m, 1 - sensitivity) > 1 - assurance - 1e-9
+        else:
+            assert r == 1 and promised < sensitivity and promised ** m == pytest.approx(1 - assurance)
 
 
-def test_a_share_that_floating_point_cannot_write_asks_for_no_positive_too_many():
-    scores = np.arange(1, 101) / 100
-    for percent in range(1, 101):
-        assert operating_points.threshold_for(percent / 100, np.ones(100, bool), scores) == scores[100 - percent]
+def test_a_promise_is_kept_by_the_population_as_often_as_the_assurance_says():
+    rng = np.random.default_rng(0)
+    kept, at_half = 0, 0
+    for _ in range(2000):
+        scores = rng.random(60)
+        kept += operating_points.threshold_for(.9, np.ones(60, bool), scores, .9)[0] <= .1
+        at_half += operating_points.threshold_for(.9, np.ones(60, bool), scores, .5)[0] <= .1
+    assert kept >= .885 * 2000 and .45 * 2000 < at_half < .7 * 2000  # steps of one positive make both a little larger
+
+
+def test_images_of_one_lesion_promise_no_more_than_one_image():
+    scores = np.random.default_rng(0).random(40)
+    one = operating_points.threshold_for(.9, np.ones(40, bool), scores)
+    four = operating_points.threshold_for(.9, np.ones(160, bool), np.repeat(scores, 4), groups=np.repeat(range(40), 4))
+    assert one == four
+    assert operating_points.threshold_for(.9, np.ones(160, bool), np.repeat(scores, 4))[0] > four[0]
 
 
 def test_without_positives_there_is_no_threshold():
-    assert np.isnan(operating_points.threshold_for(.9, [False, False], [.1, .2]))
+    assert np.isnan(operating_points.threshold_for(.9, [False, False], [.1, .2])).all()
 
 
 def test_rates_are_scikit_learns_and_by_hand():
@@ -74,17 +90,9 @@ def test_weights_count_each_image_as_often_as_copies_would():
     weights = np.random.default_rng(1).integers(0, 4, (30, 80)).astype(np.uint8)
     weights[0] = 0
     weights[0, 5] = 1  # a single image is left
-    rates = operating_points.binary(labels == 1, confidence > .5, weights)
-    abstention = operating_points.selective(correct, confidence, .5, weights)
     areas = operating_points.aurc(correct, confidence, weights)
     for b, w in enumerate(weights):
-        alone = operating_points.binary(*repeated(w, labels == 1, confidence > .5))
-        for name, value in alone.items():
-            np.testing.assert_allclose(rates[name][b], value, atol=1e-12)
-        some_correct, some_confidence = repeated(w, correct, confidence)
-        for name, value in operating_points.selective(some_correct, some_confidence, .5).items():
-            np.testing.assert_allclose(abstention[name][b], value, atol=1e-12)
-        np.testing.assert_allclose(areas[b], operating_points.aurc(some_correct, some_confidence), atol=1e-12)
+        np.testing.assert_allclose(areas[b], operating_points.aurc(*repeated(w, correct, confidence)), atol=1e-12)
 
 
 # ---- multipliers
@@ -190,31 +198,22 @@ def test_the_ends_of_aurc():
     assert np.isnan(operating_points.aurc([True], [.9]))
 
 
-@pytest.mark.parametrize("risk", [0, .05, .1, .3, 1])
-def test_coverage_at_a_risk_is_the_largest_that_any_threshold_reaches(risk):
-    for seed, decimals in itertools.product(range(5), (None, 1)):
-        labels, probabilities = draw(90, seed=seed, decimals=decimals)
+@pytest.mark.parametrize("risk", [0.05, 0.1, 0.3])
+def test_coverage_at_a_risk_is_the_largest_whose_upper_bound_keeps_it(risk):
+    for seed in range(4):
+        labels, probabilities = draw(200, seed=seed, decimals=2)
         correct, confidence = probabilities.argmax(1) == labels, probabilities.max(1)
-        coverage, threshold = operating_points.coverage_at(risk, correct, confidence)
-        tried = [operating_points.selective(correct, confidence, t) for t in confidence]
-        possible = [point["coverage"] for point in tried if point["risk"] <= risk + 1e-12]
-        assert coverage == (max(possible) if possible else 0)
-        reached = operating_points.selective(correct, confidence, threshold)
-        assert reached["coverage"] == coverage
-        assert reached["risk"] <= risk + 1e-12 or not possible
+        tried = []
+        for threshold in np.unique(confidence):
+            answered = confidence >= threshold
+            upper = wilson((~correct[answered]).mean(), answered.sum(), 1.2815515655)[1]  # 90%, one-sided
+            tried.append((answered.mean(), threshold, upper))
+        possible = [(coverage, threshold) for coverage, threshold, upper in tried if upper <= risk]
+        expected = max(possible, default=(0, np.inf))
+        assert operating_points.coverage_at(risk, correct, confidence) == pytest.approx(expected)
 
 
 def test_a_risk_that_cannot_be_kept_is_answered_by_silence():
     coverage, threshold = operating_points.coverage_at(.1, [False, False, True], [.9, .8, .7])
     assert (coverage, threshold) == (0, float("inf"))
     assert np.isnan(operating_points.selective([True], [.9], threshold)["risk"])
-
-
-def test_rates_of_replicates_make_an_interval():
-    labels, probabilities = draw(400)
-    index, count = bootstrap.clusters(np.arange(400) // 2)
-    rates = operating_points.binary(labels == 1, probabilities[:, 1] > .3, bootstrap.resample(count, 300)[:, index])
-    for name, values in rates.items():
-        metric = bootstrap.interval(values)
-        assert metric["lo"] < metric["value"] == operating_points.binary(
-            labels == 1, probabilities[:, 1] > .3)[name] < metric["hi"]

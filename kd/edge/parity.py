@@ -24,24 +24,23 @@ def compare(predictions, reference, logits, temperature=None, replicates=bootstr
 
     predictions: their labels, clusters and class_names are read. reference, logits: [n, C], of the checkpoint and of
     the exported model. temperature: of the checkpoint, or None.
-    Returns {"images", "flips", "agreement": as kd.paired.agreement() returns it, "divergence", "largest": the largest
+    Returns {"images", "flips", "agreement": the shares of kd.paired.agreement(), "divergence", "largest": the largest
     difference of logits, "macro_f1": {"reference", "model", "difference": METRIC with p}, "accuracy": the same, "ece":
     {"reference", "model", "shift"}}, and with a temperature "ece_calibrated". Differences are paired, over clusters.
     """
     labels, both = predictions.labels, (reference, logits)
     reference_classes, model_classes = (np.argmax(z, 1) for z in both)
-    index, count = bootstrap.clusters(predictions.clusters)
-    weights = bootstrap.resample(count, replicates)
-    class_count = len(predictions.class_names)
-    scores = [bootstrap.overall(bootstrap.confusions(labels, predicted, class_count, index, weights))
-              for predicted in (reference_classes, model_classes)]
+    draws = bootstrap.draws(labels, predictions.clusters, len(predictions.class_names), replicates)
+    scores = [bootstrap.overall(predicted, draws) for predicted in (reference_classes, model_classes)]
+    agreement = paired.agreement(labels, reference_classes, model_classes, draws)
     result = {"images": len(labels), "flips": flips(reference, logits),
-              "agreement": paired.agreement(labels, reference_classes, model_classes),
+              "agreement": {name: share.value for name, share in agreement.items()},
               "divergence": divergence(reference, logits), "largest": float(np.abs(reference - logits).max())}
     for name in ("macro_f1", "accuracy"):
         before, after = (values[name] for values in scores)
-        result[name] = {"reference": float(before[0]), "model": float(after[0]),
-                        "difference": paired.paired(before, after)}
+        difference = after.minus(before)
+        result[name] = {"reference": before.value, "model": after.value,
+                        "difference": {**difference.metric(), "p": difference.p()}}
     for name, divisor in (("ece", 1.0), ("ece_calibrated", temperature)):
         if divisor is not None:
             before, after = (calibration.ece(labels, metrics.softmax(z / divisor)) for z in both)

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import bootstrap, calibration, metrics, paired, predictions, runs
+from kd import bootstrap, calibration, estimate, metrics, paired, predictions, runs
 from kd.errors import UserError
 from kd.evaluation import protocol
 from kd.run_folder import Run
 
 COLUMNS = ("reference", "model", "reference_seeds", "model_seeds", "metric",
            "reference_value", "reference_lo", "reference_hi", "model_value", "model_lo", "model_hi",
-           "difference", "lo", "hi", "p", "p_corrected", "undefined",
-           "retention", "retention_lo", "retention_hi", "relative_gap")
+           "difference", "lo", "hi", "p", "p_corrected",
+           "retention", "retention_lo", "retention_hi", "relative_gap", "withheld")
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Model:
     kind: str
     network: str
     seeds: dict
-    values: dict = None   # {seed: {NAME: [1 + B]}}
+    values: dict = None   # {seed: {NAME: Estimate}}
     answers: dict = None  # {seed: [n] predicted classes}, in the reference's order of images
 
 
@@ -99,24 +99,21 @@ def compare(models, settings, answers_only=False):
 
     The first model is the reference of all others. A second reference of a student is its baseline: the same network
     trained without a teacher. A pair is {"reference", "model", "rows" as paired.compare() gives them with intervals of
-    both models and p_corrected, "agreement": {NAME: METRIC}, "mcnemar"}. p-values are corrected by Holm over the pairs,
-    for each metric apart. answers_only: only of metrics that need no probabilities, which is much faster.
+    both models, with p_corrected and the reason why an interval is withheld, "agreement": {NAME: METRIC},
+    "disagreements"}. p-values are corrected by Holm over the pairs, which are one family for each metric; they are NaN
+    where a model has a single seed. answers_only: only of metrics that need no probabilities, which is much faster.
     Raises UserError where two models were tested on different images.
     """
     first = common_test(models)
-    index, weights = protocol.resampling(first, settings)
+    draws = protocol.resampling(first, settings)
     for model in models:
-        measure(model, first, index, weights, settings, answers_only)
+        measure(model, first, draws, settings, answers_only)
     couples = [(models[0], model) for model in models[1:]]
     couples += [(baseline, model) for model in models[1:] for baseline in models[1:] if is_baseline(baseline, model)]
-    images = weights[:, index].astype(np.float32)
-    pairs = [pair(reference, model, first, images) for reference, model in couples]
+    pairs = [pair(reference, model, first, draws) for reference, model in couples]
     for rows in zip(*(pair["rows"] for pair in pairs)):
         for row, p in zip(rows, paired.holm([row["p"] for row in rows])):
             row["p_corrected"] = float(p)
-    tests = [pair["mcnemar"] for pair in pairs]
-    for test, p in zip(tests, paired.holm([test["p"] for test in tests])):
-        test["p_corrected"] = float(p)
     return {"conventions": protocol.conventions(first, None, settings), "class_names": first.class_names,
             "split": {"test": first.size()}, "models": {model.name: list(model.seeds) for model in models},
             "pairs": pairs}
@@ -145,7 +142,7 @@ def is_baseline(baseline, model):
     return kinds == ("student", "alone") and bool(model.network) and baseline.network == model.network
 
 
-def measure(model, first, index, weights, settings, answers_only=False):
+def measure(model, first, draws, settings, answers_only=False):
     """Fill in the values and answers of every seed of a Model, its images in the order of `first`."""
     model.values, model.answers = {}, {}
     names = first.class_names
@@ -154,71 +151,56 @@ def measure(model, first, index, weights, settings, answers_only=False):
         probabilities, calibrated = test.probabilities[order], None
         model.answers[seed] = answers = probabilities.argmax(1)
         if answers_only:
-            model.values[seed] = bootstrap.replicate_answers(first.labels, answers, index, weights, names)
+            model.values[seed] = bootstrap.replicate_answers(answers, draws, names)
             continue
         if val is not None:
             fit = calibration.fit_temperature(val.scores, val.labels)
             calibrated = metrics.softmax(test.scores[order] / fit.value) if fit.ok else None
-        model.values[seed] = bootstrap.replicate(first.labels, probabilities, index, weights, names, calibrated,
-                                                 settings.bins)
+        model.values[seed] = bootstrap.replicate(probabilities, draws, names, calibrated, settings.bins)
 
 
-def pair(reference, model, first, images):
-    """How `model` differs from `reference`; see compare(). images: weights [1 + B, n] of the images of `first`."""
-    same_seeds = list(reference.seeds) == list(model.seeds)
-    runs_ = [values for side in (reference, model) for values in side.values.values()]
-    names = [name for name in runs_[0] if all(name in values for values in runs_)]
-    of_reference, of_model = ({name: np.array([values[name] for values in side.values.values()]) for name in names}
-                              for side in (reference, model))
-    rows = paired.compare(
-        {name: of_reference[name].mean(0) for name in names},
-        {name: of_model[name].mean(0) + seed_noise(of_reference[name], of_model[name], same_seeds) for name in names})
+def pair(reference, model, first, draws):
+    """How `model` differs from `reference`; see compare()."""
+    sides = reference.values, model.values
+    names = [name for name in next(iter(reference.values.values()))
+             if all(name in values for side in sides for values in side.values())]
+    of_reference, of_model = ({name: over_seeds([values[name] for values in side.values()]) for name in names}
+                              for side in sides)
+    differences = {name: difference(name, *sides) for name in names}
+    rows = paired.compare(of_reference, of_model, differences)
+    has_trainings = min(map(len, sides)) > 1
     for row in rows:
-        for side, values in (("reference", of_reference), ("model", of_model)):
-            metric = model_interval(row["metric"], values[row["metric"]])
-            row.update({f"{side}_{bound}": metric[bound] for bound in ("lo", "hi")})
-        limit = protocol.upper_bound(row["metric"])  # of two seeds t is wide
-        row.update({bound: float(np.clip(row[bound], -limit, limit)) for bound in ("lo", "hi")})
-        row.update({bound: max(row[bound], 0.0) for bound in ("retention_lo", "retention_hi")})
         row["relative_gap"] = 1 - row["retention"]
+        row["withheld"] = differences[row["metric"]].withheld  # often for both models, too: the images are the same
+        if not has_trainings:
+            row["p"] = float("nan")  # two trainings differ by their seeds alone: it would say nothing of the method
+    same_seeds = list(reference.seeds) == list(model.seeds)
     couple = zip if same_seeds else itertools.product
     answers = list(couple(reference.answers.values(), model.answers.values()))
-    shares = [paired.agreement(first.labels, a, b, images) for a, b in answers]
-    tests = [paired.mcnemar(a == first.labels, b == first.labels) for a, b in answers]
-    agreement = bootstrap.intervals({name: np.mean([share[name] for share in shares], 0) for name in shares[0]})
-    mcnemar = {name: float(np.mean([test[name] for test in tests])) for name in ("reference_only", "model_only")}
+    shares = [paired.agreement(first.labels, a, b, draws) for a, b in answers]
+    agreement = bootstrap.intervals({name: estimate.Estimate.mean([share[name] for share in shares])
+                                     for name in shares[0]})
+    counts = [paired.disagreements(a == first.labels, b == first.labels) for a, b in answers]
     return {"reference": reference.name, "model": model.name,
             "seeds": {"reference": len(reference.seeds), "model": len(model.seeds)}, "rows": rows,
-            "agreement": agreement, "mcnemar": {**mcnemar, "p": combined([test["p"] for test in tests])}}
+            "agreement": agreement,
+            "disagreements": {name: float(np.mean([count[name] for count in counts])) for name in counts[0]}}
 
 
-def combined(p):
-    """One p-value of several tests of one hypothesis on the same images: twice their median, which holds
-    however they depend on each other (Rüschendorf 1982); a single one is itself."""
-    return float(p[0]) if len(p) == 1 else min(1.0, 2 * float(np.median(p)))
+def over_seeds(estimates):
+    """The mean over the seeds of one model."""
+    return type(estimates[0]).mean(estimates, trainings=True)
 
 
-def model_interval(name, values):
-    """{"lo", "hi"} of a model's metric: values [k, 1 + B] of its k seeds."""
-    if len(values) == 1:
-        return bootstrap.interval(values[0], corrected=bootstrap.biased(name))
-    return protocol.over_seeds_of(name, values)
+def difference(name, reference, model):
+    """The Estimate of model - reference in the metric `name`; each {seed: {NAME: Estimate}}.
 
-
-def seed_noise(reference, model, same_seeds):
-    """[1 + B] what other seeds would have added to a difference of means, 0 for the sample itself.
-
-    reference [k, 1 + B], model [m, 1 + B] values; same_seeds: row by row of the same seed. Of the same seeds k
-    differences are known, and so t with k - 1 degrees of freedom times their standard error; of others, the same of
-    each model, drawn apart. A single seed tells nothing about seeds and adds nothing.
+    Of the same seeds, the k differences of pairs vary less than k trainings of each, which are taken otherwise.
     """
-    noise = np.zeros(model.shape[1])
-    spreads = [model[:, 0] - reference[:, 0]] if same_seeds else [reference[:, 0], model[:, 0]]
-    for stream, values in enumerate(spreads):
-        if len(values) > 1:
-            drawn = bootstrap.student_t(len(values) - 1, len(noise) - 1, stream)
-            noise[1:] += drawn * values.std(ddof=1) / np.sqrt(len(values))
-    return noise
+    if list(reference) == list(model):
+        return over_seeds([model[seed][name].minus(reference[seed][name]) for seed in model])
+    of_reference, of_model = (over_seeds([values[name] for values in side.values()]) for side in (reference, model))
+    return of_model.minus(of_reference)
 
 
 # ---- comparison.csv
@@ -228,7 +210,7 @@ def table(compared):
     """Rows of comparison.csv, of what compare() gives.
 
     Of agreement and of the three kinds of disagreement, shares of the images stand under model_value; of
-    McNemar's test, the numbers of images that only one of the two models has right.
+    only_one_right, the numbers of images that only the reference and only the model has right.
     """
     rows = []
     for pair in compared["pairs"]:
@@ -236,11 +218,11 @@ def table(compared):
                 "model_seeds": pair["seeds"]["model"]}
         rows += [{**head, **row} for row in pair["rows"]]
         rows += [{**head, "metric": name, "model_value": share["value"], "model_lo": share["lo"],
-                  "model_hi": share["hi"], "undefined": share["undefined"]}
+                  "model_hi": share["hi"], "withheld": share.get("withheld", "")}
                  for name, share in pair["agreement"].items()]
-        test = pair["mcnemar"]
-        rows.append({**head, "metric": "mcnemar", "reference_value": test["reference_only"],
-                     "model_value": test["model_only"], "p": test["p"], "p_corrected": test["p_corrected"]})
+        counts = pair["disagreements"]
+        rows.append({**head, "metric": "only_one_right", "reference_value": counts["reference_only"],
+                     "model_value": counts["model_only"]})
     return [{key: cell(row.get(key, "")) for key in COLUMNS} for row in rows]
 
 

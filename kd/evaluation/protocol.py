@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kd import bootstrap, calibration, metrics, operating_points, predictions, runs
+from kd import bootstrap, calibration, estimate, metrics, operating_points, predictions, runs
 from kd.errors import UserError, listing, nearest
 from kd.files import write_json
 from kd.predictions import difference_between
 
 CALIBRATED = ("nll", "brier", "ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc")
+INTERVALS = "smoothed cluster bootstrap"  # how intervals are made, as metrics.json states it
 MAJORITY = ("accuracy", "macro_f1", "balanced_accuracy")  # metrics of rules that give answers without probabilities
 MAX_TARGETS = 25  # with more classes, a threshold for each says little, unless the user asks for it
 
@@ -28,8 +29,9 @@ class Settings:
     replicates: int = bootstrap.REPLICATES
     bins: int = calibration.BINS  # of calibration errors
     targets: list = None        # names of the classes that get a threshold; None: all, up to MAX_TARGETS
-    sensitivity: float = 0.95   # that these thresholds have at least, on validation
-    risk: float = 0.1           # error rate that abstention has at most, on validation
+    sensitivity: float = 0.95   # that these thresholds promise
+    risk: float = 0.1           # error rate that abstention promises
+    assurance: float = operating_points.ASSURANCE  # that a promise holds for the population
 
 
 # ---- choose on validation
@@ -66,22 +68,27 @@ def choose(val, settings):
     for name in dict.fromkeys(targets):
         k = names.index(name)
         positive, scores = val.labels == k, val.probabilities[:, k]
-        threshold = operating_points.threshold_for(settings.sensitivity, positive, scores)
-        points.append(_point(f"{name} at sensitivity {settings.sensitivity:g}", "sensitivity", threshold,
-                             operating_points.binary(positive, scores >= threshold), name, settings.sensitivity))
+        threshold, promised = operating_points.threshold_for(settings.sensitivity, positive, scores,
+                                                             settings.assurance, val.clusters)
+        promised = 0.0 if np.isnan(promised) else promised  # validation has none of them
+        points.append({**_point(f"{name} at sensitivity {settings.sensitivity:g}", "sensitivity", threshold,
+                                operating_points.binary(positive, scores >= threshold), name, promised),
+                       "asked": settings.sensitivity, "assurance": settings.assurance})
 
     # multipliers of the probabilities, one a class
     best_for_f1 = operating_points.macro_f1_multipliers(val.labels, val.probabilities)
     for name, kind, multipliers in (("multipliers for macro F1", "macro_f1", best_for_f1),
                                     ("prior correction", "prior", operating_points.prior_multipliers(support))):
-        on_val = {metric: values[0] for metric, values in decisions(val, multipliers).items()}
+        counts = metrics.confusion(val.labels, (multipliers * val.probabilities).argmax(1), len(names))
+        on_val = {metric: float(getattr(metrics, metric)(counts)) for metric in MAJORITY}
         points.append(_point(name, kind, dict(zip(names, multipliers.tolist())), on_val))
 
     # a confidence below which no answer is given
     correct, confidence = certainty(val)
-    _, threshold = operating_points.coverage_at(settings.risk, correct, confidence)
-    points.append(_point(f"abstention at risk {settings.risk:g}", "abstention", threshold,
-                         operating_points.selective(correct, confidence, threshold), promised=settings.risk))
+    _, threshold = operating_points.coverage_at(settings.risk, correct, confidence, settings.assurance)
+    points.append({**_point(f"abstention at risk {settings.risk:g}", "abstention", threshold,
+                            operating_points.selective(correct, confidence, threshold), promised=settings.risk),
+                   "assurance": settings.assurance})
 
     temperature = calibration.fit_temperature(val.scores, val.labels)
     return Choices(temperature, points, int(support.argmax()))
@@ -98,16 +105,10 @@ def certainty(predictions):
     return predictions.probabilities.argmax(1) == predictions.labels, predictions.probabilities.max(1)
 
 
-def decisions(predictions, multipliers, index=None, weights=None):
-    """{NAME: [1 + B]} of accuracy, macro-F1 and balanced accuracy when argmax(multipliers * p) is the answer.
-
-    multipliers: [C]. index [n], weights [1 + B, G]: as of resampling(); without them, of the sample alone.
-    """
-    if index is None:
-        index, weights = np.zeros(len(predictions.labels), dtype=np.int64), np.ones((1, 1), dtype=np.uint8)
-    answers = (multipliers * predictions.probabilities).argmax(1)
-    counts = bootstrap.confusions(predictions.labels, answers, len(predictions.class_names), index, weights)
-    return {name: values for name, values in bootstrap.overall(counts).items() if name in MAJORITY}
+def decisions(predictions, multipliers, draws):
+    """{NAME: Estimate} of the metrics MAJORITY when argmax(multipliers * p) is the answer; multipliers: [C]."""
+    estimates = bootstrap.overall((multipliers * predictions.probabilities).argmax(1), draws)
+    return {name: estimates[name] for name in MAJORITY}
 
 
 # ---- evaluate on test
@@ -115,7 +116,7 @@ def decisions(predictions, multipliers, index=None, weights=None):
 
 @dataclass
 class Evaluated:
-    """result: the content of metrics.json; values: {NAME: [1 + B]}, the replicates behind its "test"."""
+    """result: the content of metrics.json; values: {NAME: Estimate} behind its "test"."""
 
     test: predictions.Predictions
     result: dict
@@ -132,9 +133,9 @@ def evaluate(val, test, settings=Settings()):
     choices = choose(val, settings) if val else None
     majority = choices.majority if choices else int(np.bincount(test.labels).argmax())
     calibrated = choices.calibrated(test) if choices else None
-    index, weights = resampling(test, settings)
-    values = bootstrap.replicate(test.labels, test.probabilities, index, weights, names, calibrated, settings.bins)
-    majority_rule = bootstrap.constant(test.labels, majority, len(names), index, weights)
+    draws = resampling(test, settings)
+    values = bootstrap.replicate(test.probabilities, draws, names, calibrated, settings.bins)
+    majority_rule = bootstrap.intervals(bootstrap.overall(np.full(len(test.labels), majority), draws))
     confusion = metrics.confusion(test.labels, test.probabilities.argmax(1), len(names))
     result = {
         "conventions": conventions(test, names[majority], settings),
@@ -148,25 +149,23 @@ def evaluate(val, test, settings=Settings()):
     if choices:
         # uncalibrated only: the temperature was fitted on these images, so calibrated figures would be too good
         result["val"] = bootstrap.intervals(bootstrap.replicate(
-            val.labels, val.probabilities, *resampling(val, settings), names, bins=settings.bins))
+            val.probabilities, resampling(val, settings), names, bins=settings.bins))
         result["calibration"] = calibration_of(test, calibrated, choices.temperature, settings.bins)
-        result["operating_points"] = test_points(choices.points, test, index, weights)
+        result["operating_points"] = test_points(choices.points, test, draws)
         if not choices.temperature.ok:
-            undefined = {**dict.fromkeys(("value", "lo", "hi"), float("nan")),
-                         "replicates": settings.replicates, "undefined": settings.replicates}
+            undefined = dict.fromkeys(("value", "lo", "hi"), float("nan"))
             result["test"].update({f"{name}_calibrated": {**undefined} for name in CALIBRATED})
     return Evaluated(test, result, values)
 
 
 def resampling(test, settings):
-    """(index [n], weights [1 + B, G]) of the clusters of Predictions; the same clusters get the same weights."""
-    index, count = bootstrap.clusters(test.clusters)
-    return index, bootstrap.shared(count, settings.replicates)
+    """The bootstrap.Draws of Predictions; the same images get the same draws."""
+    return bootstrap.draws(test.labels, test.clusters, len(test.class_names), settings.replicates)
 
 
 def conventions(test, majority, settings):
     """How the figures of metrics.json are computed. majority: the name of the class that the majority rule gives."""
-    stated = {"level": bootstrap.LEVEL, "interval": "percentile, bias-corrected for calibration errors",
+    stated = {"level": estimate.LEVEL, "interval": INTERVALS,
               "replicates": settings.replicates, "clusters": "image" if test.groups is None else "group",
               "n_clusters": test.size()["groups"], "seed": bootstrap.SEED, "majority_class": majority,
               "bins": settings.bins, "closed": "right"}
@@ -174,40 +173,52 @@ def conventions(test, majority, settings):
 
 
 def calibration_of(test, calibrated, fit, bins):
-    """Temperature, and reliability on test before and after it; null where the fit failed.
+    """Temperature; whether ECE shows miscalibration, and reliability, on test before and after it; null without a fit.
 
     calibrated: probabilities [n, C] after the temperature, or None. fit: calibration.Temperature.
     """
     reliability = {"raw": calibration.reliability(test.labels, test.probabilities, bins),
                    "calibrated": calibration.reliability(test.labels, calibrated, bins) if fit.ok else None}
+    index, _ = bootstrap.clusters(test.clusters)
+    consistency = {name: calibration.consistency(test.labels, probabilities, index, bins)
+                   for name, probabilities in (("raw", test.probabilities), ("calibrated", calibrated))
+                   if probabilities is not None}
     return {"temperature": fit.value if fit.ok else None, "bounds": [fit.lo, fit.hi], "reason": fit.reason,
             "bins": bins, "closed": "right", "nll_val_before": fit.nll_before,
-            "nll_val_after": fit.nll_after if fit.ok else None, "reliability": reliability}
+            "nll_val_after": fit.nll_after if fit.ok else None, "consistency": consistency,
+            "reliability": reliability}
 
 
-def test_points(points, test, index, weights):
+def test_points(points, test, draws):
     """The operating points with their figures on test, each a METRIC.
 
     shortfall: how far sensitivity is below, or the error rate above, what was promised on validation.
     """
-    images = weights[:, index]
     tested = []
     for point in points:
-        kind, threshold = point["kind"], point["threshold"]
+        kind, threshold, shortfall = point["kind"], point["threshold"], None
         if kind == "sensitivity":
             k = test.class_names.index(point["class"])
-            values = operating_points.binary(test.labels == k, test.probabilities[:, k] >= threshold, images)
-            if np.isnan(threshold):  # no positive on validation: nothing was promised
-                values = {name: np.full(len(weights), np.nan) for name in values}
-            values["shortfall"] = point["promised"] - values["sensitivity"]
+            masks = operating_points.masks(test.labels == k, test.probabilities[:, k] >= threshold)
+            figures = rates(masks, draws, is_defined=not np.isnan(threshold))
+            metric = figures["sensitivity"]
+            shortfall = {**metric, "value": point["promised"] - metric["value"], "lo": point["promised"] - metric["hi"],
+                         "hi": point["promised"] - metric["lo"]}
         elif kind == "abstention":
-            values = operating_points.selective(*certainty(test), threshold, images)
-            values["shortfall"] = values["risk"] - point["promised"]
+            figures = rates(operating_points.selective_masks(*certainty(test), threshold), draws)
+            metric = figures["risk"]
+            shortfall = {**metric, **{bound: metric[bound] - point["promised"] for bound in ("value", "lo", "hi")}}
         else:
-            values = decisions(test, np.array(list(threshold.values())), index, weights)
-        figures = bootstrap.intervals(bootstrap.spread(values, weights))
-        tested.append({**point, "shortfall": figures.pop("shortfall", None), "test": figures})
+            figures = bootstrap.intervals(decisions(test, np.array(list(threshold.values())), draws))
+        tested.append({**point, "shortfall": shortfall, "test": figures})
     return tested
+
+
+def rates(masks, draws, is_defined=True):
+    """{NAME: METRIC} of {NAME: (hits, among)}; undefined where a threshold is: nothing was promised."""
+    if not is_defined:
+        return {name: dict.fromkeys(("value", "lo", "hi"), float("nan")) for name in masks}
+    return bootstrap.intervals({name: draws.rate(*pair) for name, pair in masks.items()})
 
 
 def risk_coverage(test, points=101):
@@ -237,22 +248,24 @@ def over_seeds(evaluated):
         names = [name for name in first.values if all(name in seed.values for seed in seeds)]
         content = {"seeds": [runs.describe(folder)[2].removeprefix("seed_") for folder in folders],
                    "conventions": first.result["conventions"],
-                   "test": {name: over_seeds_of(name, [seed.values[name] for seed in seeds]) for name in names}}
+                   "test": {name: over_seeds_of([seed.values[name] for seed in seeds]) for name in names}}
         write_json(model / "seeds.json", content)
         written[model] = content
     return written
 
 
-def over_seeds_of(name, values):
-    """bootstrap.over_seeds() of the metric `name`, its interval cut to the metric's range: of two seeds t is wide.
+def over_seeds_of(estimates):
+    """{"mean", "sd", "lo", "hi", "values"} of the Estimates of one metric of k seeds, on the same images.
 
-    values: [1 + B] of each seed.
+    The interval contains both sources of variance: which images were drawn, and which seeds. sd is the standard
+    deviation over seeds with divisor k - 1; with one seed, sd and the interval are NaN.
     """
-    metric = bootstrap.over_seeds(values, corrected=bootstrap.biased(name))
-    bounds = {bound: float(np.clip(metric[bound], 0, upper_bound(name))) for bound in ("lo", "hi")}
-    return {**metric, **bounds}
-
-
-def upper_bound(name):
-    """The largest value that the metric `name` can have; the least is 0 for all."""
-    return {"nll": np.inf, "brier": 2.0}.get(name.removesuffix("_calibrated"), 1.0)
+    values = [estimate.value for estimate in estimates]
+    mean, nan = float(np.mean(values)), float("nan")
+    if len(values) < 2 or np.isnan(values).any():
+        return {"mean": mean, "sd": nan, "lo": nan, "hi": nan, "values": values}
+    metric = type(estimates[0]).mean(estimates, trainings=True).metric()
+    lo, hi = np.minimum(metric["lo"], mean), np.maximum(metric["hi"], mean)  # that of a DebiasedError is of squares
+    reason = {"withheld": metric["withheld"]} if "withheld" in metric else {}
+    return {"mean": mean, "sd": float(np.std(values, ddof=1)), "lo": float(lo), "hi": float(hi), **reason,
+            "values": values}

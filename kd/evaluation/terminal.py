@@ -2,13 +2,14 @@
 
 import numpy as np
 
-from kd import runs
+from kd import bootstrap, paired, runs
 from kd.errors import listing
-from kd.text import align_columns, format_metric, format_number, format_p
+from kd.text import align_columns, format_metric, format_number, format_p, one_line
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
           "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC",
-          "nll": "NLL", "brier": "Brier score", "ece": "ECE", "aurc": "AURC"}
+          "nll": "NLL", "brier": "Brier score", "aurc": "AURC",
+          "rms_ce_debiased": "debiased calibration error", "ece": "ECE"}
 SHORT = ("accuracy", "macro_f1", "balanced_accuracy")  # the metrics of tables with one line a run
 SHORT_TITLES = [TITLES[name] for name in SHORT]
 MAX_CLASSES = 25  # with more, the confusion matrix is wider than the terminal
@@ -23,6 +24,7 @@ def run_table(path, result):
     columns, rows = class_labels(names)
     head = f"{label(path, [path])}: {size['images']:,} test images, {len(names)} classes"
     parts = [f"{head}\n{describe_intervals(result)}", overall(result), by_class(result), operating_points(result)]
+    parts += [subgroup_table(column, content) for column, content in result.get("subgroups", {}).items()]
     if len(names) > MAX_CLASSES:
         parts.append(f"The confusion matrix of {len(names)} classes is too wide to print; metrics.json has it.")
     else:
@@ -43,7 +45,17 @@ def overall(result):
         for row, name in zip(rows[1:], TITLES):
             calibrated = test.get(f"{name}_calibrated")
             row.insert(2, format_metric(calibrated) if calibrated else "")
-    return align_columns(rows)
+    return "\n".join([align_columns(rows), *consistency(result)])
+
+
+def consistency(result):
+    """Lines that say whether the ECE shows any miscalibration."""
+    lines, tests = [], (result["calibration"] or {}).get("consistency") or {}
+    for name, found in tests.items():
+        when = "after" if name == "calibrated" else "before"
+        lines.append(f"ECE {when} the temperature {found['ece']:.3f}; a calibrated network has {found['expected']:.3f} "
+                     f"on average here, and as much with p {format_p(found['p'])}.")
+    return lines
 
 
 def by_class(result):
@@ -67,13 +79,13 @@ def operating_points(result):
     parts = ["Operating points, chosen on validation, tested once on test:"]
     if thresholds:
         short_name = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
-        table = [["class", "threshold", "sensitivity", "shortfall", "specificity", "PPV", "NPV"]]
+        table = [["class", "threshold", "promised", "sensitivity", "specificity", "PPV", "NPV"]]
         for point in thresholds:
-            test = {name: format_metric(metric, bounds_form=".2f") for name, metric in point["test"].items()}
-            table.append([short_name[point["class"]], format_number(point["threshold"]), test["sensitivity"],
-                          format_number(point["shortfall"]["value"]), test["specificity"], test["ppv"], test["npv"]])
-        parts.append(f"{align_columns(table)}\nEach threshold promises a sensitivity of "
-                     f"{thresholds[0]['promised']:g}; shortfall: that minus the sensitivity on test.")
+            test = {name: format_metric(metric, ".2f") for name, metric in point["test"].items()}
+            table.append([short_name[point["class"]], format_number(point["threshold"]),
+                          format_number(point["promised"], ".2f"), test["sensitivity"], test["specificity"],
+                          test["ppv"], test["npv"]])
+        parts.append(f"{align_columns(table)}\n{describe_promises(thresholds)}")
     if rules:
         decisions = {"most probable class": result["test"], **{point["name"]: point["test"] for point in rules}}
         rows = [[name, *(format_metric(metrics[metric]) for metric in SHORT)] for name, metrics in decisions.items()]
@@ -86,6 +98,31 @@ def operating_points(result):
             text = "no confidence reaches it on validation"
         parts.append(f"{point['name']}: {text}")
     return "\n\n".join(parts)
+
+
+def subgroup_table(column, content):
+    """Tables of the subgroups of one column, as kd.evaluation.subgroups has them, and of the largest gaps."""
+    figures = [("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy"),
+               ("rms_ce_debiased", "calibration error")]
+    figures += [(name, f"sens. {one_line(name.split('/', 1)[1], 8)}") for name in content["subgroups"][0]["test"]
+                if name.startswith("sensitivity/")][:1]
+    rows = [[one_line(part["name"], 20), part["images"], *(format_metric(part["test"][name], ".2f")
+                                                          for name, _ in figures)] for part in content["subgroups"]]
+    lines = [align_columns([[column, "images", *(title for _, title in figures)], *rows])]
+    for gap in content["gaps"]:
+        lines.append(f"largest gap in {gap['metric']}: {one_line(gap['highest'])} over {one_line(gap['lowest'])} by "
+                     f"{format_metric(gap)}, p {format_p(gap['p_corrected'])} (Holm over {gap['gaps']} gaps)")
+    return "\n".join(lines)
+
+
+def describe_promises(points):
+    """What thresholds promise, with which assurance; where validation has too few positives, that they promise less."""
+    first = points[0]
+    text = (f"promised: a sensitivity that the threshold has with an assurance of {first['assurance']:g}; "
+            f"{first['asked']:g} was asked for.")
+    if any(point["promised"] < point["asked"] - 1e-9 for point in points):
+        text += "\nLess is promised where validation has too few positives for that."
+    return text
 
 
 def class_labels(names):
@@ -135,17 +172,14 @@ def describe_intervals(result):
     clusters = stated["n_clusters"]
     units = (f"{clusters:,} groups (lesions, patients)" if stated["clusters"] == "group" else
              f"{clusters:,} images, taken as independent: no groups are known")
-    lines = [f"{stated['level']:.0%} intervals, {stated['replicates']:,} bootstrap replicates over {units}"]
+    lines = [f"{stated['level']:.0%} intervals, {stated['replicates']:,} smoothed bootstrap replicates over {units}"]
     absent = [name for name, count in support.items() if not count]
     if absent:
         lines.append(f"No test image of {listing(absent)}: nothing is known about "
                      f"{'it' if len(absent) == 1 else 'them'}.")
-    undefined = result["test"]["balanced_accuracy"]["undefined"]
-    if clusters == 1:
-        lines.append("A single group has no spread to draw from: no intervals.")
-    elif undefined:
-        lines.append(f"{undefined:,} replicates lack a class; intervals of the macro metrics and of that "
-                     "class leave them out.")
+    if any(metric.get("withheld", "").startswith("too few") for metric in result["test"].values()):
+        unit = "groups" if stated["clusters"] == "group" else "images"
+        lines.append(f"[too few]: fewer than {bootstrap.FEWEST} {unit} or errors, which is too few for an interval.")
     if "note" in stated:
         lines.append(f"Note: {stated['note']}.")
     return "\n".join(lines)
@@ -164,30 +198,35 @@ def comparison_table(compared):
         parts.append(pair_in_full(pairs[0], compared["class_names"], size["support"]))
     else:
         parts.append(one_line_a_pair(pairs))
-    corrected = f", corrected (Holm) over {len(pairs)} comparisons" if len(pairs) > 1 else ""
+    tested = [pair for pair in pairs if min(pair["seeds"].values()) > 1]
     single = [name for name, seeds in compared["models"].items() if len(seeds) == 1]
-    if len(single) == len(compared["models"]):
-        spread = "One seed each: the intervals do not include the spread of seeds."
-    elif single:
-        spread = f"Intervals and p include the spread of seeds; not that of {listing(single)}, with one seed alone."
-    else:
-        spread = "Intervals and p include the spread of seeds."
-    parts.append(f"p: two-sided, by the paired bootstrap{corrected}.\n{spread}")
+    lines = []
+    if tested:
+        family = ("over the metrics of this table" if len(pairs) == 1 else
+                  f"over the {len(tested)} comparisons of macro F1")
+        lines.append(f"p: two-sided, by the paired bootstrap over images and seeds, corrected (Holm) {family}.")
+    if single:
+        lines.append(f"One seed ({listing(single)}): says nothing of the method, so no p. The interval is of these "
+                     "two networks.")
+    parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
 def pair_in_full(pair, names, support):
     """Tables of all metrics and all classes of one pair, and how often the two models agree."""
     rows = {row["metric"]: row for row in pair["rows"]}
-    titles = {**TITLES, **{f"{name}_calibrated": f"{TITLES[name]}, calibrated" for name in ("nll", "brier", "ece")}}
+    after = ("nll", "brier", "rms_ce_debiased", "ece")
+    titles = {**TITLES, **{f"{name}_calibrated": f"{TITLES[name]}, after T" for name in after}}
     overall_table = [["test", *(model_title(pair, side) for side in ("reference", "model")),
                       "difference", "p", "retained"]]
+    listed = [metric for metric in titles if metric in rows]
+    corrected = dict(zip(listed, paired.holm([rows[metric]["p"] for metric in listed])))
     for metric, title in titles.items():
         if metric in rows:
             row = rows[metric]
             retained = metric in SHORT and np.isfinite(row["retention"])
             overall_table.append([title, format_side(row, "reference"), format_side(row, "model"),
-                                  format_difference(row), format_p(row["p_corrected"]),
+                                  format_difference(row), format_p(corrected[metric]),
                                   f"{100 * row['retention']:.0f}%" if retained else ""])
     class_table = [["class", "F1", "", "difference", "relative gap", "difference of recall", "support"]]
     for class_label, name in zip(class_labels(names)[1], names):
@@ -196,13 +235,13 @@ def pair_in_full(pair, names, support):
                             format_difference(f1), format_percent(f1["relative_gap"]), format_difference(recall),
                             support[name]])
     agreement = {name: format_metric(share) for name, share in pair["agreement"].items()}
-    mcnemar = pair["mcnemar"]
+    counts = pair["disagreements"]
     sentences = (
         f"The two agree on {agreement['agreement']} of the images. Only {pair['reference']} is right in "
         f"{agreement['right_to_wrong']},\nonly {pair['model']} in {agreement['wrong_to_right']}; both are wrong, "
         f"in different ways, in {agreement['wrong_to_wrong']}.\n"
-        f"McNemar: {mcnemar['reference_only']:g} images against {mcnemar['model_only']:g}, "
-        f"p {format_p(mcnemar['p_corrected'])} (images taken as independent).")
+        f"Right alone: {pair['reference']} in {counts['reference_only']:g} images, {pair['model']} in "
+        f"{counts['model_only']:g}.")
     return "\n\n".join([align_columns(overall_table), align_columns(class_table), sentences])
 
 
@@ -211,14 +250,13 @@ def one_line_a_pair(pairs):
     tables = []
     for reference in dict.fromkeys(pair["reference"] for pair in pairs):
         members = [pair for pair in pairs if pair["reference"] == reference]
-        lines = [[f"less {model_title(members[0], 'reference')}", *SHORT_TITLES[:2], "p of macro F1", "agree",
-                  "McNemar p"]]
+        lines = [[f"less {model_title(members[0], 'reference')}", *SHORT_TITLES[:2], "p of macro F1", "agree"]]
         for pair in members:
             rows = {row["metric"]: row for row in pair["rows"]}
             differences = [format_difference(rows[name]) for name in SHORT[:2]]
             agreement = format_number(pair["agreement"]["agreement"]["value"], ".2f")
             lines.append([model_title(pair, "model"), *differences, format_p(rows["macro_f1"]["p_corrected"]),
-                          agreement, format_p(pair["mcnemar"]["p_corrected"])])
+                          agreement])
         tables.append(align_columns(lines))
     return "\n\n".join(tables)
 
@@ -231,12 +269,18 @@ def model_title(pair, side):
 
 def format_side(row, side):
     """The metric of one model of a pair, as `0.455 [0.401, 0.504]`. side: reference or model."""
-    return format_metric({"value": row[f"{side}_value"], "lo": row[f"{side}_lo"], "hi": row[f"{side}_hi"]})
+    return _format(row, f"{side}_value", f"{side}_lo", f"{side}_hi")
 
 
 def format_difference(row):
     """The difference of a pair, as `+0.021 [-0.003, +0.044]`."""
-    return format_metric({"value": row["difference"], "lo": row["lo"], "hi": row["hi"]}, "+.3f")
+    return _format(row, "difference", "lo", "hi", "+.3f")
+
+
+def _format(row, value, lo, hi, form=".3f"):
+    """The METRIC in these columns of a pair's row."""
+    withheld = "" if np.isfinite(row[lo]) else row["withheld"]  # it is of the difference; one side may have an interval
+    return format_metric({"value": row[value], "lo": row[lo], "hi": row[hi], "withheld": withheld}, form)
 
 
 def format_percent(share):

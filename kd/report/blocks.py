@@ -59,8 +59,12 @@ def interval(title, key, stem=None, form=".3f"):
 
 
 def spread(name, metric, value=""):
-    """A METRIC as entries of a record: {"<name><value>": value, "<name>_lo": lo, "<name>_hi": hi}."""
-    return {f"{name}{value}": metric["value"], f"{name}_lo": metric["lo"], f"{name}_hi": metric["hi"]}
+    """A METRIC as entries of a record: {"<name><value>": value, "<name>_lo": lo, "<name>_hi": hi}.
+
+    Also "<name>_withheld" where it says why it has no interval.
+    """
+    record = {f"{name}{value}": metric["value"], f"{name}_lo": metric["lo"], f"{name}_hi": metric["hi"]}
+    return {**record, f"{name}_withheld": metric["withheld"]} if metric.get("withheld") else record
 
 
 # ---- blocks
@@ -112,7 +116,8 @@ def table(name, caption, columns, records, export=None, paper=None):
     for column in [*columns, *paper]:
         if not column.kind and all(isinstance(record.get(column.key), (str, type(None))) for record in records):
             column.kind = "text"
-    hidden = sum(_lacks_interval(record, column) for column in columns for record in records)
+    hidden = sum(_lacks_interval(record, column) and not _withheld(record, column)
+                 for column in columns for record in records)
     if hidden:
         caption += f" ({format_count(hidden, 'figure')} without an interval not shown)"
     return {"kind": "table", "name": name, "caption": caption, "columns": columns, "records": records,
@@ -161,13 +166,16 @@ def cell(record, column):
     """A cell as a dict.
 
     text; value: a number, or None; bounds: (lo, hi), or None; with bounds also lo and hi, their texts. In a column with
-    intervals, a value without an interval is not shown.
+    intervals, a value without an interval is shown only with the reason why it has none.
     """
-    value = None if _lacks_interval(record, column) else record.get(column.key)
+    withheld = _withheld(record, column)
+    value = None if _lacks_interval(record, column) and not withheld else record.get(column.key)
     result = {"value": value if is_defined(value) else None, "bounds": None, "text": text(value, column.form)}
     if column.kind == "seed":
         result["text"] = result["text"].removeprefix("seed_")
-    if column.lo and result["value"] is not None:
+    if withheld and result["value"] is not None:
+        result["text"] += f" ({withheld})"
+    elif column.lo and result["value"] is not None:
         lo, hi = record[column.lo], record[column.hi]
         result.update(bounds=(lo, hi), lo=text(lo, column.form), hi=text(hi, column.form))
     return result
@@ -178,6 +186,11 @@ def _lacks_interval(record, column):
     if not column.lo or not is_defined(record.get(column.key)):
         return False
     return not (is_defined(record.get(column.lo)) and is_defined(record.get(column.hi)))
+
+
+def _withheld(record, column):
+    """Why the value of a column with intervals has none, or None."""
+    return record.get(f"{column.lo.removesuffix('_lo')}_withheld") if column.lo else None
 
 
 def text(value, form=".3f"):

@@ -9,6 +9,7 @@ from kd.report.sections import (
     performance,
     robustness,
     students,
+    subgroups,
     tensorboard,
 )
 
@@ -29,6 +30,7 @@ def build(study, notes=()):
         Section("performance", "Performance on the test split", performance.performance(study, compared)),
         Section("students", "Teacher against students", students.students(study, compared)),
         Section("calibration", "Calibration and operating points", calibration.calibration(study)),
+        Section("subgroups", "Subgroups", subgroups.subgroups(study)),
         Section("robustness", "Robustness under corruptions", robustness.robustness(study)),
         Section("efficiency", "Latency and memory", efficiency.efficiency(study)),
         Section("pareto", "Pareto: quality against latency", efficiency.pareto(study)),

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kd import bootstrap, calibration, metrics, operating_points, paired
+from kd import bootstrap, metrics, operating_points
 from kd.errors import UserError, listing, nearest
+from kd.estimate import Estimate
 from kd.files import parse_number, read_csv, write_csv
 
 CLEAN = "clean"
-METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "aurc")
+METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "rms_ce_debiased", "aurc")
 TARGET = "mel"  # whose promised sensitivity is tested by default: of these classes, the one that must not be missed
 QUICK_IMAGES = 500  # of --quick: the 95% interval of an accuracy of 0.8 is then about +-0.04
 QUICK_SEVERITIES = (1, 3, 5)
@@ -40,7 +41,7 @@ class Model:
     """A model file, its answers {tag: Answer}, and what was chosen for it on clean validation images.
 
     kind: teacher, alone or student. temperature: None where none could be fitted. points: operating points of the
-    kind "sensitivity", as in metrics.json. values: {tag: {NAME: [1 + B]}}, which measure() fills in.
+    kind "sensitivity", as in metrics.json. values: {tag: {NAME: Estimate}}, which measure() fills in.
     """
 
     model: str
@@ -114,29 +115,27 @@ def example_id(test):
 # ---- one cell
 
 
-def replicate(model, logits, test, index, weights, images):
-    """{NAME: [1 + B]} of a cell: METRICS, and `sensitivity/CLASS` and `specificity/CLASS` of each operating point.
+def replicate(model, logits, test, draws):
+    """{NAME: Estimate} of a cell: METRICS, and `sensitivity/CLASS` and `specificity/CLASS` of each operating point.
 
-    logits: [n, C]. index [n] and weights [1 + B, G]: as in kd.bootstrap. images: [1 + B, n], weights[:, index].
-    nll, ece and aurc are of the probabilities after the temperature; thresholds apply to those before it.
+    logits: [n, C]. draws: of the images of `test`. Probabilistic metrics are of the probabilities after the
+    temperature; thresholds apply to those before it.
     """
     raw = calibrated = metrics.softmax(logits)
     if model.temperature is not None:
         calibrated = metrics.softmax(np.asarray(logits, np.float64) / model.temperature)
-    counts = bootstrap.confusions(test.labels, raw.argmax(1), len(test.class_names), index, weights)
-    values = {**bootstrap.overall(counts),
-              **bootstrap.probabilistic(test.labels, calibrated, index, weights, images, calibration.BINS)}
+    values = {**bootstrap.overall(raw.argmax(1), draws), **bootstrap.probabilistic(calibrated, draws)}
     values = {name: values[name] for name in METRICS}
     for point in model.points:
         k = test.class_names.index(point["class"])
-        rates = operating_points.binary(test.labels == k, raw[:, k] >= point["threshold"], images)
-        values.update({f"{name}/{point['class']}": rates[name] for name in ("sensitivity", "specificity")})
-    return bootstrap.spread(values, weights)
+        masks = operating_points.masks(test.labels == k, raw[:, k] >= point["threshold"])
+        values.update({f"{name}/{point['class']}": draws.rate(*masks[name]) for name in ("sensitivity", "specificity")})
+    return values
 
 
-def agreement(test, a, b, images):
-    """[1 + B] shares of the images to which two Answers give the same class. images: [1 + B, n] weights."""
-    return paired.agreement(test.labels, b.logits.argmax(1), a.logits.argmax(1), images)["agreement"]
+def agreement(a, b, draws):
+    """Estimate of the share of the images to which two Answers give the same class."""
+    return draws.rate(a.logits.argmax(1) == b.logits.argmax(1))
 
 
 def measure(models, cells, test, *, replicates=bootstrap.REPLICATES, suite="default", teacher=None, progress=iter):
@@ -145,20 +144,16 @@ def measure(models, cells, test, *, replicates=bootstrap.REPLICATES, suite="defa
     cells: Cells of kd.robustness.suites. teacher: a Model whose answers to the same cells are compared with theirs.
     progress: a function that a list goes through, to show a progress bar.
     """
-    index, count = bootstrap.clusters(test.clusters)
-    weights = bootstrap.resample(count, replicates)
-    images = weights[:, index]
+    draws = bootstrap.draws(test.labels, test.clusters, len(test.class_names), replicates)
     cell_of = {cell.tag: cell for cell in cells}
     rows = {id(model): [] for model in models}
     for model, tag in progress([(model, tag) for model in models for tag in model.answers]):
         answer = model.answers[tag]
-        values = replicate(model, answer.logits, test, index, weights, images)
-        agreements = {}
+        values = replicate(model, answer.logits, test, draws)
         if tag != CLEAN:
-            agreements["agreement_clean"] = agreement(test, answer, model.answers[CLEAN], images)
+            values["agreement_clean"] = agreement(answer, model.answers[CLEAN], draws)
         if teacher is not None and teacher is not model:
-            agreements["agreement_teacher"] = agreement(test, answer, teacher.answers[tag], images)
-        values.update(bootstrap.spread(agreements, weights))
+            values["agreement_teacher"] = agreement(answer, teacher.answers[tag], draws)
         model.values[tag] = values
         rows[id(model)].append(_row(model, tag, cell_of.get(tag), suite, len(test.labels)))
     return [rows[id(model)] for model in models]
@@ -168,17 +163,16 @@ def _row(model, tag, cell, suite, images):
     """The row of robustness.csv of one cell; cell: None for the clean images."""
     values, clean, answer = model.values[tag], model.values[CLEAN], model.answers[tag]
     row = {
-        "acc": float(values["accuracy"][0]), "macro_f1": float(values["macro_f1"][0]), "tag": tag,
+        "acc": values["accuracy"].value, "macro_f1": values["macro_f1"].value, "tag": tag,
         "model": model.model, "seed": model.seed, "file": model.file, "suite": suite,
         "corruption": cell.corruption if cell else CLEAN, "severity": cell.severity if cell else 0,
     }
     for name in METRICS:
-        corrected = bootstrap.biased(name)
-        row.update(columns(name, bootstrap.interval(values[name], corrected=corrected)))
-        difference = UNDEFINED if tag == CLEAN else paired.paired(clean[name], values[name], corrected=corrected)
+        row.update(columns(name, values[name].metric()))
+        difference = UNDEFINED if tag == CLEAN else values[name].minus(clean[name]).metric()
         row.update(columns(f"{name}_difference", difference))
     for name in ("agreement_clean", "agreement_teacher", *(name for name in values if "/" in name)):
-        row.update(columns(name, bootstrap.interval(values[name]) if name in values else UNDEFINED))
+        row.update(columns(name, values[name].metric() if name in values else UNDEFINED))
     return {**row, "pixel_change": float(answer.change.mean()), "seconds": answer.seconds,
             "seconds_corrupting": answer.corrupting, "images": images}
 
@@ -188,8 +182,9 @@ UNDEFINED = dict.fromkeys(("value", "lo", "hi"), np.nan)
 
 
 def columns(name, metric):
-    """A METRIC as columns of a table: {name: value, name_lo: lo, name_hi: hi}."""
-    return {f"{name}{end}": metric[end.lstrip("_") or "value"] for end in ENDS}
+    """A METRIC as columns of a table: {name: value, name_lo: lo, name_hi: hi}, and name_withheld where it says why."""
+    row = {f"{name}{end}": metric[end.lstrip("_") or "value"] for end in ENDS}
+    return {**row, f"{name}_withheld": metric["withheld"]} if metric.get("withheld") else row
 
 
 # ---- over cells
@@ -198,27 +193,25 @@ def columns(name, metric):
 def summarise(models, cells, suite="default", baseline=None):
     """Rows of robustness_summary.csv, one for each Model that measure() has filled.
 
-    E = 1 - balanced accuracy. BE = sum of E over cells / that of the baseline; rBE = the same of E - clean E. The
-    baseline itself has exactly 1; lower is better. rBE is undefined where the interval of the baseline's loss
-    reaches 0: divided by a loss of nearly nothing, or by a gain, the ratio could be any number. MedMNIST-C (Di Salvo et
-    al. 2024, 2406.17536) takes the ratio for each corruption (columns `be/CORRUPTION`) and averages; the ratio of
-    the whole suite is defined where a corruption does the baseline no harm, too. rank: by the sum of E, the least
-    first. `worst_`: the cell of least macro-F1.
+    E = 1 - balanced accuracy. BE = sum of E over cells / that of the baseline; rBE = the same of E - clean E; both also
+    as in MedMNIST-C, see ratio_columns(), which is the one to compare with published means. The baseline itself has
+    exactly 1; lower is better. rBE is undefined where the interval of a baseline's loss reaches 0. rank: by the sum of
+    E, the least first. `worst_`: the cell of least macro-F1.
     """
     tags = [cell.tag for cell in cells]
     tags_of = {corruption: [cell.tag for cell in cells if cell.corruption == corruption]
                for corruption in dict.fromkeys(cell.corruption for cell in cells)}
-    totals = [float(total_error(model, tags)[0]) for model in models]
+    totals = [mean_error(model, tags).value for model in models]
     rows = []
     for model, total in zip(models, totals):
-        worst = min(tags, key=lambda tag: model.values[tag]["macro_f1"][0])
+        worst = min(tags, key=lambda tag: model.values[tag]["macro_f1"].value)
         row = {
             "model": model.model, "seed": model.seed, "file": model.file, "suite": suite,
             "baseline": baseline.name if baseline else "", "cells": len(tags),
             "images": len(model.answers[CLEAN].change),
             **_clean_and_mean(model, "macro_f1", tags),
-            **columns("be", relative_error(model, baseline, tags)),
-            **columns("rbe", relative_error(model, baseline, tags, loss=True)),
+            **ratio_columns("be", model, baseline, tags_of),
+            **ratio_columns("rbe", model, baseline, tags_of, loss=True),
             "rank": 1 + sum(other < total for other in totals), "worst_tag": worst,
             **columns("worst_macro_f1", mean(model, "macro_f1", [worst])),
         }
@@ -229,14 +222,15 @@ def summarise(models, cells, suite="default", baseline=None):
             row.update(columns(f"mean_{name}", mean(model, name, tags)))
         for point in model.points:
             sensitivity = f"sensitivity/{point['class']}"
-            lowest = min(tags, key=lambda tag: np.nan_to_num(model.values[tag][sensitivity][0], nan=2.0))
+            lowest = min(tags, key=lambda tag: np.nan_to_num(model.values[tag][sensitivity].value, nan=2.0))
             row.update({f"promised_{sensitivity}": point["promised"], f"worst_tag_{sensitivity}": lowest,
                         **columns(f"worst_{sensitivity}", mean(model, sensitivity, [lowest])),
                         **_clean_and_mean(model, sensitivity, tags),
                         **_clean_and_mean(model, f"specificity/{point['class']}", tags)})
         for corruption, its_tags in tags_of.items():
+            ratio = relative_error(model, baseline, its_tags)
             row.update({**columns(f"macro_f1/{corruption}", mean(model, "macro_f1", its_tags)),
-                        f"be/{corruption}": relative_error(model, baseline, its_tags)["value"]})
+                        f"be/{corruption}": ratio.value if ratio else np.nan})
         rows.append(row)
     return rows
 
@@ -250,26 +244,42 @@ def mean(model, name, tags):
     """METRIC of the mean of a metric over cells; undefined where a cell lacks it."""
     if any(name not in model.values[tag] for tag in tags):
         return UNDEFINED
-    return bootstrap.interval(np.mean([model.values[tag][name] for tag in tags], 0), corrected=bootstrap.biased(name))
+    estimates = [model.values[tag][name] for tag in tags]
+    return type(estimates[0]).mean(estimates).metric()
 
 
-def total_error(model, tags, loss=False):
-    """[1 + B] sums over cells of 1 - balanced accuracy; loss: of how much more that is than on clean images."""
-    on_clean = 1 - model.values[CLEAN]["balanced_accuracy"] if loss else 0
-    return np.sum([1 - model.values[tag]["balanced_accuracy"] - on_clean for tag in tags], 0)
+def mean_error(model, tags, loss=False):
+    """Estimate of the mean over cells of 1 - balanced accuracy; loss: of how much more that is than on clean images."""
+    on_cells = Estimate.mean([model.values[tag]["balanced_accuracy"] for tag in tags])
+    return model.values[CLEAN]["balanced_accuracy"].minus(on_cells) if loss else on_cells.complement()
 
 
 def relative_error(model, baseline, tags, loss=False):
-    """METRIC of total_error() over that of the baseline.
+    """Estimate of mean_error() over that of the baseline, or None.
 
-    Undefined without a baseline, and with `loss` where the baseline's is not clearly above 0.
+    None without a baseline, and with `loss` where the baseline's is not clearly above 0: divided by nearly nothing the
+    ratio could be any number.
     """
     if baseline is None:
-        return UNDEFINED
-    of_baseline = total_error(baseline, tags, loss)
-    if loss and not bootstrap.interval(of_baseline)["lo"] > 0:
-        return UNDEFINED
-    return paired.retention(np.where(of_baseline > 0, of_baseline, np.nan), total_error(model, tags, loss))
+        return None
+    of_baseline = mean_error(baseline, tags, loss)
+    if not of_baseline.value > 0 or loss and not of_baseline.metric()["lo"] > 0:
+        return None
+    return mean_error(model, tags, loss).over(of_baseline)
+
+
+def ratio_columns(name, model, baseline, tags_of, loss=False):
+    """Columns of a relative error under its two definitions: `name` of all cells, `name_medmnist_c` over corruptions.
+
+    The first is a ratio of sums over all cells; the second is the mean over corruptions of such ratios, as in
+    MedMNIST-C (Di Salvo et al. 2024, 2406.17536). They can differ so much that they say the opposite of each other.
+    """
+    tags = [tag for its_tags in tags_of.values() for tag in its_tags]
+    whole = relative_error(model, baseline, tags, loss)
+    each = [relative_error(model, baseline, its_tags, loss=loss) for its_tags in tags_of.values()]
+    of_corruptions = None if None in each else Estimate.mean(each)
+    return {column: value for key, estimate in ((name, whole), (f"{name}_medmnist_c", of_corruptions))
+            for column, value in columns(key, estimate.metric() if estimate else UNDEFINED).items()}
 
 
 # ---- the file

@@ -27,16 +27,18 @@ def summary_text(summary, test, note=None, quick=""):
 
 def quality(summary):
     """Table of macro-F1, BE, rBE and rank, with what BE and rBE mean."""
-    table = [["", "macro F1", "clean", "mean of cells", "BE", "rBE", "rank", "worst cell"]]
+    table = [["", "macro F1", "clean", "mean of cells", "BE", "rBE", "BE-C", "rBE-C", "rank", "worst cell"]]
     for number, row in enumerate(summary, 1):
         name = full_name(row["model"], row["seed"], row["file"])
         table.append([number, name, format_number(row["clean_macro_f1"]), _metric(row, "mean_macro_f1"),
-                      _metric(row, "be", bounds_form=".2f"), format_number(row["rbe"], ".2f"), row["rank"],
+                      *(format_number(row[name], ".2f") for name in ("be", "rbe", "be_medmnist_c", "rbe_medmnist_c")),
+                      row["rank"],
                       f"{format_number(row['worst_macro_f1'])} {row['worst_tag']}"])
     baseline = summary[0]["baseline"]
     if baseline:
         legend = (f"BE: sum of 1 - balanced accuracy over all cells, divided by that of {baseline}; rBE: the same of "
-                  "the loss to clean images. Below 1 is better than that model. rank: by that sum.")
+                  "the loss to clean images. BE-C, rBE-C: mean over corruptions of such ratios, as MedMNIST-C has "
+                  "it; compare these with published ones. Below 1 is better than that model. rank: by the sum.")
     else:
         legend = ("No BE and rBE: there is no teacher among these; --baseline RUN names another model. rank: by "
                   "balanced accuracy.")
@@ -50,11 +52,12 @@ def certainty(summary):
     prefix = "promised_sensitivity/"
     points = [next((column.removeprefix(prefix) for column in row if column.startswith(prefix)), None)
               for row in summary]
-    table = [["", "ECE: clean", "mean", "AURC: clean", "mean", "as clean"]]
+    table = [["", "CE: clean", "mean", "AURC: clean", "mean", "as clean"]]
     if any(points):
         table[0] += ["promised", "sens.: clean", "mean", "worst", "spec.: clean", "mean"]
     for number, (row, point) in enumerate(zip(summary, points), 1):
-        cells = [format_number(row[column]) for column in ("clean_ece", "mean_ece", "clean_aurc", "mean_aurc")]
+        cells = [format_number(row[column]) for column in ("clean_rms_ce_debiased", "mean_rms_ce_debiased",
+                                                               "clean_aurc", "mean_aurc")]
         table.append([number, *cells, format_number(row["mean_agreement_clean"], ".2f")])
         if point:
             columns = [f"{which}_sensitivity/{point}" for which in ("clean", "mean", "worst")]
@@ -63,8 +66,8 @@ def certainty(summary):
                           *(format_number(row[column], ".2f") for column in columns)]
         elif any(points):
             table[-1] += [""] * 6
-    legend = ("ECE, AURC: of confidences after the temperature of clean validation. as clean: share of answers that "
-              "are the same as on clean images.")
+    legend = ("CE: debiased calibration error; CE, AURC: of confidences after the temperature of clean validation. as "
+              "clean: share of answers that are the same as on clean images.")
     if any(points):
         legend += (" promised: the class and the sensitivity that its threshold was chosen for, on clean validation "
                    "images; sens., spec.: sensitivity and specificity of that threshold on test.")

@@ -9,8 +9,11 @@ from kd.run_folder import bounded
 from kd.text import format_count, format_metric, format_number, is_defined
 
 # metrics.json -> the reference columns
-COLUMNS = {"nll": "nll", "brier": "brier", "ece": "ece_uniform", "ece_equal_mass": "ece_adaptive"}
-TITLES = {"nll": "NLL", "brier": "Brier", "ece": "ECE", "ece_equal_mass": "ECE, equal mass"}
+COLUMNS = {"nll": "nll", "brier": "brier", "ece": "ece_uniform", "ece_equal_mass": "ece_adaptive",
+           "rms_ce_debiased": "rms_ce_debiased"}
+TITLES = {"nll": "NLL", "brier": "Brier", "rms_ce_debiased": "Calibration error, debiased", "ece": "ECE",
+          "ece_equal_mass": "ECE, equal mass"}
+BINNED = ("ece", "ece_equal_mass")  # biased, so that there is no interval
 POINT_METRICS = (
     "macro_f1", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "ppv", "npv", "coverage", "risk",
 )
@@ -41,14 +44,17 @@ def calibration_table(runs):
     """Metrics of each evaluated Run, before and after the temperature."""
     columns = [*seed_columns(), interval("Accuracy", "accuracy"), Column("Temperature", "temperature")]
     for name, title in TITLES.items():
-        columns.append(interval(title, COLUMNS[name]))
-        if name in ("nll", "ece"):
-            columns.append(interval(f"{title}, calibrated", f"{COLUMNS[name]}_calibrated"))
+        column = Column if name in BINNED else interval
+        columns.append(column(title, COLUMNS[name]))
+        if name in ("nll", "rms_ce_debiased", "ece"):
+            columns.append(column(f"{title}, calibrated", f"{COLUMNS[name]}_calibrated"))
+    columns.append(Column("p of ECE, calibrated", "consistency_p", "p"))
     conventions = runs[0].evaluation.get("conventions", {})
     bins = "bins as in metrics.json"
     if conventions.get("bins"):
         bins = f"{conventions['bins']} bins closed on the {conventions.get('closed', 'right')}"
-    caption = f"Calibration on test, before and after the temperature fitted on validation; {bins}; Brier from 0 to 2"
+    caption = (f"Calibration on test, before and after the temperature fitted on validation; {bins}; Brier from 0 to "
+               "2. Chance raises an ECE: it has no interval, and p is how often a calibrated network has one as large")
     return table("calibration", caption, columns, [calibration_record(run) for run in runs])
 
 
@@ -61,14 +67,15 @@ def calibration_record(run):
     for name, column in COLUMNS.items():
         record.update(spread(column, run.metric(name)))
         record.update(spread(f"{column}_calibrated", run.metric(f"{name}_calibrated")))
-    return {**record, "role": run.kind}
+    consistency = (calibration_of(run).get("consistency") or {}).get("calibrated") or {}
+    return {**record, "consistency_p": consistency.get("p"), "role": run.kind}
 
 
 def sentences(study):
-    """What the temperature did to each model's ECE, and whether the intervals, which are not paired, overlap."""
+    """What the temperature did to each model's calibration error: whether the intervals, not paired, overlap."""
     models = {"lowers": [], "raises": [], "overlap": []}
     for run in study.firsts:
-        raw, calibrated = run.metric("ece"), run.metric("ece_calibrated")
+        raw, calibrated = run.metric("rms_ce_debiased"), run.metric("rms_ce_debiased_calibrated")
         if not is_defined(raw["lo"]) or not is_defined(calibrated["lo"]):
             continue
         effect = "overlap"
@@ -80,11 +87,11 @@ def sentences(study):
     lines = []
     for effect in ("lowers", "raises"):
         if models[effect]:
-            lines.append(f"The temperature fitted on validation {effect} the calibration error (ECE) on test of "
+            lines.append(f"The temperature fitted on validation {effect} the debiased calibration error on test of "
                          f"{'; '.join(models[effect])}: the intervals do not overlap.")
     if models["overlap"]:
-        lines.append("The intervals of the calibration error (ECE) on test before and after the temperature fitted on "
-                     f"validation overlap: {'; '.join(models['overlap'])}.")
+        lines.append("The intervals of the debiased calibration error on test before and after the temperature fitted "
+                     f"on validation overlap: {'; '.join(models['overlap'])}.")
     return lines
 
 
@@ -151,8 +158,8 @@ def point_record(run, point):
     record = {
         "model": run.model, "seed": run.seed, "tau": threshold if isinstance(threshold, (int, float)) else None,
         "macro_f1_opt": None, "name": point.get("name", ""), "kind": point.get("kind", ""),
-        "class": point.get("class") or "", "promised": point.get("promised"), "chosen_on": point.get("chosen_on", ""),
-        "role": run.kind,
+        "class": point.get("class") or "", "promised": point.get("promised"), "asked": point.get("asked"),
+        "assurance": point.get("assurance"), "chosen_on": point.get("chosen_on", ""), "role": run.kind,
     }
     for name in POINT_METRICS:
         metric = point.get("test", {}).get(name)
@@ -176,13 +183,18 @@ def weights_table(records):
 
 
 def thresholds_table(records):
-    """records: point_record() of the kind sensitivity, which promise one value."""
+    """records: point_record() of the kind sensitivity."""
     columns = [
         *seed_columns(), Column("Class", "class"), Column("Threshold", "tau", ".3g"),
-        interval("Sensitivity", "sensitivity"), interval("Shortfall", "shortfall", form="+.3f"),
+        Column("Promised", "promised", ".2f"), interval("Sensitivity", "sensitivity"),
+        interval("Shortfall", "shortfall", form="+.3f"),
         interval("Specificity", "specificity"), interval("PPV", "ppv"), interval("NPV", "npv"),
     ]
-    caption = f"Thresholds that promise a sensitivity of {records[0]['promised']:g} on validation"
+    first = records[0]
+    asked = first["asked"] or first["promised"]
+    assurance = f" with an assurance of {first['assurance']:g}" if first["assurance"] else ""
+    caption = (f"Thresholds for a sensitivity of {asked:g}{assurance}, chosen on validation; less is promised where "
+               "validation has too few positives")
     return table("thresholds", caption, columns, records)
 
 
@@ -202,9 +214,10 @@ def threshold_sentences(study):
     for run in study.firsts:
         missed = [point for point in run.evaluation.get("operating_points") or () if misses_promise(point)]
         if missed:
-            sensitivities = [f"{point.get('class')} {format_metric(point['test']['sensitivity'])}" for point in missed]
-            lines.append(f"{run.model} misses the sensitivity of {missed[0]['promised']:g} that its thresholds "
-                         f"promised on validation: {'; '.join(sensitivities)}.")
+            sensitivities = [f"{point.get('class')} {format_metric(point['test']['sensitivity'])} "
+                             f"({point['promised']:.2f} promised)" for point in missed]
+            lines.append(f"{run.model} misses the sensitivity that its thresholds promised on validation: "
+                         f"{'; '.join(sensitivities)}.")
     return lines
 
 

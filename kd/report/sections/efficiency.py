@@ -90,7 +90,7 @@ def noise_note(rows):
     noisy = sum(row["noisy"] for row in rows)
     if not noisy:
         return []
-    return [aside(f"noisy: {noisy} of {len(rows)}. Quartiles lie further apart than a tenth of the median, or the "
+    return [aside(f"noisy: {noisy} of {len(rows)}. Their latencies spread too widely (kd/timing.py), or the "
                   "warm-up did not settle; other work was on the machine. Do not compare these figures closely.")]
 
 

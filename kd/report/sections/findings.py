@@ -7,7 +7,7 @@ from kd.audit.other_tables import TABLES
 from kd.errors import UserError, listing
 from kd.files import read_csv
 from kd.report.blocks import aside, bullets, code, heading, missing, paragraph
-from kd.report.sections import calibration, efficiency, performance, robustness, students
+from kd.report.sections import calibration, efficiency, performance, robustness, students, subgroups
 from kd.report.sections.overview import synthetic
 
 
@@ -88,6 +88,7 @@ def in_words(study, compared):
         "The best student": performance.best_student(study, compared),
         "Teacher and students": students.sentences(compared),
         "Promised sensitivities": calibration.threshold_sentences(study),
+        "Subgroups": subgroups.sentences(study),
         "Under corruptions": robustness.sentences(study),
         "As exported": efficiency.export_sentences(study),
     }

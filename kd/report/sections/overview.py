@@ -345,9 +345,11 @@ def statistics(study):
     if not runs_of:
         return missing("how intervals were computed", "No metrics.json states it.")
     blocks = [heading("Statistics"), paragraph(
-        "Intervals are bootstrap intervals. The bootstrap resamples the clusters named here: whole groups (lesions, "
-        "patients) where the data name them, else images. Over several seeds an interval covers both sources of "
-        "variation, images and seeds.")]
+        "A 95% interval is made so that 95 of 100 such intervals, each of another test set of this size from the same "
+        "population, hold the figure of the population. It rests on a bootstrap of the clusters named here, whole "
+        "groups (lesions, patients) where the data name them and else images, that are taken for independent of each "
+        "other and drawn at random; over several seeds it covers their spread, too. Below what can be covered, an "
+        "interval is withheld.")]
     for pairs, runs in runs_of.items():
         if len(runs_of) > 1:
             names = ", ".join(f"{run.model} {seed_name(run)}" for run in runs)

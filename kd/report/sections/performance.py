@@ -20,7 +20,7 @@ def performance(study, compared):
     without_mean = [
         record["model"] for record in records if record["seeds"] > 1 and not is_defined(record["macro_f1_mean"])
     ]
-    blocks = [paragraph(majority_sentence(study))]
+    blocks = [paragraph(interval_sentence(study)), paragraph(majority_sentence(study))]
     for name, title, roles in (
         ("teacher_summary", "Teacher", ("teacher",)), ("students_summary", "Students", ("alone", "student")),
     ):
@@ -35,9 +35,6 @@ def performance(study, compared):
                           "Its interval is in seeds.json, which is missing or belongs to other runs.",
                           f"python evaluate.py {study.command}")
     blocks += map(paragraph, best_student(study, compared))
-    undefined = undefined_sentence(study)
-    if undefined:
-        blocks.append(aside(undefined))
     blocks += forest(study)
     if any(len(group) > 1 for group in study.models.values()):
         blocks.append(seeds_table(study))
@@ -73,6 +70,15 @@ def level(study):
     return f"{100 * percent:g}%" if percent else "bootstrap"
 
 
+def interval_sentence(study):
+    """What an interval means here, and what it rests on."""
+    units = study.firsts[0].evaluation.get("conventions", {}).get("clusters")
+    drawn = "lesions or patients" if units == "group" else "images"
+    return ("An interval is made so that of 100 test sets drawn like this one about 95 intervals hold the figure of "
+            f"the population. It rests on {drawn} being drawn independently, and says nothing of another clinic nor, "
+            "with one seed, of another training.")
+
+
 def majority_sentence(study):
     """The metrics of the majority rule, which any model must beat."""
     run = study.firsts[0]
@@ -87,20 +93,6 @@ def majority_sentence(study):
     answer = f", {majority_class}" if majority_class else ""
     return (f"Any model must beat the majority rule, which gives every image the same answer{answer} (the most "
             f"frequent class of validation). It has {', '.join(metrics)}.")
-
-
-def undefined_sentence(study):
-    """How many resamples left a metric undefined, fewest to most of a run; "" where none did."""
-    ranges = []
-    for name, title in METRICS.items():
-        counts = [run.metric(name)["undefined"] for run in study.runs if run.evaluation]
-        if any(counts):
-            ends = dict.fromkeys(f"{count:g}" for count in (min(counts), max(counts)))
-            ranges.append(f"{title} {' to '.join(ends)}")
-    if not ranges:
-        return ""
-    return ("Resamples of a run in which a class was missing, so that the figure is undefined there: "
-            f"{', '.join(ranges)}.")
 
 
 def forest(study):

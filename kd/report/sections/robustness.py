@@ -31,11 +31,12 @@ def robustness_rows(study):
 
 
 def with_numbers(cells):
-    """A row of a CSV with numbers for the texts of all columns but TEXTS."""
+    """A row of a CSV with numbers for the texts of all columns but TEXTS and reasons why an interval is withheld."""
     row = {}
     for key, text in cells.items():
         if key:  # a cell beyond the header has none
-            row[key] = text if key in TEXTS or key.startswith("worst_tag") else parse_number(text)
+            is_text = key in TEXTS or key.startswith("worst_tag") or key.endswith("_withheld")
+            row[key] = text if is_text else parse_number(text)
     return row
 
 
@@ -129,11 +130,13 @@ def summary_table(rows, baseline):
     columns = [
         *subject_columns(rows), Column("Rank", "rank", ".0f"), interval("Clean macro-F1", "clean_macro_f1"),
         interval("Mean macro-F1", "mean_macro_f1"), interval("BE", "be"), interval("rBE", "rbe"),
+        interval("BE, MedMNIST-C", "be_medmnist_c"), interval("rBE, MedMNIST-C", "rbe_medmnist_c"),
         Column("Lowest", "worst_tag"), interval("Macro-F1 there", "worst_macro_f1"),
     ]
     caption = (f"Over all corruptions and severities; BE: sum of 1 - balanced accuracy over that of the baseline "
-               f"({baseline}), rBE: the same for the loss from clean, lower is better; rank by error; lowest: of all "
-               "cells, its interval is that of this cell alone")
+               f"({baseline}), rBE: the same for the loss from clean, lower is better; MedMNIST-C: the mean over "
+               "corruptions of that ratio, as published; rank by error; lowest: of all cells, its interval is that of "
+               "this cell alone")
     export = [{key: value for key, value in row.items() if key not in ("role", "format")} for row in rows]
     return table("robustness_summary", caption, columns, rows, export)
 
@@ -148,13 +151,14 @@ def certainty(rows):
     if not any(is_defined(record["mean_ece"]) or is_defined(record["promised"]) for record in records):
         return []
     columns = [
-        *subject_columns(rows), interval("ECE, clean", "clean_ece"), interval("ECE, mean", "mean_ece"),
+        *subject_columns(rows), interval("Calibration error, clean", "clean_rms_ce_debiased"),
+        interval("Mean", "mean_rms_ce_debiased"), Column("ECE, clean", "clean_ece"), Column("Mean", "mean_ece"),
         Column("Class", "class"), Column("Promised", "promised", ".2f"), interval("Sensitivity, clean", "clean"),
         interval("Mean", "mean"), Column("Lowest", "lowest"), interval("Sensitivity there", "worst"),
     ]
-    caption = ("Calibration and promised sensitivity: ECE after the temperature, and the sensitivity at the threshold "
-               "that promised one, both chosen on clean validation images; mean and lowest over all cells. Chance "
-               "raises an ECE: its interval is corrected for that, and may lie below it")
+    caption = ("Calibration and promised sensitivity: debiased calibration error and ECE after the temperature, and "
+               "the sensitivity at the threshold that promised one, both chosen on clean validation images; mean and "
+               "lowest over all cells. Chance raises an ECE, so that it has no interval")
     return [table("robustness_certainty", caption, columns, records)]
 
 
@@ -162,11 +166,13 @@ def certainty_record(row, name):
     """The record of the class `name` (None: of none) in a row of robustness_summary.csv."""
     record = {key: row.get(key) for key in ("model", "seed", "role", "format", "suite")}
     for condition in ("clean", "mean"):
-        record.update({f"{condition}_ece{end}": row.get(f"{condition}_ece{end}") for end in ENDS})
+        record.update({f"{condition}_{name}{end}": row.get(f"{condition}_{name}{end}")
+                       for name in ("ece", "rms_ce_debiased") for end in (*ENDS, "_withheld")})
     record.update({"class": name, "promised": row.get(f"promised_sensitivity/{name}"),
                    "lowest": row.get(f"worst_tag_sensitivity/{name}")})
     for condition in ("clean", "mean", "worst"):
-        record.update({f"{condition}{end}": row.get(f"{condition}_sensitivity/{name}{end}") for end in ENDS})
+        record.update({f"{condition}{end}": row.get(f"{condition}_sensitivity/{name}{end}")
+                       for end in (*ENDS, "_withheld")})
     return record
 
 

@@ -6,6 +6,7 @@ from kd import predictions
 from kd.evaluation import compare as comparison
 from kd.evaluation import protocol
 from kd.evaluation.terminal import format_difference
+from kd.paired import holm
 from kd.report import figures, figures_quality
 from kd.report.blocks import Column, aside, code, figure, grid, heading, interval, missing, paragraph, spread, table
 from kd.report.sections.overview import drawable, merged, responsive_figure, seed_columns, seed_name
@@ -17,6 +18,7 @@ OVERALL = {"accuracy": "accuracy", "macro_f1": "macro-F1", "weighted_f1": "weigh
 AGREEMENTS = {"agreement": "Agree", "right_to_wrong": "Only the reference is right",
               "wrong_to_right": "Only the model is right", "wrong_to_wrong": "Wrong in different ways"}
 ALPHA = 0.05
+DECIDES = "macro_f1"  # the metric whose p a table of several metrics shows: one family of tests a table
 ENDS = ("", "_lo", "_hi")
 
 
@@ -36,8 +38,8 @@ class Compared:
         for pair in self.pairs:
             if (pair["reference"], pair["model"]) == (reference, model):
                 return row_of(pair, metric)
-        index, weights = protocol.resampling(self.test, protocol.Settings())
-        pair = comparison.pair(self.models[reference], self.models[model], self.test, weights[:, index])
+        draws = protocol.resampling(self.test, protocol.Settings())
+        pair = comparison.pair(self.models[reference], self.models[model], self.test, draws)
         return row_of(pair, metric)
 
     def roles(self, pair):
@@ -77,14 +79,21 @@ def conclusive(row):
     return is_defined(row["lo"]) and (row["lo"] > 0 or row["hi"] < 0)
 
 
-def verdict(row, count):
-    """What an interval and a p, corrected over `count` comparisons, support."""
+def verdict(row, pairs):
+    """What the interval and the p of a row support, corrected over `pairs`; without p, nothing."""
+    if not is_defined(row["p"]):
+        return "one seed of a model, which says nothing of the method"
     if not conclusive(row):
         return "which these data do not distinguish from no difference"
-    if row["p_corrected"] < ALPHA or count < 2:
+    if row["p_corrected"] < ALPHA:
         return "a difference that the data support"
-    comparisons = format_count(count, "comparison")
+    comparisons = format_count(len(tested(pairs)), "comparison")
     return f"an interval without 0, though p is {row['p_corrected']:.3f} when corrected over {comparisons}"
+
+
+def tested(pairs):
+    """The pairs whose differences have a p: those of models of several seeds each."""
+    return [pair for pair in pairs if min(pair["seeds"].values()) > 1]
 
 
 def sentences(compared):
@@ -95,7 +104,7 @@ def sentences(compared):
         if row is None or not is_defined(row["lo"]):
             continue
         reference_role, role = compared.roles(pair)
-        conclusion = verdict(row, len(compared.pairs))
+        conclusion = verdict(row, compared.pairs)
         if reference_role == "teacher" and role != "teacher":
             lines.append(f"{retention_clause(pair, row)}: {conclusion}.")
         elif (reference_role, role) == ("alone", "student"):
@@ -169,10 +178,15 @@ def students(study, compared):
         return [*caveats(study, None), *missing("comparisons", why), *confusions(study)]
     size = compared.test.size()
     clusters = "images, taken as independent" if compared.test.groups is None else "groups (lesions, patients)"
-    count = format_count(len(compared.pairs), "comparison")
-    blocks = [*caveats(study, compared), aside(
-        f"The same {size['images']:,} test images for all; paired bootstrap over {size['groups']:,} {clusters}; p is "
-        f"two-sided, corrected (Holm) over the {count} of each metric.")]
+    notes = [f"The same {size['images']:,} test images for all; paired bootstrap over {size['groups']:,} {clusters}."]
+    count = len(tested(compared.pairs))
+    if count:
+        notes.append("p is two-sided and corrected (Holm). In the first table it is of macro-F1, over its "
+                     f"{format_count(count, 'comparison')}; in that of classes, over all its rows.")
+    if count < len(compared.pairs):
+        notes.append("Where a model has one seed there is no p, for it says nothing of the method; the interval is of "
+                     "these two networks.")
+    blocks = [*caveats(study, compared), aside(" ".join(notes))]
     for model, why in compared.left_out:
         blocks += missing(model, f"It cannot be compared: {why}.")
     return [*blocks, differences_table(compared), *per_class(compared), agreement_table(compared), *confusions(study),
@@ -188,7 +202,7 @@ def differences_table(compared):
         Column("Model", "model", kind="model"), Column("Compared with", "reference", kind="text"),
         Column("Metric", "metric_name"), interval("Reference", "reference_value", "reference"),
         interval("Model", "model_value", "model"), interval("Δ", "difference", form="+.3f"),
-        Column("p", "p_corrected", "p"), interval("Retained", "retention", "retention", ".1%"),
+        Column("p", "p_shown", "p"), interval("Retained", "retention", "retention", ".1%"),
     ]
     caption = "Differences from the reference, and the share of its metric that is retained"
     return table("deltas", caption, columns, records)
@@ -202,22 +216,22 @@ def difference_record(pair, row, compared):
         "reference": pair["reference"], "model": pair["model"], "role": compared.roles(pair)[1],
         "metric": row["metric"], "metric_name": OVERALL[row["metric"]], **{key: row[key] for key in of_both},
         "difference_lo": row["lo"], "difference_hi": row["hi"], **{key: row[key] for key in of_pair},
+        "p_shown": row["p_corrected"] if row["metric"] == DECIDES else None,
         "reference_seeds": pair["seeds"]["reference"], "model_seeds": pair["seeds"]["model"],
     }
 
 
 def agreement_table(compared):
-    """Agreement of the answers of each pair, and the p of McNemar."""
+    """Agreement of the answers of each pair."""
     records = []
     for pair in compared.pairs:
         record = {"model": pair["model"], "reference": pair["reference"], "role": compared.roles(pair)[1]}
         for name in AGREEMENTS:
             record.update(spread(name, pair["agreement"][name]))
-        records.append({**record, "mcnemar_p": pair["mcnemar"]["p_corrected"]})
+        records.append(record)
     columns = [
         Column("Model", "model", kind="model"), Column("Compared with", "reference", kind="text"),
         *(interval(title, name, form=".1%") for name, title in AGREEMENTS.items()),
-        Column("p (McNemar)", "mcnemar_p", "p"),
     ]
     caption = "Shares of the images on which two models give the same answer, or only one of them is right"
     return table("agreement", caption, columns, records)
@@ -235,6 +249,9 @@ def per_class(compared):
             pairs.append(pair)
     pairs = pairs or compared.pairs
     records = [class_records(pair, compared) for pair in pairs]
+    rows = [record for of_pair in records for record in of_pair]
+    for record, p in zip(rows, holm([record["p"] for record in rows])):
+        record["p_corrected"] = float(p)
     drawn, surplus = drawable(list(zip(pairs, records)))
     bars = [class_figure(pair, of_pair, compared) for pair, of_pair in drawn]
     columns = [
@@ -244,7 +261,6 @@ def per_class(compared):
     ]
     note = "Bar and line: the model with its interval. Square: its reference. Classes in the order of the data."
     caption = "F1 of each class, and its difference from the reference"
-    rows = [record for of_pair in records for record in of_pair]
     return [heading("F1 of each class"), aside(note), grid(bars), *surplus,
             table("deltas_per_class", caption, columns, rows)]
 
@@ -263,8 +279,11 @@ def class_records(pair, compared):
             "reference_f1_hi": f1["reference_hi"], "f1": f1["model_value"], "f1_lo": f1["model_lo"],
             "f1_hi": f1["model_hi"], "delta_f1": f1["difference"], "delta_f1_lo": f1["lo"], "delta_f1_hi": f1["hi"],
             "relative_gap": f1["relative_gap"], "delta_recall": recall["difference"], "delta_recall_lo": recall["lo"],
-            "delta_recall_hi": recall["hi"], "p": f1["p"], "p_corrected": f1["p_corrected"],
+            "delta_recall_hi": recall["hi"], "p": f1["p"],
         })
+        if f1["withheld"]:  # of both models, for their images are the same
+            records[-1].update({f"{figure}_withheld": f1["withheld"]
+                                for figure in ("reference_f1", "f1", "delta_f1", "delta_recall")})
     return records
 
 

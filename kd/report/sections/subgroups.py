@@ -1,0 +1,58 @@
+"""Figures by sex, age, body site, or whatever columns evaluate.py was given with --by."""
+
+from kd.report.blocks import Column, aside, heading, interval, missing, spread, table
+from kd.report.sections.overview import seed_columns
+from kd.text import format_metric, format_p
+
+TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",
+          "rms_ce_debiased": "Calibration error"}
+
+
+def subgroups(study):
+    """Blocks: a table of the subgroups of each column, and the largest gaps."""
+    runs = [run for run in study.runs if (run.evaluation or {}).get("subgroups")]
+    if not runs:
+        return missing("subgroups", "No run was evaluated by a column of a table.",
+                       f"python evaluate.py {study.command} --by sex --table FILE.csv")
+    note = ("Every subgroup has other images, and some have classes that others lack: macro figures are over the "
+            "classes of the subgroup. A gap is between independent images; p is corrected (Holm) over all gaps of its "
+            "metric.")
+    blocks = [aside(note)]
+    for column in dict.fromkeys(column for run in runs for column in run.evaluation["subgroups"]):
+        records, gaps = [], []
+        for run in runs:
+            content = run.evaluation["subgroups"].get(column, {})
+            records += [record(run, part) for part in content.get("subgroups", ())]
+            gaps += [{"model": run.model, "role": run.kind, "seed": run.seed, **gap} for gap in content.get("gaps", ())]
+        rates = [name for name in (records[0] if records else ()) if name.startswith("sensitivity/")
+                 and not name.endswith(("_lo", "_hi", "_withheld"))]
+        columns = [*seed_columns(), Column("Subgroup", "subgroup"), Column("Images", "images", ",d"),
+                   *(interval(title, name) for name, title in TITLES.items()),
+                   *(interval(f"Sensitivity, {name.split('/', 1)[1]}", name) for name in rates[:1])]
+        blocks += [heading(f"By {column}", 3),
+                   table(f"subgroups_{column}", f"Figures by {column}, test split", columns, records),
+                   table(f"gaps_{column}", f"The largest gap between subgroups of {column} in each metric", [
+                       *seed_columns(), Column("Metric", "metric"), Column("Highest", "highest"),
+                       Column("Lowest", "lowest"), Column("Gap", "value", ".3f", "lo", "hi"),
+                       Column("p", "p_corrected", "p"), Column("Gaps in the family", "gaps", "d")], gaps)]
+    return blocks
+
+
+def record(run, part):
+    """The record of one subgroup of a Run."""
+    result = {"model": run.model, "role": run.kind, "seed": run.seed, "subgroup": part["name"],
+              "images": part["images"], "groups": part["groups"]}
+    for name, metric in part["test"].items():
+        result.update(spread(name, {key: metric.get(key) for key in ("value", "lo", "hi", "withheld")}))
+    return result
+
+
+def sentences(study):
+    """One for each gap of a first seed that is not by chance."""
+    lines = []
+    for run in study.firsts:
+        for column, content in ((run.evaluation or {}).get("subgroups") or {}).items():
+            lines += [f"{run.model} differs by {column} in {gap['metric'].replace('_', ' ')}: {gap['highest']} over "
+                      f"{gap['lowest']} by {format_metric(gap)}, p {format_p(gap['p_corrected'])}."
+                      for gap in content["gaps"] if gap["p_corrected"] is not None and gap["p_corrected"] < 0.05]
+    return lines

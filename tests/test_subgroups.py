@@ -1,0 +1,120 @@
+"""Subgroups: bands, their figures, and gaps that chance does not make."""
+
+import numpy as np
+import pytest
+
+import evaluate
+from kd import bootstrap, metrics, predictions
+from kd.errors import UserError
+from kd.evaluation import protocol, subgroups
+from kd.files import read_json, write_csv, write_npz
+
+SETTINGS = protocol.Settings(replicates=200)
+
+
+def of_test(n=400, seed=0, harm=0.0):
+    """Predictions; of the images whose number is odd, the share `harm` is answered wrongly."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, n, p=[.6, .25, .15])
+    logits = rng.normal(size=(n, 3))
+    logits[np.arange(n), labels] += 2.5
+    harmed = (np.arange(n) % 2 == 1) & (rng.random(n) < harm)
+    logits[harmed] = np.roll(logits[harmed], 1, 1)
+    return predictions.Predictions(labels=labels, logits=logits, probabilities=metrics.softmax(logits),
+                                   ids=np.array([f"i{k}" for k in range(n)]), groups=None,
+                                   class_names=["a", "b", "c"])
+
+
+def test_numbers_become_bands_and_what_is_not_known_stays_apart():
+    ages = [str(5 * k) for k in range(18)] + ["", "unknown"]
+    named = subgroups.bands(ages)
+    assert set(named) == {"0 to 19", "20 to 39", "40 to 59", "60 to 79", "80 to 99", "unknown"}
+    assert named[3] == "0 to 19" and named[4] == "20 to 39"
+    assert list(subgroups.bands(["1", "2", "1"])) == ["1", "2", "1"]  # few numbers are names
+    assert list(subgroups.bands(["face", " back", "NaN"])) == ["face", "back", "unknown"]
+    for value, band in zip(np.linspace(0, 1, 30), subgroups.bands([str(v) for v in np.linspace(0, 1, 30)])):
+        low, high = map(float, band.split(" to "))
+        assert low - 1e-9 <= value <= high + 1e-9
+
+
+def test_a_subgroup_has_the_figures_of_its_images():
+    test = of_test()
+    values = np.where(np.arange(400) % 2, "odd", "even")
+    content = subgroups.evaluate(test, {"parity": values}, [], SETTINGS)["parity"]
+    assert [part["name"] for part in content["subgroups"]] == ["even", "odd"]
+    for part in content["subgroups"]:
+        rows = values == part["name"]
+        answers = test.probabilities[rows].argmax(1)
+        assert part["images"] == part["groups"] == rows.sum()
+        assert part["test"]["accuracy"]["value"] == pytest.approx((answers == test.labels[rows]).mean())
+        assert part["test"]["accuracy"]["lo"] < part["test"]["accuracy"]["value"] < part["test"]["accuracy"]["hi"]
+
+
+def test_replicates_of_two_subgroups_are_independent():
+    test = of_test()
+    drawn = []
+    for seed in (1, 2):
+        rows = np.arange(200) + 200 * (seed - 1)
+        draws = bootstrap.Draws(test.labels[rows], np.arange(200), 3, 1000, seed)
+        drawn.append(bootstrap.overall(test.probabilities[rows].argmax(1), draws)["accuracy"].drawn)
+    assert abs(np.corrcoef(*drawn)[0, 1]) < .12
+
+
+def test_a_harmed_subgroup_is_found_and_chance_is_not():
+    values = np.where(np.arange(400) % 2, "odd", "even")
+    gaps = subgroups.evaluate(of_test(harm=.5), {"parity": values}, [], SETTINGS)["parity"]["gaps"]
+    gap = next(gap for gap in gaps if gap["metric"] == "accuracy")
+    assert (gap["highest"], gap["lowest"]) == ("even", "odd") and gap["p_corrected"] < .001 and gap["lo"] > 0
+    small = 0
+    for seed in range(40):
+        values = np.random.default_rng(seed).choice(list("pqrs"), 400)
+        gaps = subgroups.evaluate(of_test(seed=seed), {"x": values}, [], SETTINGS)["x"]["gaps"]
+        gap = next(gap for gap in gaps if gap["metric"] == "accuracy")
+        assert gap["gaps"] == 6
+        small += gap["p_corrected"] < .05
+    assert small <= 6  # of 40; 2 expected
+
+
+def test_subgroups_of_few_images_have_values_and_no_intervals():
+    values = np.array(["rare"] * 3 + ["common"] * 397)
+    content = subgroups.evaluate(of_test(), {"x": values}, [], SETTINGS)["x"]
+    rare = next(part for part in content["subgroups"] if part["name"] == "rare")
+    assert rare["test"]["accuracy"]["withheld"] == "too few images (3)" and content["gaps"] == []
+
+
+@pytest.fixture
+def files(tmp_path):
+    test = of_test()
+    write_npz(tmp_path / "t.npz", y_true=test.labels, logits=test.logits, ids=test.ids, class_names=test.class_names)
+    val = of_test(seed=1)
+    write_npz(tmp_path / "v.npz", y_true=val.labels, logits=val.logits, ids=np.char.add("v", val.ids),
+              class_names=val.class_names)
+    write_csv(tmp_path / "t.csv", [{"image": f"i{k}", "sex": "mf"[k % 2], "age": k % 90} for k in range(500)])
+    return tmp_path
+
+
+def test_evaluate_writes_and_prints_subgroups(files, capsys):
+    evaluate.main([str(files / "t.npz"), "--val", str(files / "v.npz"), "--by", "sex", "--by", "age", "--table",
+                   str(files / "t.csv"), "--out", str(files / "out"), "--replicates", "200"])
+    text = capsys.readouterr().out
+    assert "largest gap in accuracy" in text and "20 to 39" in text
+    content = read_json(files / "out" / "metrics.json")["subgroups"]
+    assert [part["name"] for part in content["sex"]["subgroups"]] == ["f", "m"]
+    assert sum(part["images"] for part in content["age"]["subgroups"]) == 400
+    assert "sensitivity/a" in content["sex"]["subgroups"][0]["test"]
+
+
+@pytest.mark.parametrize("change, words", [
+    (["--by", "sexx"], "no such column"), (["--by", "sex", "--table", "lost.csv"], "no such file")])
+def test_a_column_or_table_that_is_not_there_is_named(files, change, words):
+    command = [str(files / "t.npz"), "--table", str(files / "t.csv"), *change]
+    with pytest.raises(UserError) as raised:
+        evaluate.main(command)
+    assert words in raised.value.message
+
+
+def test_a_table_without_some_of_the_images_is_refused(files):
+    write_csv(files / "short.csv", [{"image": f"i{k}", "sex": "m"} for k in range(399)])
+    with pytest.raises(UserError) as raised:
+        evaluate.main([str(files / "t.npz"), "--by", "sex", "--table", str(files / "short.csv")])
+    assert "lacks 1 of the 400 test images" in raised.value.message
