@@ -74,14 +74,14 @@ def parser():
                         "channels_last, bf16, compiled")
     result.add_argument("--device", choices=("cpu", "cuda"), default="cpu",  # the usual edge box has no GPU
                         help="device of torch; ONNX files always run on the CPU")
-    result.add_argument("--threads", type=errors.positive,
+    result.add_argument("--threads", type=errors.threads,
                         default=1,  # with one thread machines with different numbers of cores can be compared
                         metavar="N", help="threads of a query")
-    result.add_argument("--batch", type=errors.positive, nargs="+", default=[1],  # a camera gives one image at a time
+    result.add_argument("--batch", type=errors.images, nargs="+", default=[1],  # a camera gives one image at a time
                         metavar="N", help="images in a query")
-    result.add_argument("--size", type=errors.positive, metavar="PX", help="image size for checkpoints, instead of the "
+    result.add_argument("--size", type=errors.side, metavar="PX", help="image size for checkpoints, instead of the "
                         "size that they were trained with")
-    result.add_argument("--seconds", type=float,
+    result.add_argument("--seconds", type=errors.not_negative,
                         default=5.0,  # short disturbances of the machine then average out
                         metavar="S", help="least measuring time of a model")
     result.add_argument("--queries", type=errors.positive,
@@ -277,7 +277,8 @@ def print_table(rows):
     print(f"{first['measured']}, {first['threads']} thread(s), {first['cpu']}")
     print("times: how many times faster than the first line of the same run, median over turns")
     print("CPU ms: processor time of a query, median")
-    print("noisy: interquartile range above a tenth of the median, or no steady warm-up")
+    print("noisy: no steady warm-up, or quartiles a tenth of the median apart, 5th and 95th percentile three tenths, "
+          "mean and median a twentieth")
     print("p90 MLPerf: its early-stopping estimate")
     for name, macs in dict.fromkeys((row["model"], row["macs"]) for row in rows if row["macs"]):
         print(f"{name}: {macs / 1e6:.1f} M MACs in convolutions and linear layers "

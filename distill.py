@@ -34,10 +34,10 @@ def parser():
     group.add_argument("--temperature", type=errors.above_zero, metavar="T",
                        default=4.0,  # the usual value; docs/tutorial.md, step 2, shows what it does
                        help="of KD (Hinton et al. 2015, 1503.02531)")
-    group.add_argument("--beta", type=errors.not_negative(float), metavar="X",
+    group.add_argument("--beta", type=errors.not_negative, metavar="X",
                        default=0.0,  # off: alone it took 6 points from a MobileNetV2 on CIFAR-100 (1910.10699)
                        help="weight of attention transfer (1612.03928); the paper's is 1000")
-    group.add_argument("--stage-weights", type=errors.not_negative(float), nargs=4, metavar="W",
+    group.add_argument("--stage-weights", type=errors.not_negative, nargs=4, metavar="W",
                        default=[1.0, 1.0, 1.0, 1.0],  # all stages alike, as in the paper
                        help="of the four stages in attention transfer")
     group.add_argument("--soft", metavar="LOSS", default="kd",  # the method that all others are compared with

@@ -4,18 +4,19 @@
     python predict.py model.int8.onnx lesions/ --format csv > answers.csv
     python predict.py model.int8.onnx --check          # does this machine compute the right logits?
 
-On a machine without the project it needs `kd/__init__.py`, `errors.py`, `image.py`, `metrics.py` and `onnx_model.py`
-of kd/ beside it; `export.py --bundle` writes such a folder.
+On a machine without the project it needs `__init__.py`, `errors.py`, `files.py`, `image.py`, `metrics.py` and
+`onnx_model.py` of kd/ in a folder kd/ beside it; `export.py --bundle` writes such a folder.
 """
 
-import csv
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
 from kd import errors, image, onnx_model
 from kd.errors import UserError
+from kd.files import csv_line
 
 
 def main(argv=None):
@@ -51,9 +52,10 @@ def parse(argv):
     parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER", help="image files, and folders with image files")
     parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table",  # for a reader at the terminal
                         help="format of the output; jsonl: a JSON object in each line")
-    parser.add_argument("--batch", type=errors.positive, default=8,  # fits the little memory of an edge box
+    parser.add_argument("--batch", type=errors.images, default=8,  # fits the little memory of an edge box
                         metavar="N", help="images in memory at a time")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="threads of the CPU; 0: one per core")
+    parser.add_argument("--threads", type=errors.whole(0, 1024), default=0, metavar="N",
+                        help="threads of the CPU; 0: one per core")
     parser.add_argument("--check", nargs="?", const="", metavar="CHECK.npz", help="instead of classifying: compare the "
                         "logits in this file with those that this machine computes; default: check.npz beside the "
                         "model")
@@ -69,9 +71,9 @@ def find(paths):
     """The files to classify: the files in `paths`, and the images in and below the folders in `paths`."""
     files = []
     for path in map(Path, paths):
-        if path.is_dir():
+        if os.path.isdir(path):
             files += image.find(path)
-        elif any(mark in path.name for mark in "*?") and not path.exists():  # the Windows shell expands no patterns
+        elif any(mark in path.name for mark in "*?") and not os.path.exists(path):  # Windows' shell expands no patterns
             files += sorted(path.parent.glob(path.name))
         else:
             files.append(path)
@@ -120,7 +122,7 @@ def print_table(rows, model):
         cells = [(row["label"] or "abstains").ljust(12), f"{row['confidence']:10.3f}"]
         cells += [f"{row['probabilities'][name]:{max(6, len(name))}.3f}" for name in names]
         cells += [(" ".join(row["called"]) or "-").ljust(6)] * has_called
-        print("  ".join([*cells, row["file"]]))
+        print("  ".join([*cells, row["file"].replace("\n", "\\n")]))  # a name must not look like a further row
     print(legend(model))
 
 
@@ -142,19 +144,18 @@ def print_csv(rows, model):
     """Print the rows of answers() as CSV, with a column p_CLASS for each class."""
     probabilities = [f"p_{name}" for name in model.class_names]
     columns = ["file", "label", "confidence", "most_probable", "called", *probabilities, "error"]
-    writer = csv.DictWriter(sys.stdout, columns, restval="", lineterminator="\n")
-    writer.writeheader()
+    print(csv_line(columns), end="")
     for row in rows:
         if "probabilities" in row:
             row = {**row, "label": row["label"] or "", "called": " ".join(row["called"]),
                    **{f"p_{name}": p for name, p in row["probabilities"].items()}}
-        writer.writerow({key: value for key, value in row.items() if key != "probabilities"})
+        print(csv_line([row.get(column) for column in columns]), end="")
 
 
 def print_jsonl(rows, model):
     """Print the rows of answers() as one JSON object in each line."""
     for row in rows:
-        print(json.dumps(row, ensure_ascii=False))
+        print(json.dumps(row))  # in ASCII: the escapes of JSON are not those of a terminal
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def parser():
     result.add_argument("plan", metavar="PLAN.yaml", help="see configs/")
     result.add_argument("--dry-run", action="store_true", help="print the missing commands, and run none")
     # 1: a training uses all threads of the processor, and a GPU's memory may not hold two
-    result.add_argument("--jobs", type=errors.positive, default=1, metavar="N",
+    result.add_argument("--jobs", type=errors.threads, default=1, metavar="N",
                         help="trainings and exports at once; they share the processor's threads, and write to logs/")
     return result
 
@@ -159,10 +159,9 @@ def work(task):
         with open(task.log, "w", encoding="utf-8") as file:
             for stream in (sys.stdout, sys.stderr):
                 os.dup2(file.fileno(), stream.fileno())
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
     try:
-        importlib.import_module(task.script).main(task.arguments)
+        with errors.safe_output():
+            importlib.import_module(task.script).main(task.arguments)
         return ""
     except (Exception, SystemExit) as error:
         user_error = errors.of_user(error, registry.RegistryError)

@@ -22,6 +22,7 @@ from kd.errors import UserError
 from kd.estimate import NAN, Estimate
 
 REPLICATES = 2000  # the variance of so many replicates has a standard error of 3%
+MOST_REPLICATES = 20_000  # more take gigabytes and show nothing more
 SEED = 0  # the same for all models, so that models tested on the same images get the same replicates
 PSEUDO = 2  # lesions of the smoothed sample in a class, as in Agresti & Coull 1998; 1 is too few by simulation
 SURPRISE = 0.1  # share of these whose answer is right or wrong by chance, as no classifier always is
@@ -29,10 +30,13 @@ FEWEST = 5  # clusters, or clusters with an error, below which the simulated int
 
 
 def check_replicates(replicates):
-    """UserError if the number of replicates is below 100."""
+    """UserError if the number of replicates is not from 100 to MOST_REPLICATES."""
     if replicates < 100:
         raise UserError(f"--replicates {replicates} is too few for the variance that a 95% interval needs",
                         "Use 100 or more; 2000 is usual.")
+    if replicates > MOST_REPLICATES:
+        raise UserError(f"--replicates {replicates} is more than {MOST_REPLICATES:,}",
+                        "2000 is usual: its variance is known to 3%.")
 
 
 def clusters(groups):
@@ -152,27 +156,38 @@ class Draws:
         share = self.smoothed + smoothed_negatives
         return areas[0], areas[0] * (1 - share) + share * mean, drawn
 
-    def rate(self, is_hit, among=None):
-        """Estimate of the share of the images `among` [n] bool, by default all, that are a hit, [n] bool.
+    def rate(self, is_hit):
+        """Estimate of the share of the images that are a hit, [n] bool."""
+        return self.rates({"": (is_hit, np.ones(len(self.labels), bool))})[""]
+
+    def rates(self, masks):
+        """{NAME: Estimate} of {NAME: (is_hit, among)}, masks [n] bool: the share of the images `among` that are a hit.
 
         PSEUDO clusters more, of which half are hits, make the replicates know what 22 hits of 22 do not show.
         """
-        among = np.ones(len(self.labels), bool) if among is None else np.asarray(among, bool)
-        hits, sizes = (np.bincount(self.index, mask, self.count) for mask in (among & is_hit, among))
-        used = sizes > 0
-        m = int(used.sum())
-        if not m:
+        columns = []
+        for is_hit, among in masks.values():
+            of_images = np.asarray(is_hit, bool) & among, np.asarray(among, bool)
+            hits, sizes = (np.bincount(self.index, mask, self.count) for mask in of_images)
+            columns += [sizes > 0, hits, sizes]
+        sample = np.stack(columns, 1).astype(np.float64)
+        totals, drawn = sample.sum(0), sums(self.weights[1:], sample)
+        return {name: self._rate(*totals[3 * k:3 * k + 3], *drawn[:, 3 * k:3 * k + 3].T)
+                for k, name in enumerate(masks)}
+
+    def _rate(self, clusters, hits, sizes, clusters_drawn, hits_drawn, sizes_drawn):
+        """Estimate of hits / sizes in so many clusters; drawn: [B]."""
+        if not clusters:
             return Estimate(NAN, None, NAN, "share")
-        share = hits.sum() / sizes.sum()
-        drawn, hits, sizes = sums(self.weights[1:, used], np.stack([np.ones(m), hits[used], sizes[used]], 1)).T
-        share_drawn = np.where(drawn > 0, hits / np.maximum(sizes, 1), share)
-        drawn = np.maximum(drawn, 1)
-        smoothed = PSEUDO / (m + PSEUDO)
-        rng = np.random.default_rng([self.seed, 2, m])
-        replaced = rng.binomial(drawn.astype(int), smoothed)
-        share_drawn = share_drawn * (1 - replaced / drawn) + rng.binomial(replaced, 0.5) / drawn
+        share = hits / sizes
+        share_drawn = np.where(clusters_drawn > 0, hits_drawn / np.maximum(sizes_drawn, 1), share)
+        clusters_drawn = np.maximum(clusters_drawn, 1)
+        smoothed = PSEUDO / (clusters + PSEUDO)
+        rng = np.random.default_rng([self.seed, 2, int(clusters)])
+        replaced = rng.binomial(clusters_drawn.astype(int), smoothed)
+        share_drawn = share_drawn * (1 - replaced / clusters_drawn) + rng.binomial(replaced, 0.5) / clusters_drawn
         return Estimate(float(share), share_drawn, float(share * (1 - smoothed) + smoothed / 2), "share",
-                        withheld=too_few(m))
+                        withheld=too_few(int(clusters)))
 
 
 def _as_class(own, labels, predicted):
@@ -250,6 +265,12 @@ def replicate_answers(answers, draws, class_names):
 def overall(answers, draws):
     """{NAME: Estimate} of the metrics over all classes, of predicted classes [n]."""
     return _of_confusions(draws.confusions(answers), draws, None)[0]
+
+
+def constant(answer, draws):
+    """{NAME: Estimate} over all classes of a rule that always gives one answer, of which nothing is left unseen."""
+    counts = confusions(draws.labels, np.full(len(draws.labels), answer), draws.classes, draws.index, draws.weights)
+    return _of_confusions((counts[0], counts[0], counts[1:]), draws, None)[0]
 
 
 def _of_confusions(confusions, draws, class_names):

@@ -1,20 +1,34 @@
 """Errors that the user can correct: one line that says what is wrong, a hint, exit status 2."""
 
 import argparse
+import contextlib
 import difflib
 import errno
 import importlib
 import math
 import os
+import re
 import sys
+
+# Control characters but for tab and line end, separators of lines, and what turns the direction of writing.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+LONGEST = 1000  # characters of the message of a UserError
+
+
+def printable(text):
+    """`text` with its control characters as escapes, such as \\x1b: a terminal obeys them, whoever wrote them."""
+    return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class UserError(Exception):
-    """An error that the user can correct. `message` says what is wrong, `hint` what to do."""
+    """An error that the user can correct. `message`, one line, says what is wrong, `hint` what to do."""
 
     def __init__(self, message, hint=""):
-        super().__init__(message)
-        self.message, self.hint = message, hint
+        message = message if len(message) <= LONGEST else f"{message[:LONGEST]} ..."  # it may quote a whole file
+        self.message, self.hint = printable(message).replace("\n", "\\n").replace("\t", "\\t"), printable(hint)
+        super().__init__(self.message)
 
     def __str__(self):
         return f"error: {self.message}" + (f"\n{self.hint}" if self.hint else "")
@@ -52,21 +66,25 @@ def _bounded(kind, lower, upper, meaning):
         except ValueError:
             value = math.nan
         if not lower <= value <= upper:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {meaning}")
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not {meaning}")
         return value
     return convert
 
 
+def whole(lower, upper):
+    """An argparse type: a whole number from `lower` to `upper`."""
+    return _bounded(int, lower, upper, f"a whole number from {lower} to {upper}")
+
+
 LARGEST = sys.float_info.max
-positive = _bounded(int, 1, LARGEST, "a whole number from 1 on")
+positive = whole(1, 10 ** 9)
 above_zero = _bounded(float, sys.float_info.min, LARGEST, "a number above 0")
+not_negative = _bounded(float, 0, LARGEST, "a number from 0 on")
 share = _bounded(float, 0, 1, "a number from 0 to 1")
-seed = _bounded(int, 0, 2 ** 32 - 1, "a whole number from 0 to 4294967295")  # NumPy and PyTorch both accept these
-
-
-def not_negative(kind):
-    """An argparse type: an int or a float from 0 on. kind: int or float."""
-    return _bounded(kind, 0, LARGEST, f"a {'whole ' if kind is int else ''}number from 0 on")
+seed = whole(0, 2 ** 32 - 1)  # NumPy and PyTorch both accept these
+side = whole(1, 4096)         # of images, in px: larger ones would need gigabytes
+threads = whole(1, 1024)      # a system gives a process some ten thousand at most, and ends it without a word
+images = whole(1, 2 ** 16)    # of one batch
 
 
 def nearest(name, known):
@@ -83,7 +101,30 @@ def listing(items, limit=5):
 
 
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG}
+NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG,
+            errno.ELOOP}
+
+
+class _Escaped:
+    """A text stream that writes control characters as escapes; everything else is the stream's."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        return self.stream.write(printable(text))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def safe_output():
+    """In this context print() writes whatever a file or a class is called, and no name acts on the terminal."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")  # a Windows pipe cannot encode every file name
+    with contextlib.redirect_stdout(sys.stdout and _Escaped(sys.stdout)):
+        yield
 
 
 def run(main, *users):
@@ -91,10 +132,9 @@ def run(main, *users):
 
     users: further exception classes that are reported in this way. All others keep their traceback.
     """
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")  # a Windows pipe cannot encode every file name
     try:
-        main()
+        with safe_output():
+            main()
         if sys.stdout:
             sys.stdout.flush()  # a closed pipe must raise its error here, where it is handled
     except KeyboardInterrupt:
@@ -114,19 +154,41 @@ def run(main, *users):
 def of_user(error, *users):
     """The UserError that corresponds to an exception, or None if the exception is a fault of the program.
 
-    users: further exception classes that are errors of the user. A full disk and a place that cannot be
-    written are errors of the user, too.
+    users: further exception classes that are errors of the user. A full disk, too little memory and a place that
+    cannot be written are errors of the user, too.
     """
     if isinstance(error, UserError):
         return error
     if isinstance(error, users):
-        return UserError(str(error))
-    if not isinstance(error, OSError) or error.errno not in FULL | NO_PLACE:
+        message, _, hint = str(error).partition("\n")
+        return UserError(message, hint)
+    if is_memory(error):
+        size = re.search(r"[\d.]+ ?(?:[KMGTPE]i?B|bytes)", str(error))
+        return UserError("there is not enough memory" + (f" for another {size[0]}" if size else ""),
+                         "Take a smaller --batch or --size, or a machine with more memory.")
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return UserError("the system gives this program no further thread", "Take fewer with --workers or --threads.")
+    if isinstance(error, (RuntimeError, ValueError)) and str(error).startswith(("Symlink loop", "embedded null")):
+        return UserError(f"no such path: {error}", "Check the names of files and folders.")  # as pathlib says it
+    if not isinstance(error, OSError):
         return None
-    hint = ("Free some space and give the same command again: epochs that are written are not lost."
-            if error.errno in FULL else "Check that place, or choose another with --out or --cache.")
     place = f": {error.filename}" if error.filename else ""
-    return UserError(f"{error.strerror.lower()}{place}", hint)
+    if error.errno in FULL:
+        return UserError(f"{error.strerror.lower()}{place}",
+                         "Free some space and give the same command again: epochs that are written are not lost.")
+    if error.errno == errno.EFBIG:
+        return UserError(f"a file of this size may not be written{place}",
+                         "Raise the limit (ulimit -f), or choose another disk with --out: FAT32 ends at 4 GiB.")
+    if error.errno in NO_PLACE:
+        return UserError(f"{error.strerror.lower()}{place}",
+                         "Check that place, or choose another with --out or --cache.")
+    return None
+
+
+def is_memory(error):
+    """Whether memory was too small, as Python, NumPy and torch (CPU and GPU) say it."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
 
 
 def need(module, extra):

@@ -2,11 +2,15 @@
 
 import contextlib
 import csv
+import errno
 import io
+import itertools
 import json
 import math
 import os
+import re
 import socket
+import stat
 import tempfile
 import time
 import zipfile
@@ -15,6 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from kd.errors import UserError
+
+# The largest files that are read, in bytes: many times what a file of this kind has, and what 1 GB of memory reads.
+YAML = 2 ** 17        # a plan has 1 KiB, and PyYAML needs seconds for this much
+JSON = 2 ** 24
+CSV = 2 ** 26
+CELLS = 5_000_000     # of a CSV file
+ROWS = 500_000        # of a CSV file
+ARRAYS = 2 ** 29      # of all arrays of a .npz file, unpacked
+MEMBERS = 1000        # files in a zip archive
 
 WINDOWS = os.name == "nt"
 _UMASK = os.umask(0)  # the only way to read it is to set it
@@ -65,7 +78,10 @@ def _replace(temporary, path):
 def check_writable(folder):
     """UserError if `folder` cannot be written, or cannot be created where it does not exist. Creates nothing."""
     folder_and_parents = (Path(folder).absolute(), *Path(folder).absolute().parents)
-    nearest_existing = next(place for place in folder_and_parents if os.path.exists(place))
+    nearest_existing = next(place for place in folder_and_parents if os.path.lexists(place))
+    if not os.path.exists(nearest_existing):
+        raise UserError(f"cannot write to {folder}: {nearest_existing} is a symbolic link that leads nowhere",
+                        "Choose another place with --out.")
     try:
         tempfile.TemporaryFile(dir=nearest_existing).close()
     except OSError as error:
@@ -100,17 +116,42 @@ def _plain(value):
 def write_yaml(path, data):
     """Write a dict of plain values as YAML, in its order."""
     import yaml  # here, because an edge box has no PyYAML and needs none
-    write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, _):  # read_yaml() refuses them; a list that two options share is written twice
+            return True
+
+    write_text(path, yaml.dump(data, Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
 
 def write_csv(path, rows):
-    """Write a list of dicts as CSV. The columns are the keys of all rows, in order of first appearance."""
+    """Write a list of dicts as CSV. The columns are the keys of all rows, in order of first appearance.
+
+    read_csv() gives the same text back; a spreadsheet program calculates no cell of it (see csv_line).
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
+    write_text(path, "".join(map(csv_line, [columns, *([row.get(column) for column in columns] for row in rows)])))
+
+
+_FORMULA = re.compile("[' ]*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # as OWASP, CSV injection, lists them
+
+
+def csv_line(cells):
+    """A line of CSV, with its end. None is an empty cell.
+
+    Spreadsheet programs run a text that begins with = + - @ or a tab as a formula. An apostrophe before it makes it
+    text there, and read_csv() takes that apostrophe away. A number such as -0.5 stays a number.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    cells = ["" if cell is None else str(cell) for cell in cells]
+    csv.writer(text).writerow(
+        f"'{cell}" if _FORMULA.match(cell) and math.isnan(parse_number(cell)) else cell for cell in cells)
+    return text.getvalue()[:-2] + "\n"  # csv puts line ends inside a cell into quotes only where its own is "\r\n"
+
+
+def _plain_cell(cell):
+    """The text of which csv_line() made this cell."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
 
 
 def write_npz(path, **arrays):
@@ -119,7 +160,7 @@ def write_npz(path, **arrays):
         np.savez_compressed(file, **arrays)
 
 
-# ---- readers
+# ---- readers: each opens its file with open_regular()
 
 @contextlib.contextmanager
 def reading_errors(path):
@@ -128,27 +169,146 @@ def reading_errors(path):
         yield
     except UserError:
         raise
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no such file: {path}") from None
+    except PermissionError as error:
+        raise UserError(f"there is no permission to read {path}",
+                        "Nothing is wrong with the file itself. Give your user the right to read it.") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder, not a file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"cannot read {path}: it is not text in UTF-8", "Save it again in UTF-8; "
                         "spreadsheet programs call that CSV UTF-8.") from error
+    except RecursionError as error:
+        raise UserError(f"cannot read {path}: it is nested too deeply") from error
+    except MemoryError as error:
+        raise UserError(f"cannot read {path}: there is not enough memory for it") from error
     except Exception as error:  # parsers of other people's files raise anything
+        if not _is_possible(path):
+            raise UserError(f"no such file: {path}") from None
+        if getattr(error, "errno", None) == errno.ELOOP:
+            raise UserError(f"cannot read {path}: it is a symbolic link that leads back to itself") from error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise UserError(f"cannot read {path}: {' '.join(reason.split())[:300]}") from error
 
 
-def read_json(path):
-    """The value in a JSON file, which may start with a byte order mark."""
+def _is_possible(path):
+    """Whether a file can have this name."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # one half of a pair
+        return False
+
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+          stat.S_IFBLK: "a device"}
+
+
+def open_regular(path, limit):
+    """The binary file object of a regular file of at most `limit` bytes; links are followed.
+
+    UserError for a folder, a pipe, a socket and a device, which could be read for ever, for a larger file, and where
+    the file cannot be opened.
+    """
     with reading_errors(path):
-        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        _check_regular(os.stat(path), path, limit)  # before it is opened, because to open a device can have effects
+        no_wait = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        file = os.fdopen(os.open(path, os.O_RDONLY | no_wait), "rb")
+        try:
+            _check_regular(os.fstat(file.fileno()), path, limit)  # and after it, because it may have been exchanged
+        except UserError:
+            file.close()
+            raise
+    return file
+
+
+def _check_regular(status, path, limit):
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is {_KINDS.get(stat.S_IFMT(status.st_mode), 'something else')}, not a file")
+    check_size(status.st_size, path, limit)
+
+
+def check_size(size, path, limit, unpacked=""):
+    """UserError where a file of `size` bytes is larger than `limit`."""
+    if size > limit:
+        raise UserError(f"{path} is too large: {_mebibytes(size)}{unpacked}, and at most {_mebibytes(limit)} are read")
+
+
+def _mebibytes(size):
+    return f"{size / 2 ** 20:,.1f} MiB" if size >= 2 ** 20 else f"{size / 2 ** 10:,.1f} KiB"
+
+
+def read_bytes(path, limit):
+    """The bytes of a regular file of at most `limit` bytes. UserError as open_regular()."""
+    with open_regular(path, limit) as file, reading_errors(path):
+        size = os.fstat(file.fileno()).st_size or limit  # to read more would ask for the memory of `limit` bytes
+        data = file.read(min(size, limit) + 1)
+    check_size(len(data), path, limit)  # files of /proc say that they have 0 bytes
+    return data
+
+
+def check_archive(file, path, limit, members=MEMBERS):
+    """The ZipFile of an open file. UserError unless it has at most so many members of `limit` bytes in all, unpacked.
+
+    Unpacks nothing: zipfile and torch unpack no more of a member than the directory of the archive says.
+    """
+    with reading_errors(path):
+        end = zipfile._EndRecData(file)  # ZipFile() would first read a directory of any size
+        if not end:
+            raise ValueError("it is no zip archive, or it is cut short")
+        check_size(end[zipfile._ECD_SIZE], f"the directory of {path}", members * 2 ** 10)
+        archive = zipfile.ZipFile(file)
+        names = archive.namelist()
+        if len(names) > members or len(set(names)) < len(names):
+            raise ValueError(f"it has more than {members} parts, or two of one name")
+        check_size(sum(member.file_size for member in archive.infolist()), path, limit, " unpacked")
+        file.seek(0)
+        return archive
+
+
+def read_json(path):
+    """The value in a JSON file, which may start with a byte order mark.
+
+    UserError where a key is given twice.
+    """
+    text = read_bytes(path, JSON)
+    with reading_errors(path):
+        return parse_json(text.decode("utf-8-sig"))
+
+
+def parse_json(text):
+    """Like read_json(), for a text. Raises ValueError and RecursionError."""
+    data = json.loads(text, object_pairs_hook=_unique_keys, parse_int=_whole_number)
+    if "\\u" in text:
+        json.dumps(data, ensure_ascii=False).encode()  # half of a pair such as \ud800 can be written nowhere
+    return data
+
+
+def _whole_number(digits):
+    if len(digits) > 19:  # what computes with it would overflow, and what prints it would fail
+        raise ValueError(f"it has a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+def _unique_keys(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return result
 
 
 def read_yaml(path):
-    """The dict in a YAML file; an empty file gives an empty dict. UserError if it contains anything else."""
+    """The dict in a YAML file; an empty file gives an empty dict. UserError if it contains anything else.
+
+    UserError, too, where a key is given twice and where there are aliases.
+    """
     import yaml
+
+    from kd.yaml_loader import Loader
+    text = read_bytes(path, YAML)
     with reading_errors(path):
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = yaml.load(text.decode("utf-8"), Loader)
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -162,8 +322,7 @@ def read_csv(path, required=(), separators=","):
     required: columns that must be there; UserError names those that are not.
     separators: characters that may separate cells; the one that is most frequent in the first line is used.
     """
-    with reading_errors(path):
-        return parse_csv(Path(path).read_bytes(), path, required, separators)
+    return parse_csv(read_bytes(path, CSV), path, required, separators)
 
 
 def parse_csv(data, path, required=(), separators=","):
@@ -171,8 +330,20 @@ def parse_csv(data, path, required=(), separators=","):
     with reading_errors(path):
         text = data.decode("utf-8-sig")
         separator = max(separators, key=text.partition("\n")[0].count)
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-        rows, columns = list(reader), reader.fieldnames or []
+        lines = ([_plain_cell(cell) for cell in line]
+                 for line in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if line)
+        columns, rows, cells = next(lines, []), [], 0
+        twice = {column for column in columns if column and columns.count(column) > 1}
+        if twice:
+            raise ValueError(f"its header has the column {min(twice)!r} twice")
+        for line in lines:
+            cells += max(len(line), len(columns))
+            if cells > CELLS or len(rows) >= ROWS:
+                raise ValueError(f"it has more than {ROWS:,} rows or {CELLS:,} cells")
+            row = dict(itertools.zip_longest(columns, line[:len(columns)]))
+            if len(line) > len(columns):
+                row[None] = line[len(columns):]
+            rows.append(row)
     missing = [column for column in required if column not in columns]
     if missing:
         other = next((mark for mark in ";\t|" if len(columns) == 1 and mark in columns[0]), None)
@@ -187,15 +358,15 @@ def parse_csv(data, path, required=(), separators=","):
     return rows
 
 
-def read_npz(path, required=()):
+def read_npz(path, required=(), limit=ARRAYS):
     """The arrays of a .npz file, as {name: array}. Pickled objects are never loaded.
 
-    required: names of arrays that must be there; UserError names those that are not.
+    required: names of arrays that must be there; UserError names those that are not. limit: bytes of all arrays.
     """
-    with reading_errors(path), open(path, "rb") as file:
+    with open_regular(path, limit) as file, reading_errors(path):
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no .npz of named arrays, or it is cut short")
-        file.seek(0)
+        check_archive(file, path, limit)
         try:
             arrays = dict(np.load(file, allow_pickle=False))
         except ValueError as error:

@@ -15,6 +15,7 @@ import yaml
 from torch import nn
 
 from kd.errors import UserError, nearest
+from kd.yaml_loader import Loader
 
 NEEDS = ("student_logits", "teacher_logits", "labels", "student_features", "teacher_features", "student_attention",
          "teacher_attention", "student_pooled", "teacher_pooled", "class_counts", "index", "epoch")
@@ -47,7 +48,7 @@ class Term:
         return f"{self.weight:g} * {self.name}" + (f"({settings})" if settings else "")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(Loader):
     """YAML in which 1e-3 is a number (YAML 1.1 knows only 1.0e-3)."""
 
 
@@ -64,7 +65,7 @@ def parse_spec(spec):
         key = key.strip()
         try:
             value = yaml.load(text, _Loader)
-        except (yaml.YAMLError, ValueError):
+        except Exception:  # PyYAML raises anything: KeyError of `!!bool x`, AttributeError of `!!timestamp x`
             equals = ""
         if not equals or not key:
             raise UserError(f"cannot read {pair!r} in {spec!r}", "Write NAME,key=value,key=value.")

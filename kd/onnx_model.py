@@ -4,19 +4,23 @@ The input `image` is uint8 [N, S, S, 3]; the normalisation is in the graph; the 
 metadata of the file are the class names, the preprocessing, the temperature, the thresholds and the provenance.
 """
 
+import hashlib
 import json
 import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from kd import errors, image, metrics
-from kd.errors import UserError
+from kd.errors import UserError, listing
+from kd.files import JSON, open_regular, parse_json, read_bytes, read_npz
 
 FORMAT = "medmnist-edgeai/onnx/1"
 FIELDS = ("format", "class_names", "input", "temperature", "operating_points", "provenance")
 CLOSE = 1e-4  # tolerance of logits between checkpoint and export, or two machines: this times max(1, largest logit)
+FILE = 2 ** 31  # bytes, where ONNX needs a second file for the weights
 LARGEST = 4096  # px that an image may be resized to: more would need gigabytes
+MAX_CHECKED = 64  # images in a check file
 HINT = "Bring a complete copy of the file, or export it again with export.py."
 
 
@@ -43,8 +47,7 @@ class Model:
         path = Path(path)
         if path.is_dir():
             raise UserError(f"{path} is a folder, not an exported model", "Name the .onnx file in it.")
-        if not path.is_file():
-            raise UserError(f"no such file: {path}")
+        open_regular(path, FILE).close()
         try:
             self.session = session(str(path), threads)
         except UserError:
@@ -90,6 +93,24 @@ class Model:
             return raw, raw
         return raw, metrics.softmax(np.asarray(logits, np.float64) / self.temperature)
 
+    @property
+    def thresholds(self):
+        """Thresholds [C + 1] of raw probabilities: of each class for its sensitivity, then of abstention; NaN: none."""
+        by_class = {point["class"]: point["threshold"] for point in self.points if point["kind"] == "sensitivity"}
+        values = [*map(by_class.get, self.class_names), (self.point("abstention") or {}).get("threshold")]
+        return np.array([math.nan if value is None else value for value in values])
+
+    def decisions(self, logits):
+        """What follows from logits [N, C], as a dict of arrays.
+
+        {"labels": [N], the most probable class; "probabilities": [N, C], calibrated; "called": [N, C] bool, whether a
+        class is above its sensitivity threshold; "abstains": [N] bool}
+        """
+        raw, calibrated = self.probabilities(logits)
+        thresholds = self.thresholds
+        return {"labels": np.array(self.class_names)[raw.argmax(1)], "probabilities": calibrated,
+                "called": raw >= thresholds[:-1], "abstains": raw.max(1) < thresholds[-1]}
+
     def answers(self, images):
         """A list of dicts, one for each image uint8 [S, S, 3].
 
@@ -97,19 +118,14 @@ class Model:
         "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
         calibrated probability}}
         """
-        raw, calibrated = self.probabilities(self.logits(np.stack(images)))
-        abstention_threshold = (self.point("abstention") or {}).get("threshold")
-        thresholds = {point["class"]: point["threshold"] for point in self.points
-                      if point["kind"] == "sensitivity" and point["threshold"] is not None}
+        columns = self.decisions(self.logits(np.stack(images))).values()
         result = []
-        for p, p_calibrated in zip(raw, calibrated):
-            k = int(p.argmax())
-            abstains = abstention_threshold is not None and p[k] < abstention_threshold
-            called = [name for name, value in zip(self.class_names, p)
-                      if name in thresholds and value >= thresholds[name]]
-            result.append({"label": None if abstains else self.class_names[k],
-                           "confidence": float(p_calibrated[k]), "most_probable": self.class_names[k], "called": called,
-                           "probabilities": dict(zip(self.class_names, map(float, p_calibrated)))})
+        for label, p, called, abstains in zip(*columns):
+            label, probabilities = str(label), dict(zip(self.class_names, map(float, p)))
+            result.append({"label": None if abstains else label, "confidence": probabilities[label],
+                           "most_probable": label,
+                           "called": [name for name, above in zip(self.class_names, called) if above],
+                           "probabilities": probabilities})
         return result
 
     def point(self, kind):
@@ -117,29 +133,104 @@ class Model:
         return next((point for point in self.points if point["kind"] == kind), None)
 
 
-def check(model, path):
-    """Compare the logits of a Model on this machine with those in a check file, an .npz with `images` and `logits`.
+def expected(model, images):
+    """The arrays of a check file, a dict: images uint8 [N, S, S, 3], and what a Model says of them."""
+    logits = model.logits(images)
+    return {"images": images, "logits": logits, "class_names": np.array(model.class_names),
+            "thresholds": model.thresholds, **model.decisions(logits)}
 
-    Returns a line of text. UserError if the logits differ by more than CLOSE allows.
+
+def check(model, path):
+    """Compare a Model with a check file (see expected), and the files beside it with SHA256SUMS there.
+
+    Returns lines of text. UserError at the first difference: a file, the logits that this machine computes by more than
+    CLOSE allows, or what the model makes of the logits. Check files of older bundles have only images and logits.
+    A checksum finds damage and careless changes. Somebody who rewrites SHA256SUMS, check.npz and this program as well
+    is found by a signature alone: see RUN.md in the bundle.
     """
-    if not path.is_file():
-        raise UserError(f"no such file: {path}", "export.py --bundle writes it.")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, expected = arrays["images"], arrays["logits"]
-        logits = model.logits(images)
-        difference = float(np.abs(logits - expected).max())
-    except Exception as error:
-        raise UserError(f"cannot use {path}: {_one_line(error)}", "Copy the bundle again.") from None
-    flipped = int((logits.argmax(1) != expected.argmax(1)).sum())
-    allowed = CLOSE * max(1.0, float(np.abs(expected).max()))
+    files = _check_sums(path.with_name("SHA256SUMS"), (model.path, path))
+    arrays = read_npz(path, ("images", "logits"))
+    images, logits = arrays["images"], arrays["logits"]
+    count = len(images) if images.ndim else 0
+    if (images.dtype != np.uint8 or images.shape != (count, model.size, model.size, 3) or logits.dtype.kind != "f"
+            or logits.shape != (count, len(model.class_names)) or not 0 < count <= MAX_CHECKED):
+        raise UserError(f"cannot use {path}: it has images {list(images.shape)} and logits {list(logits.shape)}", COPY)
+    computed = model.logits(images)
+    difference, allowed = float(np.abs(computed - logits).max()), CLOSE * max(1.0, float(np.abs(logits).max()))
+    flipped = int((computed.argmax(1) != logits.argmax(1)).sum())
     if not difference <= allowed:
         raise UserError(
             f"this machine computes other logits: they differ by up to {difference:.2g} (allowed: {allowed:.1g}), "
-            f"and {flipped} of {len(images)} labels differ",
+            f"and {flipped} of {count} labels differ",
             "If this is an INT8 model on an x86 processor without VNNI, export it with --reduce-range.",
         )
-    return f"{len(images)} images: logits agree to {difference:.1g}, all labels are the same"
+    lines = [f"{files} files are as SHA256SUMS lists them",
+             f"{count} images: logits agree to {difference:.1g}, all labels are the same"]
+    answers = {"class_names": np.array(model.class_names), "thresholds": model.thresholds, **model.decisions(logits)}
+    raw = model.probabilities(logits)[0]
+    near = {"called": np.abs(raw - model.thresholds[:-1]) < 1e-9,  # decided by rounding, which differs between machines
+            "abstains": np.abs(raw.max(1) - model.thresholds[-1]) < 1e-9}
+    for name in answers.keys() & arrays.keys():
+        if not _equal(answers[name], arrays[name], near.get(name, False)):
+            raise UserError(f"{model.path} has or gives other {name} than {path} has", COPY)
+    compared, absent = ([name for name in answers if (name in arrays) is there] for there in (True, False))
+    if compared:
+        lines.append(f"as in {path.name}: {', '.join(compared)}")
+    if absent:
+        lines.append(f"not in {path.name}, which is older, and so not compared: {', '.join(absent)}")
+    return "\n".join(lines)
+
+
+COPY = "Copy the bundle again from where it was made."
+
+
+def _equal(values, others, ignored):
+    """Whether two arrays are equal, numbers but for rounding, except where `ignored`."""
+    if values.shape != others.shape or values.dtype.kind != others.dtype.kind:
+        return False
+    same = np.isclose(values, others, 0, 1e-9, equal_nan=True) if values.dtype.kind == "f" else values == others
+    return bool((same | ignored).all())
+
+
+def _check_sums(path, required):
+    """The number of files that are listed in a SHA256SUMS, all of which have the digests there. UserError otherwise.
+
+    required: paths that must be in the list. No Python file may be beside the listed ones: it could be imported.
+    """
+    try:
+        listed = {}
+        for line in read_bytes(path, 2 ** 20).decode().splitlines():
+            digest, _, name = line.partition(" ")
+            if len(digest) != 64 or name[:1] not in (" ", "*") or name[1:] in listed:
+                raise ValueError(f"{path} is damaged")
+            listed[name[1:]] = digest.lower()
+        for name, digest in listed.items():
+            if ".." in PurePosixPath(name).parts or Path(name).is_absolute() or "\\" in name:
+                raise ValueError(f"{path} lists a file elsewhere: {name}")
+            if _sha256(path.parent / name) != digest:
+                raise ValueError(f"{path.parent / name} is not the file that SHA256SUMS lists")
+        for file in required:
+            if file.name not in listed:
+                raise ValueError(f"{file} is not listed in {path}")
+            if _sha256(file) != listed[file.name]:
+                raise ValueError(f"{file} is not the file that {path} lists")
+        strangers = {file.relative_to(path.parent).as_posix() for folder in (path.parent, path.parent / "kd")
+                     for file in folder.glob("*.py")} - listed.keys()
+        if strangers:
+            raise ValueError(f"{path} does not list {listing(sorted(strangers))}")
+    except UserError as error:
+        raise UserError(error.message, error.hint or COPY) from None
+    except ValueError as error:
+        raise UserError(str(error), COPY) from None
+    return len(listed)
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open_regular(path, FILE) as file:
+        while block := file.read(2 ** 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def encode(content):
@@ -161,8 +252,10 @@ def _metadata(path, session):
     if missing:
         raise UserError(f"{path} lacks metadata: {', '.join(missing)}", HINT)
     try:
-        content = {key: value if key == "format" else json.loads(value) for key, value in texts.items()}
-    except ValueError:
+        if sum(map(len, texts.values())) > JSON:
+            raise ValueError("too long")
+        content = {key: value if key == "format" else parse_json(value) for key, value in texts.items()}
+    except (ValueError, RecursionError, MemoryError):
         raise UserError(f"the metadata of {path} cannot be read", HINT) from None
     wrong = _wrong(content, session)
     if wrong:
@@ -170,15 +263,29 @@ def _metadata(path, session):
     return content
 
 
-def _is_point(point, names):
-    """Whether an operating point has the keys that are read here, with values of the right type."""
-    if not isinstance(point, dict) or not {"kind", "class", "threshold", "promised"} <= point.keys():
+def _are_points(points, names):
+    """Whether operating points have what is read here, thresholds are probabilities, and none is there twice."""
+    if not isinstance(points, list) or not all(isinstance(point, dict) for point in points):
         return False
-    if point["kind"] not in ("sensitivity", "abstention"):
-        return True
-    number, threshold = (int, float), point["threshold"]
-    return (type(point["promised"]) in number and (threshold is None or type(threshold) in number)
-            and (point["kind"] == "abstention" or point["class"] in names))
+    if not all({"kind", "class", "threshold", "promised"} <= point.keys() for point in points):
+        return False
+    points = [point for point in points if point["kind"] in ("sensitivity", "abstention")]
+    keys = [point["class"] if point["kind"] == "sensitivity" else "" for point in points]  # no class is called ""
+    return (all(isinstance(key, str) and (key in names or point["kind"] == "abstention")
+                for key, point in zip(keys, points)) and len(set(keys)) == len(keys)
+            and all(_is_share(point["promised"]) for point in points)
+            and all(point["threshold"] is None or _is_share(point["threshold"]) for point in points))
+
+
+def _is_share(value):
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
+def _are_names(names):
+    """Whether these are the names of at least two classes, each on one line and once."""
+    return (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
+            and len(set(names)) == len(names)
+            and all(name.strip() and errors.printable(name) == name and "\n" not in name for name in names))
 
 
 def _wrong(content, session):
@@ -187,12 +294,13 @@ def _wrong(content, session):
     sides = [preprocessing.get(key) for key in ("size", "resize")] if isinstance(preprocessing, dict) else [None]
     inputs, outputs = session.get_inputs(), session.get_outputs()
     checks = {
-        "class_names": isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names),
+        "class_names": _are_names(names),
         "input": all(type(side) is int and side > 0 for side in sides) and sides[0] <= sides[1] <= LARGEST
         and preprocessing.get("interpolation") == image.INTERPOLATION,
         "temperature": temperature is None or isinstance(temperature, (int, float)) and 0 < temperature < math.inf,
-        "operating_points": isinstance(content["operating_points"], list)
-        and all(_is_point(point, names) for point in content["operating_points"]),
+        "operating_points": not _are_names(names) or _are_points(content["operating_points"], names),
+        "provenance": isinstance(content["provenance"], dict),
+        "its size": all(type(content.get(key)) in (int, type(None)) for key in ("parameters", "params_bytes", "macs")),
         "its input": [i.name for i in inputs] == ["image"] and inputs[0].type == "tensor(uint8)"
         and inputs[0].shape[1:] == [sides[0], sides[0], 3] and isinstance(inputs[0].shape[0], (str, type(None))),
         "its output": [o.name for o in outputs] == ["logits"] and isinstance(names, list)

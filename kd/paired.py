@@ -59,4 +59,4 @@ def agreement(labels, reference, model, draws):
     masks = {"agreement": ~differ, "right_to_wrong": reference_right & ~model_right,
              "wrong_to_right": ~reference_right & model_right,
              "wrong_to_wrong": differ & ~reference_right & ~model_right}
-    return {name: draws.rate(mask) for name, mask in masks.items()}
+    return draws.rates({name: (mask, np.ones(len(labels), bool)) for name, mask in masks.items()})

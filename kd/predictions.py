@@ -13,6 +13,10 @@ from kd import metrics
 from kd.errors import UserError, listing
 from kd.files import read_csv, read_npz
 
+CLASSES = 100          # a bootstrap of 2,000 replicates needs 16 KB for each cell of the confusion matrix
+FILE = 2 ** 28         # bytes of all arrays
+LOGITS = 2 ** 24       # of a file, images times classes: 128 MiB in double precision
+
 
 @dataclass
 class Predictions:
@@ -95,7 +99,7 @@ def read(path, required=()):
 
     required: arrays that it must have. Raises UserError where it is damaged, or its arrays do not fit together.
     """
-    arrays = read_npz(path, required)
+    arrays = read_npz(path, required, FILE)
 
     def fail(message, hint=""):
         raise UserError(f"{path}: {message}", hint)
@@ -118,6 +122,9 @@ def read(path, required=()):
     name, scores = pick("logits", "y_prob")
     if scores.ndim != 2 or len(scores) != len(labels) or scores.shape[1] < 2:
         fail(f"{name} has shape {scores.shape}; [{len(labels)}, C] is needed, a column a class, C >= 2")
+    if scores.shape[1] > CLASSES or scores.size > LOGITS:
+        fail(f"it has {len(scores):,} images of {scores.shape[1]:,} classes; at most {CLASSES} classes and {LOGITS:,} "
+             "numbers are read")
     if scores.dtype.kind not in "iuf":
         fail(f"{name} holds {scores.dtype.name} values, not numbers")
     scores = scores.astype(np.float64)
@@ -137,7 +144,10 @@ def read(path, required=()):
     else:
         probabilities, note = distributions(scores, fail)
 
-    texts = {key: strings(arrays[key]) for key in ("ids", "groups", "class_names") if key in arrays}
+    try:
+        texts = {key: strings(arrays[key]) for key in ("ids", "groups", "class_names") if key in arrays}
+    except Exception:  # NumPy raises SystemError, too, for a character that Unicode does not have
+        fail("its ids, groups or class_names are not text")
     for key, size in {"ids": len(labels), "groups": len(labels), "class_names": classes}.items():
         if key in texts and texts[key].shape != (size,):
             fail(f"{key} has shape {texts[key].shape}; ({size},) is needed")
@@ -174,8 +184,10 @@ def distributions(scores, fail):
 
 
 def strings(array):
-    """An array of texts as str, whatever it was stored as."""
-    return array.astype(str) if array.dtype.kind != "S" else np.char.decode(array, "utf-8", "replace")
+    """An array of texts as str, whatever it was stored as. ValueError where no file can be written with them."""
+    texts = array.astype(str) if array.dtype.kind != "S" else np.char.decode(array, "utf-8", "replace")
+    "".join(texts.reshape(-1).tolist()).encode()  # UnicodeEncodeError for one half of a pair
+    return texts
 
 
 def read_groups(file):

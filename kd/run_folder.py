@@ -16,10 +16,10 @@ import numpy as np
 
 from kd import predictions, runs
 from kd.errors import UserError
-from kd.files import parse_csv, parse_number, read_csv, read_json, read_npz, read_yaml, reading_errors
+from kd.files import CSV, parse_csv, parse_number, read_bytes, read_csv, read_json, read_npz, read_yaml
 
 HISTORY = ("epoch", "loss", "val_macro_f1", "seconds")  # columns of history.csv that every training writes
-UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan, "undefined": 0}
+UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan}
 
 
 class _File:
@@ -72,9 +72,10 @@ def _is_number(value):
 
 def _is_metrics(table):
     """Whether this is {NAME: METRIC}."""
-    numbers = ("value", "lo", "hi", "mean", "undefined")
+    numbers = ("value", "lo", "hi", "mean")
     return isinstance(table, dict) and all(
-        isinstance(metric, dict) and all(_is_number(metric.get(key)) for key in numbers) for metric in table.values())
+        isinstance(metric, dict) and all(_is_number(metric.get(key)) for key in numbers)
+        and isinstance(metric.get("withheld", ""), str) for metric in table.values())
 
 
 def _is_square(rows, classes):
@@ -100,6 +101,20 @@ def _is_point(point):
     return kind != "sensitivity" or {"value", "lo", "hi"} <= point.get("test", {}).get("sensitivity", {}).keys()
 
 
+def _are_subgroups(columns):
+    """Whether this is {column: {"subgroups": [...], "gaps": [...]}}, as kd.evaluation.subgroups makes it."""
+    def are(rows, texts, numbers):
+        return isinstance(rows, list) and all(isinstance(row, dict) and all(
+            isinstance(row.get(key), str) for key in texts) and all(_is_number(row.get(key)) for key in numbers)
+            for row in rows)
+
+    return isinstance(columns, dict) and all(
+        isinstance(content, dict) and are(content.get("subgroups"), ("name",), ("images", "groups"))
+        and all(_is_metrics(part.get("test")) for part in content["subgroups"])
+        and are(content.get("gaps"), ("metric", "highest", "lowest"), ("value", "lo", "hi", "p", "p_corrected", "gaps"))
+        for content in columns.values())
+
+
 def _is_calibration(calibration):
     if not isinstance(calibration, dict) or not isinstance(calibration.get("reliability", {}), dict):
         return False
@@ -108,6 +123,10 @@ def _is_calibration(calibration):
     if not all(_is_number(calibration.get(key)) for key in numbers):
         return False
     if not isinstance(bounds, list) or not all(map(_is_number, bounds)):
+        return False
+    consistency = calibration.get("consistency", {})
+    if not isinstance(consistency, dict) or not all(
+            isinstance(test, dict) and all(map(_is_number, test.values())) for test in consistency.values()):
         return False
     return all(_are_bins(rows or []) for rows in calibration.get("reliability", {}).values())
 
@@ -150,7 +169,7 @@ def _metrics(run, path, content):
             if isinstance(point, dict) and "missed" in point:
                 point["shortfall"] = point.pop("missed")
     sound = (_is_metrics(content.get("test")) and _is_metrics(content.get("val", {}))
-             and _is_metrics(content.get("majority", {}))
+             and _are_subgroups(content.get("subgroups", {})) and _is_metrics(content.get("majority", {}))
              and (confusion is None or _is_square(confusion, classes))
              and isinstance(conventions, dict) and _is_number(conventions.get("level"))
              and isinstance(points, list) and all(map(_is_point, points))
@@ -159,9 +178,17 @@ def _metrics(run, path, content):
     return content if sound else fail()
 
 
+_KINDS_OF_DATA = {"name": (str,), "fingerprint": (str,), "split": (str,), "images": (int,), "groups": (int,),
+                  "classes": (list,), "skipped": (list,)}
+
+
 def _environment(run, path, content):
     if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
         raise UserError(f"{path} is not a mapping")
+    data = content.get("data", {})
+    wrong = [key for key, kinds in _KINDS_OF_DATA.items() if not isinstance(data.get(key), (*kinds, type(None)))]
+    if wrong:
+        raise UserError(f"{path} is damaged: {', '.join(wrong)} in its data is not what it should be")
     return content
 
 
@@ -229,13 +256,18 @@ def _rows_of(columns, numbers):
     return lambda run, path, rows: check_rows(path, rows, columns, numbers)
 
 
+def fingerprint(*columns):
+    """Sixteen hex digits that depend on all values of these columns of equal length."""
+    text = "\n".join(" ".join(map(str, row)) for row in zip(*columns))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 _SPLITS = {}  # digest of a split.csv -> its rows
 
 
 def _read_split(path):
     """The rows of a split.csv, not to be changed: all runs of a study have the same one, which is parsed once."""
-    with reading_errors(path):
-        content = Path(path).read_bytes()
+    content = read_bytes(path, CSV)
     digest = hashlib.sha256(content).digest()
     if digest not in _SPLITS:
         if len(_SPLITS) >= 4:
@@ -373,9 +405,9 @@ class Run(_Folder):
 
 
 def bounded(metric):
-    """A METRIC in which what is undefined is NaN; a value without an interval is no result."""
+    """A METRIC in which what is undefined is NaN; a value without an interval, and without a reason, is no result."""
     metric = {**UNDEFINED, **{key: value for key, value in (metric or {}).items() if value is not None}}
-    whole = all(math.isfinite(metric[key]) for key in ("value", "lo", "hi"))
+    whole = all(math.isfinite(metric[key]) for key in ("value", "lo", "hi")) or metric.get("withheld")
     return metric if whole else {**metric, "value": math.nan, "lo": math.nan, "hi": math.nan}
 
 

@@ -11,7 +11,10 @@ import numpy as np
 
 TURN = 8            # queries of one model before the turn of the next
 STEADY = 0.05       # the warm-up ends when the medians of two successive turns differ by less than this share
-NOISY = 0.1         # a series is noisy if its interquartile range over its median is above this
+# A series is noisy if one of these, as shares of its median, is larger: each misses what the others find.
+NOISY = 0.1         # the interquartile range: the half of the queries that is most usual
+NOISY_TAILS = 0.3   # from the 5th to the 95th percentile: a fifth of the queries that is slower, or faster
+NOISY_MEAN = 0.05   # how far the mean is from the median: few queries that are much slower
 CONFIDENCE = 0.99   # of MLPerf's early stopping
 
 
@@ -102,15 +105,16 @@ def describe(latencies, batch=1):
     batch: images in a query.
     """
     values = latencies.seconds.reshape(-1)
-    p25, p50, p75, p90, p99 = np.percentile(values, [25, 50, 75, 90, 99])
+    p5, p25, p50, p75, p90, p95, p99 = np.percentile(values, [5, 25, 50, 75, 90, 95, 99])
     spread = (p75 - p25) / p50
+    noisy = spread > NOISY or (p95 - p5) / p50 > NOISY_TAILS or abs(values.mean() / p50 - 1) > NOISY_MEAN
     return {
         "lat_ms_mean": 1e3 * values.mean(), "lat_ms_std": 1e3 * values.std(ddof=1), "lat_ms_p50": 1e3 * p50,
         "lat_ms_p90": 1e3 * p90, "lat_ms_p99": 1e3 * p99, "throughput_fps": batch / values.mean(),
         "lat_ms_p90_mlperf": 1e3 * early_stopping(values, 0.9),
         "lat_ms_p99_mlperf": 1e3 * early_stopping(values, 0.99), "cpu_ms_p50": 1e3 * np.median(latencies.worked),
         "queries": len(values), "warmup_queries": latencies.warmup, "warm": latencies.steady,
-        "iqr_over_median": spread, "noisy": bool(spread > NOISY or not latencies.steady),
+        "iqr_over_median": spread, "noisy": bool(noisy or not latencies.steady),
     }
 
 

@@ -112,9 +112,13 @@ def load_plugin(path):
 
     Raises UnknownName if it is no Python file, RegistryError if it ends the program, and any error of its import.
     """
-    path = Path(path).resolve()
-    if not path.is_file():
-        raise UnknownName(f"no such plugin file: {path}")
+    try:
+        path = Path(path).resolve()
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # of a link that leads back to itself, or no permission
+        raise RegistryError(f"cannot read the plugin {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not is_file:
+        raise UnknownName(f"no such plugin file: {path}" + " (it is something else than a file)" * path.exists())
     if path.suffix != ".py":
         raise UnknownName(f"a plugin is a Python file (.py), not {path}")
     if path in _plugins:

@@ -17,6 +17,7 @@ import evaluate as evaluate_script
 import honest
 import report
 from kd import event_writer, runs
+from kd.calibration import BIASED
 from kd.evaluation import protocol
 from kd.files import read_json, read_npz, write_csv, write_json, write_npz, write_yaml
 from kd.report import figures, pdf
@@ -133,7 +134,7 @@ def parity(metrics, shift):
     for name in ("macro_f1", "accuracy"):
         value = metrics[name]["value"]
         differences[name] = {"reference": value, "model": value + shift, "difference": {
-            "value": shift, "lo": shift - .01, "hi": shift + .01, "replicates": 200, "undefined": 0, "p": .5}}
+            "value": shift, "lo": shift - .01, "hi": shift + .01, "p": .5}}
     return {"images": 120, "flips": abs(shift), "largest": 1e-6, **differences,
             "ece": {"reference": .1, "model": .1, "shift": shift / 2}}
 
@@ -149,12 +150,13 @@ def robustness_rows(model, metrics):
             "model": model, "seed": "seed_0", "file": "best.pt", "suite": "default", "corruption": corruption,
             "severity": severity,
         }
-        for name in ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "aurc"):
+        for name in ("accuracy", "macro_f1", "balanced_accuracy", "nll", "rms_ce_debiased", "aurc"):
             value = metrics[name]["value"] - shift
             row.update({
                 name: value, f"{name}_lo": value - .03, f"{name}_hi": value + .03, f"{name}_difference": -shift,
                 f"{name}_difference_lo": -shift - .02, f"{name}_difference_hi": -shift + .02,
             })
+        row.update({"ece": metrics["ece"]["value"] - shift, "ece_lo": "", "ece_hi": "", "ece_withheld": BIASED})
         rows.append(row)
     return rows
 
@@ -168,7 +170,7 @@ def summary_row(model, k, rows):
     }
     for name, value in (
         ("clean_macro_f1", clean), ("mean_macro_f1", jpeg), ("be", 1 + k / 8), ("rbe", 1 + k / 4),
-        ("worst_macro_f1", contrast),
+        ("be_medmnist_c", 1 + k / 16), ("rbe_medmnist_c", 1 - k / 16), ("worst_macro_f1", contrast),
     ):
         row.update({name: value, f"{name}_lo": value - .05, f"{name}_hi": value + .05})
     return row

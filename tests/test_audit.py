@@ -37,11 +37,6 @@ def test_a_rule_fires_where_it_should_and_only_there(make, rule, fires, tmp_path
         assert finding["severity"] in rules.SEVERITIES
 
 
-def test_every_rule_has_an_example_and_a_near_miss():
-    examples = {(parameter.values[1], parameter.values[2]) for parameter in EXAMPLES}
-    assert examples == {(rule.name, fires) for rule in rules.RULES for fires in (True, False)}
-
-
 def test_honest_predictions_have_no_findings():
     assert examine.audit_metrics(RESULT, VAL, TEST) == []
 
@@ -732,3 +727,18 @@ def test_findings_come_worst_first_with_the_names_of_the_rules_that_were_applied
 
 def test_an_empty_case_has_no_findings():
     assert examine.apply_rules([evidence.Case("a")])[0] == []
+
+
+def test_a_predictions_file_is_evaluated_and_audited_with_every_note(tmp_path, capsys):
+    import evaluate
+    from kd.files import read_json, write_npz
+    turned = -TEST.logits
+    write_npz(tmp_path / "theirs.npz", labels=TEST.labels, logits=turned, class_names=np.array(TEST.class_names))
+    evaluate.main([str(tmp_path / "theirs.npz"), "--out", str(tmp_path / "out"), "--audit", "--replicates", "100"])
+    shown = capsys.readouterr().out
+    assert "error: auroc-below-half" in shown and f"written: {tmp_path / 'out' / 'metrics.json'}" in shown
+    assert [f for f in read_json(tmp_path / "out" / "metrics.json")["audit"] if f["rule"] == "auroc-below-half"]
+    honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST)
+    with pytest.raises(UserError, match="--out takes the metrics of one predictions file"):
+        evaluate.main([str(tmp_path / "toy"), str(tmp_path / "theirs.npz"), "--out", str(tmp_path / "x"), "--audit"])
+    assert not (tmp_path / "x").exists()

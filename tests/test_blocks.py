@@ -35,6 +35,11 @@ def test_cells_show_value_and_interval_in_the_form_of_their_column():
     block = table("t", "About", [interval("F1", "f1")], [record, {"f1": .5}])
     assert block["caption"] == "About (1 figure without an interval not shown)"
     assert texts(block)[1] == [["0.457 [0.414, 0.496]"], ["–"]]
+    few = {"f1": .5, "f1_lo": math.nan, "f1_hi": math.nan, "f1_withheld": "too few images (3)"}
+    assert cell(few, interval("F1", "f1")) == {"value": .5, "text": "0.500 (too few images (3))", "bounds": None}
+    block = table("t", "About", [interval("F1", "f1")], [record, few])
+    assert block["caption"] == "About" and texts(block)[1] == [["0.457 [0.414, 0.496]"], ["0.500 (too few images (3))"]]
+    assert blocks.to_csv([few]).splitlines()[1] == "0.5,,,too few images (3)"
     block = table("t", "", [Column("N", "n", ",d"), interval("F1", "f1")], [record])
     assert texts(block) == (["N", "F1"], [["1,341", "0.457 [0.414, 0.496]"]])
 

@@ -112,7 +112,7 @@ def test_bad_images_are_listed_and_can_be_skipped(tmp_path):
         cache.open_cache(data, 8, folder=tmp_path / "cache")
     message = caught.value.message
     assert message.startswith(
-        "7 of 9 images cannot be used: 1.png (No such file or directory), 2.png (it is empty), 4.png ("
+        "7 of 9 images cannot be used: 1.png (no such file), 2.png (it is empty), 4.png ("
     )
     assert message.endswith(" and 2 more") and "6.png (" in message and "7.png" not in message
     assert "--skip-bad" in caught.value.hint and "\n" not in message
@@ -125,15 +125,15 @@ def test_bad_images_are_listed_and_can_be_skipped(tmp_path):
 def test_an_image_that_can_be_read_again_is_no_longer_bad(tmp_path, monkeypatch):
     """A lost connection or a missing right changes neither size nor time of a file."""
     data = pictures(tmp_path / "data")
-    read = Path.read_bytes
+    open_regular = cache.open_regular
 
-    def refuse(path):
+    def refuse(path, limit):
         if path == data.images[3]:
             raise PermissionError(13, "Permission denied")
-        return read(path)
+        return open_regular(path, limit)
 
     with monkeypatch.context() as broken:
-        broken.setattr(Path, "read_bytes", refuse)
+        broken.setattr(cache, "open_regular", refuse)
         with pytest.raises(UserError, match="3.png .Permission denied"):
             cache.open_cache(data, 8, folder=tmp_path / "cache")
     images, _, bad = cache.open_cache(data, 8, folder=tmp_path / "cache")
@@ -204,23 +204,84 @@ def test_a_folder_without_the_right_to_write_is_passed_over(tmp_path):
     assert Path(images.filename).parent == cache._places(None)[0]
 
 
-@pytest.mark.parametrize("damage", [lambda f: f.write_bytes(f.read_bytes()[:-9]), lambda f: f.write_bytes(b""),
-                                    lambda f: f.write_bytes(b"\0" * 999), lambda f: np.save(f, np.zeros((6, 8, 8, 3))),
-                                    lambda f: np.save(f, np.zeros((5, 8, 8, 3), np.uint8)),
-                                    lambda f: f.with_suffix(".csv").write_text("id,sha\n"),
-                                    lambda f: f.with_suffix(".csv").write_text("id,sha256,error\n0.png,ab,\n")])
-def test_a_damaged_cache_is_named_and_built_again_once_deleted(tmp_path, damage):
+def turned(file, position):
+    """Turn over a bit of the file, at a position from its start or its end."""
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def drop_checksums(file):
+    """The index as it was before it had checksums."""
+    rows = [",".join(line.split(",")[:3]) for line in file.read_text().splitlines()]
+    file.write_text("\n".join(rows) + "\n")
+
+
+def exchange(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+DAMAGE = {
+    "cut": lambda npy, csv: npy.write_bytes(npy.read_bytes()[:-9]),
+    "empty": lambda npy, csv: npy.write_bytes(b""),
+    "zeros": lambda npy, csv: npy.write_bytes(b"\0" * 999),
+    "another type": lambda npy, csv: np.save(npy, np.zeros((6, 8, 8, 3))),
+    "fewer images": lambda npy, csv: np.save(npy, np.zeros((5, 8, 8, 3), np.uint8)),
+    "all pixels": lambda npy, csv: np.save(npy, np.zeros((6, 8, 8, 3), np.uint8)),
+    "the first byte": lambda npy, csv: turned(npy, 128),
+    "the last byte": lambda npy, csv: turned(npy, -1),
+    "no rows": lambda npy, csv: csv.write_text("id,sha\n"),
+    "another row": lambda npy, csv: csv.write_text("id,sha256,error,crc32\n0.png,ab,,00000000\n"),
+    "no checksums": lambda npy, csv: drop_checksums(csv),
+    "an id": lambda npy, csv: exchange(csv, "1.png", "9.png"),
+    "a hash of a file": lambda npy, csv: exchange(csv, ".png,", ".png,0"),
+    "an error": lambda npy, csv: exchange(csv, ",,", ",unreadable,"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_cache_is_made_again_and_one_line_says_so(tmp_path, damage, decoded, capsys):
     data = pictures(tmp_path / "data")
-    images, _, _ = cache.open_cache(data, 8, folder=tmp_path)
+    images, sha256, _ = cache.open_cache(data, 8, folder=tmp_path)
     file = Path(images.filename)
     del images
-    damage(file)
-    with pytest.raises(UserError) as caught:
-        cache.open_cache(data, 8, folder=tmp_path)
-    assert str(file) in caught.value.message and "damaged" in caught.value.message and "\n" not in caught.value.message
-    assert "Delete it" in caught.value.hint
+    damage(file, file.with_suffix(".csv"))
+    again, same, bad = cache.open_cache(data, 8, folder=tmp_path)
+    assert values(again) == [0, 10, 20, 30, 40, 50] and same == sha256 and not bad and len(decoded) == 12
+    line, = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"note: the image cache {file} is damaged: ") and line.endswith("; it is made again")
+    cache.open_cache(data, 8, folder=tmp_path)
+    assert len(decoded) == 12 and not capsys.readouterr().out
+
+
+def test_a_damaged_cache_that_cannot_be_made_again_is_refused(tmp_path, monkeypatch):
+    data = pictures(tmp_path / "data")
+    images, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
+    turned(Path(images.filename), -1)
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UserError, match="is damaged: 1 of 6 images are not what was written: 5.png; a new one cannot "
+                                        "be written to .*: read-only"):
+        cache.open_cache(data, 8, folder=tmp_path / "cache")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
+def test_a_pipe_in_the_place_of_pixels_or_images_is_not_waited_for(tmp_path):
+    data = pictures(tmp_path / "data")
+    images, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
+    file = Path(images.filename)
     file.unlink()
-    assert values(cache.open_cache(data, 8, folder=tmp_path)[0]) == [0, 10, 20, 30, 40, 50]
+    os.mkfifo(file)
+    assert values(cache.open_cache(data, 8, folder=tmp_path / "cache")[0])[5] == 50
+    data.images[1].unlink()
+    os.mkfifo(data.images[1])
+    with pytest.raises(UserError, match="1 of 6 images cannot be used: 1.png .it is a pipe, not a file."):
+        cache.open_cache(data, 8, folder=tmp_path / "cache")
 
 
 SCRIPT = textwrap.dedent("""

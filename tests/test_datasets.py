@@ -106,7 +106,7 @@ def test_ham10000_missing_and_double_images_are_listed_or_skipped(tmp_path):
         cache.open_cache(data, 8, folder=tmp_path / "cache")
     assert caught.value.message == (
         "3 of 4 images cannot be used: ISIC_1 (there twice: images/ISIC_1.jpg and part_1/ISIC_1.jpg), "
-        "ISIC_3 (No such file or directory), ISIC_4 (there twice: ISIC_4.jpg and ISIC_4.png)")
+        "ISIC_3 (no such file), ISIC_4 (there twice: ISIC_4.jpg and ISIC_4.png)")
     images, _, bad = cache.open_cache(data, 8, folder=tmp_path / "cache", skip_bad=True)
     assert [i for i, _ in bad] == [0, 2, 3] and images[1, 0, 0, 0] == 4
     (root / "part_1" / "ISIC_1.jpg").unlink()

@@ -56,7 +56,7 @@ BOTH = [
     (["--seeds", "0", "x"], "'x' is not a whole"),
     (["--seeds", "9" * 20], "is not a whole number"),
     (["--split-seed", "-1"], "'-1' is not a whole number"),
-    (["--epochs", "0"], "'0' is not a whole number from 1 on"),
+    (["--epochs", "0"], "'0' is not a whole number from 1 to"),
     (["--epochs", "2.5"], "'2.5' is not a whole number"),
     (["--batch", "x"], "'x' is not a whole number from 1"),
     (["--lr", "fast"], "'fast' is not a number from 0 on"),

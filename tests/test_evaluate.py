@@ -1,6 +1,5 @@
 """evaluate.py: tables and metrics.json from runs and from other systems' files; leaks are refused."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 import evaluate
-from kd import metrics
+from kd import calibration, metrics
 from kd.errors import UserError
 from kd.evaluation import protocol
 from kd.files import read_json, write_csv, write_npz
@@ -31,17 +30,17 @@ def arrays_of(split, n, seed=0):
             "class_names": np.array(NAMES)}
 
 
-def make_run(path, seed=0, **changes):
+def make_run(path, seed=0, val_size=40, **changes):
     """A finished run; changes: `test__labels=...` replaces an array of test.npz, None drops it."""
-    rows = [{"id": f"train{i}", "group": f"train-lesion{i}", "label": "nv", "split": "train",
+    rows = [{"id": f"train{i}", "group": f"train-lesion{i}", "label": NAMES[i % 3], "split": "train",
              "sha256": ""} for i in range(10)]
-    for split, n in (("val", 40), ("test", 90)):
+    for split, n in (("val", val_size), ("test", 90)):
         arrays = arrays_of(split, n, seed)
         arrays.update({k.split("__")[1]: v for k, v in changes.items() if k.startswith(split + "__")})
         write_npz(path / "predictions" / f"{split}.npz",
                        **{k: v for k, v in arrays.items() if v is not None})
-        rows += [{"id": i, "group": g, "label": "nv", "split": split, "sha256": ""}
-                 for i, g in zip(arrays["ids"], arrays["groups"])]
+        rows += [{"id": i, "group": g, "label": arrays["class_names"][k], "split": split, "sha256": ""}
+                 for i, g, k in zip(arrays["ids"], arrays["groups"], arrays["labels"])]
     write_csv(path / "split.csv", rows)
     return path
 
@@ -54,7 +53,8 @@ def run(tmp_path):
 def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
     returned = evaluate.evaluate_run(run, FAST).result
     read = read_json(run / "metrics.json")
-    assert read["test"] == json.loads(json.dumps(returned["test"]))
+    assert read["test"] == {name: {key: None if value != value else value for key, value in metric.items()}
+                            for name, metric in returned["test"].items()}
     conventions = read["conventions"]
     sample = [conventions[key] for key in ("level", "replicates", "clusters", "n_clusters")]
     assert sample == [.95, 100, "group", 45]
@@ -90,15 +90,73 @@ def test_an_undefined_number_is_null_in_the_file_and_a_word_in_the_table(tmp_pat
     evaluate.main([str(run), "--replicates", "100"])
     shown = capsys.readouterr().out
     assert "No test image of mel" in shown and "n/a" in shown and "nan" not in shown.lower()
-    assert read_json(run / "metrics.json")["test"]["f1/mel"] == {
-        "value": None, "lo": None, "hi": None, "replicates": 100, "undefined": 100}
+    assert read_json(run / "metrics.json")["test"]["f1/mel"] == {"value": None, "lo": None, "hi": None}
+
+
+def every_metric(content, path=()):
+    """Yield (path, METRIC) of each METRIC in the content of a metrics.json."""
+    if isinstance(content, dict) and {"value", "lo", "hi"} <= content.keys():
+        yield "/".join(path), content
+    elif isinstance(content, (dict, list)):
+        pairs = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, part in pairs:
+            yield from every_metric(part, (*path, str(key)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_value_lies_in_its_interval_or_has_none(tmp_path, seed):
+    run = make_run(tmp_path / "run", seed=seed)
+    if seed == 1:  # never wrong
+        labels = arrays_of("test", 90, seed)["labels"]
+        make_run(run, seed=seed, test__logits=np.eye(3)[labels] * 4)
+    if seed == 2:  # one answer for all
+        make_run(run, seed=seed, test__logits=arrays_of("test", 90, seed)["logits"] / 9 + [2, 0, 0])
+    evaluate.evaluate_run(run, FAST)
+    found = list(every_metric(read_json(run / "metrics.json")))
+    assert len(found) > 60 and len([path for path, _ in found if path.startswith("operating_points")]) > 20
+    for path, metric in found:
+        numbers = [metric[key] for key in ("lo", "value", "hi")]
+        assert set(metric) <= {"value", "lo", "hi", "withheld"}, path
+        if metric["lo"] is None:
+            assert metric["hi"] is None and (metric["value"] is None or metric["withheld"]), path
+        else:
+            assert numbers == sorted(numbers), (path, numbers)
+            is_known = metric["lo"] == metric["hi"]
+            assert not is_known or seed == 1 and path.startswith("test/rms_ce_debiased"), (path, numbers)
+
+
+def test_a_calibration_error_in_bins_has_no_interval_and_the_debiased_one_has(run):
+    test = evaluate.evaluate_run(run, FAST).result["test"]
+    for name in ("ece", "ece_equal_mass", "ece_classwise", "mce"):
+        for metric in (test[name], test[f"{name}_calibrated"]):
+            assert metric["value"] > 0 and np.isnan(metric["lo"]) and metric["withheld"] == calibration.BIASED
+    for name in ("rms_ce_debiased", "rms_ce_debiased_calibrated"):
+        assert 0 <= test[name]["lo"] <= test[name]["value"] < test[name]["hi"] and "withheld" not in test[name]
+
+
+def test_figures_of_too_few_lesions_are_printed_without_an_interval_and_the_file_says_why(tmp_path, capsys):
+    arrays = arrays_of("test", 90)
+    labels = np.where((arrays["labels"] == 2) & (np.arange(90) >= 20), 0, arrays["labels"])
+    lesions = len(set(arrays["groups"][labels == 2]))
+    run = make_run(tmp_path / "study" / "tiny_kd" / "seed_0", test__labels=labels)
+    evaluate.main([str(run), "--replicates", "100"])
+    shown = capsys.readouterr().out
+    result = read_json(run / "metrics.json")
+    for name in ("recall", "f1", "precision", "auroc"):
+        metric = result["test"][f"{name}/{NAMES[2]}"]
+        assert (metric["lo"], metric["hi"], metric["withheld"]) == (None, None, f"too few images ({lesions})")
+        assert f"{metric['value']:.3f} [too few]" in shown
+    assert result["test"]["recall/mel"]["lo"] > 0 and result["test"]["macro_f1"]["lo"] > 0
+    point = result["operating_points"][2]
+    assert point["shortfall"]["withheld"] == point["test"]["sensitivity"]["withheld"] == f"too few images ({lesions})"
+    assert "\n[too few]: fewer than 5 groups or errors, which is too few for an interval.\n" in shown
 
 
 def test_one_run_prints_the_full_tables(run, capsys):
     evaluate.main([str(run)])
     shown = capsys.readouterr().out
     result = read_json(run / "metrics.json")
-    assert "95% intervals, 2,000 bootstrap replicates over 45 groups" in shown
+    assert "95% intervals, 2,000 smoothed bootstrap replicates over 45 groups" in shown
     accuracy = result["test"]["accuracy"]
     assert f"{accuracy['value']:.3f} [{accuracy['lo']:.3f}, {accuracy['hi']:.3f}]" in shown
     for word in (*NAMES, "macro AUROC", "support", "majority rule (nv)", "true \\ predicted"):
@@ -114,7 +172,7 @@ def test_several_runs_print_one_line_each_and_the_majority_rule_once(run, capsys
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:4]] == [
         "teacher_tiny/seed_0", "tiny_kd/seed_0", "majority rule (nv)"]
-    assert lines[4].startswith("95% intervals, 100 bootstrap replicates over 45 groups")
+    assert lines[4].startswith("95% intervals, 100 smoothed bootstrap replicates over 45 groups")
     assert len(lines) == 6 and lines[5].endswith("in each run's metrics.json.")
     assert all((run.parents[1] / name / "seed_0" / "metrics.json").is_file()
                for name in ("tiny_kd", "teacher_tiny"))

@@ -7,7 +7,7 @@ from PIL import Image
 
 import evaluate
 import registry
-from kd import image
+from kd import image, perceptual_hash
 from kd.data import splits
 from kd.errors import UserError
 from kd.files import read_json, read_npz, write_csv
@@ -160,3 +160,34 @@ def test_options_that_do_not_fit_together_are_refused(run, options, words):
 def test_a_predictions_file_has_no_checkpoint(run):
     with pytest.raises(UserError, match="scored with the checkpoints of runs"):
         evaluate.main([str(run / "predictions" / "test.npz"), "--data", "folder", "--root", "x"])
+
+
+@pytest.mark.parametrize("change", [
+    lambda picture: picture.resize((100, 100)),
+    lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    lambda picture: picture.transpose(Image.Transpose.ROTATE_90),
+    lambda picture: picture,
+], ids=["scaled", "mirrored", "turned", "saved again"])
+def test_pictures_that_the_network_was_trained_on_are_refused_though_every_byte_differs(run, tmp_path, change):
+    root, pictures_ = tmp_path / "clinic", photographs(4)
+    for k, picture in enumerate(pictures_):
+        (root / NAMES[k % 3]).mkdir(parents=True, exist_ok=True)
+        picture.save(root / NAMES[k % 3] / f"{k}.png")
+    trained = [np.asarray(picture.resize((36, 36))) for picture in pictures_[:1]]
+    save(run, seen={"train": {"images": [], "groups": [], "pictures": perceptual_hash.hashes(trained)}})
+    change(pictures_[0]).save(root / NAMES[0] / "0.jpg", quality=70)
+    (root / NAMES[0] / "0.png").unlink()
+    refused(run, root, rf"is no external data set: .* trained on pictures that look like 1 images \({NAMES[0]}/0.jpg\)")
+    (root / NAMES[0] / "0.jpg").unlink()  # as the hint says
+    score(run, root)
+
+
+def photographs(count):
+    """Pictures of 40 x 40 px, as different from each other as photographs."""
+    coarse = np.random.default_rng(0).integers(0, 255, (count, 12, 12, 3)).astype(np.uint8)
+    return [Image.fromarray(pixels).resize((40, 40), Image.Resampling.BICUBIC) for pixels in coarse]
+
+
+def test_a_checkpoint_of_an_older_version_has_no_perceptual_hashes_and_this_is_said(run, tmp_path, capsys):
+    score(run, pictures(tmp_path / "clinic"))
+    assert "no perceptual hashes of its training images" in capsys.readouterr().out

@@ -170,7 +170,7 @@ def test_broken_files_are_refused_in_one_line(tmp_path):
         assert refused(data) == message.replace(str(path), "the image")
     (tmp_path / "folder.jpg").mkdir()
     assert "folder.jpg" in refused(tmp_path / "folder.jpg")
-    assert refused(tmp_path / "absent.jpg") == f"cannot read {tmp_path / 'absent.jpg'}: No such file or directory"
+    assert refused(tmp_path / "absent.jpg") == f"no such file: {tmp_path / 'absent.jpg'}"
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "data": {"core"},
     "train": {"core", "data"},
     "edge": {"core", "data", "train"},
-    "audit": {"core"},
+    "audit": {"core", "evaluation"},
     "evaluation": {"core"},
     "robustness": {"core", "data", "train", "edge", "evaluation"},
     "report": {"core", "audit", "evaluation", "robustness"},

@@ -153,7 +153,7 @@ HOSTILE = {
         "<?xml version='1.0' encoding='utf-16'?><!DOCTYPE a [<!ENTITY a 'b'>]><a>&a;</a>".encode("utf-16"),
         "document type",
     ),
-    "bomb": (b"<a>" + b" " * (notes.UNPACKED + 1) + b"</a>", "unpacks to more than 16 MiB"),
+    "bomb": (b"<a>" + b" " * (notes.UNPACKED + 1) + b"</a>", "unpacks to more than 8 MiB"),
     "cut": (b"<w:document", "cannot read"),
     "missing": (None, "there is no word/document.xml in it"),
 }
@@ -210,7 +210,7 @@ def test_more_pictures_than_a_page_wants_are_counted(word, monkeypatch):
     "name, data, what",
     [
         ("a.md", b"\xff\xfe", "not text in UTF-8"), ("a.docx", b"no zip", "no .docx file, or not a whole one"),
-        ("a.pdf", b"%PDF", "is not read as notes"), ("a.txt", b"x" * (notes.LARGEST + 1), "more than 4 MiB"),
+        ("a.pdf", b"%PDF", "is not read as notes"), ("a.txt", b"x" * (notes.LARGEST + 1), "too large: 128.0 KiB"),
         ("missing.md", None, "no such file"), ("missing.docx", None, "no such file"),
     ],
 )

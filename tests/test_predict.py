@@ -19,11 +19,11 @@ import predict
 from kd import metrics, onnx_model
 from kd.edge import bundle
 from kd.errors import UserError
-from kd.files import read_json, read_npz
+from kd.files import read_csv, read_json, read_npz
 from kd.run_folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = ("predict.py", "kd/__init__.py", "kd/errors.py", "kd/image.py", "kd/metrics.py", "kd/onnx_model.py")
+ALONE = ("predict.py", *(f"kd/{name}.py" for name in ("__init__", "errors", "files", "image", "metrics", "onnx_model")))
 
 
 @pytest.fixture
@@ -103,6 +103,23 @@ def test_the_three_formats_say_the_same(exported, model, capsys):
     assert [line.split()[0] for line in lines[1:4]] == [row["label"] or "abstains" for row in rows]
 
 
+def test_names_neither_calculate_nor_act_on_the_terminal(exported, model, tmp_path, capsys, monkeypatch):
+    names = sorted(["=1+1.png", "@a.png", "-x.png"] + ["\x1b[31m.png", "two\nlines.png"] * (sys.platform != "win32"))
+    for name in names:
+        shutil.copy(sorted((exported[1] / "red").glob("*.png"))[0], tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    predict.main([str(model), ".", "--format", "csv"])
+    out = capsys.readouterr().out
+    (tmp_path / "answers.csv").write_text(out, encoding="utf-8", newline="")
+    assert [row["file"] for row in read_csv(tmp_path / "answers.csv")] == names
+    assert all(f"\n'{name}" in out for name in ("=1+1.png", "@a.png", "-x.png"))
+    outputs = [subprocess.run([sys.executable, ROOT / "predict.py", model, ".", "--format", kind], capture_output=True,
+                              text=True).stdout for kind in ("table", "jsonl")]
+    assert all("\x1b" not in out for out in outputs)
+    assert [json.loads(line)["file"] for line in outputs[1].splitlines()] == names
+    assert outputs[0].count("\n") < len(names) + 5  # a name does not make a row of its own
+
+
 def huge(side):
     """A PNG whose header promises a square of `side` pixels."""
     chunks = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(bytes(1000))))
@@ -146,6 +163,13 @@ def broken_models(model, folder):
     point = {"name": "abstention", "kind": "abstention", "class": None, "threshold": .5, "promised": .1}
     changed(model, folder / "words.onnx", operating_points=[{**point, "threshold": "0.5"}])
     changed(model, folder / "stranger.onnx", operating_points=[{**point, "kind": "sensitivity", "class": ["x"]}])
+    changed(model, folder / "certain.onnx", operating_points=[{**point, "threshold": 1.5}])
+    changed(model, folder / "promise.onnx", operating_points=[{**point, "promised": -1}])
+    changed(model, folder / "twice.onnx", operating_points=[point, point])
+    changed(model, folder / "classes_twice.onnx", class_names=["red", "red", "blue"])
+    changed(model, folder / "no_name.onnx", class_names=["red", " ", "blue"])
+    changed(model, folder / "lines.onnx", class_names=["red", "green\n", "blue"])
+    changed(model, folder / "terminal.onnx", class_names=["red", "\x1b[2J", "blue"])
     changed(model, folder / "huge.onnx", input={"resize": 60000, "size": 32, "interpolation": "bilinear"})
     import onnx
     proto = onnx.load(model)
@@ -158,7 +182,10 @@ def broken_models(model, folder):
             "foreign.onnx": "is no model that export.py wrote", "no_classes.onnx": "lacks metadata: class_names",
             "few_classes.onnx": "its output", "no_size.onnx": "input", "other_size.onnx": "its input",
             "cold.onnx": "temperature", "points.onnx": "operating_points", "words.onnx": "operating_points",
-            "stranger.onnx": "operating_points", "huge.onnx": "damaged: input", "opset.onnx": "cannot load",
+            "stranger.onnx": "operating_points", "certain.onnx": "operating_points", "promise.onnx": "operating_points",
+            "twice.onnx": "operating_points", "classes_twice.onnx": "damaged: class_names is",
+            "no_name.onnx": "class_names", "lines.onnx": "class_names", "terminal.onnx": "class_names",
+            "huge.onnx": "damaged: input", "opset.onnx": "cannot load",
             "ir.onnx": "cannot load", ".": "is a folder", "missing.onnx": "no such file"}
 
 
@@ -207,7 +234,7 @@ def blocked(folder, *words):
     )
 
 
-def test_six_files_and_a_model_in_an_empty_folder_are_enough_without_torch(exported, model, tmp_path):
+def test_seven_files_and_a_model_in_an_empty_folder_are_enough_without_torch(exported, model, tmp_path):
     for name in ALONE:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -228,10 +255,124 @@ def test_a_bundle_runs_alone_proves_itself_and_finds_what_is_wrong(exported, tmp
     assert done.returncode == 0 and json.loads(done.stdout)["most_probable"], done.stderr
     done = blocked(box, "benchmark.py", "model.int8.onnx", "--seconds", "0.05", "--queries", "16", "--no-memory")
     assert done.returncode == 0 and "onnxruntime" in done.stdout, done.stderr
-    arrays = dict(np.load(box / "check.npz"))
-    np.savez(box / "check.npz", images=arrays["images"], logits=arrays["logits"] + 0.5)
+    with np.load(box / "check.npz") as arrays:
+        np.savez(box / "check.npz", images=arrays["images"], logits=arrays["logits"] + 0.5)
+    done = blocked(box, "predict.py", "model.int8.onnx", "--check")
+    assert done.returncode == 2 and "check.npz is not the file that SHA256SUMS lists" in done.stderr
+    sum_up(box)
     done = blocked(box, "predict.py", "model.int8.onnx", "--check")
     assert done.returncode == 2 and "computes other logits" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def box(exported, tmp_path):
+    """A copy of the bundle, which a test may change."""
+    return shutil.copytree(exported[0].parent / "bundle", tmp_path / "box")
+
+
+def sum_up(box):
+    """Write SHA256SUMS anew, as somebody does who changed the bundle."""
+    names = [line.split("  ")[1] for line in (box / "SHA256SUMS").read_text().splitlines()]
+    (box / "SHA256SUMS").write_text("".join(
+        f"{hashlib.sha256((box / name).read_bytes()).hexdigest()}  {name}\n" for name in names))
+
+
+def checked(box):
+    return onnx_model.check(onnx_model.Model(box / "model.int8.onnx"), box / "check.npz")
+
+
+def test_check_says_what_it_compared(box):
+    lines = checked(box).splitlines()
+    assert lines[0] == f"{len(bundle.FILES) + 4} files are as SHA256SUMS lists them"
+    assert lines[1].startswith("8 images: logits agree") and len(lines) == 3
+    assert lines[2] == "as in check.npz: class_names, thresholds, labels, probabilities, called, abstains"
+
+
+@pytest.mark.parametrize("change", [
+    lambda texts: {"class_names": texts["class_names"][::-1]},
+    lambda texts: {"temperature": 1 + texts["temperature"]},
+    *(lambda texts, kind=kind, value=value: {"operating_points": [
+        {**point, "threshold": value} if point["kind"] == kind else point for point in texts["operating_points"]]}
+      for kind in ("sensitivity", "abstention") for value in (0, 0.5, 1, None)),
+    lambda texts: {"operating_points": [p for p in texts["operating_points"] if p["kind"] != "abstention"]},
+    lambda texts: {"operating_points": []}])
+def test_a_model_with_other_names_thresholds_or_temperature_does_not_pass(box, change):
+    model = box / "model.int8.onnx"
+    points = [{"name": "s", "kind": "sensitivity", "class": "green", "threshold": 0.3, "promised": 0.95},
+              {"name": "a", "kind": "abstention", "class": None, "threshold": 0.6, "promised": 0.1}]
+    changed(model, model, operating_points=points, temperature=1.5)
+    with np.load(box / "check.npz") as arrays:
+        np.savez(box / "check.npz", **onnx_model.expected(onnx_model.Model(model), arrays["images"]))
+    sum_up(box)
+    checked(box)
+    changed(model, model, **change(onnx_model.Model(model).metadata))
+    with pytest.raises(UserError, match="model.int8.onnx is not the file that SHA256SUMS lists"):
+        checked(box)
+    sum_up(box)
+    with pytest.raises(UserError, match="has or gives other .* than .*check.npz has"):
+        checked(box)
+
+
+@pytest.mark.parametrize("name", ["class_names", "thresholds", "labels", "probabilities", "called", "abstains"])
+def test_a_check_file_with_another_answer_does_not_pass(box, name):
+    with np.load(box / "check.npz") as file:
+        arrays = dict(file)
+    values = arrays[name]
+    values.flat[0] = {"U": "another", "b": not values.flat[0], "f": 0.123}[values.dtype.kind]
+    np.savez(box / "check.npz", **arrays)
+    sum_up(box)
+    with pytest.raises(UserError, match=f"other {name} than"):
+        checked(box)
+
+
+def test_every_file_of_a_bundle_is_checked_and_no_program_may_be_added(box):
+    for name in ("predict.py", "MODEL_CARD.md", "kd/metrics.py"):
+        content = (box / name).read_bytes()
+        (box / name).write_bytes(content + b"#")
+        with pytest.raises(UserError, match=f"{name} is not the file that SHA256SUMS lists"):
+            checked(box)
+        (box / name).write_bytes(content)
+    for name in ("numpy.py", "kd/text.py"):
+        (box / name).touch()
+        with pytest.raises(UserError, match=f"SHA256SUMS does not list {name}"):
+            checked(box)
+        (box / name).unlink()
+    sums = (box / "SHA256SUMS").read_text()
+    digest = hashlib.sha256(b"").hexdigest()
+    for content, words in (("", "is not listed"), ("words\n", "is damaged"), (f"{digest}  ../x\n", "elsewhere"),
+                           (f"{digest}  /x\n", "elsewhere"), (sums + f"{digest}  absent\n", "no such file"),
+                           (sums + sums, "is damaged"), (sums.replace("predict.py", "."), "a folder")):
+        (box / "SHA256SUMS").write_text(content)
+        with pytest.raises(UserError, match=words):
+            checked(box)
+    (box / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match="no such file: .*SHA256SUMS"):
+        checked(box)
+
+
+def test_a_bundle_of_an_older_version_says_what_it_does_not_compare(box):
+    with np.load(box / "check.npz") as arrays:
+        np.savez(box / "check.npz", images=arrays["images"], logits=arrays["logits"])
+    sum_up(box)
+    assert checked(box).splitlines()[2] == (
+        "not in check.npz, which is older, and so not compared: class_names, thresholds, labels, probabilities, "
+        "called, abstains")
+
+
+@pytest.mark.parametrize("arrays", [{"images": np.zeros((0, 32, 32, 3), np.uint8), "logits": np.zeros((0, 3))},
+                                    {"images": np.zeros((99, 32, 32, 3), np.uint8), "logits": np.zeros((99, 3))},
+                                    {"images": np.zeros((2, 32, 32, 3), np.uint8), "logits": np.zeros((2, 4))},
+                                    {"images": np.zeros((2, 9, 9, 3), np.uint8), "logits": np.zeros((2, 3))},
+                                    {"images": np.array(["a", "b"]), "logits": np.zeros((2, 3))},
+                                    {"images": np.zeros((), np.uint8), "logits": np.zeros((2, 3))},
+                                    {"images": np.zeros((2, 32, 32, 3), np.uint8), "logits": np.array([["a"] * 3] * 2)},
+                                    {"images": np.zeros((2, 32, 32, 3), np.uint8)}])
+def test_a_check_file_of_other_arrays_is_one_line(box, arrays):
+    np.savez(box / "check.npz", **arrays)
+    sum_up(box)
+    with pytest.raises(UserError) as caught:
+        checked(box)
+    assert "\n" not in caught.value.message
 
 
 def test_the_checksums_of_a_bundle_are_those_of_its_files(exported):

@@ -4,14 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 import evaluate
-from kd import metrics
+from kd import calibration, metrics
 from kd.errors import UserError
 from kd.evaluation import protocol
 from kd.files import read_json, write_csv, write_npz
 from kd.predictions import Predictions, of_files
+from kd.run_folder import Run
 from test_evaluate import NAMES, arrays_of, make_run, save
 
 FAST = protocol.Settings(replicates=100)
@@ -27,7 +29,7 @@ def made(split, n, seed=0, **changes):
 def choices(result):
     points = [{key: value for key, value in point.items() if key not in ("test", "shortfall")}
               for point in result["operating_points"]]
-    fit = {key: value for key, value in result["calibration"].items() if key != "reliability"}
+    fit = {key: value for key, value in result["calibration"].items() if key not in ("reliability", "consistency")}
     return json.dumps([points, fit, result["val"], result["conventions"]["majority_class"]])
 
 
@@ -50,16 +52,21 @@ def test_selection_never_sees_the_test_split():
     assert choices(protocol.evaluate(made("val", 80, seed=5), test, FAST).result) != choices(first)
 
 
-def test_a_threshold_keeps_its_promise_on_validation_and_is_compared_with_it_on_test():
-    val, test = made("val", 200), made("test", 300)
-    settings = protocol.Settings(replicates=100, targets=["mel"], sensitivity=.9)
+def test_a_threshold_keeps_its_promise_with_the_stated_assurance_and_is_compared_with_it_on_test():
+    val, test = made("val", 400), made("test", 300)
+    settings = protocol.Settings(replicates=100, targets=["mel"], sensitivity=.9, assurance=.8)
     point, *rest = protocol.evaluate(val, test, settings).result["operating_points"]
     assert [other["kind"] for other in rest] == ["macro_f1", "prior", "abstention"]  # one target, one threshold
-    assert (point["name"], point["class"], point["chosen_on"], point["promised"]) == (
-        "mel at sensitivity 0.9", "mel", "val", .9)
-    positive = [p[1] >= point["threshold"] for p, label in zip(val.probabilities, val.labels) if label == 1]
-    assert np.mean(positive) >= .9 > (sum(positive) - 1) / len(positive)  # one image fewer would break the promise
-    assert point["val"]["sensitivity"] == np.mean(positive)
+    assert (point["name"], point["class"], point["chosen_on"]) == ("mel at sensitivity 0.9", "mel", "val")
+    assert (point["promised"], point["asked"], point["assurance"]) == (.9, .9, .8)
+    scores = {}  # of each lesion of the class: those of its images
+    for p, label, group in zip(val.probabilities, val.labels, val.groups):
+        if label == 1:
+            scores.setdefault(group, []).append(p[1])
+    missed = sum(np.mean(np.array(of_lesion) < point["threshold"]) for of_lesion in scores.values())
+    # a population with a sensitivity below .9 would miss so few lesions in at most 20% of such validation sets
+    assert binom.cdf(missed, len(scores), .1) <= .2 < binom.cdf(missed + 2, len(scores), .1) and missed > 3
+    assert point["val"]["sensitivity"] == np.mean(val.probabilities[val.labels == 1, 1] >= point["threshold"]) > .9
     tp = fp = fn = tn = 0
     for p, label in zip(test.probabilities, test.labels):
         yes = p[1] >= point["threshold"]
@@ -71,6 +78,32 @@ def test_a_threshold_keeps_its_promise_on_validation_and_is_compared_with_it_on_
     expected = [0.9 - sensitivity[key] for key in ("value", "hi", "lo")]
     assert [shortfall[key] for key in ("value", "lo", "hi")] == pytest.approx(expected)
     assert sensitivity["lo"] < sensitivity["value"] < sensitivity["hi"]
+
+
+def test_more_assurance_gives_lower_thresholds_and_fewer_answers(tmp_path):
+    run, points = make_run(tmp_path / "run", val_size=400), {}
+    for assurance in (.5, .9, .99):
+        evaluate.main([str(run), "--replicates", "100", "--risk", "0.15", "--assurance", str(assurance)])
+        points[assurance] = read_json(run / "metrics.json")["operating_points"]
+    for low, middle, high in zip(*points.values()):
+        if low["kind"] == "sensitivity":
+            assert high["threshold"] < middle["threshold"] < low["threshold"]
+        elif low["kind"] == "abstention":
+            assert high["threshold"] > middle["threshold"] > low["threshold"]
+        else:
+            assert low == middle == high
+            continue
+        assert [point["assurance"] for point in (low, middle, high)] == [.5, .9, .99]
+
+
+def test_few_positives_promise_less_than_was_asked_and_the_table_says_so(tmp_path, capsys):
+    run = make_run(tmp_path / "study" / "tiny_kd" / "seed_0")  # four lesions of a class promise .1 ** (1 / 4)
+    evaluate.main([str(run), "--replicates", "100"])
+    point = read_json(run / "metrics.json")["operating_points"][2]
+    lesions = len({g for g, k in zip(arrays_of("val", 40)["groups"], arrays_of("val", 40)["labels"]) if k == 2})
+    assert point["promised"] == pytest.approx(.1 ** (1 / lesions)) and point["asked"] == .95
+    printed = capsys.readouterr().out
+    assert "an assurance of 0.9; 0.95 was asked for.\nLess is promised where validation has too few" in printed
 
 
 def test_multipliers_of_the_classes_are_applied_as_stated():
@@ -114,9 +147,11 @@ def test_a_class_that_validation_lacks_gets_no_threshold(tmp_path, capsys):
     point = next(p for p in evaluate.evaluate_run(run, FAST).result["operating_points"] if p["class"] == NAMES[2])
     assert all(np.isnan(figure["value"]) for figure in (*point["test"].values(), point["shortfall"]))
     evaluate.main([str(run), "--replicates", "100"])
-    assert read_json(run / "metrics.json")["operating_points"][2]["threshold"] is None
+    written = read_json(run / "metrics.json")["operating_points"][2]
+    assert written["threshold"] is None and written["promised"] == 0  # nothing
+    assert Run(run).metrics["operating_points"][2] == written
     table = capsys.readouterr().out.split("\n\nclass  threshold")[1].splitlines()
-    assert table[3].split() == ["2", *["n/a"] * 6]
+    assert table[3].split() == ["2", "n/a", "0.00", *["n/a"] * 4]
 
 
 def test_many_classes_get_a_threshold_only_when_asked_for():
@@ -167,8 +202,7 @@ def test_a_temperature_that_cannot_be_fitted_is_an_error_of_the_result_not_of_th
     printed = capsys.readouterr().out
     result = read_json(run / "metrics.json")
     assert result["calibration"]["temperature"] is None and result["calibration"]["reliability"]["calibrated"] is None
-    assert result["test"]["ece_calibrated"] == {
-        "value": None, "lo": None, "hi": None, "replicates": 100, "undefined": 100}
+    assert result["test"]["ece_calibrated"] == {"value": None, "lo": None, "hi": None}
     assert result["test"]["ece"]["value"] > 0 and len(result["operating_points"]) == 6
     finding, = [finding for finding in result["audit"] if finding["severity"] == "error"]
     assert finding["rule"] == "temperature-at-bound" and "0.05" in finding["saw"]
@@ -288,7 +322,11 @@ def test_seeds_are_summed_up_where_all_of_them_were_evaluated(tmp_path, capsys):
         values = [figures[name]["value"] for figures in of_runs]
         metric = content["test"][name]
         assert metric["values"] == pytest.approx(values) and metric["mean"] == pytest.approx(np.mean(values))
-        assert metric["sd"] == pytest.approx(np.std(values, ddof=1)) and metric["lo"] < metric["mean"] < metric["hi"]
+        assert metric["sd"] == pytest.approx(np.std(values, ddof=1))
+        if name == "ece_calibrated":
+            assert metric["lo"] is None and metric["withheld"] == calibration.BIASED
+        else:
+            assert metric["lo"] < metric["mean"] < metric["hi"]
     wide, narrow = content["test"]["accuracy"], of_runs[0]["accuracy"]
     assert wide["hi"] - wide["lo"] > narrow["hi"] - narrow["lo"]  # seeds as well as images
     assert f"tiny_kd, 3 seeds    {wide['mean']:.3f} [" in capsys.readouterr().out
@@ -299,8 +337,8 @@ def test_intervals_over_few_seeds_stay_within_what_a_metric_can_be(tmp_path):
         make_run(tmp_path / "study" / "tiny_kd" / f"seed_{seed}", seed=seed)
     evaluate.main([str(tmp_path), "--replicates", "100"])
     for name, metric in read_json(tmp_path / "study" / "tiny_kd" / "seeds.json")["test"].items():
-        assert metric["lo"] is None or 0 <= metric["lo"], name
-        assert metric["hi"] is None or metric["hi"] <= 1 or name.startswith(("nll", "brier")), name
+        assert metric["lo"] is None or 0 <= metric["lo"] <= metric["mean"] <= metric["hi"], name
+        assert metric["hi"] is None or metric["hi"] <= 1 or name.startswith(("nll", "brier", "aurc")), name
 
 
 def test_seeds_of_different_test_sets_are_not_summed_up(tmp_path):

@@ -17,7 +17,7 @@ from kd import runs
 from kd.audit import examine
 from kd.errors import UserError
 from kd.evaluation import compare, protocol
-from kd.files import read_csv, read_json, read_npz, write_json, write_npz
+from kd.files import parse_number, read_csv, read_json, read_npz, write_json, write_npz
 from kd.report import blocks, build, figures, study_files
 from kd.report.sections import overview, performance
 from reported import CLASSES, Page, paged, words, write_run, write_study
@@ -36,6 +36,11 @@ def study(reported_study):
 def quick(monkeypatch):
     """Drawings are left out where a test is not about them, and the template is compiled once."""
     reported.without_drawings(monkeypatch)
+
+
+
+def is_number(text):
+    return np.isfinite(parse_number(text)) and "," not in text
 
 
 def table(root, name):
@@ -64,10 +69,16 @@ def test_every_metric_and_interval_is_that_of_the_run(study):
             assert seeds[model, seed][name] == interval(metrics[name])
         row = page.rows("calibration")[model, seed]
         for column, name in (
-            ("nll", "nll"), ("ece_uniform", "ece"), ("ece_adaptive", "ece_equal_mass"), ("brier", "brier"),
-            ("ece_uniform_calibrated", "ece_calibrated"), ("nll_calibrated", "nll_calibrated"),
+            ("nll", "nll"), ("brier", "brier"), ("nll_calibrated", "nll_calibrated"),
+            ("rms_ce_debiased", "rms_ce_debiased"), ("rms_ce_debiased_calibrated", "rms_ce_debiased_calibrated"),
         ):
             assert row[column] == interval(metrics[name])
+        for column, name in (
+            ("ece_uniform", "ece"), ("ece_adaptive", "ece_equal_mass"), ("ece_uniform_calibrated", "ece_calibrated"),
+        ):
+            assert row[column] == [metrics[name]["value"]]  # biased, so without an interval
+        calibration = read_json(root / model / f"seed_{seed}/metrics.json")["calibration"]
+        assert row["consistency_p"] == [calibration["consistency"]["calibrated"]["p"]]
 
 
 def test_means_over_seeds_are_those_of_seeds_json(study):
@@ -90,7 +101,9 @@ def test_differences_are_those_that_evaluate_compares(study):
                 cells = rows[pair["model"], titles[row["metric"]], pair["reference"]]
                 assert cells["difference"] == [row[key] for key in ("difference", "lo", "hi")]
                 assert cells["retention"] == [row[key] for key in ("retention", "retention_lo", "retention_hi")]
-                assert cells["p_corrected"] == [row["p_corrected"]]
+                has_seeds = pair["reference"] == "small_alone"  # two, as the model
+                deciding = has_seeds and row["metric"] == "macro_f1"  # one family of tests a table
+                assert cells["p_shown"] == [row["p_corrected"] if deciding else "–"]
             if row["metric"].startswith("f1/") and pair["reference"] == "teacher_big":
                 cells = classes[pair["model"], row["metric"][3:]]
                 assert cells["delta_f1"] == [row[key] for key in ("difference", "lo", "hi")]
@@ -131,8 +144,12 @@ def test_operating_points_and_robustness_are_those_of_the_run(study):
     assert list(exported[0])[:4] == ["model", "seed", "tau", "macro_f1_opt"]
     corrupted = {(row["model"], row["tag"]): row for row in table(root, "robustness")}
     for row in read_csv(root / "small_kd/seed_0/robustness.csv"):
-        for key in ("acc", "macro_f1", "ece_lo"):
+        for key in ("acc", "macro_f1", "nll_lo", "ece"):
             assert corrupted["small_kd", row["tag"]][key] == str(float(row[key]))
+    summary = page.rows("robustness_summary")["small_kd", "0", "checkpoint"]
+    row = next(row for row in read_csv(root / "robustness_summary.csv") if row["model"] == "small_kd")
+    for name in ("be", "rbe", "be_medmnist_c", "rbe_medmnist_c"):
+        assert summary[name] == [float(row[f"{name}{end}"]) for end in ("", "_lo", "_hi")]
 
 
 REFERENCE = {
@@ -184,7 +201,7 @@ def test_every_number_of_the_page_stands_in_the_csv_of_its_table(study):
     root, page = study
     derived = {"mb", "file_mb", "macs_m"}  # units that a reader has use for
     for name, rows in page.tables.items():
-        in_csv = {float(cell) for row in table(root, name) for cell in row.values() if blocks._is_number(cell)}
+        in_csv = {float(cell) for row in table(root, name) for cell in row.values() if is_number(cell)}
         cells = [value for row in rows for key, values in row.items() if key not in derived for value in values]
         assert {value for value in cells if isinstance(value, float)} <= in_csv, name
 
@@ -208,8 +225,8 @@ def test_every_number_in_words_stands_in_a_table(study):
     sentences = "".join(re.findall(r"<ul>(.*?)</ul>", section, re.S))
     rows = [row for path in (root / "tables").glob("*.csv") for row in table(root, path.stem)]
     cells = [cell for row in rows for cell in row.values()]
-    values = [float(cell) for cell in cells if blocks._is_number(cell or "")]
-    forms = (".3f", "+.3f", "+.4f", ".0%", ".1%", "g")
+    values = [float(cell) for cell in cells if is_number(cell or "")]
+    forms = (".2f", ".3f", "+.3f", "+.4f", ".0%", ".1%", "g")
     formatted = {format(value, form) for value in values for form in forms}
     without_names = re.sub(r"macro-F1|seed \d|_\d|small_\w+|teacher_\w+", " ", sentences)
     numbers = re.findall(r"(?<![\w.])[+-]?\d+\.?\d*%?(?![\w])", without_names)
@@ -265,28 +282,64 @@ def test_undefined_numbers_are_a_dash_and_an_empty_cell(tmp_path, quick):
     root = write_study(tmp_path / "toy")
     path = root / "teacher_big/seed_0/metrics.json"
     metrics = read_json(path)
-    metrics["test"]["macro_auroc"] = {"value": None, "lo": None, "hi": None, "replicates": 0, "undefined": 200}
+    metrics["test"]["macro_auroc"] = {"value": None, "lo": None, "hi": None}
     write_json(path, metrics)
     page = paged(root)
     assert page.rows("seeds")["teacher_big", "0"]["macro_auroc"] == ["–"]
     assert [row["macro_auroc"] for row in table(root, "seeds") if row["model"] == "teacher_big"] == [""]
-    assert "Macro AUROC 0 to 200." in page.text
+    assert "without an interval" not in page.text
+
+
+def test_figures_of_too_few_lesions_are_shown_with_the_reason_in_place_of_an_interval(tmp_path, quick):
+    for model in ("teacher_big", "small_kd"):
+        write_run(tmp_path / "toy" / model / "seed_0", 2., shares={"mel": .5, "nv": .48, "df": .02},
+                  role=model.split("_")[0])
+    reported.evaluate(tmp_path / "toy")
+    page = paged(tmp_path / "toy")
+    metrics = read_json(tmp_path / "toy/small_kd/seed_0/metrics.json")
+    f1 = metrics["test"]["f1/df"]
+    assert f1["withheld"].startswith("too few images (") and f1["value"] is not None
+    cells, = [row for row in page.tables["deltas_per_class"] if row.get("class") == ["df"]]
+    for key in ("reference_f1", "f1", "delta_f1", "delta_recall"):
+        assert len(cells[key]) == 1 and isinstance(cells[key][0], float)
+    assert cells["f1"] == [f1["value"]]
+    assert (f1["value"], f"{f1['value']:.3f} ({f1['withheld']})") in page.numbers
+    row, = [row for row in table(tmp_path / "toy", "deltas_per_class") if row["class"] == "df"]
+    assert row["f1_withheld"] == row["delta_f1_withheld"] == f1["withheld"] and row["f1_lo"] == row["p"] == ""
+    cells = page.rows("thresholds")["small_kd", "0", "df"]
+    sensitivity = next(point for point in metrics["operating_points"] if point["class"] == "df")["test"]["sensitivity"]
+    assert cells["sensitivity"] == [sensitivity["value"]] and len(cells["shortfall"]) == 1
+    assert sensitivity["withheld"] == f1["withheld"] and "not shown)" not in page.text
 
 
 # ---- sentences
+
+
+def test_one_seed_of_a_model_is_no_evidence_for_a_method(study, tmp_path, quick):
+    root, page = study
+    assert "one seed of a model, which says nothing of the method" in page.text  # of the teacher
+    assert "of macro-F1, over its 1 comparison; in that of classes, over all its rows" in page.text
+    rows = {(row["reference"], row["model"]): row for row in table(root, "deltas") if row["metric"] == "macro_f1"}
+    assert {pair for pair, row in rows.items() if row["p"]} == {("small_alone", "small_kd")}
+    write_run(tmp_path / "toy/teacher_big/seed_0", 3., role="teacher", teacher="big")
+    write_run(tmp_path / "toy/small_kd/seed_0", .5, student=["small"], teacher="runs/toy/teacher_big/seed_0")
+    reported.evaluate(tmp_path / "toy")
+    text = paged(tmp_path / "toy").text
+    assert "there is no p, for it says nothing of the method" in text and "Holm" not in text
+    assert "a difference that the data support" not in text
 
 
 def test_title_data_splits_and_methods_are_stated(study):
     _, page = study
     for text in (
         "toy", "203 images of", "in 3 classes", "3 train, 80 validation, 120 test", "8 × 8 px",
-        "Not a medical device", "0.5 * ce + 0.5 * kd(T=4)", "f1f2f3", "abc1234", "percentile", "Options that differ",
-        "12,345",
+        "Not a medical device", "0.5 * ce + 0.5 * kd(T=4)", "f1f2f3", "abc1234", "smoothed cluster bootstrap",
+        "95 of 100 such intervals", "Options that differ", "12,345",
     ):
         assert text in page.text, text
     assert re.search(r"python distill\.py --config \S*/small_kd/seed_1/config\.yaml", page.text)
     assert re.search(r"python train_teacher\.py --config \S*/teacher_big/seed_0/config\.yaml", page.text)
-    assert re.findall(r"Not shown: ([\w ]+)\.", page.text) == ["supplementary notes"]
+    assert re.findall(r"Not shown: ([\w ]+)\.", page.text) == ["subgroups", "supplementary notes"]
 
 
 def test_synthetic_data_are_called_so_and_real_data_are_not(study, tmp_path, quick):
@@ -521,7 +574,7 @@ def test_hostile_names_are_shown_as_text_and_harm_no_table(tmp_path):
             rows = list(csv.reader(file))
         assert len({len(row) for row in rows}) == 1, path
         for cell in (cell for row in rows for cell in row):
-            assert cell[:1] not in ("=", "+", "@", "-") or blocks._is_number(cell), (path, cell)
+            assert cell[:1] not in ("=", "+", "@", "-") or is_number(cell), (path, cell)
 
 
 def test_the_same_runs_give_the_same_page_and_nothing_else_is_written(tmp_path, quick):

@@ -19,12 +19,12 @@ import registry
 import robustness as script
 import small
 import train_teacher
-from kd import corruptions
+from kd import calibration, corruptions
 from kd.audit import examine
 from kd.data import loader
 from kd.errors import UserError
 from kd.files import read_csv, read_json, read_npz, read_yaml, write_npz, write_yaml
-from kd.report import figures_robustness, study_files
+from kd.report import blocks, figures_robustness, study_files
 from kd.report.sections import robustness
 from kd.robustness import answers, scores, suites, terminal
 from kd.run_folder import Run, StudyFolder
@@ -47,12 +47,12 @@ def model(name, cells, kind="student", temperature=None, points=()):
 
 @pytest.fixture(scope="module")
 def honestly():
-    """(val, test, result of evaluation, {tag: logits}) of one network whose answers get noisier."""
+    """(val, test, result of evaluation, {tag: logits}) of one network whose answers get noisier, or random."""
     rng = np.random.default_rng(0)
     val, test = honest.pair(rng, 400, skill=2)
     noise = rng.normal(size=test.logits.shape)
     cells = {"clean": test.logits, "noise_1": test.logits + noise, "noise_2": test.logits + 3 * noise,
-             "blur_1": test.logits / 3 + noise}
+             "blur_1": np.roll(test.logits, 7, axis=0)}
     return val, test, honest.result(val, test, 200), cells
 
 
@@ -73,12 +73,14 @@ def test_the_clean_row_is_what_evaluation_said(honestly, tmp_path):
     thresholds = {point["class"]: point for point in result["operating_points"] if point["kind"] == "sensitivity"}
     expected = {}
     for name in scores.METRICS:
-        expected[name] = result["test"][f"{name}_calibrated" if name in ("nll", "ece", "aurc") else name]
+        is_probabilistic = name in ("nll", "ece", "rms_ce_debiased", "aurc")
+        expected[name] = result["test"][f"{name}_calibrated" if is_probabilistic else name]
     for name in ("sensitivity", "specificity"):
         expected[f"{name}/mel"] = thresholds["mel"]["test"][name]
     for name, metric in expected.items():
         bounds = [clean[f"{name}{end}"] for end in scores.ENDS]
-        assert bounds == pytest.approx([metric[key] for key in ("value", "lo", "hi")])
+        assert bounds == pytest.approx([metric[key] for key in ("value", "lo", "hi")], nan_ok=True)
+        assert np.isnan(bounds[1]) == (name == "ece") == (f"{name}_withheld" in clean)
     assert list(clean)[:5] == REFERENCE and clean["acc"] == clean["accuracy"] and clean["tag"] == "clean"
     assert np.isnan(clean["accuracy_difference"]) and np.isnan(clean["agreement_clean"])
 
@@ -106,7 +108,7 @@ def test_figures_of_a_cell_by_hand():
 
 def test_be_and_rbe_by_hand_and_a_baseline_fed_back_gives_exactly_one(honestly):
     _, test, _, cells = honestly
-    cells = {**cells, "noise_2": cells["clean"][::-1]}  # a clear loss
+    cells = {**cells, "noise_1": np.roll(cells["clean"], 3, axis=0), "noise_2": cells["clean"][::-1]}  # a clear loss
     noise = np.random.default_rng(1).normal(size=cells["clean"].shape)
     other = {tag: logits + (tag != "clean") * noise for tag, logits in cells.items()}
     models = [model("teacher", cells, "teacher"), model("student", other), model("again", cells)]
@@ -117,13 +119,39 @@ def test_be_and_rbe_by_hand_and_a_baseline_fed_back_gives_exactly_one(honestly):
         return 1 - np.mean([(answers[test.labels == k] == k).mean() for k in range(len(test.class_names))])
 
     e, base = ([error(logits[tag]) for tag in ("clean", "noise_1", "noise_2", "blur_1")] for logits in (other, cells))
-    assert summary[1]["be"] == pytest.approx(sum(e[1:]) / sum(base[1:]))
-    assert summary[1]["rbe"] == pytest.approx((sum(e[1:]) - 3 * e[0]) / (sum(base[1:]) - 3 * base[0]))
-    assert summary[1]["be/noise"] == pytest.approx((e[1] + e[2]) / (base[1] + base[2]))
-    for row in (summary[0], summary[2]):
-        assert [row[f"{name}{end}"] for name in ("be", "rbe") for end in scores.ENDS] == [1.0] * 6
-    assert summary[1]["be_lo"] < summary[1]["be"] < summary[1]["be_hi"]
-    assert [row["rank"] for row in summary] == [1, 3, 1]  # equals share a rank
+    row = summary[1]
+    assert row["be"] == pytest.approx(sum(e[1:]) / sum(base[1:]))
+    assert row["rbe"] == pytest.approx((sum(e[1:]) - 3 * e[0]) / (sum(base[1:]) - 3 * base[0]))
+    assert row["be/noise"] == pytest.approx((e[1] + e[2]) / (base[1] + base[2]))
+    of_noise = (e[1] + e[2]) / (base[1] + base[2]), (e[1] + e[2] - 2 * e[0]) / (base[1] + base[2] - 2 * base[0])
+    of_blur = e[3] / base[3], (e[3] - e[0]) / (base[3] - base[0])
+    assert [row["be_medmnist_c"], row["rbe_medmnist_c"]] == pytest.approx(np.add(of_noise, of_blur) / 2)
+    ratios = "be", "rbe", "be_medmnist_c", "rbe_medmnist_c"
+    for same in (summary[0], summary[2]):
+        assert [same[f"{name}{end}"] for name in ratios for end in scores.ENDS] == [1.0] * 12
+    for name in ratios:
+        assert row[f"{name}_lo"] < row[name] < row[f"{name}_hi"]
+    assert [row["rank"] for row in summary] == [2, 1, 2] and sum(e[1:]) < sum(base[1:])  # equals share a rank
+
+
+def test_the_two_definitions_of_rbe_can_say_the_opposite_and_each_is_computed_as_it_is_defined():
+    """400 images, of which the baseline has 40 wrong; it loses 200 under noise and 20 under blur, the student the
+    other way round: 160 and 50. Over all cells 210 / 220 is below 1, the mean of 160 / 200 and 50 / 20 is 1.65."""
+    labels = np.arange(400) % 2
+    right = np.where(labels == 0, 1, -1)[:, None] * np.array([1., -1.])
+    test = SimpleNamespace(labels=labels, clusters=np.arange(400), class_names=["a", "b"], groups=None)
+
+    def wrong(**counts):
+        return {tag: right * np.where(np.arange(400) < count, -1, 1)[:, None] for tag, count in counts.items()}
+
+    models = [model("teacher", wrong(clean=40, noise_1=240, blur_1=60), "teacher"),
+              model("student", wrong(clean=40, noise_1=200, blur_1=90))]
+    _, summary = measured(models, test, [CELLS[0], CELLS[2]])
+    row = summary[1]
+    assert row["rbe"] == pytest.approx(210 / 220) and row["rbe_medmnist_c"] == pytest.approx((160 / 200 + 50 / 20) / 2)
+    assert row["be"] == pytest.approx(290 / 300) and row["be_medmnist_c"] == pytest.approx((200 / 240 + 90 / 60) / 2)
+    line = next(line for line in terminal.quality(summary).splitlines() if line.startswith("2"))
+    assert " 0.97  0.95  1.17  1.65 " in line
 
 
 def test_rbe_is_undefined_where_what_the_baseline_loses_is_not_clearly_above_nothing():
@@ -184,8 +212,11 @@ def test_differences_are_paired_with_clean_on_the_same_replicates(honestly):
     rows, _ = measured([model("a", shifted, temperature=1.3)], test)
     same = rows[0][-1]
     for name in scores.METRICS:
-        assert [same[f"{name}_difference{end}"] for end in scores.ENDS] == pytest.approx([0, 0, 0], abs=1e-12)
-    assert [same[f"agreement_clean{end}"] for end in scores.ENDS] == [1, 1, 1]
+        bounds = [np.nan] * 2 if name in ("ece", "rms_ce_debiased") else [0, 0]
+        assert [same[f"{name}_difference{end}"] for end in scores.ENDS] == pytest.approx(
+            [0, *bounds], abs=1e-12, nan_ok=True)
+    agreement = [same[f"agreement_clean{end}"] for end in scores.ENDS]
+    assert agreement == [1, pytest.approx(.99, abs=.009), 1]  # 223 lesions do not show that all answers agree
     paired = rows[0][1]
     width = paired["accuracy_difference_hi"] - paired["accuracy_difference_lo"]
     assert width < paired["accuracy_hi"] - paired["accuracy_lo"]
@@ -561,10 +592,10 @@ def test_a_sheet_is_a_picture_of_every_cell():
 # ---- the report
 
 
-def reported(honestly, names=("a", "b"), suite="default"):
+def reported(honestly, names=("a", "b"), suite="default", targets=None):
     """A study as the report reads it, of models that answered the cells of `honestly`."""
     _, test, result, cells = honestly
-    temperature, points = scores.frozen(json.loads(json.dumps(result)), None)
+    temperature, points = scores.frozen(json.loads(json.dumps(result)), None, targets)
     models = [model(name, cells, temperature=temperature, points=points) for name in names]
     tables = scores.measure(models, CELLS, test, replicates=100, suite=suite)
     summary = []
@@ -585,17 +616,39 @@ def tables_of(blocks):
 def test_the_report_tells_what_is_left_of_calibration_and_of_the_promised_sensitivity(honestly, monkeypatch):
     monkeypatch.setattr(robustness, "drawings", lambda *more: [])
     study = reported(honestly)
-    blocks = tables_of(robustness.robustness(study))
-    record, row = blocks["robustness_certainty"]["records"][0], study.summary[0]
+    tables = tables_of(robustness.robustness(study))
+    record, row = tables["robustness_certainty"]["records"][0], study.summary[0]
     assert (record["class"], record["promised"]) == ("mel", float(row["promised_sensitivity/mel"]))
-    for name, column in (("clean_ece", "clean_ece"), ("mean_ece_hi", "mean_ece_hi"), ("mean", "mean_sensitivity/mel"),
-                         ("worst_lo", "worst_sensitivity/mel_lo"), ("clean", "clean_sensitivity/mel")):
+    for name, column in (("clean_ece", "clean_ece"), ("mean_rms_ce_debiased_hi", "mean_rms_ce_debiased_hi"),
+                         ("mean", "mean_sensitivity/mel"), ("worst_lo", "worst_sensitivity/mel_lo"),
+                         ("clean", "clean_sensitivity/mel")):
         assert record[name] == float(row[column])
+    assert row["mean_ece_lo"] == "" and record["mean_ece_withheld"] == calibration.BIASED
     assert record["lowest"] == row["worst_tag_sensitivity/mel"]
-    assert all("Suite" not in [column.title for column in block["columns"]] for block in blocks.values())
+    assert all("Suite" not in [column.title for column in block["columns"]] for block in tables.values())
     for run_, more in zip(study.runs, reported(honestly, suite="custom").runs):
         run_.robustness += more.robustness
     assert "Suite" in [column.title for column in tables_of(robustness.robustness(study))["robustness"]["columns"]]
+
+
+def test_a_sensitivity_of_too_few_lesions_has_no_interval_and_the_tables_say_why(honestly, monkeypatch):
+    monkeypatch.setattr(robustness, "drawings", lambda *more: [])
+    _, test, result, _ = honestly
+    few = [name for name, count in test.size()["support"].items() if count < 6]
+    lesions = {name: len(set(test.groups[test.labels == test.class_names.index(name)])) for name in few}
+    study = reported(honestly, targets=[*few, "nv"])
+    assert min(lesions.values()) < 5
+    records = tables_of(robustness.robustness(study))["robustness_certainty"]
+    for record in records["records"]:
+        name, column = record["class"], next(c for c in records["columns"] if c.key == "worst")
+        text = blocks.cell(record, column)["text"]
+        if lesions.get(name, 5) < 5:
+            reason = f"too few images ({lesions[name]})"
+            assert study.runs[0].robustness[1][f"sensitivity/{name}_withheld"] == reason
+            assert text == f"{float(record['worst']):.3f} ({reason})"
+        else:
+            assert "too few" not in text and record["worst_lo"] <= record["worst"] <= record["worst_hi"]
+    assert "not shown" not in records["caption"]
 
 
 def test_a_sentence_on_the_lowest_cell_claims_no_more_than_its_interval(honestly):

@@ -202,7 +202,7 @@ def refused(kind, path, words):
 @pytest.mark.parametrize("kind", READERS)
 def test_a_file_that_is_missing_or_a_folder_or_binary_is_refused_in_one_line(kind, tmp_path):
     refused(kind, tmp_path / "gone", "no such file")
-    refused(kind, tmp_path, "cannot read")
+    refused(kind, tmp_path, "is a folder, not a file")
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 9)
     refused(kind, tmp_path / "binary", "cannot read")
     (tmp_path / "utf16").write_bytes("id,group\n1,2\n".encode("utf-16"))

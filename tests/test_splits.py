@@ -110,6 +110,7 @@ def test_no_lesion_of_ham10000_is_in_two_splits(real_data, tmp_path, seed):
     data = SimpleNamespace(
         ids=[row["image_id"] for row in rows], groups=groups, shown_groups=lambda rows: groups, class_names=classes,
         labels=labels, split=splits.stratified(labels, groups, seed=seed), sha256=["-"] * len(rows),
+        perceptual_hashes=[""] * len(rows),
     )
     write_csv(tmp_path / "split.csv", loader.Data.table(data))
 
@@ -271,3 +272,11 @@ def test_what_a_checkpoint_keeps_gives_no_id_away(prepared):
     for name in ("train", "val"):
         assert len(seen[name]["groups"]) == len(set(data.groups[data.split == name]))
         assert all(len(text) == 16 and int(text, 16) >= 0 for text in seen[name]["images"] + seen[name]["groups"])
+
+
+def test_names_that_a_spreadsheet_would_calculate_come_back_as_they_were(tmp_path):
+    ids = ["=1+1.png", "+a.png", "-b.png", "@c.png", "'=d.png", "'e.png", "a,b.png", 'q"r.png', "two\nlines.png", "7"]
+    write_csv(tmp_path / "split.csv", [{"id": name, "split": splits.NAMES[k % 3]} for k, name in enumerate(ids)])
+    assert splits.read(tmp_path / "split.csv", ids).tolist() == [splits.NAMES[k % 3] for k in range(len(ids))]
+    cells = (tmp_path / "split.csv").read_text().splitlines()[1:5]
+    assert all(cell.startswith("'") for cell in cells)

@@ -163,20 +163,20 @@ def test_a_figure_without_an_interval_is_named_and_not_shown(two):
     kept = path.read_bytes()
     content = read_json(path)
     content["test"]["macro_f1"].update(lo=None, hi=None)
-    del content["test"]["ece"]["hi"]
+    del content["test"]["nll"]["hi"]
     point = next(point for point in content["operating_points"] if point["kind"] == "sensitivity")
     point["test"]["specificity"]["lo"] = None
-    metrics = content["test"]["macro_f1"], content["test"]["ece"], point["test"]["specificity"]
+    metrics = content["test"]["macro_f1"], content["test"]["nll"], point["test"]["specificity"]
     bare = [metric["value"] for metric in metrics]
     try:
         write_json(path, content)
         page = paged(two)
-        assert "a/seed_0: not shown, for metrics.json gives no interval: macro_f1, ece. python evaluate.py" in page.text
-        for table, column in (("students_summary", "macro_f1_mean"), ("calibration", "ece_uniform")):
+        assert "a/seed_0: not shown, for metrics.json gives no interval: macro_f1, nll. python evaluate.py" in page.text
+        for table, column in (("students_summary", "macro_f1_mean"), ("calibration", "nll")):
             row = next(row for name, row in page.rows(table).items() if name[0] == "a")
             assert (
                 row[column] == ["–"]
-                and len(row[column.replace("ece_uniform", "nll").replace("macro_f1", "accuracy")]) == 3
+                and len(row[column.replace("nll", "brier").replace("macro_f1", "accuracy")]) == 3
             )
         assert page.rows("thresholds")["a", "0", point["class"]]["specificity"] == ["–"]
         for table in ("students_summary", "calibration", "thresholds", "operating_points"):

@@ -125,12 +125,89 @@ def test_too_little_space_is_an_error_before_any_is_used(setting, tmp_path, monk
     assert not list((tmp_path / "targets").glob("view_*"))
 
 
-def test_truncated_targets_are_one_clear_line(setting, tmp_path):
+def rewrite(path, change):
+    """Write other values into a file of targets, as another program would."""
+    np.save(path, change(np.load(path)))
+
+
+def with_nan(values):
+    values[3] = np.nan
+    return values
+
+
+DAMAGE = {
+    "negated": lambda path: rewrite(path, np.negative),
+    "not finite": lambda path: rewrite(path, with_nan),
+    "other columns": lambda path: rewrite(path, lambda values: values[:, :2]),
+    "more rows": lambda path: rewrite(path, lambda values: np.concatenate([values, values])),
+    "another type": lambda path: rewrite(path, lambda values: values.astype(np.float64)),
+    "objects": lambda path: np.save(path, np.array([{}]), allow_pickle=True),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:200]),
+    "empty": lambda path: path.write_bytes(b""),
+    "no checksums": lambda path: path.with_name("view_1.json").unlink(),
+    "other checksums": lambda path: path.with_name("view_1.json").write_text('{"logits": "00000000"}'),
+    "checksums that are a list": lambda path: path.with_name("view_1.json").write_text("[1]"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_targets_are_made_again_and_one_line_says_so(damage, setting, tmp_path, capsys):
     targets, _ = build(tmp_path / "targets", setting)
     path = targets.path(1, "logits")
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match="view_1_logits.npy are damaged"):
-        targets(torch.arange(4), 1, CPU)
+    before = path.read_bytes(), targets.path(2, "logits").stat().st_mtime_ns
+    capsys.readouterr()
+    damage(path)
+    targets, _ = build(tmp_path / "targets", setting)
+    assert (path.read_bytes(), targets.path(2, "logits").stat().st_mtime_ns) == before
+    *notes, made = capsys.readouterr().out.splitlines()
+    assert made.startswith("teacher targets: 1 views of 66 images")
+    if damage is not DAMAGE["no checksums"]:  # these are of an older version, and not damaged
+        note, = notes
+        assert "the teacher's targets are damaged and made again: view 1: " in note and "view_1_logits.npy" in note
+    build(tmp_path / "targets", setting)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "not JSON", '{"format": 2, "crc32": "00000000"}', '"word"', ""])
+def test_a_damaged_key_is_made_again(content, setting, tmp_path, capsys):
+    targets, _ = build(tmp_path, setting)
+    key, values = tmp_path / "key.json", targets.path(1, "logits").read_bytes()
+    before = key.read_bytes()
+    key.write_text(content)
+    capsys.readouterr()
+    targets, _ = build(tmp_path, setting)  # the targets are of this key, by their checksums, and stay
+    assert key.read_bytes() == before and targets.path(1, "logits").read_bytes() == values
+    note, = capsys.readouterr().out.splitlines()
+    assert str(key) in note and note.endswith("it is made again, and so are targets that do not belong to it")
+
+
+def test_targets_under_the_key_of_another_teacher_are_made_again(setting, tmp_path, capsys):
+    build(tmp_path, setting)
+    (tmp_path / "key.json").unlink()
+    setting[3].fingerprint = "another"
+    capsys.readouterr()
+    build(tmp_path, setting)
+    assert "damaged and made again: view 1" in capsys.readouterr().out
+
+
+def test_targets_that_change_during_a_training_are_named(setting, tmp_path):
+    targets, _ = build(tmp_path / "targets", setting)
+    path = targets.path(1, "logits")
+    for change, words in ((with_nan, "values that are no finite numbers"), (lambda v: v[:, :2], "it has float16")):
+        rewrite(path, change)
+        with pytest.raises(UserError, match=f"view_1_logits.npy are damaged: {words}|{words}") as caught:
+            targets(torch.arange(4), 1, CPU)
+        assert "made again" in caught.value.hint and "--lr" not in str(caught.value)
+        build(tmp_path / "targets", setting)
+
+
+def test_outputs_that_half_precision_cannot_hold_are_not_stored(setting, tmp_path):
+    data, _, _, teacher = setting
+    targets = teacher_cache.Targets(tmp_path, teacher, data, 1, needs={"teacher_logits"}, precision="fp32")
+    with pytest.raises(UserError, match="logits of view 1 are too large for half precision"):
+        targets.build(lambda images: {"teacher_logits": torch.full((len(images), 3), 1e6)}, batch=16, device=CPU,
+                      workers=0)
+    assert not list(tmp_path.glob("view_*"))
 
 
 def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, no_report, monkeypatch):
@@ -153,7 +230,7 @@ def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, no_report, mo
 def test_views_that_another_run_made_while_this_one_waited_are_not_made_again(setting, tmp_path, capsys, monkeypatch):
     targets, _ = build(tmp_path / "targets", setting)
     capsys.readouterr()
-    missing = iter([[1, 2], []])  # before the lock, and with it
+    missing = iter([{1: "", 2: ""}, {}])  # before the lock, and with it
     monkeypatch.setattr(targets, "missing", lambda: next(missing))
     targets.build(None, batch=16, device=CPU, workers=0)  # running the teacher would fail
     assert capsys.readouterr().out == ""

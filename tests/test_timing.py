@@ -128,6 +128,22 @@ def test_a_quiet_series_is_not_called_noisy():
     assert not timing.describe(quiet)["noisy"] and timing.describe(loud)["noisy"]
 
 
+@pytest.mark.parametrize("share, times", [(.2, 6), (.2, 1.4), (.2, .5), (.06, 3), (.02, 6), (.3, 1.3), (.01, 30)])
+def test_a_series_of_which_a_part_is_slower_or_faster_is_noisy(share, times):
+    seconds = np.random.default_rng(0).normal(5e-3, 1e-4, 800)
+    seconds[:int(share * 800)] *= times
+    for values in (seconds, np.random.default_rng(1).permutation(seconds)):  # at once, or now and then
+        latencies = timing.Latencies(values.reshape(-1, timing.TURN), np.ones((100, timing.TURN)), 16, True)
+        assert timing.describe(latencies)["noisy"]
+
+
+def test_a_few_slow_queries_of_a_quiet_machine_are_no_noise():
+    seconds = np.random.default_rng(0).gamma(400, 5e-3 / 400, 800)  # a little skewed
+    seconds[::100] *= 3
+    latencies = timing.Latencies(seconds.reshape(-1, timing.TURN), np.ones((100, timing.TURN)), 16, True)
+    assert not timing.describe(latencies)["noisy"]
+
+
 def test_the_machine_is_described():
     state = machine.describe()
     assert state["cpu"] and state["cores"] >= 1 and state["numpy"]

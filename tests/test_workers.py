@@ -111,3 +111,23 @@ def test_an_interrupt_stops_the_workers_at_once(tmp_path):
                     begin=lambda task: None, end=interrupt)
     assert time.monotonic() - begin < 30
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signals can be blocked here")
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.2])
+def test_workers_that_are_still_starting_say_nothing_at_ctrl_c(seconds, tmp_path):
+    code = ("import signal\n\nimport test_workers\nfrom kd import errors\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
+            "if __name__ == '__main__':\n"
+            f"    tasks = [test_workers.Task(name, 'wait for {tmp_path / 'never'}') for name in 'ab']\n"
+            "    errors.run(lambda: test_workers.workers.run(tasks, test_workers.work, count=2, threads=1,\n"
+            "               begin=lambda task: print(task.name, flush=True), end=lambda *_: None))\n")
+    (tmp_path / "main.py").write_text(code)
+    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True,
+                               env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"})
+    process.stdout.readline(), process.stdout.readline()
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130 and text == "\nstopped; the same command goes on from here\n"

@@ -12,7 +12,7 @@ import numpy as np
 from kd import metrics, predictions, runs
 from kd.errors import UserError
 from kd.files import last_digit, parse_number
-from kd.run_folder import StudyFolder
+from kd.run_folder import Run, StudyFolder
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Figure:
     source: str              # the file it stands in
     tolerance: float = 1e-6  # half a unit of its last digit
     interval: bool = None    # whether it has one; None where none is expected
+    mean: bool = False       # whether its column says that it is a mean
 
     def __str__(self):
         digits = max(0, min(4, round(-math.log10(2 * self.tolerance)))) if self.tolerance > 0 else 4
@@ -47,6 +48,20 @@ class Point:
 
 
 @dataclass
+class Mean:
+    """A mean over seeds that a file states."""
+
+    metric: str
+    value: float
+    source: str
+    count: int             # number of seeds that the file says
+    values: list = None    # of the seeds, where the file has them
+    lo: float = math.nan
+    hi: float = math.nan
+    tolerance: float = 1e-6
+
+
+@dataclass
 class Case:
     """The evidence about one model. What is not known is None or empty, and no rule uses it."""
 
@@ -54,6 +69,9 @@ class Case:
     seed: str = ""
     role: str = ""                                    # "teacher", "student" or not known
     folder: Path = None                               # of the run that the rest comes from
+    network: str = ""                                 # the same of a student and its baseline
+    baseline: bool = False                            # a student without a teacher
+    seeds: list = field(default_factory=list)         # all finished seeds of the model, where the Case is of them all
     class_names: list = None
     val: predictions.Predictions = None
     test: predictions.Predictions = None
@@ -66,10 +84,17 @@ class Case:
     corruptions: dict = field(default_factory=dict)   # tag -> {metric: Figure}
     curves: dict = field(default_factory=dict)        # column -> its numbers
     split: list = field(default_factory=list)         # rows of split.csv
+    teacher_split: list = field(default_factory=list) # rows of its teacher's split.csv
+    environment: dict = field(default_factory=dict)   # environment.json
+    options: dict = field(default_factory=dict)       # config.yaml
+    written: dict = None                              # the content of metrics.json, as it stands in the folder
+    means: list = field(default_factory=list)         # Means over seeds
     inputs: dict = field(default_factory=dict)        # file -> {"size": 64, ...}
     texts: dict = field(default_factory=dict)         # file -> its words
     sources: list = field(default_factory=list)       # files that figures were read from
     traced: bool = False                              # whether its run is known though not among the cases
+    table: str = ""                                   # folder of the tables of another system that it is from
+    images: int = 0                                   # of its test set, as the table says
     namesakes: int = 1                                # how many models stand under this name in one table
     unreadable: list = field(default_factory=list)    # one line a damaged file
 
@@ -93,7 +118,10 @@ def of_run(run, result=None):
     run.tolerate("options", "environment", "split", "history", "val", "test", "metrics", "robustness")
     case = Case(run.model, run.seed, folder=run.folder)
     case.role = "teacher" if run.kind == "teacher" else "student" if run.setting("role") else ""
-    case.split = run.split
+    case.split, case.environment, case.options = run.split, run.environment, run.options
+    case.written = run.metrics if result is None else None
+    case.teacher_split = _split_of_teacher(run)
+    case.network, case.baseline = run.network, run.kind == "alone"
     case.curves = curves_of(run.history)
     add_predictions(case, run.val, run.test)
     add_metrics(case, run.metrics if result is None else result)
@@ -103,6 +131,19 @@ def of_run(run, result=None):
                    **case.inputs}
     case.unreadable = [error.message for error in run.errors.values()]
     return case
+
+
+def _split_of_teacher(run):
+    """Rows of the split.csv of the run that config.yaml names as teacher, beside this run or in a study beside its."""
+    teacher = run.options.get("teacher")
+    parts = Path(str(teacher)).parts[-3:] if teacher else ()
+    if len(parts) < 2:
+        return []
+    study = runs.study(run.folder)
+    places = [study.parent.joinpath(*parts), study.joinpath(*parts[-2:])]
+    teacher_run = Run(next((place for place in places if place.is_dir()), places[0]))
+    teacher_run.tolerate("split")
+    return teacher_run.split
 
 
 OWN = "best.pt", "default"
@@ -148,11 +189,18 @@ def over_runs(runs_, studies=()):
 def _of_seeds(study, model):
     """Cases of a model's seeds.json, one a seed."""
     try:
-        content = study.seeds(model) or {}
+        content = study.seeds(model)
     except UserError as error:
         return [Case(model, unreadable=[error.message])]
-    cases = []
-    for place, seed in enumerate(content.get("seeds", ())):
+    if content is None:
+        return []
+    over = Case(model, sources=["seeds.json"], traced=True, seeds=_finished_seeds(study, model))
+    cases, seeds = [over], content.get("seeds", ())
+    for name, metric in content["test"].items():
+        mean, lo, hi = (parse_number(metric.get(key)) for key in ("mean", "lo", "hi"))
+        if math.isfinite(mean):
+            over.means.append(Mean(name, mean, "seeds.json", len(seeds), metric.get("values"), lo, hi))
+    for place, seed in enumerate(seeds):
         case = Case(model, f"seed_{seed}", stated=True, sources=["seeds.json"])
         for name, metric in content["test"].items():
             values = metric.get("values", [])
@@ -161,6 +209,11 @@ def _of_seeds(study, model):
         case.traced = runs.finished(study.folder / model / case.seed)
         cases.append(case)
     return cases
+
+
+def _finished_seeds(study, model):
+    """Names of a model's finished seeds."""
+    return sorted(path.parents[1].name for path in (study.folder / model).glob(f"*/{runs.TEST.as_posix()}"))
 
 
 def _of_comparison(study):
@@ -176,9 +229,14 @@ def _of_comparison(study):
             value = parse_number(text)
             if name and row["metric"] in METRICS and math.isfinite(value):
                 traced = name in cases or runs.is_run(study.folder / name) or name.endswith(".npz")
-                case = cases.setdefault(name, Case(name, stated=True, sources=["comparison.csv"], traced=traced))
+                case = cases.setdefault(name, Case(name, stated=True, sources=["comparison.csv"], traced=traced,
+                                                   seeds=_finished_seeds(study, name)))
                 tolerance = max(last_digit(text) / 2, 1e-6 * abs(value))
                 case.figures.append(Figure("test", row["metric"], value, "comparison.csv", tolerance))
+                count, lo, hi = (parse_number(row.get(f"{side}_{key}")) for key in ("seeds", "lo", "hi"))
+                if count >= 1:
+                    mean = Mean(row["metric"], value, "comparison.csv", int(min(count, 1e6)), None, lo, hi, tolerance)
+                    case.means.append(mean)
     return list(cases.values())
 
 
@@ -213,7 +271,7 @@ def add_metrics(case, result):
             value, lo, hi = (parse_number(metric.get(key)) for key in ("value", "lo", "hi"))
             if math.isfinite(value):
                 case.stated = True
-                has_interval = math.isfinite(lo) and math.isfinite(hi)
+                has_interval = math.isfinite(lo) and math.isfinite(hi) or bool(metric.get("withheld"))
                 case.figures.append(Figure(split, name, value, "metrics.json", interval=has_interval))
     case.class_names = case.class_names or result.get("class_names")
     if "test" not in case.confusions and result.get("confusion") and case.class_names:
@@ -269,7 +327,8 @@ def figures_in(row, source):
         metric = SYNONYMS.get(name, name)
         if metric in METRICS and math.isfinite(value):
             bounds = [parse_number(cells.get(f"{name}_{end}")) for end in ("lo", "hi")]
-            yield metric, Figure(split, metric, value, source, last_digit(text) / 2, all(map(math.isfinite, bounds)))
+            yield metric, Figure(split, metric, value, source, last_digit(text) / 2, all(map(math.isfinite, bounds)),
+                                 column.endswith("_mean"))
 
 
 def curves_of(history):

@@ -8,7 +8,7 @@
 
 Each returns findings, worst first: {"rule", "severity", "saw", "why", "do"}, all text. An error is
 something that makes figures wrong; a warning, something to look at before they are published; a
-note, something a reader should know. The rules are in kd/audit/rules.py; they are applied to a
+note, something a reader should know. The rules are in kd/audit/rules_*.py; they are applied to a
 list of Cases (kd/audit/evidence.py).
 """
 

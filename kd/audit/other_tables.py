@@ -103,6 +103,8 @@ def _add_table(path, cases, rest):
         if not row.get("model") or path.name not in TABLES and not dict(figures_in(row, path.name)):
             continue
         case = _case(cases, row["model"], row.get("seed", ""), row.get("role", ""), path)
+        images = parse_number(next(filter(None, (row.get(key) for key in ("images", "n", "n_test", "n_images"))), ""))
+        case.images = int(images) if 1 <= images <= 10 ** 9 and images == int(images) else case.images
         if path.name == "robustness.csv":
             add_corruption(case, row, path.name)
         elif path.name == "operating_points.csv":
@@ -148,7 +150,7 @@ def _add_scalars(path, rows, cases):
 def _case(cases, model, seed, role, path):
     """The Case of a model and seed in {(model, seed): Case}, added where there is none; `path` is among its sources."""
     seed = f"seed_{seed}" if seed.isdecimal() else seed
-    case = cases.setdefault((model, seed), Case(model, seed, stated=True))
+    case = cases.setdefault((model, seed), Case(model, seed, stated=True, table=str(path.parent)))
     if path.name not in case.sources:
         case.sources.append(path.name)
     role = role.lower() or next((r for r in ("teacher", "student") if r in model.lower()), "")

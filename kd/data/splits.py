@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
+from kd import perceptual_hash
 from kd.errors import UserError, listing
 from kd.files import read_csv
 
@@ -94,8 +95,9 @@ def key(text):
 def seen_by(data):
     """The images and groups on which a network is trained and selected, for its checkpoint.
 
-    data: a kd.data.loader.Data. Returns {"train" and "val": {"images": [...], "groups": [...]}} with keys of the
-    contents of the images and of the groups; without groups in the data set the latter are empty.
+    data: a kd.data.loader.Data. Returns {"train" and "val": {"images": [...], "groups": [...], "pictures": [...]}}
+    with keys of the contents of the images and of the groups, and perceptual hashes; without groups in the data set
+    theirs are empty.
     """
     result = {}
     for name in ("train", "val"):
@@ -103,6 +105,7 @@ def seen_by(data):
         result[name] = {
             "images": sorted({data.sha256[i][:16] for i in rows}),
             "groups": sorted({key(f"{data.name}/{data.groups[i]}") for i in rows}) if data.grouped else [],
+            "pictures": sorted({data.perceptual_hashes[i] for i in rows} - {""}),
         }
     return result
 
@@ -122,9 +125,13 @@ def refuse_leak(seen, data, network):
         rows = np.flatnonzero(is_held_out)
         images = sum(data.sha256[i][:16] in seen_images for i in rows)
         groups = {group for group in {data.groups[i] for i in rows} if key(f"{data.name}/{group}") in seen_groups}
-        if images or groups:
+        seen_pictures = set(seen[used].get("pictures", ()))  # checkpoints of older versions have none
+        seen_pictures.difference_update(data.perceptual_hashes[i] for i in np.flatnonzero(~is_held_out))
+        alike, _ = perceptual_hash.near([data.perceptual_hashes[i] for i in rows], sorted(seen_pictures))
+        if images or groups or len(alike):
             purpose = "trained" if used == "train" else "selected"
-            count = f"{len(groups)} groups" if groups else f"{images} images"
+            count = f"{len(groups)} groups" if groups else f"{images} images" if images else (
+                f"pictures that look like {len(alike)} images ({listing(data.ids[rows[i]] for i in alike)})")
             raise UserError(f"{network} was {purpose} on {count} of the {' and '.join(forbidden)} split",
                             "Use the split that it was trained with (--split-seed, or its split.csv with --split), "
                             "or train another on this one.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from kd import onnx_model
 from kd.errors import UserError
 from kd.files import write_npz, write_text
-from kd.text import format_bounds, format_number
+from kd.text import format_bounds, format_number, format_p, is_defined, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("predict.py", "benchmark.py", "LICENSE", *(f"kd/{name}.py" for name in (
@@ -33,7 +33,7 @@ def write(run, model, images, target):
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
         shutil.copyfile(model, folder / model.name)
-        write_npz(folder / "check.npz", images=images, logits=exported.logits(images))
+        write_npz(folder / "check.npz", **onnx_model.expected(exported, images))
         write_text(folder / "RUN.md", how_to_run(model.name))
         write_text(folder / "MODEL_CARD.md", card(run, model, exported))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -65,8 +65,9 @@ Needs Python 3.10 or newer and three packages; no torch, no graphics card:
 
 Is everything here, and does this machine compute what it should?
 
-    sha256sum -c SHA256SUMS                              (macOS: shasum -a 256 -c SHA256SUMS)
     env/bin/python predict.py {name} --check
+    sha256sum -c SHA256SUMS                              (the same of the files, without trusting predict.py;
+                                                         macOS: shasum -a 256 -c SHA256SUMS)
 
 Then:
 
@@ -74,8 +75,24 @@ Then:
     env/bin/python predict.py {name} folder/ --format csv > answers.csv
     env/bin/python benchmark.py {name}                   (how fast it is here)
 
-Images are JPEG, PNG, BMP, TIFF or WebP, of up to 100 megapixels. What cannot be read is marked, and passed over.
-`check.npz` holds {CHECKED} validation images and the logits they must give.
+Images are JPEG, PNG, BMP or TIFF of up to 65 megapixels, or WebP of up to 32. What cannot be read is marked, and
+passed over. `check.npz` holds {CHECKED} validation images, the logits that they must give, and the labels, calibrated
+probabilities, calls, abstentions and thresholds that follow from them.
+
+## What the checks find
+
+`--check` finds damage, a file that was exchanged, and a model whose classes, thresholds or temperature were changed.
+Somebody who rewrites SHA256SUMS and check.npz as well passes it, because all that is compared lies in this folder. A
+signature finds that: its key is elsewhere. With OpenSSH (8.1 or newer; part of Linux, macOS and Windows), who made the
+bundle signs once, with a key of `ssh-keygen -t ed25519`:
+
+    ssh-keygen -Y sign -f ~/.ssh/id_ed25519 -n bundle SHA256SUMS
+
+This writes SHA256SUMS.sig. Who receives the bundle has the public key from another source than the bundle, as a line
+`maker ssh-ed25519 AAAA...` in a file `makers`, and runs
+
+    ssh-keygen -Y verify -f makers -I maker -n bundle -s SHA256SUMS.sig < SHA256SUMS
+    sha256sum -c SHA256SUMS
 
 Research software, not a medical device. MODEL_CARD.md says what the model was made for, and how good it is.
 """
@@ -129,6 +146,7 @@ def card(run, model, exported):
         "",
         *metrics_table(evaluation),
         "",
+        *subgroups_table(evaluation),
         f"Of the test images {parity['flips']:.2%} have another label from this file than from the checkpoint; "
         f"macro F1 differs by {difference['value']:+.3f} {format_bounds(difference['lo'], difference['hi'])} "
         "(95% interval, paired).",
@@ -156,12 +174,35 @@ def metrics_table(evaluation):
     if not evaluation:
         return ["Not evaluated: `python evaluate.py RUN` before export adds figures here."]
     test = evaluation["test"]
-    names = [name for name in ("accuracy", "macro_f1", "balanced_accuracy", "macro_auroc", "ece", "ece_calibrated")
-             if name in test]
+    names = [name for name in ("accuracy", "macro_f1", "balanced_accuracy", "macro_auroc", "rms_ce_debiased",
+                               "rms_ce_debiased_calibrated", "ece", "ece_calibrated") if name in test]
     names += [name for name in test if name.startswith("recall/")]
-    rows = [f"| {name} | {format_number(test[name].get('value'))} | {format_number(test[name].get('lo'))} to "
-            f"{format_number(test[name].get('hi'))} |" for name in names]
+    rows = [f"| {name} | {format_number(test[name].get('value'))} | {_interval(test[name])} |" for name in names]
     return ["The checkpoint, on test images:", "", "| metric | value | 95% interval |", "| --- | --- | --- |", *rows]
+
+
+def _interval(metric):
+    """The interval of a METRIC as a cell, or why there is none."""
+    if not is_defined(metric.get("lo")):
+        return metric.get("withheld", "n/a")
+    return f"{format_number(metric['lo'])} to {format_number(metric['hi'])}"
+
+
+def subgroups_table(evaluation):
+    """Lines of a Markdown section of the subgroups of each column; none where there are no subgroups."""
+    lines = []
+    for column, content in evaluation.get("subgroups", {}).items():
+        lines += [f"By {one_line(column)}:", "", "| subgroup | images | accuracy | 95% interval |",
+                  "| --- | --- | --- | --- |"]
+        for part in content["subgroups"]:
+            accuracy = part["test"]["accuracy"]
+            lines.append(f"| {one_line(part['name'])} | {part['images']:g} | {format_number(accuracy.get('value'))} | "
+                         f"{_interval(accuracy)} |")
+        gaps = [gap for gap in content["gaps"] if gap["metric"] == "accuracy"]
+        lines += ["", *(f"The largest gap in accuracy is {one_line(gap['highest'])} over {one_line(gap['lowest'])}, "
+                        f"{gap['value']:+.3f} ({_interval(gap)}; p {format_p(gap['p_corrected'])}, corrected over "
+                        f"{gap['gaps']:g} gaps)." for gap in gaps), ""]
+    return lines
 
 
 def points_table(evaluation):

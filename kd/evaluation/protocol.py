@@ -135,7 +135,7 @@ def evaluate(val, test, settings=Settings()):
     calibrated = choices.calibrated(test) if choices else None
     draws = resampling(test, settings)
     values = bootstrap.replicate(test.probabilities, draws, names, calibrated, settings.bins)
-    majority_rule = bootstrap.intervals(bootstrap.overall(np.full(len(test.labels), majority), draws))
+    majority_rule = bootstrap.intervals(bootstrap.constant(majority, draws))
     confusion = metrics.confusion(test.labels, test.probabilities.argmax(1), len(names))
     result = {
         "conventions": conventions(test, names[majority], settings),
@@ -218,7 +218,7 @@ def rates(masks, draws, is_defined=True):
     """{NAME: METRIC} of {NAME: (hits, among)}; undefined where a threshold is: nothing was promised."""
     if not is_defined:
         return {name: dict.fromkeys(("value", "lo", "hi"), float("nan")) for name in masks}
-    return bootstrap.intervals({name: draws.rate(*pair) for name, pair in masks.items()})
+    return bootstrap.intervals(draws.rates(masks))
 
 
 def risk_coverage(test, points=101):

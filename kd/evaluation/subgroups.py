@@ -103,8 +103,8 @@ def _figures(test, rows, probabilities, points, settings, seed):
         if point["threshold"] is not None and np.isfinite(point["threshold"]):
             k = names.index(point["class"])
             masks = operating_points.masks(labels == k, test.probabilities[rows, k] >= point["threshold"])
-            figures.update({f"{rate}/{point['class']}": draws.rate(*masks[rate])
-                            for rate in ("sensitivity", "specificity")})
+            figures.update(draws.rates({f"{rate}/{point['class']}": masks[rate]
+                                        for rate in ("sensitivity", "specificity")}))
     classes = [names[k] for k in draws.present]
     return {"images": len(rows), "groups": count, "classes": classes}, figures
 

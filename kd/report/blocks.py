@@ -16,12 +16,10 @@
 Texts are plain; the renderers escape them.
 """
 
-import csv
-import io
 import math
 from dataclasses import dataclass
 
-from kd.files import write_text
+from kd.files import csv_line, write_text
 from kd.report import latex
 from kd.text import format_count, format_duration, format_p, is_defined
 
@@ -232,39 +230,25 @@ def to_csv(records):
     Numbers are written in full, undefined ones as empty cells. A spreadsheet runs no text as a formula.
     """
     columns = list(dict.fromkeys(key for record in records for key in record))
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([_csv_text(column) for column in columns])
-    writer.writerows([[_csv_cell(record.get(column)) for column in columns] for record in records])
-    return out.getvalue()
+    lines = [columns, *([record.get(column) for column in columns] for record in records)]
+    return "".join(csv_line(map(_csv_cell, line)) for line in lines)
 
 
 def _csv_cell(value):
-    if value is None or isinstance(value, float) and not math.isfinite(value):
-        return ""
-    return _csv_text(value) if isinstance(value, str) else value
-
-
-def _csv_text(value):
-    """A text that UTF-8 can encode; one that a spreadsheet would run as a formula begins with an apostrophe."""
-    value = value.encode("utf-8", "replace").decode().replace("\0", "").replace("\r", "\n")
-    formula = value.lstrip()[:1] in ("=", "+", "-", "@") and not _is_number(value)
-    return f"'{value}" if formula else value
-
-
-def _is_number(value):
-    try:
-        return math.isfinite(float(value))
-    except ValueError:
-        return False
+    """A value that csv_line() takes: no NaN, and text that UTF-8 can encode."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode().replace("\0", "").replace("\r", "\n")
+    return value
 
 
 # The names that tables of a report can have.
 TABLES = (
-    "roles", "data", "teacher_summary", "students_summary", "seeds", "deltas", "deltas_per_class", "agreement",
-    "cka", "calibration", "weights", "thresholds", "abstention", "operating_points", "risk_coverage",
-    "robustness_summary", "robustness_worst", "robustness", "gpu_latency", "cpu_latency", "memory", "exports",
-    "pareto", "scalars", "training", "options",
+    "subgroups", "gaps", "roles", "data", "teacher_summary", "students_summary", "seeds", "deltas", "deltas_per_class",
+    "agreement", "cka", "calibration", "weights", "thresholds", "abstention", "operating_points", "risk_coverage",
+    "robustness_summary", "robustness_worst", "robustness", "gpu_latency", "cpu_latency", "memory", "exports", "pareto",
+    "scalars", "training", "options",
 )
 
 

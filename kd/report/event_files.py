@@ -15,8 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kd.errors import need
+from kd.errors import UserError, need
+from kd.files import open_regular
 
+LARGEST = 2 ** 25  # bytes of a file that are read: tensorboard checks 6 MB a second
+VALUES = 100_000  # of a file that are read
 FRAME = 16  # bytes around a record: its length and two checksums
 PICTURES = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"  # the first bytes of PNG and JPEG files
 HIGHER = {
@@ -70,7 +73,7 @@ def _histories(path, problems):
     """{tag: {step: number, or bytes of an image}} of all event files at or below `path`."""
     path, files = Path(path), []
     for file in [path] if path.is_file() else sorted(path.rglob("*tfevents*")):
-        if file.is_file():
+        if not file.is_dir() and _is_regular(file, problems):
             events = _events(file, problems)
             first = next(events, None)
             if first is not None:
@@ -85,12 +88,22 @@ def _histories(path, problems):
     }
 
 
+def _is_regular(file, problems):
+    try:
+        open_regular(file, 2 ** 40).close()
+        return True
+    except UserError as error:
+        problems.append(error.message)
+        return False
+
+
 def _add_events(history, events):
     """Add the events of one file to the history {tag: {step: content}} of its folder."""
-    tags_of_file = set()
+    tags_of_file, is_first = set(), True
     for event in events:
         restart = event.HasField("session_log") and event.session_log.status == event.session_log.START
-        if restart and event.step > 0:
+        if restart and event.step > 0 and is_first:  # a file has one: each further one would cost the whole history
+            is_first = False
             for tag, contents in history.items():
                 history[tag] = _before(contents, event.step)
         for value in event.summary.value:
@@ -114,12 +127,17 @@ def _events(file, problems):
     loader = need("tensorboard.backend.event_processing.event_file_loader", "report").RawEventFileLoader
     parse = need("tensorboard.compat.proto.event_pb2", "report").Event.FromString
     decode_error = need("google.protobuf.message", "report").DecodeError
-    count, position = 0, 0
+    count, values, position = 0, 0, 0
     try:
         size = file.stat().st_size
         for record in loader(str(file)).Load():
-            yield parse(record)
-            count, position = count + 1, position + len(record) + FRAME
+            event = parse(record)
+            values, position = values + 1 + len(event.summary.value), position + len(record) + FRAME
+            if values > VALUES or position > LARGEST:
+                problems.append(f"{file} is too large: only its first {count} events are read")
+                return
+            yield event
+            count += 1
         if position < size:  # the loader stops at an incomplete record without an error
             raise ValueError
     except OSError as error:

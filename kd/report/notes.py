@@ -19,11 +19,18 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from kd.errors import UserError, need
+from kd.files import check_archive, open_regular, read_bytes, reading_errors
 
-LARGEST = 2 ** 22  # bytes of a text file
-UNPACKED = 2 ** 24  # bytes of one part of a Word file, unpacked
+# Limits, far above what a person writes: some parsers need time as the square of a text's length.
+LARGEST = 2 ** 17  # bytes of a text file
+LINE = 10 ** 4  # characters of a line of it
+BLOCKS = 2000
+CELLS = 20_000  # of a table
+WORD = 2 ** 28  # bytes of a Word file
+UNPACKED = 2 ** 23  # bytes of one XML part of a Word file, unpacked
+PICTURE = 2 ** 24  # bytes of a picture in it
 PICTURES = 50  # pictures that are read from one Word file
-PIXELS = 5 * 10 ** 7  # pixels of a picture
+PIXELS = 10 ** 8  # pixels of all of them
 SIDE = 1200  # pixels of the longer side, to which a picture is reduced
 
 
@@ -33,25 +40,21 @@ def read(path):
     reader = {".md": _text, ".txt": _text, ".docx": _word}.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path} is not read as notes", "Notes are .md, .txt or .docx files.")
-    try:
-        return reader(path)
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except UserError:
-        raise
-    except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {path}: it is not text in UTF-8", "Save it again in UTF-8.") from error
-    except Exception as error:  # parsers of foreign files raise anything
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"cannot read {path}: {' '.join(reason.split())[:300]}") from error
+    with reading_errors(path):
+        blocks = reader(path)
+        texts = sum(len(block.get("text", "")) for block in blocks)
+        if len(blocks) > BLOCKS or texts > LARGEST:
+            raise ValueError(f"it has {len(blocks):,} headings, paragraphs and others of {texts:,} characters, and at "
+                             f"most {BLOCKS:,} of {LARGEST:,} are read")
+        return blocks
 
 
 def _text(path):
-    with open(path, "rb") as file:
-        data = file.read(LARGEST + 1)
-    if len(data) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST >> 20} MiB")
-    return (markdown if path.suffix.lower() == ".md" else plain)(data.decode("utf-8-sig"))
+    text = read_bytes(path, LARGEST).decode("utf-8-sig")
+    longest = max(map(len, text.split("\n")))
+    if longest > LINE:
+        raise ValueError(f"it has a line of {longest:,} characters, and at most {LINE:,} are read")
+    return (markdown if path.suffix.lower() == ".md" else plain)(text)
 
 
 def plain(text):
@@ -125,6 +128,9 @@ def _inline_text(inline):
 def _table(rows):
     """A table block. The first row gives the headings; short rows are filled with empty cells."""
     width = max(map(len, rows))
+    if width * len(rows) > CELLS:
+        raise ValueError(f"it has a table of {len(rows):,} rows and {width:,} columns, and at most {CELLS:,} cells "
+                         "are read")
     columns, *rows = [row + [""] * (width - len(row)) for row in rows]
     return {"kind": "table", "columns": columns, "rows": rows}
 
@@ -148,10 +154,10 @@ class _NoDoctype(ElementTree.TreeBuilder):
 
 def _word(path):
     """Blocks of a Word file, in the order of its text."""
-    with open(path, "rb") as file:
+    with open_regular(path, WORD) as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no .docx file, or not a whole one")
-    with zipfile.ZipFile(path) as archive:
+        archive = check_archive(file, path, WORD)
         body = _part(archive, "word/document.xml").find(f"{_W}body")
         names, styles, targets = set(archive.namelist()), {}, {}
         if "word/styles.xml" in names:
@@ -162,10 +168,10 @@ def _word(path):
             for link in _part(archive, "word/_rels/document.xml.rels").iter(f"{_PACKAGE}Relationship"):
                 if link.get("TargetMode") != "External":
                     targets[link.get("Id")] = posixpath.normpath(posixpath.join("word", link.get("Target", "")))
-        blocks, pictures = [], 0
+        blocks, pictures, pixels = [], 0, PIXELS
         for element in _walk(body if body is not None else (), {f"{_W}p", f"{_W}tbl"}):
             if element.tag == f"{_W}tbl":
-                rows = [_row_texts(row) for row in element.iter(f"{_W}tr")]
+                rows = [_row_texts(row) for row in _walk(element, {f"{_W}tr"})]
                 if any(rows):
                     blocks.append(_table([row for row in rows if row]))
                 continue
@@ -173,7 +179,9 @@ def _word(path):
             for target, caption in _pictures(element):
                 pictures += 1
                 if pictures <= PICTURES:
-                    blocks.append(_figure(archive, targets.get(target), names, caption))
+                    block, size = _figure(archive, targets.get(target), names, caption, pixels)
+                    blocks.append(block)
+                    pixels -= size
         if pictures > PICTURES:
             blocks.append({"kind": "note", "text": f"[{pictures - PICTURES} further pictures]"})
         return blocks
@@ -182,17 +190,17 @@ def _word(path):
 def _part(archive, name):
     """The root element of an XML part."""
     try:
-        return ElementTree.fromstring(_unpacked(archive, name), ElementTree.XMLParser(target=_NoDoctype()))
+        return ElementTree.fromstring(_unpacked(archive, name, UNPACKED), ElementTree.XMLParser(target=_NoDoctype()))
     except KeyError:
         raise ValueError(f"there is no {name} in it") from None
 
 
-def _unpacked(archive, name):
+def _unpacked(archive, name, limit):
     """The bytes of a part. The size in a zip's directory can be false, so the unpacked bytes are counted."""
     with archive.open(name) as file:
-        data = file.read(UNPACKED + 1)
-    if len(data) > UNPACKED:
-        raise ValueError(f"{name} in it unpacks to more than {UNPACKED >> 20} MiB")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{name} in it unpacks to more than {limit >> 20} MiB")
     return data
 
 
@@ -241,7 +249,7 @@ def _row_texts(row):
     for cell in row.findall(f"{_W}tc"):
         span = cell.find(f"{_W}tcPr/{_W}gridSpan")
         columns = int(span.get(f"{_W}val", 1)) if span is not None else 1
-        lines = [_line(paragraph) for paragraph in cell.iter(f"{_W}p")]
+        lines = [_line(paragraph) for paragraph in _walk(cell, {f"{_W}p"})]
         texts += [" ".join(filter(None, lines)), *[""] * min(columns - 1, 50)]
     return texts
 
@@ -256,21 +264,28 @@ def _pictures(element):
             yield child.get(f"{_R}embed"), caption
 
 
-def _figure(archive, name, names, caption):
-    """A figure block, or a note where the picture cannot be shown. Only its pixels are passed on: as a new PNG."""
+def _figure(archive, name, names, caption, largest):
+    """(a figure block, or a note where the picture cannot be shown; the number of its pixels).
+
+    Only its pixels are passed on: as a new PNG. largest: how many there may be.
+    """
     from PIL import Image
+    pixels = 0
     try:
         if name not in names:
             raise ValueError
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(_unpacked(archive, name)), formats=("PNG", "JPEG", "GIF", "BMP", "TIFF"))
-            if picture.width * picture.height > PIXELS:
+            data = io.BytesIO(_unpacked(archive, name, PICTURE))
+            picture = Image.open(data, formats=("PNG", "JPEG", "GIF", "BMP", "TIFF"))
+            pixels = picture.width * picture.height
+            if pixels > largest:
                 raise ValueError
             picture.thumbnail((SIDE, SIDE))
             transparent = "A" in picture.getbands() or "transparency" in picture.info
             file = io.BytesIO()
             picture.convert("RGBA" if transparent else "RGB").save(file, "PNG")
     except Exception:  # decoders raise anything; the text around a broken picture is still read
-        return {"kind": "note", "text": f"[a picture that cannot be shown{caption and ': '}{caption}]"}
-    return {"kind": "figure", "png": file.getvalue(), "caption": caption}
+        text = f"[a picture that cannot be shown{caption and ': '}{caption}]"
+        return {"kind": "note", "text": text}, min(pixels, largest)
+    return {"kind": "figure", "png": file.getvalue(), "caption": caption}, pixels

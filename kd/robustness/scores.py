@@ -129,7 +129,7 @@ def replicate(model, logits, test, draws):
     for point in model.points:
         k = test.class_names.index(point["class"])
         masks = operating_points.masks(test.labels == k, raw[:, k] >= point["threshold"])
-        values.update({f"{name}/{point['class']}": draws.rate(*masks[name]) for name in ("sensitivity", "specificity")})
+        values.update(draws.rates({f"{name}/{point['class']}": masks[name] for name in ("sensitivity", "specificity")}))
     return values
 
 

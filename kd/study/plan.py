@@ -18,9 +18,10 @@ from pathlib import Path
 from kd import runs
 from kd.errors import UserError, nearest
 from kd.files import read_yaml
-from kd.train.options import settable, to_arguments
+from kd.train.options import settable, to_arguments, underscored
 
 SECTIONS = ("train_teacher", "distill", "evaluate", "export", "robustness", "benchmark", "report")
+LARGEST = 1000  # networks of a plan; a study of this project has some hundred at most
 # Options that a section must not have: the study sets them, or they would make the script do something else.
 REFUSED = {
     "train_teacher": ("name", "out", "study", "train_only"), "distill": ("name", "out", "study", "train_only"),
@@ -75,7 +76,7 @@ def read_plan(path, parsers):
     for key, options in sections.items():
         _check_allowed(options, f"{path}: {key}", key)
     study = runs.safe(str(shared.get("study") or path.stem))
-    plan = Plan(path, Path(shared.get("out") or "runs") / study)
+    plan = Plan(path, Path(str(shared.get("out") or "runs")) / study)
     training = _Training(plan, {**shared, "study": study}, parsers)
     if "train_teacher" in sections:
         training.add_teachers(sections["train_teacher"])
@@ -114,7 +115,7 @@ def _mapping(content, where):
 
 def _options(content, where):
     """A mapping of options, whose names may be spelled with dashes."""
-    return {str(key).replace("-", "_"): value for key, value in _mapping(content, where).items()}
+    return underscored(_mapping(content, where), where)
 
 
 def _check_shared(path, shared, parsers):
@@ -184,12 +185,14 @@ class _Training:
 
     def add(self, script, where, model, options, needs=None):
         """Add a Task for each seed of one model."""
-        model, seeds = runs.safe(model), self.parsed(script, where, options)["seeds"]
-        for seed in dict.fromkeys(seeds):
+        model, seeds = runs.safe(model), dict.fromkeys(self.parsed(script, where, options)["seeds"])
+        if any(task.run.parent.name == model for task in self.plan.training):
+            raise UserError(f"{self.plan.path}: two networks would be called {model}",
+                            "Give one of the methods another name.")
+        if len(self.plan.training) + len(seeds) > LARGEST:
+            raise UserError(f"{self.plan.path} trains more than {LARGEST} networks", "Divide it into several plans.")
+        for seed in seeds:
             run = self.plan.folder / model / f"seed_{seed}"
-            if any(task.run == run for task in self.plan.training):
-                raise UserError(f"{self.plan.path}: two networks would be called {model}",
-                                "Give one of the methods another name.")
             of_study = {"seeds": seed, "name": model, "train_only": True}
             arguments = _ordered_arguments(self.parsers[script], {**self.shared, **options, **of_study})
             inputs = teacher_files(options.get("teacher")) if script == "distill" else []

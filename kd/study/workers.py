@@ -1,5 +1,6 @@
 """Tasks in processes of their own, several at once; the processes end when this one does, however it ends."""
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -7,6 +8,7 @@ import queue
 import signal
 import threading
 import time
+from multiprocessing import resource_tracker
 
 from tqdm import tqdm
 
@@ -69,7 +71,8 @@ class Worker:
         if threads:
             os.environ["OMP_NUM_THREADS"] = str(threads)  # read when NumPy and torch are imported
         try:
-            self.process.start()
+            with without_interrupt():
+                self.process.start()
         finally:
             if threads:
                 os.environ.pop("OMP_NUM_THREADS")
@@ -104,6 +107,20 @@ class Worker:
             self.process.join()
         self.tasks.close()
         self.process.join()
+
+
+@contextlib.contextmanager
+def without_interrupt():
+    """In this context Ctrl-C waits, and a process that is started never receives it: not while it imports, either."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # when the first process starts, this would end the wait
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def serve(work, tasks, results):

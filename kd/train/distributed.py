@@ -24,7 +24,14 @@ def begin(device):
 
     device: the type of the device, as --device has it; "cuda" selects the GPU of this process.
     """
-    if not dist.is_torchelastic_launched() or dist.is_initialized() or os.environ["WORLD_SIZE"] == "1":
+    if not dist.is_torchelastic_launched() or dist.is_initialized():
+        return
+    missing = [name for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK") if not os.environ.get(name, "").isdecimal()]
+    missing += [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"the environment has TORCHELASTIC_RUN_ID, but {', '.join(missing)} is missing or no number",
+                        "Start several processes with torchrun; for one process, unset TORCHELASTIC_RUN_ID.")
+    if os.environ["WORLD_SIZE"] == "1":
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

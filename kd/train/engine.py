@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kd import event_writer, image, machine, runs
+from kd import event_writer, image, machine, runs, text
 from kd.data import loader, splits
 from kd.errors import UserError
 from kd.files import lock, read_json, write_csv, write_json, write_npz, write_yaml
@@ -55,6 +55,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
         new, finished = distributed.by_first(open_folder)
         if finished:
             return folder
+        machine.keep_memory()  # not before, since decoding images needs it only once
         device = torch.device(options["device"])
         for network in filter(None, (student, teacher)):
             network.model.to(device, memory_format=memory_format(device))
@@ -144,11 +145,14 @@ class Journal:
         try:
             checkpoint.load_state(self.step.student.model, state["model"], last)
             self.step.objective.load_state_dict(state["objective"])
-            self.step.optimizer.load_state_dict(state["optimizer"])
+            _load_optimizer(self.step.optimizer, state["optimizer"])
             self.rows = state["history"]
+            if [row["epoch"] for row in self.rows] != list(range(1, 1 + len(self.rows))) or not all(
+                    text.is_defined(value) for row in self.rows for value in row.values()):
+                raise ValueError
         except UserError as error:
             raise UserError(error.message, way_out) from None
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a file of unknown origin may hold anything
             raise UserError(f"{last} is not the state of this run", way_out) from error
         print(f"{self.folder}: going on after epoch {len(self.rows)}")
 
@@ -192,6 +196,19 @@ class Journal:
         best = self.folder / "best.pt"
         return (f" The last good checkpoint is {best}; to go on from it: --init {best.as_posix()} "
                 f"--lr {self.options['lr'] / 10:g} --name NAME" if self.rows else "")
+
+
+def _load_optimizer(optimizer, state):
+    """optimizer.load_state_dict(); ValueError where the state is not of such an optimiser of these parameters."""
+    def settings():  # the learning rate is set in each step
+        return [{key: group[key] for key in group.keys() - {"params", "lr"}} for group in optimizer.param_groups]
+
+    before = settings()
+    optimizer.load_state_dict(state)
+    if settings() != before or not all(
+            value.shape in (parameter.shape, ()) for parameter, values in optimizer.state.items()
+            for value in (values["step"], values["exp_avg"], values["exp_avg_sq"])):
+        raise ValueError
 
 
 def _write_predictions(folder, network, data, device):

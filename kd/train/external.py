@@ -16,7 +16,7 @@ def score(folder, options, registry):
     """Write predictions/NAME.npz into a run's folder and return its path; NAME is the data set's.
 
     options: data, root, groups as in training. Ids and groups get the data set's name before them, so that
-    they cannot be input_ for those of the run's own images. An image that the network was trained or
+    they cannot be taken for those of the run's own images. An image that the network was trained or
     selected on, and a class that it does not know, are a UserError.
     """
     file = setup.checkpoint_in(folder)
@@ -29,11 +29,16 @@ def score(folder, options, registry):
                         "Rename its folder or file.")
     data = loader.external(dataset, size=input_["size"], resize=input_["resize"], class_names=content["class_names"],
                            root=options["root"] and Path(options["root"]))
+    seen = setup.seen(content, file)
+    if not seen["train"].get("pictures"):
+        print(f"note: {file} has no perceptual hashes of its training images, as it is of an older version: copies of "
+              "them that were saved again are not found")
     try:
-        splits.refuse_leak(setup.seen(content, file), data, str(file))
+        splits.refuse_leak(seen, data, str(file))
     except UserError as error:
         raise UserError(f"{data.name} is no external data set: {error.message}",
-                        "A run's own images are in predictions/val.npz and test.npz already.") from None
+                        "A run's own images are in predictions/val.npz and test.npz already: leave them out here."
+                        ) from None
     device = networks.device("auto")
     network.model.to(device, memory_format=memory_format(device))
     path = Path(folder) / "predictions" / f"{name}.npz"

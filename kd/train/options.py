@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from kd.errors import Parser, UserError, nearest, not_negative, positive, seed, share
+from kd.errors import Parser, UserError, images, nearest, not_negative, positive, seed, share, side, whole
 from kd.files import read_json, read_yaml
 
 # What --augment corruption trains with: no suite of robustness.py measures any corruption of these families.
@@ -31,7 +31,7 @@ def training_parser(prog, description):
                       help="lesions (embedded, synthetic), ham10000, medmnist or folder; "
                       "NAME,key=value sets its options")
     data.add_argument("--root", metavar="PATH", help="folder of the images; for medmnist the .npz file")
-    data.add_argument("--size", type=positive, metavar="PX",  # 64: a size that trains on a laptop
+    data.add_argument("--size", type=side, metavar="PX",  # 64: a size that trains on a laptop
                       help="side of the network's input; default: the data set's own, else 64")
     data.add_argument("--groups", metavar="CSV", help="for folder: a CSV with columns id and group (patient, lesion)")
     data.add_argument("--download", action=argparse.BooleanOptionalAction, default=False,
@@ -59,22 +59,22 @@ def training_parser(prog, description):
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=positive, metavar="N",
                           help="passes over the training images; default: the data set's own, else 30")
-    training.add_argument("--batch", type=positive, metavar="N",
+    training.add_argument("--batch", type=images, metavar="N",
                           help="images a step; default: the data set's own, else 64")
-    training.add_argument("--lr", type=not_negative(float), metavar="X",
+    training.add_argument("--lr", type=not_negative, metavar="X",
                           default=1e-3,  # the value suggested for Adam (1412.6980)
                           help="peak learning rate of AdamW (1711.05101); 5e-4 was used for ImageNet weights "
                           "(docs/results)")
-    training.add_argument("--head-lr", type=not_negative(float), metavar="X",  # in docs/results a higher one was worse
+    training.add_argument("--head-lr", type=not_negative, metavar="X",  # in docs/results a higher one was worse
                           help="peak learning rate of the head, which starts fresh on a pretrained network; "
                           "default: --lr")
-    training.add_argument("--weight-decay", type=not_negative(float), metavar="X",
+    training.add_argument("--weight-decay", type=not_negative, metavar="X",
                           default=0.05,  # as DeiT (2012.12877) has it with AdamW
                           help="of weights; biases and normalisation have none")
     training.add_argument("--warmup", type=share, metavar="X",
                           default=0.1,  # a share, so that short and long schedules warm up alike
                           help="share of all steps in which the learning rate rises; then it falls to 0 as a cosine")
-    training.add_argument("--clip", type=not_negative(float), metavar="X",
+    training.add_argument("--clip", type=not_negative, metavar="X",
                           default=1.0,  # one extreme batch does not throw the weights far
                           help="largest norm of the gradient; 0: no limit")
     training.add_argument("--patience", type=positive, metavar="N",
@@ -102,7 +102,7 @@ def training_parser(prog, description):
                          default=False,  # takes minutes, and gained nothing on the processors of docs/speed.md
                          help="compile student and teacher: minutes first, then faster steps on most GPUs; "
                          "needs a compiler")
-    machine.add_argument("--workers", type=not_negative(int), metavar="N",
+    machine.add_argument("--workers", type=whole(0, 1024), metavar="N",
                          default=1,  # decoded images are cached: training waits for its input in 3% of an epoch
                          help="threads that prepare batches")
     machine.add_argument("--out", default="runs", metavar="DIR", help="folder of all studies")
@@ -152,6 +152,20 @@ def settable(parser):
             if action.option_strings and action.dest not in ("help", "config", "list")}
 
 
+def underscored(options, source):
+    """Options under their names with underscores, however they are spelled. UserError where one is in both spellings.
+
+    source: the file of the options, for the message.
+    """
+    result = {}
+    for key, value in options.items():
+        name = str(key).replace("-", "_")
+        if name in result:
+            raise UserError(f"{source}: {key} is there twice, with a dash and with _", "Leave one of them out.")
+        result[name] = value
+    return result
+
+
 def to_arguments(parser, options, source=None, positional=()):
     """A dict of options as a list of command-line arguments, so that values from a file are checked like typed ones.
 
@@ -159,10 +173,10 @@ def to_arguments(parser, options, source=None, positional=()):
     without it, options that the parser lacks are left out. positional: the arguments that the parser needs beside
     its options. Raises UserError where an option of a file is unknown or its value wrong.
     """
-    actions = settable(parser)
+    actions, options = settable(parser), underscored(options, source)
     arguments = []
     for key, value in options.items():
-        action = actions.get(str(key).replace("-", "_"))
+        action = actions.get(key)
         if action is None and source is None:
             continue
         if action is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kd import machine, objective, runs
+from kd import objective, runs
 from kd.data import loader, splits
 from kd.data.dataset import Dataset
 from kd.errors import UserError, listing
@@ -39,7 +39,6 @@ def start(parser, argv, registry):
     if options["compile"]:
         networks.check_compiler(device)
     distributed.begin(device.type)
-    machine.keep_memory()
     return options
 
 
@@ -189,9 +188,10 @@ def seen(content, path):
     keys = content["provenance"].get("seen")
     try:
         lists = [keys[split][what] for split in ("train", "val") for what in ("images", "groups")]
-    except (KeyError, TypeError):
+        lists += [keys[split].get("pictures", []) for split in ("train", "val")]  # older versions wrote none
+    except (KeyError, TypeError, IndexError):
         lists = [None]
-    if not all(isinstance(part, list) for part in lists):
+    if not all(isinstance(part, list) and all(isinstance(key, str) for key in part) for part in lists):
         raise UserError(f"{path} does not say which images it was trained on",
                         "Only a checkpoint that does can be checked against the test split.")
     return keys

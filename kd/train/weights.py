@@ -1,14 +1,20 @@
 """Weights: safe reading of files, checks of keys and shapes, pretrained weights for new networks."""
 
 import hashlib
+import os
 import pickle
 import urllib.error
+import warnings
 import zipfile
 from pathlib import Path
 
 import torch
 
-from kd.errors import UserError, listing
+from kd.errors import UserError, is_memory, listing
+from kd.files import check_archive, open_regular, reading_errors
+
+LARGEST = 2 ** 33   # bytes of a file of weights
+OBJECTS = 2 ** 23   # bytes of the part of it that is not tensors, and steps to read them in the format before torch 1.6
 
 
 def fingerprint(state):
@@ -26,27 +32,60 @@ def safe_load(path):
     Raises UserError if the file is missing, damaged, or has other things than tensors, numbers and strings.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(
             f"{path} is a folder, not a checkpoint file", f"Name the file in it: {(path / 'best.pt').as_posix()}"
         )
     hint = "Bring a whole copy of it; or make it again: a run starts again once its folder is deleted."
-    try:
-        if zipfile.is_zipfile(path):  # the format of torch since 1.6, whose reader ignores the checksums
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-            if damaged:
-                raise UserError(f"{path} is damaged: {damaged} in it is not what was written", hint)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} is refused: it is no checkpoint, or holds code to run",
-                        "Only tensors, numbers and strings are loaded.") from error
-    except Exception as error:  # damaged pickles raise anything
-        raise UserError(f"cannot read {path}: it is truncated or no checkpoint", hint) from error
+    with open_regular(path, LARGEST) as file, reading_errors(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is wrong is an error of one line, and no warning before it
+        try:
+            if zipfile.is_zipfile(file):  # the format of torch since 1.6, whose reader ignores the checksums
+                _check_zip(file, path, hint)
+            else:
+                file.seek(0)
+                file = _Steps(file)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (UserError, OSError, RecursionError, MemoryError):
+            raise  # reading_errors() has words for each
+        except pickle.UnpicklingError as error:
+            raise UserError(f"{path} is refused: it is no checkpoint, or holds code to run",
+                            "Only tensors, numbers and strings are loaded.") from error
+        except Exception as error:  # damaged pickles raise anything
+            if is_memory(error):
+                raise MemoryError from error
+            raise UserError(f"cannot read {path}: it is truncated or no checkpoint", hint) from error
+
+
+def _check_zip(file, path, hint):
+    """UserError where a zip archive is damaged, or is not as torch.save() writes one: then it could be of any size."""
+    archive = check_archive(file, path, os.fstat(file.fileno()).st_size, members=2 ** 16)
+    for member in archive.infolist():
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{path} is refused: {member.filename} in it is compressed, which torch never does")
+        if member.filename.endswith(".pkl") and member.file_size > OBJECTS:
+            raise UserError(f"{path} is refused: {member.filename} in it is larger than {OBJECTS >> 20} MiB")
+    damaged = archive.testzip()
+    if damaged:
+        raise UserError(f"{path} is damaged: {damaged} in it is not what was written", hint)
+    file.seek(0)
+
+
+class _Steps:
+    """A file in the format before torch 1.6, of which at most OBJECTS pieces are read."""
+
+    def __init__(self, file):
+        self.seek, self.tell, self.readinto, self.file, self.steps = file.seek, file.tell, file.readinto, file, 0
+
+    def read(self, size=-1):
+        self.steps += 1
+        if self.steps > OBJECTS:
+            raise pickle.UnpicklingError("too many objects")
+        return self.file.read(size)
+
+    def readline(self):
+        self.steps += 1
+        return self.file.readline(OBJECTS)
 
 
 def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=()):
@@ -70,7 +109,8 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
         for wrapper in ("state_dict", "model"):
             if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
                 state = state[wrapper]
-        if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
+                                                  for key, value in state.items()):
             raise UserError(f"{weights} is not a state dict: names with tensors")
     initial = model.state_dict()
     dropped = [key for key in state if key.startswith(tuple(drop))]

@@ -6,7 +6,7 @@ from kd.data.dataset import Dataset
 from kd.data.splits import NAMES
 from kd.errors import UserError, listing
 from kd.files import read_csv
-from kd.image import SUFFIXES, find
+from kd.image import SUFFIXES, check_link, find, unlisted
 from registry import register
 
 LIKE_SPLITS = {*NAMES, "training", "valid", "validation", "testing"}
@@ -35,7 +35,7 @@ def folder(root, *, groups=None):
     if len(classes) < 2:
         raise UserError(f"{root} has {len(classes)} class folders, and at least two are needed",
                         "Put the images of each class into a folder named after it.")
-    paths = [path for top in tops for name in classes for path in find(top / name)]
+    paths = [path for top in tops for name in classes if (top / name).is_dir() for path in find(top / name)]
     parts = [path.relative_to(root).parts for path in paths]
     depth = 1 if has_splits else 0
     empty = sorted(set(classes) - {part[depth] for part in parts})
@@ -43,6 +43,9 @@ def folder(root, *, groups=None):
         raise UserError(f"no images in class folder {listing(empty)}",
                         f"Images end in {', '.join(sorted(SUFFIXES))}.")
     ids = ["/".join(part) for part in parts]
+    outside = [path for top in {root, *tops} for path in _entries(top) if path.suffix.lower() in SUFFIXES]
+    if outside:
+        print(f"note: {len(outside)} images are in no class folder and are left out: {listing(sorted(outside))}")
     return Dataset(
         root.resolve().name, classes, images=paths, ids=ids,
         labels=[classes.index(part[depth]) for part in parts],
@@ -51,8 +54,19 @@ def folder(root, *, groups=None):
 
 
 def _folders(path):
-    """The names of the folders in a folder, without hidden ones."""
-    return {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    """The names of the folders in a folder, without hidden ones. UserError as find()."""
+    return {entry.name for entry in _entries(path) if entry.is_dir()}
+
+
+def _entries(path):
+    """The paths in a folder, without hidden ones."""
+    try:
+        entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise unlisted(path, error) from error
+    for entry in entries:
+        check_link(entry)
+    return entries
 
 
 def _groups(path, ids):

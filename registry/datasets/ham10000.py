@@ -24,6 +24,9 @@ def ham10000(root):
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"no such folder: {root}")
+    files = {}
+    for path in find(root):  # first, since it says of a folder that cannot be read, and glob() does not
+        files.setdefault(path.stem, []).append(path)
     tables = sorted(root.glob(METADATA)) or sorted(root.glob(f"*/{METADATA}"))
     if not tables:
         raise UserError(f"no {METADATA} in {root} or a folder in it",
@@ -32,9 +35,6 @@ def ham10000(root):
     unknown = sorted({row["dx"] for row in rows} - set(CLASSES))
     if unknown:
         raise UserError(f"{tables[0]}: unknown diagnosis {listing(unknown)}", f"Known are {', '.join(CLASSES)}.")
-    files = {}
-    for path in find(root):
-        files.setdefault(path.stem, []).append(path)
     ids = [row["image_id"] for row in rows]
     if not any(name in files for name in ids):
         raise UserError(f"none of the {len(ids)} images of {tables[0].name} is below {root}",

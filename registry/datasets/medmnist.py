@@ -11,9 +11,11 @@ from tqdm import tqdm
 from kd.data.dataset import Dataset
 from kd.data.splits import NAMES
 from kd.errors import UserError
-from kd.files import atomic, read_npz, read_yaml
+from kd.files import ARRAYS, atomic, read_npz, read_yaml
 from registry import register
 
+LARGEST = 2 ** 35  # bytes of all arrays: pathmnist at 224 px has 15 GiB
+COMPRESSION = 50   # that images reach at most; nine megabytes of zeros unpack to nine gigabytes
 KNOWN = Path(__file__).with_suffix(".yaml")
 URL = "https://zenodo.org/records/10519652/files/{name}?download=1"
 
@@ -34,7 +36,8 @@ def medmnist(root, *, download=False):
     if not path.is_file():
         raise UserError(f"no such file: {path}", "With --download it is fetched under this name, "
                         "as in --root data/dermamnist_64.npz --download.")
-    arrays = read_npz(path, required=[f"{split}_{array}" for split in NAMES for array in ("images", "labels")])
+    required = [f"{split}_{array}" for split in NAMES for array in ("images", "labels")]
+    arrays = read_npz(path, required, limit=min(LARGEST, max(ARRAYS, COMPRESSION * path.stat().st_size)))
     images, labels, ids, split = [], [], [], []
     for name in NAMES:
         pixels, split_labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
@@ -52,6 +55,8 @@ def medmnist(root, *, download=False):
         labels += split_labels.reshape(-1).tolist()
         ids += [f"{name}_{i}" for i in range(len(pixels))]
         split += [name] * len(pixels)
+    if labels and max(labels) >= len(labels):
+        raise UserError(f"{path.name} has a label {max(labels)}, but only {len(labels)} images")
     classes = known.get(path.stem.split("_")[0], {}).get("classes")
     classes = classes or [str(k) for k in range(max(labels, default=0) + 1)]
     return Dataset(path.stem, classes, images, ids, labels, split=split)

@@ -1,6 +1,6 @@
 """Figures by sex, age, body site, or whatever columns evaluate.py was given with --by."""
 
-from kd.report.blocks import Column, aside, heading, interval, missing, spread, table
+from kd.report.blocks import Column, aside, interval, missing, spread, table
 from kd.report.sections.overview import seed_columns
 from kd.text import format_metric, format_p
 
@@ -9,33 +9,32 @@ TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "mac
 
 
 def subgroups(study):
-    """Blocks: a table of the subgroups of each column, and the largest gaps."""
-    runs = [run for run in study.runs if (run.evaluation or {}).get("subgroups")]
+    """Blocks: a table of the subgroups, and one of the largest gaps."""
+    runs = [run for run in study.firsts if (run.evaluation or {}).get("subgroups")]
     if not runs:
         return missing("subgroups", "No run was evaluated by a column of a table.",
                        f"python evaluate.py {study.command} --by sex --table FILE.csv")
     note = ("Every subgroup has other images, and some have classes that others lack: macro figures are over the "
             "classes of the subgroup. A gap is between independent images; p is corrected (Holm) over all gaps of its "
             "metric.")
-    blocks = [aside(note)]
-    for column in dict.fromkeys(column for run in runs for column in run.evaluation["subgroups"]):
-        records, gaps = [], []
-        for run in runs:
-            content = run.evaluation["subgroups"].get(column, {})
-            records += [record(run, part) for part in content.get("subgroups", ())]
-            gaps += [{"model": run.model, "role": run.kind, "seed": run.seed, **gap} for gap in content.get("gaps", ())]
-        rates = [name for name in (records[0] if records else ()) if name.startswith("sensitivity/")
-                 and not name.endswith(("_lo", "_hi", "_withheld"))]
-        columns = [*seed_columns(), Column("Subgroup", "subgroup"), Column("Images", "images", ",d"),
-                   *(interval(title, name) for name, title in TITLES.items()),
-                   *(interval(f"Sensitivity, {name.split('/', 1)[1]}", name) for name in rates[:1])]
-        blocks += [heading(f"By {column}", 3),
-                   table(f"subgroups_{column}", f"Figures by {column}, test split", columns, records),
-                   table(f"gaps_{column}", f"The largest gap between subgroups of {column} in each metric", [
-                       *seed_columns(), Column("Metric", "metric"), Column("Highest", "highest"),
-                       Column("Lowest", "lowest"), Column("Gap", "value", ".3f", "lo", "hi"),
-                       Column("p", "p_corrected", "p"), Column("Gaps in the family", "gaps", "d")], gaps)]
-    return blocks
+    records, gaps = [], []
+    for run in runs:
+        for column, content in run.evaluation["subgroups"].items():
+            records += [{"column": column, **record(run, part)} for part in content["subgroups"]]
+            gaps += [{"model": run.model, "role": run.kind, "seed": run.seed, "column": column, **gap}
+                     for gap in content["gaps"]]
+    rates = [name for row in records for name in row
+             if name.startswith("sensitivity/") and not name.endswith(("_lo", "_hi", "_withheld"))]
+    columns = [*seed_columns(), Column("By", "column"), Column("Subgroup", "subgroup"),
+               Column("Images", "images", ",d"), *(interval(title, name) for name, title in TITLES.items()),
+               *(interval(f"Sensitivity, {name.split('/', 1)[1]}", name) for name in rates[:1])]
+    of_gaps = [*seed_columns(), Column("By", "column"), Column("Metric", "metric"), Column("Highest", "highest"),
+               Column("Lowest", "lowest"), interval("Gap", "value", "gap"), Column("p", "p_corrected", "p"),
+               Column("Gaps in the family", "gaps", "d")]
+    gaps = [{**gap, "gap_lo": gap["lo"], "gap_hi": gap["hi"]} for gap in gaps]
+    return [aside(note), table("subgroups", "Figures of subgroups, test split, the first seed of each model", columns,
+                               records),
+            table("gaps", "The largest gap between subgroups in each metric", of_gaps, gaps)]
 
 
 def record(run, part):

@@ -1,0 +1,58 @@
+"""docs/results has the files that its pages promise."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kd.files import read_yaml
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+STUDIES = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+# of every run, as the first paragraph of the page says
+FILES = ("config.yaml", "environment.json", "history.csv", "metrics.json", "predictions/val.npz",
+         "predictions/test.npz")
+
+
+def missing(study):
+    """Files that a study should have and has not."""
+    runs = sorted(path.parent for path in study.glob("*/*/config.yaml"))
+    paths = [run / name for run in runs for name in FILES]
+    models = {run.parent for run in runs}
+    paths += [model / "seeds.json" for model in models if sum(run.parent == model for run in runs) > 1]
+    if len(models) > 1:
+        paths.append(study / "comparison.csv")
+    return [path.relative_to(study).as_posix() for path in paths if not path.is_file()]
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_a_study_has_the_files_that_the_page_promises(study):
+    assert missing(study) == []
+
+
+@pytest.mark.parametrize("page", sorted(RESULTS.glob("*.md")), ids=lambda page: page.name)
+def test_links_of_the_pages_lead_to_files(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
+
+
+def test_every_study_has_a_section_and_every_section_with_commands_a_study():
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert {study.name for study in STUDIES} == {name for name in re.findall(r"^## (\S+)$", text, re.M)}
+
+
+def test_a_study_where_runs_are_called_by_the_table_has_these_runs():
+    """The first columns of the tables of a section: model and seed."""
+    text = (RESULTS / "README.md").read_text(encoding="utf-8")
+    for study in STUDIES:
+        section = text.partition(f"## {study.name}\n")[2].partition("\n## ")[0]
+        for model, seed in re.findall(r"^\| (\w+) \| (\d+) \|", section, re.M):
+            assert (study / model / f"seed_{seed}" / "metrics.json").is_file(), (model, seed)
+        for model in re.findall(r"^\| (\w+) \| checkpoint \|", section, re.M):
+            assert (study / model / "seed_0" / "robustness.csv").is_file(), model
+
+
+def test_the_options_of_a_run_are_those_of_its_folder():
+    for path in RESULTS.glob("*/*/*/config.yaml"):
+        options = read_yaml(path)
+        assert options["study"] == path.parents[2].name, path
