@@ -21,29 +21,25 @@ def threshold_for(sensitivity, labels, scores, assurance=ASSURANCE, groups=None)
     sensitivity: from 0 to 1; labels [n] bool; scores [n]; groups: n names of lesions or patients, or None. A higher
     threshold gives fewer false positives. Of m independent positives, the r-th lowest score is a threshold whose
     sensitivity is below s with the probability P(Binomial(m, 1 - s) < r) (Wilks 1941); the largest r is taken for
-    which that is at most 1 - assurance. Images of one lesion count together as one. Where m is too small for r = 1,
-    `promised` is less than `sensitivity`: what the lowest score promises. (NaN, NaN) if there are no positives.
+    which that is at most 1 - assurance. n images of m lesions count as m positives, each of n / m images. Where m is
+    too small for r = 1, `promised` is less than `sensitivity`: what the lowest score promises. (NaN, NaN) if there are
+    no positives.
     """
     positive = np.asarray(labels, dtype=bool)
-    scores = np.asarray(scores, dtype=np.float64)[positive]
-    if not len(scores):
+    scores = np.sort(np.asarray(scores, dtype=np.float64)[positive])
+    n = len(scores)
+    if not n:
         return float("nan"), float("nan")
-    names = np.arange(len(scores)) if groups is None else np.asarray(groups)[positive]
-    sizes = np.unique(names, return_inverse=True, return_counts=True)
-    share = 1 / sizes[2][sizes[1].reshape(-1)]  # of a lesion
-    m = len(sizes[0])
+    m = n if groups is None else len(np.unique(np.asarray(groups)[positive]))
     if 1 - assurance < sensitivity ** m:
-        return float(scores.min()), float((1 - assurance) ** (1 / m))
+        return float(scores[0]), float((1 - assurance) ** (1 / m))
     r = m
     if sensitivity > 0:
         k = np.arange(m + 1)
         choose = np.append(0, np.cumsum(np.log(np.arange(m, 0, -1) / k[1:])))
         at_most = np.exp(choose + k * np.log1p(-sensitivity) + (m - k) * np.log(sensitivity)).cumsum()
         r = int(np.searchsorted(at_most, 1 - assurance, "right"))
-    order = np.argsort(scores, kind="stable")
-    missed = np.cumsum(share[order])  # lesions below the next score
-    place = int(np.searchsorted(missed, max(r, 1) - 1e-9))
-    return float(scores[order][min(place, len(scores) - 1)]), float(sensitivity)
+    return float(scores[(max(r, 1) - 1) * n // m]), float(sensitivity)
 
 
 def masks(labels, called):

@@ -2,10 +2,12 @@
 
 from kd.report.blocks import Column, aside, interval, missing, spread, table
 from kd.report.sections.overview import seed_columns
+from kd.robustness.scores import TARGET
 from kd.text import format_metric, format_p
 
 TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",
           "rms_ce_debiased": "Calibration error"}
+ALPHA = 0.05
 
 
 def subgroups(study):
@@ -25,6 +27,7 @@ def subgroups(study):
                      for gap in content["gaps"]]
     rates = [name for row in records for name in row
              if name.startswith("sensitivity/") and not name.endswith(("_lo", "_hi", "_withheld"))]
+    rates.sort(key=lambda name: name != f"sensitivity/{TARGET}")
     columns = [*seed_columns(), Column("By", "column"), Column("Subgroup", "subgroup"),
                Column("Images", "images", ",d"), *(interval(title, name) for name, title in TITLES.items()),
                *(interval(f"Sensitivity, {name.split('/', 1)[1]}", name) for name in rates[:1])]
@@ -47,11 +50,14 @@ def record(run, part):
 
 
 def sentences(study):
-    """One for each gap of a first seed that is not by chance."""
+    """One for each first seed whose accuracy or a sensitivity differs between subgroups by more than chance."""
     lines = []
     for run in study.firsts:
-        for column, content in ((run.evaluation or {}).get("subgroups") or {}).items():
-            lines += [f"{run.model} differs by {column} in {gap['metric'].replace('_', ' ')}: {gap['highest']} over "
-                      f"{gap['lowest']} by {format_metric(gap)}, p {format_p(gap['p_corrected'])}."
-                      for gap in content["gaps"] if gap["p_corrected"] is not None and gap["p_corrected"] < 0.05]
+        clauses = [f"by {column} in {gap['metric'].replace('/', ' of ')} ({gap['highest']} over {gap['lowest']} by "
+                   f"{format_metric(gap)}, p {format_p(gap['p_corrected'])})"
+                   for column, content in ((run.evaluation or {}).get("subgroups") or {}).items()
+                   for gap in content["gaps"] if gap["metric"].startswith(("accuracy", "sensitivity"))
+                   and gap["p_corrected"] is not None and gap["p_corrected"] < ALPHA]
+        if clauses:
+            lines.append(f"{run.model} differs {'; '.join(clauses)}.")
     return lines
