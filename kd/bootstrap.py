@@ -346,7 +346,7 @@ def probabilistic(probabilities, draws, bins=calibration.BINS):
     withheld = too_few(count) or too_few(wrong, "errors")
     estimates = {name: Estimate(float(values[0]), values[1:], float(values[0]), "loss", max(2 * wrong, 1),
                                 withheld=withheld) for name, values in losses.items()}
-    return {**estimates, **calibration.estimates(labels, probabilities, index, bins, too_few(count))}
+    return {**estimates, **calibration.estimates(labels, probabilities, index, bins, withheld)}
 
 
 def intervals(estimates):

@@ -151,18 +151,16 @@ class Estimate:
     def pooled(cls, estimates, sizes):
         """The mean of Estimates of K folds, whose test images are others, weighted by their `sizes`.
 
-        Each fold is a training of its own. What its figure differs from the others by more than its images explain is
-        the spread of trainings, with K - 1 degrees of freedom (the variance of DerSimonian & Laird 1986).
+        Each fold is a training of its own, so that the variance of their figures has K - 1 degrees of freedom. It is
+        taken for no less than that of the images, which it contains.
         """
         weights = np.asarray(sizes, dtype=np.float64) / np.sum(sizes)
         values = np.array([estimate.value for estimate in estimates])
-        value, count = float(weights @ values), len(values)
         of_images = np.mean([np.var(estimate.drawn, ddof=1) for estimate in estimates])
-        spread = max(float(np.var(values, ddof=1)) - of_images, 0.0) if count > 1 else 0.0
-        drawn = np.sum([w * (estimate.drawn - estimate.center) for w, estimate in zip(weights, estimates)], 0)
-        return replace(estimates[0], value=value, drawn=value + drawn, center=value,
-                       freedom=min(estimate.freedom for estimate in estimates),
-                       spreads=((spread * float(weights @ weights), count - 1),) if spread else (),
+        variance = max(float(np.var(values, ddof=1)), float(of_images)) * float(weights @ weights)
+        value = float(weights @ values)
+        return replace(estimates[0], value=value, drawn=np.full(2, value), center=value,
+                       spreads=((variance, len(values) - 1),),
                        withheld=next((estimate.withheld for estimate in estimates if estimate.withheld), ""))
 
 

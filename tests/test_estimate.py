@@ -105,7 +105,7 @@ def test_folds_pool_by_their_size_and_know_the_spread_of_trainings():
     pooled = Estimate.pooled(folds([.1, .1, .1, .1]), [10, 10, 10, 30])
     metric = pooled.metric()
     assert pooled.value == pytest.approx(.1)
-    assert (metric["hi"] - metric["lo"]) / 2 == pytest.approx(1.96 * .01 * (12 / 36) ** .5, rel=.05)
+    assert (metric["hi"] - metric["lo"]) / 2 == pytest.approx(t_quantile(.975, 3) * .01 * (12 / 36) ** .5, rel=.01)
     assert Estimate.pooled(folds([.0, .0, .0, .4]), [1, 1, 1, 1]).value == pytest.approx(.1)
     wide = Estimate.pooled(folds([-.1, .3, 0, .2]), [1, 1, 1, 1]).metric()
     assert wide["lo"] < 0 < wide["hi"]
