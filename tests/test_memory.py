@@ -33,7 +33,7 @@ data = loader.Data("sparse", ["a", "b"], pixels, np.arange(count), names, np.ara
 teacher = SimpleNamespace(stages="1234", fingerprint="f", mean=(0, 0, 0), std=(1, 1, 1))
 needs = {"teacher_logits", "teacher_attention"}
 targets = teacher_cache.Targets(folder / "targets", teacher, data, 1, needs=needs, precision="fp32")
-for kind, shape in {"logits": (7,), **{f"attention_{k}": (56 >> k, 56 >> k) for k in range(4)}}.items():
+for kind, shape in {"logits": (2,), **{f"attention_{k}": (56 >> k, 56 >> k) for k in range(4)}}.items():
     sparse(targets.path(1, kind), (count, *shape), np.float16)
 
 def memory():
