@@ -233,6 +233,11 @@ def parse(argv):
         raise UserError("--compare, --audit and --data each do something else", "Give one of them.")
     if options.data is None and (options.root or options.plugin):
         raise UserError(f"--{'root' if options.root else 'plugin'} is for an external data set", "Name it with --data.")
+    if options.table and not options.by:
+        raise UserError("--table holds the columns of --by", "Name a column with --by COLUMN.")
+    if options.by and (options.compare or options.audit):
+        raise UserError(f"--by does not go with --{'compare' if options.compare else 'audit'}",
+                        "It adds subgroups to what evaluate.py measures of each run.")
     if options.out and Path(options.out).exists() and not Path(options.out).is_dir():
         raise UserError(f"--out {options.out} is a file; it names a folder")
     return options
@@ -240,6 +245,8 @@ def parse(argv):
 
 def check(options, files, folders):
     """Options that do not fit what the paths are."""
+    if options.by and not options.table and (files or options.data):
+        raise UserError("--by needs a table with its columns", "Give it with --table FILE.csv.")
     if options.groups and folders and not options.data:
         raise UserError("--groups is for a predictions file; a run folder has groups of its own")
     if options.val and (folders or len(files) > 1):

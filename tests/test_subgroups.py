@@ -104,8 +104,19 @@ def test_evaluate_writes_and_prints_subgroups(files, capsys):
     assert "sensitivity/a" in content["sex"]["subgroups"][0]["test"]
 
 
+def test_a_predictions_file_needs_a_table_and_ids(files):
+    with pytest.raises(UserError) as raised:
+        evaluate.main([str(files / "t.npz"), "--by", "sex"])
+    assert "--by needs a table" in raised.value.message
+    write_npz(files / "bare.npz", y_true=of_test().labels, logits=of_test().logits)
+    with pytest.raises(UserError) as raised:
+        evaluate.main([str(files / "bare.npz"), "--by", "sex", "--table", str(files / "t.csv")])
+    assert "these predictions have none" in raised.value.message
+
+
 @pytest.mark.parametrize("change, words", [
-    (["--by", "sexx"], "no such column"), (["--by", "sex", "--table", "lost.csv"], "no such file")])
+    (["--by", "sexx"], "no such column"), (["--by", "sex", "--table", "lost.csv"], "no such file"),
+    ([], "--table holds the columns of --by"), (["--by", "sex", "--compare"], "--by does not go with --compare")])
 def test_a_column_or_table_that_is_not_there_is_named(files, change, words):
     command = [str(files / "t.npz"), "--table", str(files / "t.csv"), *change]
     with pytest.raises(UserError) as raised:

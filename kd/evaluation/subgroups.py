@@ -29,6 +29,9 @@ def read_columns(path, predictions, names):
     The column of ids is the one that has most of the ids of the Predictions. Raises UserError where there is no such
     column, and for a column that the table lacks.
     """
+    if predictions.ids is None:
+        raise UserError("--by finds the test images in a table by their ids, and these predictions have none",
+                        "Add an array `ids` to the file, in the order of its rows.")
     rows = read_csv(path)
     known = list(rows[0]) if rows else []
     unknown = [name for name in names if name not in known]
