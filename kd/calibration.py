@@ -147,11 +147,14 @@ class DebiasedError:
         """The root of `square`, 0 where that is below 0; of a difference, the difference of the two values."""
         return self.difference if np.isfinite(self.difference) else float(np.sqrt(max(self.square, 0)))
 
+    def _weighted_covariance(self):
+        """[K, K] covariance of the sums over clusters, times the factor of each bin."""
+        count = len(self.centered)
+        return self.centered.T @ self.centered * (count / max(count - 1, 1)) * self.factors
+
     def _variances(self):
         """(of `square` if all gaps are 0, what each unit of the truth adds to it)."""
-        count = len(self.centered)
-        weighted = self.centered.T @ self.centered * (count / max(count - 1, 1)) * self.factors  # covariance of sums
-        sums = self.residuals.sum(0)
+        weighted, sums = self._weighted_covariance(), self.residuals.sum(0)
         total = (self.factors * sums) @ sums
         slope = 4 * float((self.factors * sums) @ (weighted @ sums)) / total if total > 0 else 0.0
         return 2 * float((weighted * weighted.T).sum()), max(slope, 0.0)
@@ -175,8 +178,7 @@ class DebiasedError:
         """Two-sided p-value of the hypothesis that the squared errors of two models are equal."""
         if self.withheld:
             return NAN
-        count, sums = len(self.centered), self.residuals.sum(0)
-        weighted = self.centered.T @ self.centered * (count / max(count - 1, 1)) * self.factors
+        weighted, sums = self._weighted_covariance(), self.residuals.sum(0)
         at_zero = 2 * float((weighted * weighted.T).sum())
         # the observed sums contain their own noise once more
         variance = max(4 * float((self.factors * sums) @ (weighted @ sums)) - at_zero, at_zero)

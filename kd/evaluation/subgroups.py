@@ -100,8 +100,7 @@ def _figures(test, rows, probabilities, points, settings, seed):
     labels, names = test.labels[rows], test.class_names
     draws = bootstrap.Draws(labels, index, len(names), settings.replicates, seed)
     figures = bootstrap.replicate(probabilities[rows], draws, names, bins=settings.bins)
-    answers = bootstrap.overall(test.probabilities[rows].argmax(1), draws)
-    figures = {name: answers.get(name, figures[name]) for name in METRICS}
+    figures = {name: figures[name] for name in METRICS}
     for point in points:
         if point["threshold"] is not None and np.isfinite(point["threshold"]):
             k = names.index(point["class"])
