@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -58,8 +59,9 @@ def main(argv=None):
         print(f"written: {path}")
     if argv is None:
         onnx_files = [target.path.as_posix() for target in targets if target.backend == "onnxruntime"]
-        export = f"export.py {targets[0].path.parent.as_posix()}"
-        print(f"next: python {f'predict.py {onnx_files[0]} IMAGE' if onnx_files else export}")
+        run = targets[0].path.parent.as_posix()
+        words = ["predict.py", onnx_files[0], "IMAGE"] if onnx_files else ["export.py", run]
+        print(f"next: {shlex.join(['python', *words])}")  # without kd.text, which an edge box does not have
     return rows
 
 

@@ -16,6 +16,7 @@ import train_teacher
 from kd import errors, objective, runs
 from kd.errors import UserError
 from kd.run_folder import Run
+from kd.text import command, quoted
 from kd.train import distributed, engine, setup, similarity, teacher_cache
 from kd.train.options import NO_EFFECT, to_arguments, training_parser
 from kd.train.step import dry_run
@@ -88,7 +89,7 @@ def main(argv=None):
         print("note: no loss of this run reads a teacher, and none is used")
     options["teacher"] = teacher_run and teacher_run.as_posix()
 
-    method = objective.method(options)
+    method, began = objective.method(options), setup.origin(options)
     folders = []
     for student in options["student"]:
         for seed in options["seeds"]:
@@ -97,7 +98,8 @@ def main(argv=None):
             folder = study / name / f"seed_{seed}"
             run_options = {**options, "student": [network.arch], "stem": network.stem, "name": name, "seeds": [seed]}
             engine.run(folder, network, terms, data, run_options, seed=seed, teacher=teacher, targets=targets,
-                       role="student", provenance={"method": method, "seed": seed, "teacher": options["teacher"]})
+                       role="student",
+                       provenance={"method": method, "seed": seed, "teacher": options["teacher"], **began})
             if teacher and distributed.first() and not (folder / "attention.npz").exists():
                 # From best.pt: where the run was finished already, `network` is untrained.
                 trained, _ = setup.load_network(folder / "best.pt", registry)
@@ -112,7 +114,7 @@ def main(argv=None):
     try:
         report.main([str(study)])
     except UserError as error:
-        print(f"no report: {error.message}. {error.hint}; then: python report.py {study.as_posix()}")
+        print(f"no report: {error.message}. {error.hint}; then: {command('report.py', study)}")
     print("next: " + next_command(study, folders))
     return folders
 
@@ -129,7 +131,7 @@ def study_teacher(study, options):
     names = sorted({run.parent.name for run in finished})
     if len(names) > 1:
         raise UserError(f"{study} has several teachers: {errors.listing(names)}",
-                        f"Choose one: --teacher {finished[0].as_posix()}")
+                        f"Choose one: {quoted('--teacher', finished[0])}")
     if finished:
         if unfinished:
             print(f"note: training has not ended in {errors.listing(unfinished)}, which is not used as a teacher")
@@ -141,8 +143,8 @@ def study_teacher(study, options):
         config = run / "config.yaml"
         if run.parent.name != f"teacher_{runs.safe(arch)}":
             raise UserError(f"the training of the teacher {run} has not ended",
-                            f"Finish it: python train_teacher.py --config {config.as_posix()}; "
-                            "or name another with --teacher, or delete that folder.")
+                            "Name another with --teacher, delete that folder, or finish it: "
+                            + command("train_teacher.py", "--config", config))
         print(f"the training of the teacher {run} has not ended: going on with it first")
         places = {key: options[key] for key in (*NO_EFFECT, "study")}  # the folder may have moved since
         return train_teacher.main(["--config", str(config), *to_arguments(teacher_parser, places)])[0]
@@ -161,12 +163,12 @@ def next_command(study, folders):
     is_baseline = objective.method(options) == baseline_method
     baseline = f"{runs.safe(arch)}_{baseline_method}"
     with_kd = f"{runs.safe(arch)}_kd"
-    same_options = f"python distill.py --config {config.as_posix()}"
+    same_options = command("distill.py", "--config", config)
     if not options["term"] and not is_baseline and not (study / baseline).exists():
         return f"{same_options} --alpha 1 --beta 0 --name {baseline}   # the same student without a teacher"
     if not options["term"] and is_baseline and not (study / with_kd).exists():
         return f"{same_options} --alpha 0.5 --name {with_kd}   # the same student with a teacher"
-    return f"python evaluate.py --compare {study.as_posix()}   # paired differences"
+    return f"{command('evaluate.py', '--compare', study)}   # paired differences"
 
 
 if __name__ == "__main__":

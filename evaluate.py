@@ -13,36 +13,49 @@
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 import registry
-from kd import bootstrap, calibration, errors, metrics, operating_points, predictions, runs
+from kd import (
+    bootstrap,
+    calibration,
+    errors,
+    metrics,
+    operating_points,
+    prediction_files,
+    predictions,
+    runs,
+    score_kinds,
+)
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
 from kd.evaluation import compare, protocol, subgroups, terminal
 from kd.files import read_csv, write_csv, write_json
 from kd.run_folder import Run
+from kd.text import command, quoted
 
 
 def main(argv=None):
     options = parse(argv)
     settings = protocol.Settings(options.replicates, options.bins, options.target, options.sensitivity, options.risk,
                                  options.assurance)
-    files = [Path(path) for path in options.paths if Path(path).suffix == ".npz"]
+    files = [Path(path) for path in options.paths if prediction_files.is_file(path)]
     if options.audit:
         audit(options, settings, files)
         return
     if options.compare:
         compare_models(options, settings, files)
         return
-    folders = [run for path in options.paths if Path(path).suffix != ".npz" for run in runs.find(path)]
+    folders = [run for path in options.paths if not prediction_files.is_file(path) for run in runs.find(path)]
     folders = list({run.resolve(): run for run in folders}.values())
     check(options, files, folders)
     if options.data:
         files, folders = score(folders, options), []
+    lost = sorted({column for folder in folders for column in columns_of(folder)} - set(options.by))
+    if lost:
+        print(f"note: subgroups by {errors.listing(lost)} are in the former metrics.json and not in the new one; to "
+              f"have them, add {quoted(*by_arguments(lost))}")
     evaluated, damaged = {}, {}
-    for path in tqdm(folders + files, "evaluating", disable=None, delay=2, leave=False):
+    for path in errors.progress(folders + files, "evaluating", leave=False):
         try:
             evaluated[path] = measure(path, options, settings, path in files)
         except UserError as error:
@@ -60,7 +73,7 @@ def main(argv=None):
 
 def audit(options, settings, files):
     """Print every finding about what lies below the folders, and about predictions files, which are evaluated first."""
-    folders = [path for path in options.paths if Path(path).suffix != ".npz"]
+    folders = [path for path in options.paths if not prediction_files.is_file(path)]
     check(options, files, folders)
     findings = examine.audit_paths(folders) if folders else []
     for path in files:
@@ -78,7 +91,7 @@ def measure(path, options, settings, of_file):
     if options.data:  # what is chosen is chosen on the run's own validation split
         val, test = Run(path.parents[1]).predictions(path.stem)
     elif of_file:
-        val, test = predictions.of_files(path, options.val, options.groups)
+        val, test = predictions.of_files(path, options.val, val_labels=options.val_labels, **reading(options))
     else:
         return evaluate_run(path, settings, options.table, options.by)
     evaluated = protocol.evaluate(val, test, settings)
@@ -86,6 +99,23 @@ def measure(path, options, settings, of_file):
     # an external set is not drawn as validation is, and may well be harder
     evaluated.result["audit"] = examine.audit_metrics(evaluated.result, None if options.data else val, test)
     return evaluated
+
+
+def columns_of(folder):
+    """The columns that made subgroups in the metrics.json of a seed's folder; none where it cannot be read."""
+    try:
+        return Run(folder).metrics.get("subgroups", ())
+    except (UserError, AttributeError):
+        return ()
+
+
+def by_arguments(columns):
+    return [word for column in columns for word in ("--by", column)]
+
+
+def reading(options):
+    """The options of how predictions files are read, as predictions.of_files() and compare.models() take them."""
+    return {"groups": options.groups, "labels": options.labels, "scores": options.scores}
 
 
 def evaluate_run(folder, settings=protocol.Settings(), table=None, by=()):
@@ -133,8 +163,11 @@ def show(evaluated, folders, options, next_step):
     if len(results) > 1:
         print(terminal.study_table(results, seeds))
         if folders and next_step:
-            print(f"more: python evaluate.py {folders[-1].as_posix()}   # one run in full\n"
-                  f"      python evaluate.py --compare {' '.join(options.paths)}   # paired differences")
+            by = by_arguments(options.by) + (["--table", options.table] if options.table else [])
+            if by:
+                print(f"Subgroups by {', '.join(options.by)} are in each run's metrics.json, and in the report.")
+            print(f"more: {command('evaluate.py', folders[-1], *by)}   # one run in full\n"
+                  f"      {command('evaluate.py', '--compare', *options.paths)}   # paired differences")
         return
     (path, result), = results.items()
     print("\n\n".join(filter(None, [terminal.run_table(path, result), findings_text(result["audit"], brief=True)])))
@@ -144,16 +177,19 @@ def show(evaluated, folders, options, next_step):
     if options.out or path in folders:
         print(f"\nwritten: {where}")
     if next_step and path in folders:  # a script that calls this one has its own next step
-        print(f"next: python report.py {runs.study(path)}")
+        print("next: " + command("report.py", runs.study(path)))
 
 
 def compare_models(options, settings, files):
     """Paired differences: a table, and comparison.csv in --out, or in the study where these are all of its runs."""
-    if options.val or options.groups and not files:
-        raise UserError(f"--{'val' if options.val else 'groups'} does not go with --compare of these",
-                        "Calibrated figures are compared between runs; --groups tells those of predictions files.")
-    models = compare.models(options.paths, options.groups)
+    if options.val or options.val_labels:
+        raise UserError("--val does not go with --compare", "Calibrated figures are compared between runs.")
+    check_reading(options, files)
+    models = compare.models(options.paths, **reading(options))
     compared = compare.compare(models, settings)
+    for model in models:
+        for note in {test.note for _, test in model.seeds.values()} - {""}:
+            print(f"note: {model.name}: {note}")
     print(terminal.comparison_table(compared))
     where = Path(options.out) if options.out else compare.study_of(models)
     if where:
@@ -168,18 +204,23 @@ def score(folders, options):
     from kd.train import external  # torch; everything else here does without
     for file in options.plugin:
         registry.load_plugin(file)
-    data_options = {"data": options.data, "root": options.root, "groups": options.groups}
-    return [external.score(folder, data_options, registry) for folder in folders]
+    keys = ("data", "root", "groups", "class_map", "skip_bad", "name")
+    return [external.score(folder, {key: getattr(options, key) for key in keys}, registry) for folder in folders]
 
 
 def parser():
     result = errors.Parser(prog="evaluate.py", description="Metrics of finished runs, or of another "
                            "system's predictions, with 95% intervals by resampling whole groups.")
-    result.add_argument("paths", nargs="+", metavar="RUN|TEST.npz",
-                        help="a run's folder or any folder above; or a file with labels (or y_true), "
-                             "logits (or y_prob), and optionally ids, groups, class_names")
-    result.add_argument("--val", metavar="VAL.npz", help="for a predictions file: the same of the validation "
+    result.add_argument("paths", nargs="+", metavar="RUN|FILE",
+                        help="a run's folder or any folder above; or a file of predictions (.csv, .npz, .npy): "
+                             "labels, logits or probabilities, and optionally ids, groups, class_names")
+    result.add_argument("--val", metavar="FILE", help="for a predictions file: the same of the validation "
                         "split, on which temperature and operating points are chosen")
+    result.add_argument("--labels", metavar="FILE", help="true classes of a predictions file that has none, by name, "
+                        "number or one-hot; joined by id, else in the order of its rows")
+    result.add_argument("--val-labels", metavar="FILE", help="those of --val; default: of --labels, by id")
+    result.add_argument("--scores", choices=score_kinds.KINDS, help="what the scores of a predictions file are, where "
+                        "looking at them cannot tell")
     result.add_argument(
         "--groups", metavar="FILE.csv",
         help="columns id,group: which images of a predictions file (or of --data folder) belong together",
@@ -192,9 +233,9 @@ def parser():
     points.add_argument("--sensitivity", type=errors.share, default=0.95, metavar="X", help="that a threshold promises")
     points.add_argument("--risk", type=errors.share, default=0.1, metavar="X",
                         help="error rate that abstention from the least confident images promises")
-    points.add_argument("--assurance", type=errors.share, default=operating_points.ASSURANCE, metavar="X",
-                        help="probability that the validation set keeps such a promise for the population; 0.5 is the "
-                             "point estimate")
+    points.add_argument("--assurance", type=errors.assurance, default=operating_points.ASSURANCE, metavar="X",
+                        help="probability that the validation set keeps such a promise for the population; 0.5: as "
+                             "likely as not")
     parts = result.add_argument_group("subgroups")
     parts.add_argument("--by", action="append", default=[], metavar="COLUMN",
                        help="figures by sex, age (numbers in bands) or any column of a table, may be repeated")
@@ -202,7 +243,7 @@ def parser():
                        help="that table, one row an image; default: one beside the images")
     more = result.add_argument_group("statistics")
     more.add_argument(
-        "--bins", type=errors.positive, default=calibration.BINS, metavar="N",
+        "--bins", type=errors.bins, default=calibration.BINS, metavar="N",
         help="of the calibration errors, closed on the right",
     )
     more.add_argument("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES,
@@ -219,6 +260,10 @@ def parser():
         "--data", metavar="NAME", help="score an external data set with each run's best.pt (needs torch)"
     )
     other.add_argument("--root", metavar="PATH", help="folder (or .npz) of the external data set")
+    other.add_argument("--class-map", metavar="FILE.csv", help="columns theirs,ours: which class of a run each class "
+                       "of the external data set is; nothing for ours leaves a class out")
+    other.add_argument("--skip-bad", action="store_true", help="leave out external images that cannot be read")
+    other.add_argument("--name", metavar="NAME", help="predictions/NAME.npz of the external data set; default: its own")
     other.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py",
         help="a file that registers further parts, for --data",
@@ -231,8 +276,9 @@ def parse(argv):
     bootstrap.check_replicates(options.replicates)
     if sum(map(bool, (options.compare, options.audit, options.data))) > 1:
         raise UserError("--compare, --audit and --data each do something else", "Give one of them.")
-    if options.data is None and (options.root or options.plugin):
-        raise UserError(f"--{'root' if options.root else 'plugin'} is for an external data set", "Name it with --data.")
+    of_data = [key for key in ("root", "plugin", "class_map", "skip_bad", "name") if getattr(options, key)]
+    if options.data is None and of_data:
+        raise UserError(f"--{of_data[0].replace('_', '-')} is for an external data set", "Name it with --data.")
     if options.table and not options.by:
         raise UserError("--table holds the columns of --by", "Name a column with --by COLUMN.")
     if options.by and (options.compare or options.audit):
@@ -243,18 +289,28 @@ def parse(argv):
     return options
 
 
+def check_reading(options, files):
+    """UserError where options say how predictions files are read, and there are none."""
+    for option in ("groups", "labels", "val_labels", "scores"):
+        if getattr(options, option) and not files and not (option == "groups" and options.data):
+            raise UserError(f"--{option.replace('_', '-')} is for a predictions file; a run has its own in its folder")
+
+
 def check(options, files, folders):
     """Options that do not fit what the paths are."""
     if options.by and not options.table and (files or options.data):
         raise UserError("--by needs a table with its columns", "Give it with --table FILE.csv.")
-    if options.groups and folders and not options.data:
-        raise UserError("--groups is for a predictions file; a run folder has groups of its own")
+    if folders:
+        check_reading(options, files)
+    if options.val_labels and not options.val:
+        raise UserError("--val-labels has the true classes of --val, which is not given", "True classes of the file "
+                        "itself are given with --labels FILE.")
     if options.val and (folders or len(files) > 1):
         raise UserError("--val belongs to one predictions file; a run has its own validation split")
     if options.target and files and not options.val:
         raise UserError(
             "--target needs --val: a threshold is chosen on validation",
-            "Give the validation predictions with --val VAL.npz.",
+            "Give the validation predictions with --val FILE.",
         )
     if options.data and files:
         raise UserError("--data is scored with the checkpoints of runs, and a predictions file has none")

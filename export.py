@@ -10,9 +10,9 @@ import registry
 from kd import errors, runs
 from kd.edge import bundle, checked_export
 from kd.errors import UserError
-from kd.files import lock
+from kd.files import check_writable, lock
 from kd.run_folder import Run
-from kd.text import align_columns
+from kd.text import align_columns, command
 
 
 def main(argv=None):
@@ -25,6 +25,7 @@ def main(argv=None):
         registry.load_plugin(file)
     if options.bundle:
         bundle.check_free(Path(options.bundle))
+        check_writable(options.bundle, "another folder with --bundle")
         if not {"onnx", "int8"} & set(options.formats):
             raise UserError("--bundle wants a file in ONNX, because a bundle runs without torch",
                             "Add onnx or int8 to --formats.")
@@ -41,8 +42,8 @@ def main(argv=None):
         bundle.write(run, best, source.pixels("val", bundle.CHECKED), options.bundle)
         print(f"written: {options.bundle}: copy this folder; RUN.md in it says what to do there")
     if argv is None:
-        predict, benchmark = f"predict.py {best.as_posix()} IMAGE", f"benchmark.py {run.folder.as_posix()}"
-        print(f"next: python {predict if best.is_file() else benchmark}")
+        print("next: " + (command("predict.py", best, "IMAGE") if best.is_file() else
+                          command("benchmark.py", run.folder)))
     return folder
 
 

@@ -69,23 +69,27 @@ def parse(argv):
 
 def find(paths):
     """The files to classify: the files in `paths`, and the images in and below the folders in `paths`."""
-    files = []
+    files, others = [], {}
     for path in map(Path, paths):
         if os.path.isdir(path):
-            files += image.find(path)
+            images, left_out = image.find(path)
+            files, others = files + images, {**others, **left_out}
         elif any(mark in path.name for mark in "*?") and not os.path.exists(path):  # Windows' shell expands no patterns
             files += sorted(path.parent.glob(path.name))
         else:
             files.append(path)
     if not files:
-        raise UserError(f"no image at or below {errors.listing(paths)}",
+        raise UserError(f"no image at or below {errors.listing(paths)}"
+                        + (f": {image.left_out(others)}" if others else ""),
                         f"Images end in {' '.join(sorted(image.SUFFIXES))}.")
+    if others:
+        print(f"note: {image.left_out(others)}", file=sys.stderr)
     return files
 
 
 def answers(model, files, batch):
     """Yield a dict for each file, in order: "file" with the answer of Model.answers(), or with "error"."""
-    files = iter(progress(files))
+    files = iter(errors.progress(files, "classifying", leave=False))
     while chunk := list(itertools.islice(files, batch)):
         rows, pixels = [], []
         for path in chunk:
@@ -98,15 +102,6 @@ def answers(model, files, batch):
         results = iter(model.answers(pixels) if pixels else ())
         for row in rows:
             yield row if "error" in row else {**row, **next(results)}
-
-
-def progress(files):
-    """The files, with a progress bar on the terminal if tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return files
-    return tqdm(files, "classifying", disable=None, delay=2, leave=False)
 
 
 def print_table(rows, model):
@@ -135,8 +130,11 @@ def legend(model):
         lines.append("abstains: the probability before calibration is below the threshold for at most "
                      f"{abstention['promised']:.0%} errors on validation images")
     if sensitivity:
-        lines.append(f"called: classes above their threshold for sensitivity {sensitivity['promised']:g} "
-                     "on validation images")
+        promised = {point["class"]: f"{point['promised']:.2f}" for point in model.points
+                    if point["kind"] == "sensitivity"}
+        same = set(promised.values())
+        text = same.pop() if len(same) == 1 else ", ".join(f"{name} {value}" for name, value in promised.items())
+        lines.append(f"called: classes above their threshold, chosen on validation images for a sensitivity of {text}")
     return "\n".join(lines)
 
 

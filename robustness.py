@@ -11,8 +11,6 @@ A run that was killed goes on with the cell that it was at; a further model cost
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 import registry
 from kd import bootstrap, corruptions, errors, objective, runs
 from kd.audit import examine
@@ -21,6 +19,7 @@ from kd.errors import UserError
 from kd.files import atomic, write_text
 from kd.report import figures, figures_robustness
 from kd.robustness import answers, scores, suites, terminal
+from kd.text import command
 from kd.train import networks
 
 CLEAN = suites.Cell(scores.CLEAN, "", 0)
@@ -62,7 +61,7 @@ def main(argv=None):
     # the metrics of each cell, and over cells
     begin = time.perf_counter()
     tables = scores.measure(models, cells, test, replicates=options.replicates, suite=suite, teacher=teacher,
-                            progress=progress_bar)
+                            progress=lambda items: errors.progress(items, "measuring", unit="cell", leave=False))
     answers.rename_namesakes(model_files)  # not in the tables: a run's own table is of its study
     summary = scores.summarise(models, cells, suite, baseline)
     spent["measuring"] = time.perf_counter() - begin
@@ -87,7 +86,7 @@ def main(argv=None):
         raise UserError(f"left out: {errors.listing(f'{run}: {error.message}' for run, error in failed.items())}",
                         next(iter(failed.values())).hint)
     if argv is None:
-        print(f"next: python report.py {runs.study(model_files[0].folder).as_posix()}")
+        print("next: " + command("report.py", runs.study(model_files[0].folder)))
     return summary
 
 
@@ -167,11 +166,6 @@ def summary_folder(model_files):
         if in_folder <= files and all(folder.resolve() in file.parents for file in files):
             return folder
     return None
-
-
-def progress_bar(items):
-    """`items`, with a bar on the terminal if they take longer than two seconds."""
-    return tqdm(items, "measuring", unit="cell", delay=2, disable=None, leave=False)
 
 
 def write(folder, model_files, tables, summary):

@@ -10,21 +10,18 @@ What is done already is left as it is. A study that was stopped, killed or chang
 import contextlib
 import importlib
 import os
-import shlex
-import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
 
 import registry
-from kd import errors, runs
+from kd import errors, runs, text
 from kd.errors import UserError
 from kd.files import check_writable, lock
 from kd.study import stages, workers
 from kd.study.ledger import Ledger
 from kd.study.plan import SECTIONS, read_plan
-from kd.text import format_duration
 
 HERE = Path(__file__).resolve().parent
 PARALLEL = ("train", "export")  # stages of many tasks; each of the others is one task with all threads
@@ -65,8 +62,8 @@ def main(argv=None):
                 count += len(tasks)
                 seconds[stage] = time.monotonic() - start
     if count:
-        by_stage = ", ".join(f"{stage} {format_duration(spent)}" for stage, spent in seconds.items())
-        total = format_duration(sum(seconds.values()))
+        by_stage = ", ".join(f"{stage} {text.format_duration(spent)}" for stage, spent in seconds.items())
+        total = text.format_duration(sum(seconds.values()))
         print(f"\n{count - len(failed)} of {count} steps done in {total} ({by_stage})")
     else:
         print("\nnothing to do")
@@ -140,7 +137,7 @@ def carry_out(tasks, stage, plan, ledger, jobs):
         else:
             ledger.record(task, inputs[task.name], seconds)
             if count > 1:
-                print(f"\n{position(task)} {task.name} done in {format_duration(seconds)}", flush=True)
+                print(f"\n{position(task)} {task.name} done in {text.format_duration(seconds)}", flush=True)
 
     threads = max(1, cores() // count) if count > 1 else None
     workers.run(tasks, work, count=count, threads=threads, begin=begin, end=end)
@@ -157,21 +154,25 @@ def work(task):
     if task.log:
         task.log.parent.mkdir(exist_ok=True)
         with open(task.log, "w", encoding="utf-8") as file:
-            for stream in (sys.stdout, sys.stderr):
-                os.dup2(file.fileno(), stream.fileno())
+            for descriptor, name in ((1, "stdout"), (2, "stderr")):  # this process may have had no streams
+                os.dup2(file.fileno(), descriptor)
+                setattr(sys, name, open(descriptor, "w", encoding="utf-8", buffering=1, closefd=False))
+    flags = ()
     try:
+        script = importlib.import_module(task.script)
+        flags = script.parser().flags()
         with errors.safe_output():
-            importlib.import_module(task.script).main(task.arguments)
+            script.main(task.arguments)
         return ""
     except (Exception, SystemExit) as error:
-        user_error = errors.of_user(error, registry.RegistryError)
+        user_error = errors.of_user(error, registry.RegistryError, flags=flags)
         if user_error is None:
             traceback.print_exc()
             return f"{type(error).__name__}: {error}"
         print(user_error, file=sys.stderr)
         return user_error.message + (f" ({user_error.hint})" if user_error.hint else "")
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
             sys.stdout.flush()
 
 
@@ -186,8 +187,7 @@ def cores():
 def command(task):
     """A Task as a line for this system's shell."""
     script = Path(f"{task.script}.py") if Path.cwd() == HERE else HERE / f"{task.script}.py"
-    words = ["python", script.as_posix(), *task.arguments]
-    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+    return text.command(script.as_posix(), *task.arguments)
 
 
 def missing_commands(plan, ledger):
@@ -203,7 +203,7 @@ def missing_commands(plan, ledger):
     after = [task for stage in stages.STAGES[1:] for task in stages.tasks(plan, stage, expected(plan))
              if not ledger.is_done(task)]
     if after:
-        lines += [f"# then, one after the other (or all by study.py {shlex.quote(plan.path.as_posix())}):"]
+        lines += [f"# then, one after the other (or all by {text.command('study.py', plan.path)}):"]
         lines += map(command, after)
     return lines
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import evaluate
 import registry
 from kd import errors, objective, runs
+from kd.text import command
 from kd.train import distributed, engine, setup
 from kd.train.options import training_parser
 from kd.train.step import dry_run
@@ -36,21 +37,21 @@ def main(argv=None):
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     data = setup.load_data(options, registry)
     options["name"] = options["name"] or f"teacher_{runs.safe(options['teacher'])}{objective.variant(options)}"
-    folders = []
+    began, folders = setup.origin(options), []
     for seed in options["seeds"]:
         folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"
         network = setup.new_network(options["teacher"], data, options, seed, registry)
         dry_run(network, terms, data, options)
         run_options = {**options, "stem": network.stem, "seeds": [seed]}
         engine.run(folder, network, terms, data, run_options, seed=seed, role="teacher",
-                   provenance={"method": "teacher", "seed": seed})
+                   provenance={"method": "teacher", "seed": seed, **began})
         folders.append(folder)
     if train_only or not distributed.first():
         return folders
     evaluate.main([str(folder) for folder in folders])
     if argv is None:
-        print(f"next: python distill.py --student mobilenetv2 --teacher {folders[0].as_posix()}"
-              + setup.data_arguments(options, parser()))
+        print("next: " + command("distill.py", "--student", "mobilenetv2", "--teacher", folders[0],
+                                 *setup.data_arguments(options, parser())))
     return folders
 
 

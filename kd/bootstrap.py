@@ -26,6 +26,7 @@ MOST_REPLICATES = 20_000  # more take gigabytes and show nothing more
 SEED = 0  # the same for all models, so that models tested on the same images get the same replicates
 PSEUDO = 2  # lesions of the smoothed sample in a class, as in Agresti & Coull 1998; 1 is too few by simulation
 SURPRISE = 0.1  # share of these whose answer is right or wrong by chance, as no classifier always is
+FIXED = "it is the same in every sample"  # why a figure has no interval
 FEWEST = 5  # clusters, or clusters with an error, below which the simulated intervals do not hold what they promise
 
 
@@ -326,7 +327,7 @@ def _each_class(metric, figures, draws, class_names):
     return result
 
 
-def too_few(count, what="images"):
+def too_few(count, what="independent images"):
     """Why there is no interval from so few clusters; "" where there is one."""
     return f"too few {what} ({count})" if count < FEWEST else ""
 
@@ -343,15 +344,21 @@ def probabilistic(probabilities, draws, bins=calibration.BINS):
               "aurc": operating_points.aurc(correct, confidence, draws.images)}
     # These losses are mostly of the errors, and their variance is known as well as from about twice as many clusters.
     wrong = len(np.unique(index[~correct]))
-    withheld = too_few(count) or too_few(wrong, "errors")
+    right = len(np.unique(index[correct]))
+    withheld = too_few(count) or too_few(wrong, "errors") or too_few(right, "right answers")
     estimates = {name: Estimate(float(values[0]), values[1:], float(values[0]), "loss", max(2 * wrong, 1),
                                 withheld=withheld) for name, values in losses.items()}
     return {**estimates, **calibration.estimates(labels, probabilities, index, bins, withheld)}
 
 
 def intervals(estimates):
-    """{NAME: METRIC} of {NAME: Estimate}, which replicate() returns."""
-    return {name: estimate.metric() for name, estimate in estimates.items()}
+    """{NAME: METRIC} of {NAME: Estimate}, which replicate() returns.
+
+    A figure that no sample can change, such as the AUROC of equal scores, is true by definition and has no interval.
+    """
+    measured = {name: estimate.metric() for name, estimate in estimates.items()}
+    return {name: {**metric, "lo": NAN, "hi": NAN, "withheld": FIXED} if metric["hi"] - metric["lo"] < 1e-12 else metric
+            for name, metric in measured.items()}
 
 
 def measure(labels, probabilities, groups, class_names, replicates=REPLICATES, calibrated=None, bins=calibration.BINS):

@@ -132,7 +132,8 @@ class DebiasedError:
 
     residuals: np.ndarray  # [G, K] sums over the images of each cluster in each bin, divided by sqrt(n_b n)
     centered: np.ndarray   # the same without the mean residual of the bin
-    factors: np.ndarray    # [K] weight of each bin: above 0 for the model, below for one that is subtracted
+    factors: np.ndarray    # [K] weight of each bin: above 0 for the model, below for one that is subtracted; 0 for a
+                           # bin of one cluster, since what chance adds is known from differences between clusters
     difference: float = NAN  # of the values, where one is subtracted
     spreads: tuple = ()      # as of Estimate, of the squared error
     withheld: str = ""
@@ -143,8 +144,14 @@ class DebiasedError:
         return float(self.factors @ (self.residuals.sum(0) ** 2 - (self.residuals ** 2).sum(0)))
 
     @property
+    def is_defined(self):
+        return bool(self.factors.any())
+
+    @property
     def value(self):
         """The root of `square`, 0 where that is below 0; of a difference, the difference of the two values."""
+        if not self.is_defined:
+            return NAN
         return self.difference if np.isfinite(self.difference) else float(np.sqrt(max(self.square, 0)))
 
     def _weighted_covariance(self):
@@ -162,7 +169,7 @@ class DebiasedError:
     def metric(self, level=0.95):
         """METRIC: the value and its interval. A difference has none, for it is not one of squares."""
         lo = hi = NAN
-        if not self.withheld and not np.isfinite(self.difference):
+        if self.is_defined and not self.withheld and not np.isfinite(self.difference):
             at_zero, slope = self._variances()
             z = t_quantile((1 + level) / 2, np.inf)
             of_spread = sum(variance * t_quantile((1 + level) / 2, freedom) ** 2 for variance, freedom in self.spreads)
@@ -176,7 +183,7 @@ class DebiasedError:
 
     def p(self):
         """Two-sided p-value of the hypothesis that the squared errors of two models are equal."""
-        if self.withheld:
+        if self.withheld or not self.is_defined:
             return NAN
         weighted, sums = self._weighted_covariance(), self.residuals.sum(0)
         at_zero = 2 * float((weighted * weighted.T).sum())
@@ -189,7 +196,8 @@ class DebiasedError:
         """The DebiasedError whose p() compares this model with `reference`, on the same images."""
         return DebiasedError(np.concatenate([self.residuals, reference.residuals], 1),
                              np.concatenate([self.centered, reference.centered], 1),
-                             np.concatenate([self.factors, -reference.factors]), self.value - reference.value,
+                             np.concatenate([self.factors, -reference.factors])
+                             * (self.is_defined and reference.is_defined), self.value - reference.value,
                              self.spreads + reference.spreads, self.withheld or reference.withheld)
 
     def over(self, reference):
@@ -205,7 +213,8 @@ class DebiasedError:
         differences = [error.difference for error in errors]
         return cls(np.concatenate([error.residuals for error in errors], 1),
                    np.concatenate([error.centered for error in errors], 1),
-                   np.concatenate([error.factors for error in errors]) / k, float(np.mean(differences)), spreads,
+                   np.concatenate([error.factors for error in errors]) / k * all(error.is_defined for error in errors),
+                   float(np.mean(differences)), spreads,
                    next((error.withheld for error in errors if error.withheld), ""))
 
 
@@ -276,6 +285,7 @@ def fit_temperature(logits, labels, bounds=BOUNDS):
     """
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     logits = logits - logits.max(1, keepdims=True)
+    has_one_class = len(labels) > 0 and (labels == labels[0]).all()
     true = logits[np.arange(len(logits)), labels]
 
     def nll(temperature):
@@ -298,6 +308,8 @@ def fit_temperature(logits, labels, bounds=BOUNDS):
             middle = (a + b) / 2
             a, b = (middle, b) if slope(np.exp(middle)) > 0 else (a, middle)
         value = float(np.exp((a + b) / 2))
+    if has_one_class:
+        reason = "all validation images are of one class"
     before, after = nll(1), nll(value)
     if not reason and after > before + 1e-12:
         reason = f"the NLL would rise from {before:.4g} to {after:.4g}"

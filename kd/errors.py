@@ -1,10 +1,11 @@
-"""Errors that the user can correct: one line that says what is wrong, a hint, exit status 2."""
+"""Errors that the user can correct: one line that says what is wrong, a hint, exit status 2. Output to any stream."""
 
 import argparse
 import contextlib
 import difflib
 import errno
 import importlib
+import io
 import math
 import os
 import re
@@ -44,18 +45,44 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises UserError; for an unknown option the hint names the nearest known one."""
+    """An ArgumentParser that raises UserError; for an unknown option the hint names the one that is meant.
+
+    Values that begin with `~` are paths below the user's home, also where no shell has expanded them: in a file of
+    options, in --root=~/images, and on Windows.
+    """
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+
+    def parse_known_args(self, args=None, namespace=None):
+        namespace, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            value = getattr(namespace, action.dest, None)
+            if "" in (value if isinstance(value, list) else [value]) and "" not in (action.const, action.default):
+                name = action.option_strings[0] if action.option_strings else action.metavar
+                raise UserError(f"{name} is empty", "Give a value; a variable of the shell that is not set is empty.")
+        for name, value in vars(namespace).items():
+            setattr(namespace, name, expanded(value))
+        return namespace, rest
+
+    def flags(self):
+        """The options that --help lists, as they are typed."""
+        return [flag for flag, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
 
     def error(self, message):
         hint = f"`python {self.prog} --help` lists every option."
         if message.startswith("unrecognized arguments: "):
             words = message.split(": ", 1)[1].split()
-            flag = next((word for word in words if word.startswith("-")), words[0]).split("=")[0]
-            hint = nearest(flag, self._option_string_actions) or hint
+            flag = next((word for word in words if word.startswith("-")), "").split("=")[0]
+            hint = suggestion(flag, self.flags(), self.prog) or hint
         raise UserError(message, hint)
+
+
+def expanded(value):
+    """`value`, a text or a list of texts, with a leading `~` as the user's home; everything else as it is."""
+    if isinstance(value, list):
+        return [expanded(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _bounded(kind, lower, upper, meaning):
@@ -81,6 +108,8 @@ positive = whole(1, 10 ** 9)
 above_zero = _bounded(float, sys.float_info.min, LARGEST, "a number above 0")
 not_negative = _bounded(float, 0, LARGEST, "a number from 0 on")
 share = _bounded(float, 0, 1, "a number from 0 to 1")
+assurance = _bounded(float, 0.5, 0.999, "a number from 0.5 to 0.999")
+bins = whole(2, 1000)
 seed = whole(0, 2 ** 32 - 1)  # NumPy and PyTorch both accept these
 side = whole(1, 4096)         # of images, in px: larger ones would need gigabytes
 threads = whole(1, 1024)      # a system gives a process some ten thousand at most, and ends it without a word
@@ -89,8 +118,85 @@ images = whole(1, 2 ** 16)    # of one batch
 
 def nearest(name, known):
     """'did you mean X?', where X is the string of `known` that is most similar to `name`; '' if none is similar."""
-    matches = difflib.get_close_matches(str(name).lower(), [str(k) for k in known], n=1, cutoff=0.5)
-    return f"did you mean {matches[0]}?" if matches else ""
+    spelled = {str(k).lower().strip("-"): str(k) for k in reversed(list(known))}
+    matches = difflib.get_close_matches(str(name).lower().strip("-"), spelled, n=1, cutoff=0.7)
+    return f"did you mean {spelled[matches[0]]}?" if matches else ""
+
+
+RESUMING = ("train_teacher.py", "distill.py", "robustness.py", "study.py")  # go on where they were stopped
+# What other tools call an option (without - and _), ours, and a sentence in place of "did you mean ...?". The first
+# line whose option the script has counts.
+MEANINGS = (
+    ("epoch numepochs nepochs maxepochs trainepochs numtrainepochs", "--epochs", ""),
+    ("earlystopping earlystop earlystoppingpatience earlystoppatience", "--patience", ""),
+    ("learningrate initlr baselr maxlr peaklr", "--lr", ""),
+    ("bs b batchsize trainbatchsize perdevicetrainbatchsize", "--batch", ""),
+    ("numworkers nworkers dataworkers dataloadernumworkers j", "--workers", ""),
+    ("njobs numproc nproc parallel j", "--jobs", ""),
+    ("numthreads nthreads", "--threads", ""),
+    ("imgsize imagesize inputsize imgsz imsize imsz resolution cropsize res", "--size", ""),
+    ("output outputdir outdir savedir resultsdir outputpath savepath logdir o", "--out", ""),
+    ("output outputdir outdir savedir o", "--bundle", ""),
+    ("dataset datasetname", "--data", ""),
+    ("datadir datapath dataroot imagedir imgdir imagespath datasetdir datasetpath rootdir traindir", "--root", ""),
+    ("studentmodel studentarch", "--student", ""),
+    ("teachermodel teacherarch teacherpath teachercheckpoint teacherckpt teacherweights", "--teacher", ""),
+    ("model arch architecture backbone net network encoder modelname m a", "--student", ""),
+    ("model arch architecture backbone net network encoder modelname m a", "--teacher", ""),
+    ("temp t tau kdtemperature kdt kdtemp", "--temperature", ""),
+    ("pretrained usepretrained imagenet", "--weights", "--weights imagenet"),
+    ("checkpoint ckpt checkpointpath ckptpath finetune loadfrom modelpath", "--init",
+     "--init FILE starts from a best.pt of this project, --weights FILE from weights of other origin."),
+    ("gpu gpus gpuid cuda usecuda accelerator", "--device", "--device cuda"),
+    ("cpu nocuda nogpu", "--device", "--device cpu"),
+    ("amp fp16 bf16 mixedprecision halfprecision half autocast", "--precision", "--precision bf16"),
+    ("seed randomseed manualseed", "--seeds", "--seeds N is of the training, --split-seed N of the split."),
+    ("wd l2 decay regularization", "--weight-decay", ""),
+    ("gradclip clipgrad maxgradnorm gradclipnorm gradientclipping clipnorm", "--clip", ""),
+    ("warmupepochs warmupsteps warmupratio numwarmupsteps", "--warmup", ""),
+    ("loss criterion lossfn lossfunction", "--soft",
+     "--hard is the loss on labels, --soft that on the teacher's logits, --term adds further ones."),
+    ("loss criterion lossfn lossfunction", "--hard", ""),
+    ("labelsmoothing smoothing", "--hard", "--hard ce,smoothing=0.1"),
+    ("classweights classweight weightedloss balanced", "--hard", "--hard class_balanced"),
+    ("focal focalloss", "--hard", "--hard focal"),
+    ("kdweight kdalpha lambda lambdakd kdlambda distillweight distillationalpha softweight", "--alpha",
+     "--alpha X weighs the labels; the teacher's logits have the weight 1 - X."),
+    ("attentionweight atweight atbeta lambdaat", "--beta", ""),
+    ("augmentation augmentations aug aa autoaugment dataaugmentation", "--augment", ""),
+    ("expname experiment experimentname runname exp", "--name", ""),
+    ("project projectname", "--study", ""),
+    ("cfg conf configfile yaml", "--config", ""),
+    ("skiperrors ignoreerrors ignorebad skipcorrupt skipbroken", "--skip-bad", ""),
+    ("bootstrap nbootstrap nboot resamples bootstraps", "--replicates", ""),
+    ("quantize quantise quantization int8", "--formats", "--formats int8"),
+    ("classnames classes numclasses nclasses nc", "--data", "The classes come from the data."),
+    ("optimizer optim opt momentum", "--epochs", "The optimiser is AdamW; --lr and --weight-decay are its settings."),
+    ("scheduler lrscheduler sched lrschedule", "--warmup",
+     "The learning rate rises for the share --warmup of all steps, then falls to 0 as a cosine."),
+    ("valsplit testsize testsplit valsize valratio testratio trainsplit", "--split",
+     "--split FILE.csv gives a split of your own; else it is 70/10/20 by groups."),
+    ("metric metrics monitor bestmetric", "--epochs",
+     "The best epoch is the one with the highest macro-F1 on validation."),
+    ("metric metrics", "--bins", "Every metric is computed; metrics.json has them all."),
+)
+
+
+def suggestion(name, options, script=""):
+    """What is meant by an unknown option: by what other tools call it (MEANINGS), else by spelling; '' if unknown.
+
+    options: those that there are, as --flags or as keys of a file. script: the file name of the script.
+    """
+    def plain(text):
+        return str(text).lower().replace("-", "").replace("_", "")
+
+    word, known = plain(name), {plain(option): option for option in options}
+    if script in RESUMING and word in ("resume", "continue", "autoresume", "resumefrom", "resumetraining", "restart"):
+        return "The same command goes on where it was stopped, without an option."
+    for words, option, text in MEANINGS:
+        if plain(option) in known and word in words.split():
+            return text if text.endswith(".") else f"did you mean {text or known[plain(option)]}?"
+    return nearest(name, known.values())
 
 
 def listing(items, limit=5):
@@ -105,14 +211,49 @@ NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR,
             errno.ELOOP}
 
 
-class _Escaped:
-    """A text stream that writes control characters as escapes; everything else is the stream's."""
+# ---- output
 
-    def __init__(self, stream):
-        self.stream = stream
+class _Output:
+    """A text stream to which print() can always write, whatever stands behind it.
+
+    What the stream cannot encode is written as escapes. Where there is no stream (pythonw has none) or it is closed,
+    the text is dropped. clean: a function of the text, before it is written.
+    """
+
+    def __init__(self, stream, clean=str):
+        self.stream, self.clean = stream, clean
+
+    @property
+    def encoding(self):
+        return getattr(self.stream, "encoding", None) or "utf-8"
 
     def write(self, text):
-        return self.stream.write(printable(text))
+        for encoding in (self.encoding, "ascii"):
+            try:
+                self._call("write", self.clean(text).encode(encoding, "backslashreplace").decode(encoding))
+                break
+            except (UnicodeError, LookupError):  # the stream's encoding is not the one that it names
+                continue
+        return len(text)
+
+    def flush(self):
+        self._call("flush")
+
+    def isatty(self):
+        return bool(self._call("isatty"))
+
+    def _call(self, name, *arguments):
+        try:
+            return getattr(self.stream, name)(*arguments)
+        except (AttributeError, io.UnsupportedOperation):  # no stream, or one of few methods
+            pass
+        except UnicodeError:
+            raise
+        except ValueError:  # closed
+            pass
+        except OSError as error:
+            if error.errno != errno.EBADF:  # closed below Python
+                raise
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -120,11 +261,35 @@ class _Escaped:
 
 @contextlib.contextmanager
 def safe_output():
-    """In this context print() writes whatever a file or a class is called, and no name acts on the terminal."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")  # a Windows pipe cannot encode every file name
-    with contextlib.redirect_stdout(sys.stdout and _Escaped(sys.stdout)):
+    """In this context print() writes whatever a file or a class is called, and no name acts on the terminal.
+
+    Standard streams may be those of a notebook, closed, or missing.
+    """
+    with contextlib.redirect_stdout(_Output(sys.stdout, printable)), contextlib.redirect_stderr(_Output(sys.stderr)):
         yield
+
+
+def progress(items=None, description=None, *, shown=True, **options):
+    """A progress bar for whatever lasts longer than two seconds: on a terminal and in a notebook, silent in a pipe.
+
+    items: what is iterated over, or None for a bar that is moved by update(). options: of tqdm. shown: False for the
+    further processes of a training. A bar inside another is not drawn: a notebook has one line for it. Without tqdm,
+    as on an edge box, it is `items`.
+    """
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    outer = any(not bar.disable for bar in list(getattr(tqdm, "_instances", ())))
+    return tqdm(items, description, disable=not (shown and draws(sys.stderr)) or outer, delay=2, **options)
+
+
+def draws(stream):
+    """Whether a bar can be drawn on a stream: that of a terminal, or of a notebook, which is none but draws as one."""
+    stream = stream.stream if isinstance(stream, _Output) else stream
+    if any(kind.__module__.split(".")[0] == "ipykernel" for kind in type(stream).__mro__):
+        return True
+    return _Output(stream).isatty()
 
 
 def run(main, *users):
@@ -132,31 +297,49 @@ def run(main, *users):
 
     users: further exception classes that are reported in this way. All others keep their traceback.
     """
+    for descriptor in range(3):  # one that is closed leads nowhere, and is not taken by the next file that is opened
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    with safe_output():
+        status = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None))
+    if status:
+        sys.exit(status)  # out here, where no traceback of the error is shown with it
+
+
+def _status(main, users, make_parser):
     try:
-        with safe_output():
-            main()
-        if sys.stdout:
-            sys.stdout.flush()  # a closed pipe must raise its error here, where it is handled
+        main()
+        sys.stdout.flush()  # a closed pipe must raise its error here, where it is handled
+        return 0
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        resumes = make_parser and make_parser().prog in RESUMING
+        message, status = "\nstopped" + ("; the same command goes on from here" if resumes else ""), 130
     except BrokenPipeError:  # the reader, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 1
     except Exception as error:
-        user_error = of_user(error, *users)
-        if user_error is None:
+        message, status = of_user(error, *users, flags=make_parser().flags() if make_parser else ()), 2
+        if message is None:
             raise
-        print(user_error, file=sys.stderr)
-        sys.exit(2)
+    with contextlib.suppress(OSError):  # the status says it, where nobody reads
+        print(message, file=sys.stderr)
+    return status
 
 
-def of_user(error, *users):
+def of_user(error, *users, flags=()):
     """The UserError that corresponds to an exception, or None if the exception is a fault of the program.
 
     users: further exception classes that are errors of the user. A full disk, too little memory and a place that
-    cannot be written are errors of the user, too.
+    cannot be written are errors of the user, too. flags: the options of the script, since a hint names no others.
     """
+    def with_flags(text, *wanted):
+        offered = [flag for flag in wanted if flag in flags]
+        return text.format(" or ".join(offered)) if offered else ""
+
     if isinstance(error, UserError):
         return error
     if isinstance(error, users):
@@ -164,24 +347,26 @@ def of_user(error, *users):
         return UserError(message, hint)
     if is_memory(error):
         size = re.search(r"[\d.]+ ?(?:[KMGTPE]i?B|bytes)", str(error))
+        smaller = with_flags("Take a smaller {}", "--batch", "--size") or "End other programs"
         return UserError("there is not enough memory" + (f" for another {size[0]}" if size else ""),
-                         "Take a smaller --batch or --size, or a machine with more memory.")
+                         f"{smaller}, or take a machine with more memory.")
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
-        return UserError("the system gives this program no further thread", "Take fewer with --workers or --threads.")
+        return UserError("the system gives this program no further thread",
+                         with_flags("Take fewer with {}.", "--workers", "--threads", "--jobs") or "End other programs.")
     if isinstance(error, (RuntimeError, ValueError)) and str(error).startswith(("Symlink loop", "embedded null")):
         return UserError(f"no such path: {error}", "Check the names of files and folders.")  # as pathlib says it
     if not isinstance(error, OSError):
         return None
     place = f": {error.filename}" if error.filename else ""
     if error.errno in FULL:
-        return UserError(f"{error.strerror.lower()}{place}",
-                         "Free some space and give the same command again: epochs that are written are not lost.")
+        return UserError(f"{error.strerror.lower()}{place}", "Free some space and give the same command again"
+                         + with_flags(": epochs that are written are not lost", "--epochs") + ".")
     if error.errno == errno.EFBIG:
-        return UserError(f"a file of this size may not be written{place}",
-                         "Raise the limit (ulimit -f), or choose another disk with --out: FAT32 ends at 4 GiB.")
+        return UserError(f"a file of this size may not be written{place}", "Raise the limit (ulimit -f), or choose "
+                         "another disk" + with_flags(" with {}", "--out") + ": FAT32 ends at 4 GiB.")
     if error.errno in NO_PLACE:
         return UserError(f"{error.strerror.lower()}{place}",
-                         "Check that place, or choose another with --out or --cache.")
+                         "Check that place" + with_flags(", or choose another with {}", "--out", "--cache") + ".")
     return None
 
 

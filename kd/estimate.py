@@ -80,18 +80,18 @@ class Estimate:
         errors = abs(self.value - self._bias()) / np.sqrt(variance)
         if not self.spreads:
             return t_tails(errors, self.freedom)
-        low, high = -34.0, 0.0  # of the logarithm of p: down to 1e-15
-        for _ in range(40):
-            middle = (low + high) / 2
-            low, high = (low, middle) if self._quantile(1 - math.exp(middle)) < errors else (middle, high)
-        return math.exp(high)
+        return _smallest_p(lambda level: self._quantile(level) < errors)
+
+    @functools.cached_property
+    def _moments(self):
+        return float(np.mean(self.drawn)), float(np.var(self.drawn, ddof=1))
 
     def _bias(self):
-        return float(np.mean(self.drawn)) - self.center
+        return self._moments[0] - self.center
 
     def _variance(self):
         """Over test sets, and over trainings where there are several."""
-        return float(np.var(self.drawn, ddof=1)) + sum(variance for variance, _ in self.spreads)
+        return self._moments[1] + sum(variance for variance, _ in self.spreads)
 
     def _quantile(self, level):
         """Half the width of the symmetric interval, in standard errors.
@@ -99,7 +99,7 @@ class Estimate:
         Each variance has degrees of freedom of its own; the squares of their half widths add up (Howe 1974). One number
         of degrees of freedom for their sum would be too large where two trainings happen to be alike.
         """
-        parts = [(float(np.var(self.drawn, ddof=1)), self.freedom), *self.spreads]
+        parts = [(self._moments[1], self.freedom), *self.spreads]
         squares = [variance * t_quantile((1 + level) / 2, freedom) ** 2 for variance, freedom in parts if variance]
         return math.sqrt(sum(squares) / self._variance())
 
@@ -111,6 +111,32 @@ class Estimate:
                        scale="difference of shares" if are_shares else "difference",
                        freedom=min(self.freedom, reference.freedom), spreads=self.spreads + reference.spreads,
                        withheld=self.withheld or reference.withheld)
+
+    def gap(self, other, level=LEVEL):
+        """METRIC of this figure less that of `other`, which is of other images.
+
+        Each bound is as far away as the two bounds that make it, squared and added (Newcombe 1998, method 10; Zou &
+        Donner 2008). So the gap of a subgroup without errors, whose own interval knows what its images do not show, is
+        as wide as it has to be, and not symmetric.
+        """
+        (lo, hi), (other_lo, other_hi) = ((metric["lo"], metric["hi"]) for metric in (self.metric(level),
+                                                                                    other.metric(level)))
+        value = self.value - other.value
+        result = {"value": float(value), "lo": value - math.hypot(self.value - lo, other_hi - other.value),
+                  "hi": value + math.hypot(hi - self.value, other.value - other_lo)}
+        withheld = self.withheld or other.withheld
+        return {**result, "withheld": withheld} if withheld else result
+
+    def gap_p(self, other):
+        """Two-sided p-value of a gap of 0: that of the interval that just contains 0. NaN if none."""
+        if not (self._has_interval() and other._has_interval()):
+            return NAN
+
+        def excludes_zero(level):
+            metric = self.gap(other, level)
+            return not metric["lo"] <= 0 <= metric["hi"]
+
+        return _smallest_p(excludes_zero)
 
     def complement(self):
         """The Estimate of 1 - this share."""
@@ -162,6 +188,18 @@ class Estimate:
         return replace(estimates[0], value=value, drawn=np.full(2, value), center=value,
                        spreads=((variance, len(values) - 1),),
                        withheld=next((estimate.withheld for estimate in estimates if estimate.withheld), ""))
+
+
+def _smallest_p(excludes_zero):
+    """The p, from 1e-15 to 1, for which the interval of level 1 - p just contains 0.
+
+    excludes_zero: a function of the level that says whether the interval of this level is without 0.
+    """
+    low, high = -34.0, 0.0  # of the logarithm of p
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if excludes_zero(1 - math.exp(middle)) else (middle, high)
+    return math.exp(high)
 
 
 def _paired(operation, a, b):

@@ -1,8 +1,10 @@
 """Files: atomic writers, readers whose errors are one line, a lock for one writer at a time, numbers in text."""
 
+import codecs
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import itertools
 import json
@@ -11,6 +13,7 @@ import os
 import re
 import socket
 import stat
+import sys
 import tempfile
 import time
 import zipfile
@@ -75,18 +78,21 @@ def _replace(temporary, path):
     os.replace(temporary, path)
 
 
-def check_writable(folder):
-    """UserError if `folder` cannot be written, or cannot be created where it does not exist. Creates nothing."""
+def check_writable(folder, other="another place with --out (`out:` in a plan)"):
+    """UserError if `folder` cannot be written, or cannot be created where it does not exist. Creates nothing.
+
+    other: what to choose instead, for the hint.
+    """
     folder_and_parents = (Path(folder).absolute(), *Path(folder).absolute().parents)
     nearest_existing = next(place for place in folder_and_parents if os.path.lexists(place))
     if not os.path.exists(nearest_existing):
         raise UserError(f"cannot write to {folder}: {nearest_existing} is a symbolic link that leads nowhere",
-                        "Choose another place with --out.")
+                        f"Choose {other}.")
     try:
         tempfile.TemporaryFile(dir=nearest_existing).close()
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {(error.strerror or str(error)).lower()}",
-                        "Choose another place with --out.") from error
+                        f"Choose {other}.") from error
 
 
 def write_text(path, text):
@@ -247,6 +253,20 @@ def read_bytes(path, limit):
     return data
 
 
+def same_content(paths):
+    """Whether files hold the same bytes. UserError as open_regular()."""
+    sizes = {os.stat(path).st_size for path in paths}
+    return len(sizes) == 1 and len({_sha256(path) for path in paths}) == 1
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open_regular(path, sys.maxsize) as file, reading_errors(path):
+        while block := file.read(2 ** 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def check_archive(file, path, limit, members=MEMBERS):
     """The ZipFile of an open file. UserError unless it has at most so many members of `limit` bytes in all, unpacked.
 
@@ -328,7 +348,8 @@ def read_csv(path, required=(), separators=","):
 def parse_csv(data, path, required=(), separators=","):
     """Like read_csv(), for the bytes of a file; path: its name, for errors."""
     with reading_errors(path):
-        text = data.decode("utf-8-sig")
+        wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        text = data.decode("utf-16" if wide else "utf-8-sig")
         separator = max(separators, key=text.partition("\n")[0].count)
         lines = ([_plain_cell(cell) for cell in line]
                  for line in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if line)
@@ -404,7 +425,7 @@ def lock(path, wait=False, what="this folder"):
             holder = owner.read_text(encoding="utf-8")
         if not wait:
             raise UserError(f"{what} is being written by {holder}",
-                            "Wait until it has ended, or choose another --name or --study.") from None
+                            "Wait until it has ended, then give the same command again.") from None
         print(f"waiting for {holder}, which is writing {what}")
         guard.acquire()
     try:

@@ -1,17 +1,21 @@
 """From an image file to pixels: decode, apply the rotation tag, make RGB, resize the short side, crop the centre.
 
 The cache, evaluation, robustness, the INT8 calibration and predict.py all call these functions, so that a file
-gives the same pixels wherever it is read.
+gives the same pixels wherever it is read. Images of more than 8 bits are scaled by the range that was chosen for the
+whole set that a network was trained on (see kd.data.values).
 """
 
 import contextlib
 import ctypes
+import functools
 import io
 import os
+import re
 import struct
 import sys
 import threading
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,8 +25,19 @@ from PIL import Image, UnidentifiedImageError
 from kd.errors import UserError
 from kd.files import open_regular
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")  # only these: some decoders of Pillow start other programs
+# Only these formats: some decoders of Pillow start other programs. A file of another name is an image by its content.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI", "TGA")
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm",
+            ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".pcx", ".sgi", ".tga"}
+# The first bytes of files, as regular expressions. What is no image for us, though it may hold pictures, has a name.
+SIGNATURES = {"image": rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|(II|MM)(\*\0|\0\*|\+\0|\0\+)|"
+                       rb"RIFF.{4}WEBP|P[1-6]\s+[#\d]|\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51|"
+                       rb".{4}ftypavi[fs]|\x01\xda[\0\1][\1\2]",
+              "DICOM": rb".{128}DICM", "HEIC": rb".{4}ftyp(hei|hev|mif|msf)", "PDF": rb"%PDF-", "zip": rb"PK\x03\x04",
+              "NIfTI": rb".{344}(n\+1|ni1)\0", "HTML": rb"\s*<(?i:!doctype html|html)"}
+# These begin as TIFF does, but Pillow finds a preview in them and not the picture.
+CAMERAS = {".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".pef", ".srw", ".3fr", ".erf", ".kdc", ".dcr", ".iiq",
+           ".mef", ".svs", ".ndpi", ".scn"}
 INTERPOLATION = "bilinear"  # antialiased, as in Pillow
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB channels in [0, 1], which pretrained weights expect
 STD = (0.229, 0.224, 0.225)
@@ -31,47 +46,85 @@ LONGEST = 8  # if an image is more than this many times as long as wide, its end
 # What an image may cost, whoever made the file: a training process stays below 1.5 GB, and an image below 5 s. Measured
 # with Pillow 13. So images have up to 65 megapixels, those in WebP up to 32; cameras have 61.
 MEMORY = 650_000_000        # bytes for the pixels of all images that are being decoded, on however many cores
-PIXEL_BYTES = {"WEBP": 20}  # memory that a pixel needs while it is decoded: WebP's decoder has several copies,
+PIXEL_BYTES = {"WEBP": 20, "AVIF": 20, "JPEG2000": 25}  # of a pixel while it is decoded: some have several copies,
 ANY_PIXEL_BYTES = 10        # and a progressive JPEG has its coefficients
 MAX_BYTES = 2 ** 29         # of a file: more than the most pixels have if they are not compressed
 HEADER_BYTES = 64_000_000   # read before the pixels: text, colour profiles, previews; of WebP the whole file
 READS = 300_000             # pieces in which a file is read; a hostile one has millions of empty parts
 SCANS = 30                  # passes over the most pixels of a JPEG; a usual progressive one has ten
-RUN_LENGTH_PIXELS = 10_000_000  # of a compressed BMP, whose decoder is slow
+SLOW_PIXELS = {"BMP": 10_000_000, "JPEG2000": 6_000_000, "PPM": 1_500_000}  # if a BMP is compressed, a PPM is text
 TAG_VALUES = 50_000         # of a TIFF tag, such as the places of its strips: each becomes an object
 TILE_PIXELS = 25_000_000    # of a TIFF tile, which may be larger than its image
 EXIF_BYTES = 1_000_000
 LARGE = 2 ** 21             # pixels of an image from which on its memory counts
 STRIP = 2 ** 20             # pixels that are converted to RGB at a time
 
+# What Image.info has of a file in addition: two flags of its header, and an image of the lower 8 bits of 16
+WHITE_IS_ZERO, SEVERAL_FRAMES, LOWER_BITS = "white is zero", "several frames", "lower bits"
+
 # Pillow warns about large images and odd metadata: the former are refused here, the latter are not used.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def find(folder):
-    """The sorted paths of the image files in and below `folder`. Links are followed; hidden files are left out.
+    """The image files in and below `folder`: (sorted paths, other files as {path: what it is}). Links are followed.
 
-    UserError where a folder cannot be listed, and for a link that leads nowhere: images below it would be missing.
+    An image is what has a usual suffix, or the content of an image under any other name. Hidden files and folders, and
+    the __MACOSX of archives, are left out; images in them are among the other files. UserError where a folder cannot be
+    listed, and for a link that leads nowhere: images below it would be missing.
     """
     def cannot_list(error):
         raise unlisted(error.filename, error)
 
-    paths, visited = [], set()
+    images, others, visited = [], {}, set()
     for top, folders, names in os.walk(folder, followlinks=True, onerror=cannot_list):
         target = os.path.realpath(top)
         if target in visited:  # a link to a folder above would lead round for ever
             folders.clear()
             continue
         visited.add(target)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(top).relative_to(folder).parts
+        hidden = next((name for name in inside if is_hidden(name)), "")
         for name in names:
-            if name.startswith("."):
-                continue
-            if Path(name).suffix.lower() in SUFFIXES:
-                paths.append(Path(top, name))
+            path, suffix = Path(top, name), os.path.splitext(name)[1].lower()
+            if hidden or is_hidden(name):
+                if suffix in SUFFIXES and (hidden == "__MACOSX" or not name.startswith("._")):  # these are no images
+                    others[path] = f"in {hidden}" if hidden else "hidden"
+            elif suffix in SUFFIXES or suffix not in CAMERAS and content(path) == "image":
+                images.append(path)
             else:
-                check_link(Path(top, name))
-    return sorted(paths)
+                check_link(path)
+                others[path] = suffix or content(path) or "without suffix"
+    return sorted(images), others
+
+
+def is_hidden(name):
+    """Whether a file or folder is not meant to be seen. name: its last part."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def content(path):
+    """What a file is by its first bytes: a key of SIGNATURES, or "" if it is none of them or cannot be read."""
+    try:
+        with open_regular(path, sys.maxsize) as file:
+            return kind(file.read(352))
+    except (UserError, OSError):
+        return ""
+
+
+def kind(start):
+    """What begins with these 352 bytes: a key of SIGNATURES, or ""."""
+    return next((name for name, pattern in SIGNATURES.items() if re.match(pattern, start, re.DOTALL)), "")
+
+
+def left_out(others):
+    """A sentence on the other files that find() found: how many of each kind are left out; "" for none."""
+    if not others:
+        return ""
+    kinds = Counter(others.values())
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1])[:8])
+    more = f" and {len(kinds) - 8} further kinds" if len(kinds) > 8 else ""
+    return f"{len(others)} files are not read as images and are left out: {counts}{more}"
 
 
 def unlisted(folder, error):
@@ -148,16 +201,19 @@ class _Reader:
         return getattr(self.file, name)
 
 
-def decode(source):
+def decode(source, range=None):
     """The image in a file (a path, its bytes or an open file) as a Pillow RGB image, upright.
 
-    UserError if it cannot be read.
+    range: as for to_rgb(). UserError if it cannot be read.
     """
-    return _decoded(source, Image.Image.copy)
+    return _decoded(source, lambda image: to_rgb(image, range).copy(), range is not None)
 
 
-def _decoded(source, use):
-    """use(image) of the image that decode() returns, but in less memory; waits until there is enough of it."""
+def _decoded(source, use, deep):
+    """use(image) of the loaded, upright image in a file, of any mode; waits until there is enough memory for it.
+
+    deep: whether the lower 8 of 16 bits of colours are needed, too.
+    """
     is_path = isinstance(source, (str, os.PathLike))
     try:
         with contextlib.ExitStack() as stack:
@@ -170,29 +226,66 @@ def _decoded(source, use):
             stack.enter_context(_headers.take(size))
             _check_tags(file)
             file.seek(0)
+            start = file.read(352)
+            file.seek(0)
             reader = _Reader(file)
             image = Image.open(reader, formats=FORMATS)
             pixels, pixel_bytes = image.width * image.height, PIXEL_BYTES.get(image.format, ANY_PIXEL_BYTES)
             if pixels * pixel_bytes > MEMORY:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             _check_cost(image, file)
-            stack.enter_context(_memory.take(pixels * pixel_bytes))
+            image.info[SEVERAL_FRAMES] = _has_several_frames(image, file)
             reader.begin_pixels(image)
+            lower = _lower_bits(image, file) if deep else None
+            stack.enter_context(_memory.take(pixels * pixel_bytes * (1 if lower is None else 2)))
             if pixels <= LARGE:
-                return _use_pixels(image, use)
-            return _threads.submit(_use_pixels, image, use).result()
+                return _use_pixels(image, lower, use)
+            return _threads.submit(_use_pixels, image, lower, use).result()
     except UserError:
         raise
     except UnidentifiedImageError:
-        reason = "it is not a JPEG, PNG, BMP, TIFF, WebP or GIF image"
+        found = kind(start).replace("image", "")  # what begins like an image is a damaged one
+        reason = f"it is {found}, which is not read" if found else "it is not a JPEG, PNG, TIFF or other image"
     except Exception as error:  # for broken files Pillow raises anything, from OSError to struct.error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     raise UserError(f"cannot read {source if is_path else 'the image'}: {' '.join(reason.split())}")
 
 
-def _use_pixels(image, use):
+def _lower_bits(image, file):
+    """For an opened Pillow image with 16 bits a colour, of which Pillow reads the upper 8: one of the lower 8, or None.
+
+    It is the same image, read as if its bytes were in the other order.
+    """
+    tiles = []
+    for tile in image.tile:
+        args = tile[3]
+        rawmode, *rest = [args] if isinstance(args, str) else args or [""]
+        colours, _, order = str(rawmode).partition(";16")
+        if colours not in ("RGB", "RGBA", "RGBX") or order not in ("L", "B", "N"):
+            return None
+        is_little = order == "L" or order == "N" and sys.byteorder == "little"
+        other = f"{colours};16{'B' if is_little else 'L'}"
+        args = other if isinstance(args, str) else (other, *rest)
+        tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args))  # Pillow before 11.1
+    if not tiles:
+        return None
+    file.seek(0)
+    reader = _Reader(file)
+    lower = Image.open(reader, formats=[image.format])
+    lower.tile = tiles
+    reader.begin_pixels(lower)
+    return lower
+
+
+def _use_pixels(image, lower, use):
     image.load()
-    result = use(to_rgb(_upright(image)))
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0
+    upright = _upright(image)
+    upright.info[WHITE_IS_ZERO] = white_is_zero and is_deep(upright)  # of others Pillow gives the inverse itself
+    if lower is not None:
+        lower.load()
+        upright.info[LOWER_BITS] = _upright(lower)
+    result = use(upright)
     if image.width * image.height > LARGE:
         image.close()
         _return_memory()
@@ -219,8 +312,9 @@ def _check_tags(file):
 def _check_cost(image, file):
     """ValueError for an opened Pillow image whose pixels would take too long, or a tile too much memory."""
     pixels = image.width * image.height
-    if image.format == "BMP" and image.tile and image.tile[0][0] == "bmp_rle" and pixels > RUN_LENGTH_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels are too many for a compressed BMP")
+    decoder = image.tile[0][0] if image.tile else ""
+    if pixels > SLOW_PIXELS.get(image.format, pixels) and decoder in ("bmp_rle", "jpeg2k", "ppm_plain"):
+        raise ValueError(f"{image.width} x {image.height} pixels are too many for a {image.format} of this kind")
     if image.format in ("JPEG", "MPO"):
         file.seek(0)
         scans = sum(block.count(b"\xff\xda") for block in iter(lambda: file.read(2 ** 20), b""))
@@ -234,6 +328,17 @@ def _check_cost(image, file):
         raise ValueError("its EXIF metadata are too large")
 
 
+def _has_several_frames(image, file):
+    """Whether an opened Pillow image is the first of several pages or frames in its file."""
+    if image.format == "TIFF":
+        return bool(image.tag_v2.next)
+    if image.format == "GIF":  # it does not say so at its start; Pillow goes through the parts of a copy
+        with contextlib.suppress(Exception):
+            file.seek(0)
+            return Image.open(_Reader(file), formats=["GIF"]).is_animated
+    return image.format != "MPO" and getattr(image, "is_animated", False)  # a telephone's second picture is a preview
+
+
 _TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
           5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
           8: Image.Transpose.ROTATE_90}
@@ -245,33 +350,88 @@ def _upright(image):
     return image if turn is None else image.transpose(turn)
 
 
-def to_rgb(image):
-    """A Pillow image of any mode as RGB: grey is repeated, transparency becomes white, 16 bits are scaled to 8.
+def is_deep(image):
+    """Whether the values of a Pillow image have more than 8 bits, so that a range says which become black and white."""
+    return image.mode.startswith("I") or image.mode == "F" or LOWER_BITS in image.info
 
-    Raises ValueError for floating-point and 32-bit values, whose range is unknown.
+
+def extremes(image):
+    """(least, largest, whether they are floats) of the values of a deep Pillow image; ValueError for NaN, infinity."""
+    lows, highs = zip(*((values.min().item(), values.max().item()) for values, _ in _strips(image, _values)))
+    return min(lows), max(highs), image.mode == "F"
+
+
+def to_rgb(image, range=None):
+    """A Pillow image of any mode as RGB: grey is repeated, transparency becomes white, deep values get 8 bits.
+
+    range: (low, high), the deep values that become 0 and 255; those beyond are clipped. Without it 16 bits have
+    (0, 65535), and floating-point and 32-bit values, whose range is unknown, are a ValueError.
     """
-    if image.mode == "F":
-        raise ValueError("an image of floating-point values has no known range")
-    if image.mode == "RGB" and "transparency" not in image.info:
+    if image.mode == "RGB" and "transparency" not in image.info and not is_deep(image):
         return image
     if image.width * image.height <= STRIP:
-        return _strip_to_rgb(image)
+        return _strip_to_rgb(image, range)
     result = Image.new("RGB", image.size)
-    columns = min(image.width, STRIP)
-    rows = STRIP // columns
-    for top in range(0, image.height, rows):  # the copies of a step are those of a strip, not of the whole image
-        for left in range(0, image.width, columns):
-            right, bottom = min(image.width, left + columns), min(image.height, top + rows)
-            result.paste(_strip_to_rgb(image.crop((left, top, right, bottom))), (left, top))
+    for strip, corner in _strips(image, lambda strip: _strip_to_rgb(strip, range)):
+        result.paste(strip, corner)
     return result
 
 
-def _strip_to_rgb(image):
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("an image of 32-bit values has no known range")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255, rounded
+def is_range(values):
+    """Whether this is a range as to_rgb() takes it, [low, high], whoever wrote it."""
+    return (isinstance(values, list) and [type(value) in (int, float) for value in values] == [True, True]
+            and all(abs(value) < 1e300 for value in values) and values[0] < values[1])
+
+
+def _strips(image, use):
+    """Yield use(part) and the upper left corner of each part of an image: copies are those of STRIP pixels at most."""
+    columns = min(image.width, STRIP)
+    rows = STRIP // columns
+    for top in range(0, image.height, rows):
+        for left in range(0, image.width, columns):
+            right, bottom = min(image.width, left + columns), min(image.height, top + rows)
+            strip = image.crop((left, top, right, bottom))
+            if LOWER_BITS in image.info:
+                strip.info[LOWER_BITS] = image.info[LOWER_BITS].crop((left, top, right, bottom))
+            yield use(strip), (left, top)
+
+
+def _values(image):
+    """The values of a deep image, an array [H, W], or [H, W, 3] without transparency. ValueError for NaN."""
+    if LOWER_BITS in image.info:
+        upper, lower = (np.asarray(part)[..., :3] for part in (image, image.info[LOWER_BITS]))
+        return upper.astype(np.uint16) << 8 | lower
+    values = np.asarray(image)
+    if image.mode == "F" and not np.isfinite(values).all():
+        raise ValueError("it has values that are not numbers")
+    return values
+
+
+def _scaled(values, low, high):
+    """Values of any type as uint8: low becomes 0 and high 255."""
+    values = np.clip(np.asarray(values, np.float64), low, high)
+    return np.floor((values - low) * (255 / (high - low)) + 0.5).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=4)
+def _table(low, high):
+    """_scaled() of all values of 16 bits: to look them up is several times as fast."""
+    return _scaled(np.arange(65536), low, high)
+
+
+def _strip_to_rgb(image, range):
+    if is_deep(image):
+        values = _values(image)
+        if range is None:
+            if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+                kind = "floating-point" if image.mode == "F" else "32-bit"
+                raise ValueError(f"an image of {kind} values has no known range")
+            range = 0, 65535
+        low, high = range
+        scaled = _table(low, high)[values] if values.dtype.itemsize == 2 else _scaled(values, low, high)
+        if image.mode == "RGBA":
+            scaled = np.dstack([scaled, np.asarray(image)[..., 3]])
+        image = Image.fromarray(255 - scaled if image.info.get(WHITE_IS_ZERO) else scaled)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         background = Image.new("RGBA", image.size, "white")
@@ -279,18 +439,32 @@ def _strip_to_rgb(image):
     return image.convert("RGB")
 
 
-def square(source, side):
+def square(source, side, range=None):
     """The pixels of an image, uint8 [side, side, 3]: its short side is resized to `side`, then its centre is cut out.
 
-    source: a path, the bytes of a file, an open binary file, or a uint8 array [H, W] or [H, W, 3]. UserError if it
-    cannot be used.
+    source: a path, the bytes of a file, an open binary file, or a uint8 array [H, W] or [H, W, 3]. range: as for
+    to_rgb(). UserError if it cannot be used.
     """
     if not isinstance(source, np.ndarray):
-        return _decoded(source, lambda image: _square(image, side))
+        return _decoded(source, lambda image: _square(to_rgb(image, range), side), range is not None)
     is_image = source.ndim >= 2 and source.shape[2:] in ((), (3,)) and source.size
     if source.dtype != np.uint8 or not is_image:
         raise UserError(f"an image is uint8 [H, W] or [H, W, 3], not {source.dtype} {list(source.shape)}")
     return _square(Image.fromarray(source).convert("RGB"), side)
+
+
+def examine(source, side, range=None):
+    """(pixels, extremes, whether it has several frames) of an image file: as square() and extremes() give them.
+
+    extremes is None for an image of 8 bits; without a range, pixels is None for a deep one. source: as for square().
+    UserError if it cannot be used.
+    """
+    def use(image):
+        values = extremes(image) if is_deep(image) else None
+        pixels = None if values and range is None else _square(to_rgb(image, range), side)
+        return pixels, values, image.info[SEVERAL_FRAMES]
+
+    return (square(source, side), None, False) if isinstance(source, np.ndarray) else _decoded(source, use, True)
 
 
 def _square(image, side):
@@ -314,12 +488,12 @@ def resize_for(size):
     return size + 2 * round(size / 16)
 
 
-def evaluation_pixels(source, resize, size):
+def evaluation_pixels(source, resize, size, range=None):
     """The pixels uint8 [size, size, 3] that a network gets of an image, in evaluation and in use.
 
-    source: as for square(). resize: the side that it is resized to before its centre of `size` px is cut out.
+    source, range: as for square(). resize: the side that it is resized to before its centre of `size` px is cut out.
     """
-    return centre_crop(square(source, resize)[None], size)[0]
+    return centre_crop(square(source, resize, range)[None], size)[0]
 
 
 def centre_crop(images, side):

@@ -183,8 +183,9 @@ def plan(options, find):
     def add(spec, weight, flag):
         name, settings = parse_spec(spec)
         for key, dedicated_flag in dedicated_flags.get(name, {}).items():
-            value = options.get(dedicated_flag[2:].replace("-", "_"))
-            if key in settings:
+            option = dedicated_flag[2:].replace("-", "_")
+            value = options.get(option)
+            if key in settings and option in options:  # a teacher's training has no such option
                 raise UserError(f"{key} of {name} has an option of its own", f"Give {dedicated_flag}.")
             if value is not None:
                 settings[key] = value
@@ -196,7 +197,8 @@ def plan(options, find):
         term = Term(name, weight, loss, hyperparameters)
         needs_teacher = any(need.startswith("teacher_") for need in term.needs)
         if flag == "--hard" and needs_teacher:
-            raise UserError(f"--hard {name} reads a teacher", f"--hard is a loss on labels; give --soft {name}.")
+            raise UserError(f"--hard {name} reads a teacher", f"--hard is a loss on labels; give --soft {name}."
+                            if "soft" in options else "A teacher learns from labels alone: distill.py has such losses.")
         if flag == "--soft" and not needs_teacher:
             raise UserError(f"--soft {name} reads no teacher", f"--soft is a loss on its logits; give --hard {name}.")
         if name in [other.name for other in terms]:

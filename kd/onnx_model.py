@@ -63,7 +63,8 @@ class Model:
 
     def pixels(self, source):
         """The pixels uint8 [S, S, 3] of an image, the same as in evaluation. source: as for image.square()."""
-        return image.evaluation_pixels(source, self.metadata["input"]["resize"], self.size)
+        preprocessing = self.metadata["input"]
+        return image.evaluation_pixels(source, preprocessing["resize"], self.size, preprocessing.get("range"))
 
     def logits(self, images):
         """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if the shape is wrong or one is not finite."""
@@ -137,7 +138,13 @@ def expected(model, images):
     """The arrays of a check file, a dict: images uint8 [N, S, S, 3], and what a Model says of them."""
     logits = model.logits(images)
     return {"images": images, "logits": logits, "class_names": np.array(model.class_names),
-            "thresholds": model.thresholds, **model.decisions(logits)}
+            "thresholds": model.thresholds, "metadata": _checked_metadata(model), **model.decisions(logits)}
+
+
+def _checked_metadata(model):
+    """What decides on answers and promises beside the graph, as an array of one text."""
+    return np.array(json.dumps({key: model.metadata[key] for key in ("input", "temperature", "operating_points")},
+                               sort_keys=True))
 
 
 def check(model, path):
@@ -162,17 +169,22 @@ def check(model, path):
         raise UserError(
             f"this machine computes other logits: they differ by up to {difference:.2g} (allowed: {allowed:.1g}), "
             f"and {flipped} of {count} labels differ",
-            "If this is an INT8 model on an x86 processor without VNNI, export it with --reduce-range.",
+            "If this is an INT8 model on an x86 processor without VNNI, export it again: "
+            "python export.py RUN --reduce-range",
         )
     lines = [f"{files} files are as SHA256SUMS lists them",
              f"{count} images: logits agree to {difference:.1g}, all labels are the same"]
-    answers = {"class_names": np.array(model.class_names), "thresholds": model.thresholds, **model.decisions(logits)}
+    answers = {"class_names": np.array(model.class_names), "thresholds": model.thresholds,
+               "metadata": _checked_metadata(model), **model.decisions(logits)}
     raw = model.probabilities(logits)[0]
     near = {"called": np.abs(raw - model.thresholds[:-1]) < 1e-9,  # decided by rounding, which differs between machines
             "abstains": np.abs(raw.max(1) - model.thresholds[-1]) < 1e-9}
     for name in answers.keys() & arrays.keys():
         if not _equal(answers[name], arrays[name], near.get(name, False)):
             raise UserError(f"{model.path} has or gives other {name} than {path} has", COPY)
+    removed = sorted(answers.keys() - arrays.keys() - {"metadata"})
+    if removed and answers.keys() & arrays.keys():  # those of the oldest bundles have none of them
+        raise UserError(f"{path} lacks {', '.join(removed)}", COPY)
     compared, absent = ([name for name in answers if (name in arrays) is there] for there in (True, False))
     if compared:
         lines.append(f"as in {path.name}: {', '.join(compared)}")
@@ -296,7 +308,8 @@ def _wrong(content, session):
     checks = {
         "class_names": _are_names(names),
         "input": all(type(side) is int and side > 0 for side in sides) and sides[0] <= sides[1] <= LARGEST
-        and preprocessing.get("interpolation") == image.INTERPOLATION,
+        and preprocessing.get("interpolation") == image.INTERPOLATION
+        and ("range" not in preprocessing or image.is_range(preprocessing["range"])),
         "temperature": temperature is None or isinstance(temperature, (int, float)) and 0 < temperature < math.inf,
         "operating_points": not _are_names(names) or _are_points(content["operating_points"], names),
         "provenance": isinstance(content["provenance"], dict),

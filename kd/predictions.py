@@ -1,7 +1,8 @@
 """Predictions files, of a run or of any other system: read, and checked for damage and leaks.
 
-A file is a .npz with `labels` (or `y_true`) and `logits` (or `y_prob`), and where they are known
-`ids`, `groups` and `class_names`. Everything that evaluation says is computed from such files.
+A run's file is a .npz with `labels`, `logits`, `ids`, `groups` and `class_names`. Those of others are read as people
+save them (kd/prediction_files.py), and what their scores are is told by looking (kd/score_kinds.py). Everything that
+evaluation says is computed from such files.
 """
 
 import itertools
@@ -9,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kd import metrics
+from kd import prediction_files, score_kinds
 from kd.errors import UserError, listing
-from kd.files import read_csv, read_npz
+from kd.files import parse_number, read_csv
 
 CLASSES = 100          # a bootstrap of 2,000 replicates needs 16 KB for each cell of the confusion matrix
 FILE = 2 ** 28         # bytes of all arrays
@@ -28,7 +29,7 @@ class Predictions:
     ids: np.ndarray            # [n] str
     groups: np.ndarray         # [n] str
     class_names: list
-    note: str = ""             # what was done to the probabilities
+    note: str = ""             # what was taken for what, and done to it
 
     @property
     def clusters(self):
@@ -54,13 +55,17 @@ class Predictions:
                 "support": dict(zip(self.class_names, support))}
 
 
-def of_files(test, val=None, groups=None):
+def of_files(test, val=None, groups=None, labels=None, val_labels=None, scores=None):
     """(val, test) of another system's files; val is None where there is none.
 
-    groups: a CSV with columns id,group for both. Raises UserError as of_run does.
+    groups: a CSV with columns id,group for both. labels, val_labels: files with the true classes of each; one file may
+    have those of both, by id. scores: as for read(), of both. Raises UserError as of_run does.
     """
     paths, groups = {"validation": val, "test": test}, groups and read_groups(groups)
-    splits = {name: read(path) for name, path in paths.items() if path is not None}
+    truths = {"validation": val_labels, "test": labels}
+    if val is not None and labels is not None and val_labels is None:
+        truths["validation"] = _labels_of_both(val, labels)
+    splits = {name: read(path, truths[name], scores) for name, path in paths.items() if path is not None}
     for name, split in splits.items():
         if groups:
             split.groups = groups_of(split.ids, groups, paths[name])
@@ -70,6 +75,8 @@ def of_files(test, val=None, groups=None):
     a, b = len(val.class_names), len(test.class_names)
     if a != b:
         raise UserError(f"{paths['validation']} has {a} classes, {paths['test']} has {b}")
+    if val.note and val.note != test.note:
+        test.note = "; ".join(filter(None, (test.note, f"validation: {val.note}")))
     if val.class_names != test.class_names:
         raise UserError(f"{paths['validation']} and {paths['test']} have different class names: "
                         f"{listing(val.class_names)}; {listing(test.class_names)}",
@@ -80,6 +87,17 @@ def of_files(test, val=None, groups=None):
     refuse_leaks(paths["test"], {name: (split.ids, split.groups) for name, split in splits.items()},
                  "Ids and groups name the same thing in both files; ids that only count rows are better left out.")
     return val, test
+
+
+def _labels_of_both(val, labels):
+    """The file `labels` where validation takes its true classes from it, too; None where it has its own."""
+    columns = prediction_files.read(val, FILE)
+    if columns.labels is not None:
+        return None
+    if columns.ids is None or prediction_files.read(labels, FILE, columns).ids is None:
+        raise UserError(f"{val} has no true classes, and no ids by which to find them in {labels}",
+                        "Give them with --val-labels FILE.")
+    return labels
 
 
 def refuse_leaks(path, members, hint="Metrics of such a split are too good. Split whole groups and train again."):
@@ -94,61 +112,63 @@ def refuse_leaks(path, members, hint="Metrics of such a split are too good. Spli
                 raise UserError(f"{path}: {a} and {b} share {len(shared)} {what}: {listing(shared)}", hint)
 
 
-def read(path, required=()):
-    """The Predictions of a .npz file, checked.
+def read(path, labels=None, scores=None):
+    """The Predictions of a file, checked: .npz, .npy, or a table of text (kd/prediction_files.py).
 
-    required: arrays that it must have. Raises UserError where it is damaged, or its arrays do not fit together.
+    labels: a second file with the true classes, joined by ids, else by order. scores: what the scores are, one of
+    kd.score_kinds.KINDS; None to look. Raises UserError where it is damaged, or its parts do not fit together.
     """
-    arrays = read_npz(path, required, FILE)
+    columns = prediction_files.read(path, FILE)
+    if labels is not None:
+        prediction_files.with_labels(columns, prediction_files.read(labels, FILE, columns))
+    return of_columns(columns, scores)
+
+
+def of_columns(columns, kind=None):
+    """Predictions of the Columns of a file; see read()."""
+    notes = [*columns.notes]
 
     def fail(message, hint=""):
-        raise UserError(f"{path}: {message}", hint)
+        raise UserError(f"{columns.path}: {message}", hint)
 
-    def pick(*names):
-        name = next((name for name in names if name in arrays), None)
-        if name is None:
-            fail(f"it has neither {' nor '.join(names)}", f"It has: {', '.join(arrays) or 'nothing'}.")
-        return name, arrays[name]
+    def need(values, *names):
+        if values is None:
+            fail(f"it has neither {' nor '.join(names)}", f"It has: {listing(columns.names, 12) or 'nothing'}."
+                 + (" True classes in a second file are given with --labels FILE." if "labels" in names else ""))
 
-    label_name, labels = pick("labels", "y_true")
-    if not labels.size:
+    if columns.scores is None and columns.answers:
+        fail(*score_kinds.no_scores(columns.answers))
+    if columns.labels is None and columns.path and str(columns.path).lower().endswith(".npy"):
+        fail("it holds scores alone, without the true classes", "Give these with --labels FILE.")
+    need(columns.labels, "labels", "y_true")
+    need(columns.scores, "logits", "y_prob")
+    if not columns.labels.size:
         fail("it holds no images")
-    if labels.ndim != 1:
-        fail(f"{label_name} has shape {labels.shape}; one class number an image is needed, [N]")
-    numbers = labels.astype(np.float64) if labels.dtype.kind in "iufb" else np.array(np.nan)
-    if not (np.isfinite(numbers) & (numbers == np.round(numbers))).all():
-        fail(f"{label_name} ({labels.dtype.name}) are not all class numbers: 0, 1, 2, ...")
 
-    name, scores = pick("logits", "y_prob")
-    if scores.ndim != 2 or len(scores) != len(labels) or scores.shape[1] < 2:
-        fail(f"{name} has shape {scores.shape}; [{len(labels)}, C] is needed, a column a class, C >= 2")
-    if scores.shape[1] > CLASSES or scores.size > LOGITS:
-        fail(f"it has {len(scores):,} images of {scores.shape[1]:,} classes; at most {CLASSES} classes and {LOGITS:,} "
-             "numbers are read")
-    if scores.dtype.kind not in "iuf":
+    name, scores, count = columns.score_name, columns.scores, len(np.atleast_1d(columns.labels))
+    if scores.dtype.kind not in "iufb":
         fail(f"{name} holds {scores.dtype.name} values, not numbers")
-    scores = scores.astype(np.float64)
-    broken = ~np.isfinite(scores).all(1)
-    if broken.any():
-        fail(f"{name} of {broken.sum()} of {len(scores)} images are not finite (NaN or infinite)")
-    classes = scores.shape[1]
-    if numbers.min() < 0 or numbers.max() >= classes:
-        fail(f"{name} has {classes} classes, but {label_name} go from {numbers.min():g} to "
-             f"{numbers.max():g}", f"Labels count from 0: here they are 0 to {classes - 1}.")
-    labels, logits, note = labels.astype(np.int64), None, ""
-    if name == "logits":
-        if scores.min() >= 0 and np.abs(scores.sum(1) - 1).max() <= 1e-3:
-            fail("logits of all images are at least 0 and sum to 1: these look like probabilities",
-                 "Name them y_prob if that is what they are.")
-        logits, probabilities = scores, metrics.softmax(scores)
-    else:
-        probabilities, note = distributions(scores, fail)
+    if scores.ndim > 2:
+        fail(f"{name} has shape {scores.shape}: that is segmentation, or several heads, and only one label an image is "
+             "evaluated", f"Save [{count}, C], a column a class.")
+    single = scores.ndim == 1 or scores.ndim == 2 and scores.shape[1] == 1
+    if scores.ndim not in (1, 2) or len(scores) != count:
+        fail(f"{name} has shape {scores.shape}; [{count}, C] is needed, a column a class, C >= 2")
+    classes = 2 if single else scores.shape[1]
+    if classes > CLASSES or scores.size > LOGITS:
+        fail(f"it has {len(scores):,} images of {classes:,} classes; at most {CLASSES} classes and {LOGITS:,} "
+             "numbers are read")
 
     try:
-        texts = {key: strings(arrays[key]) for key in ("ids", "groups", "class_names") if key in arrays}
+        texts = {key: strings(np.asarray(getattr(columns, key))) for key in ("ids", "groups", "class_names")
+                 if getattr(columns, key) is not None}
     except Exception:  # NumPy raises SystemError, too, for a character that Unicode does not have
         fail("its ids, groups or class_names are not text")
-    for key, size in {"ids": len(labels), "groups": len(labels), "class_names": classes}.items():
+    if single and texts.get("class_names", np.zeros(2)).shape == (1,):
+        texts["class_names"] = _two_names(texts["class_names"][0], columns.labels)
+    for key, size in {"ids": count, "groups": count, "class_names": classes}.items():
+        if key in texts and texts[key].shape == (size, 1) != (1,):
+            texts[key] = texts[key][:, 0]
         if key in texts and texts[key].shape != (size,):
             fail(f"{key} has shape {texts[key].shape}; ({size},) is needed")
     for key in ("ids", "class_names"):
@@ -161,26 +181,120 @@ def read(path, required=()):
             fail(f"{(groups == '').sum()} images have no group, others have one",
                  "Give an image that stands for itself a group of its own.")
         groups = None
-    names = texts.get("class_names", np.arange(classes).astype(str)).tolist()
+
+    if single and kind is None and count > 1 and np.isin(scores, np.arange(len(np.unique(columns.labels)))).all():
+        fail(*score_kinds.no_scores(name))
+    names = texts["class_names"].tolist() if "class_names" in texts else None
+    labels, names = class_numbers(columns, classes, names, name if not single else f"{name} [N]", fail, notes)
+    scores = scores.astype(np.float64)
+    broken = ~np.isfinite(scores.reshape(count, -1)).all(1)
+    if broken.any():
+        fail(f"{name} of {broken.sum()} of {count} images are not finite (NaN or infinite)")
+    if single:
+        logits, probabilities, note = score_kinds.of_two_classes(scores.reshape(-1), name, fail, kind)
+    else:
+        logits, probabilities, note = score_kinds.of_classes(scores, name, fail, kind, columns.is_ours)
+    note = "; ".join(filter(None, [note, *notes]))
     return Predictions(labels, logits, probabilities, texts.get("ids"), groups, names, note)
 
 
-def distributions(scores, fail):
-    """(probabilities [n, C] whose rows sum to 1, a note on what was done for it).
+def class_numbers(columns, classes, names, what, fail, notes):
+    """(labels [n] int64, class names) of the labels in Columns: numbers, names or one-hot.
 
-    scores: [n, C] of y_prob. fail: called with a message where these are logits.
+    names: of the classes, or None. what: the scores as errors call them. A note is added where something was done.
     """
-    hint = "Name them logits if that is what they are."
-    if scores.min() < 0 or scores.max() > 1.001:
-        fail(f"y_prob goes from {scores.min():.4g} to {scores.max():.4g}: these look like logits", hint)
-    totals = scores.sum(1)
-    off = np.abs(totals - 1)
-    if off.max() > 1e-3:
-        fail(f"y_prob of {(off > 1e-3).sum()} of {len(scores)} images do not sum to 1 "
-             f"(image {off.argmax()}: {totals[off.argmax()]:.4g})", hint)
-    if off.max() <= 1e-6:  # rounding of float32; dividing would only break ties
-        return scores, ""
-    return scores / totals[:, None], f"probabilities renormalised (sums off by up to {off.max():.1g})"
+    labels, name = columns.labels, columns.label_name
+    if labels.ndim == 2 and 1 in labels.shape and labels.size == len(labels):
+        labels = labels[:, 0]
+    if labels.ndim > 2 or labels.ndim == 0:
+        fail(f"{name} has shape {labels.shape}; one class number an image is needed, [N]")
+    if labels.ndim == 2:
+        labels = _of_one_hot(columns, classes, names, what, fail)
+        notes.append(f"{name} are one-hot")
+    if labels.dtype.kind in "US" or labels.dtype.kind == "O":
+        labels, names = _of_names(strings(labels), classes, names, name, what, fail, notes)
+    numbers = labels.astype(np.float64) if labels.dtype.kind in "iufb" else np.array(np.nan)
+    if not (np.isfinite(numbers) & (numbers == np.round(numbers))).all():
+        fail(f"{name} ({labels.dtype.name}) are not all class numbers: 0, 1, 2, ...")
+    if numbers.min() < 0 or numbers.max() >= classes:
+        fail(f"{what} has {classes} classes, but {name} go from {numbers.min():g} to {numbers.max():g}",
+             f"Labels count from 0: here they are 0 to {classes - 1}."
+             + (" More classes than two have a score each." if what.endswith("[N]") else ""))
+    return labels.astype(np.int64), names or np.arange(classes).astype(str).tolist()
+
+
+def _of_one_hot(columns, classes, names, what, fail):
+    """[n] class numbers of one-hot labels [n, C]."""
+    name = columns.label_name
+    if columns.labels.dtype.kind not in "iufb":
+        fail(f"{name} has shape {columns.labels.shape} and is no one-hot of 0 and 1")
+    labels = columns.labels.astype(np.float64)
+    if not np.isin(labels, (0, 1)).all():
+        fail(f"{name} has shape {labels.shape} with other numbers than 0 and 1: one class an image is needed, as its "
+             "number [N] or one-hot")
+    ones = labels.sum(1)
+    if (ones > 1).any():
+        fail(f"{name} have several classes in {(ones > 1).sum()} of {len(ones)} images: these are multi-label, and "
+             "only one class an image is evaluated")
+    if (ones < 1).any():
+        fail(f"{name} have no class in {(ones < 1).sum()} of {len(ones)} images",
+             "One-hot labels have exactly one 1 in each row.")
+    places = np.arange(labels.shape[1])
+    if columns.one_hot and names:  # by the names of the columns, which may be in another order
+        known = prediction_files.matched(columns.one_hot, names)
+        absent = [one for k, one in enumerate(columns.one_hot) if known[one] is None and labels[:, k].any()]
+        if absent:
+            fail(f"{name} have classes that {what} has not: {listing(absent)}", f"It has {listing(names, 12)}.")
+        places = np.array([names.index(known[one]) if known[one] is not None else 0 for one in columns.one_hot])
+    elif labels.shape[1] != classes:
+        fail(f"{name} has shape {labels.shape}, one-hot of {labels.shape[1]} classes; {what} has {classes}")
+    return places[labels.argmax(1)]
+
+
+NEGATIVE_POSITIVE = ({"negative", "positive"}, {"neg", "pos"}, {"no", "yes"}, {"false", "true"})
+
+
+def _of_names(texts, classes, names, name, what, fail, notes):
+    """(class numbers [n], class names) of labels that are text."""
+    texts = np.char.strip(texts)
+    distinct = np.unique(texts).tolist()
+    if "" in distinct:
+        fail(f"{name} are empty for {(texts == '').sum()} of {len(texts)} images", "Each needs its true class.")
+    numbers = np.array([parse_number(text) for text in distinct])
+    if names:
+        known = prediction_files.matched(distinct, names)
+        unknown = [text for text in distinct if known[text] is None]
+        if not unknown:
+            loosely = [text for text in distinct if known[text] != text]
+            if loosely:
+                notes.append(f"{name} match the classes but for case, spaces and underscores: {listing(loosely)}")
+            number_of = {text: names.index(known[text]) for text in distinct}
+            return np.array([number_of[text] for text in texts.tolist()]), names
+        if np.isnan(numbers).any():
+            fail(f"{name} are not all class numbers, and {listing(unknown)} no name of a class of {what}",
+                 f"The classes are {listing(names, 12)}.")
+    if not np.isnan(numbers).any():
+        return np.array([parse_number(text) for text in texts.tolist()]), names
+    if classes == 2 and {text.lower() for text in distinct} <= max(
+            NEGATIVE_POSITIVE, key=lambda pair: len(pair & {text.lower() for text in distinct})):
+        pair = sorted(distinct, key=str.lower)  # the second is the positive one
+        positive = {"positive", "pos", "yes", "true"}
+        notes.append(f"class 1 is the positive one of {name}")
+        labels = np.array([text.lower() in positive for text in texts.tolist()]).astype(int)
+        return labels, pair if len(pair) == 2 else None
+    fail(f"{name} ({texts.dtype.name}) are not all class numbers but names ({listing(distinct)}), and nothing says "
+         f"which class each column of {what} is",
+         "Name the classes in the order of the columns: an array class_names, or columns called p_CLASS in a table.")
+
+
+def _two_names(second, labels):
+    """The names of two classes of which the scores name the second."""
+    if labels.dtype.kind in "US" and np.isnan([parse_number(text) for text in labels.reshape(-1).tolist()]).any():
+        known = prediction_files.matched(np.unique(labels).tolist(), [second])
+        others = [text for text in known if known[text] is None]
+        if len(others) == 1:
+            return np.array([others[0], second])
+    return np.array(["0", "1"] if second == "1" else [f"not {second}", second])
 
 
 def strings(array):
@@ -204,11 +318,12 @@ def groups_of(ids, group, path):
     """[n] the group of each id; path: whose ids they are, for the error."""
     if ids is None:
         raise UserError(f"{path} has no ids, which --groups needs to know its images by")
-    ids = ids.tolist()
-    missing = [i for i in ids if not group.get(i)]
+    known = [name for name in group if group[name]]
+    places = prediction_files.positions(ids, known)
+    missing = ids[places < 0].tolist()
     if missing:
         raise UserError(f"--groups has no group for {len(missing)} of {len(ids)} images of {path}: {listing(missing)}")
-    return np.array([group[i] for i in ids])
+    return np.array([group[known[place]] for place in places])
 
 
 def difference_between(a, b):

@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from kd import predictions, runs
-from kd.errors import UserError
+from kd.errors import UserError, listing
 from kd.files import CSV, parse_csv, parse_number, read_bytes, read_csv, read_json, read_npz, read_yaml
+from kd.text import is_defined
 
 HISTORY = ("epoch", "loss", "val_macro_f1", "seconds")  # columns of history.csv that every training writes
 UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan}
@@ -66,8 +67,16 @@ class _Folder:
 # ---- checks: each returns what a Run keeps of a file's content, or raises UserError
 
 
+LARGEST = 1e15  # that a figure or count of these files may be; what is drawn and printed would overflow
+
+
 def _is_number(value):
-    return value is None or isinstance(value, (int, float))
+    """Whether this is a number, or stands for an undefined one: None, NaN, an infinity."""
+    return value is None or isinstance(value, (int, float)) and not LARGEST < abs(value) < math.inf
+
+
+def _is_share(value):
+    return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
 def _is_metrics(table):
@@ -88,7 +97,10 @@ def _is_point(point):
     """Whether this is an operating point of metrics.json."""
     if not isinstance(point, dict) or not _is_metrics(point.get("test", {})):
         return False
-    if not _is_metrics({"": point.get("shortfall") or {}}) or not _is_number(point.get("promised")):
+    if not isinstance(point.get("name", ""), str) or not isinstance(point.get("kind", ""), str):
+        return False
+    numbers = ("promised", "asked", "assurance")
+    if not _is_metrics({"": point.get("shortfall") or {}}) or not all(_is_number(point.get(key)) for key in numbers):
         return False
     threshold, kind = point.get("threshold"), point.get("kind")
     if isinstance(threshold, dict):
@@ -103,15 +115,17 @@ def _is_point(point):
 
 def _are_subgroups(columns):
     """Whether this is {column: {"subgroups": [...], "gaps": [...]}}, as kd.evaluation.subgroups makes it."""
-    def are(rows, texts, numbers):
-        return isinstance(rows, list) and all(isinstance(row, dict) and all(
-            isinstance(row.get(key), str) for key in texts) and all(_is_number(row.get(key)) for key in numbers)
+    def are(rows, texts, counts, numbers=()):
+        return isinstance(rows, list) and all(
+            isinstance(row, dict) and all(isinstance(row.get(key), str) for key in texts)
+            and all(type(row.get(key)) is int for key in counts) and all(_is_number(row.get(key)) for key in numbers)
             for row in rows)
 
     return isinstance(columns, dict) and all(
         isinstance(content, dict) and are(content.get("subgroups"), ("name",), ("images", "groups"))
         and all(_is_metrics(part.get("test")) for part in content["subgroups"])
-        and are(content.get("gaps"), ("metric", "highest", "lowest"), ("value", "lo", "hi", "p", "p_corrected", "gaps"))
+        and are(content.get("gaps"), ("metric", "highest", "lowest"), ("gaps",), ("lo", "hi", "p", "p_corrected"))
+        and all(is_defined(gap.get("value")) for gap in content["gaps"])
         for content in columns.values())
 
 
@@ -133,9 +147,10 @@ def _is_calibration(calibration):
 
 def _are_bins(rows):
     """Whether these are the bins of a reliability diagram."""
-    columns = ("confidence", "accuracy", "count")
     return isinstance(rows, list) and all(
-        isinstance(row, dict) and all(column in row and _is_number(row[column]) for column in columns) for row in rows)
+        isinstance(row, dict) and {"confidence", "accuracy", "count"} <= row.keys() and _is_number(row["count"])
+        and all(not is_defined(row[column]) and _is_number(row[column]) or _is_share(row[column])
+                for column in ("confidence", "accuracy")) for row in rows)
 
 
 def _is_curve(curve):
@@ -145,7 +160,7 @@ def _is_curve(curve):
     columns = [curve.get(key) for key in ("coverage", "risk")]
     if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
         return False
-    return all(isinstance(x, (int, float)) for column in columns for x in column)
+    return all(map(_is_share, [*columns[0], *columns[1]]))
 
 
 def _metrics(run, path, content):
@@ -272,7 +287,13 @@ def _read_split(path):
     if digest not in _SPLITS:
         if len(_SPLITS) >= 4:
             _SPLITS.clear()
-        _SPLITS[digest] = parse_csv(content, path, ("group", "label", "split"))
+        rows = parse_csv(content, path, ("group", "label", "split"))
+        unknown = sorted({row["split"] for row in rows} - {"train", "val", "test"})
+        if unknown or not rows:
+            what = f"the splits {listing(map(repr, unknown))}" if rows else "no rows"
+            raise UserError(f"{path} has {what}: what is in "
+                            "two splits could not be seen", "It has a row for each image, of train, val or test.")
+        _SPLITS[digest] = rows
     return _SPLITS[digest]
 
 

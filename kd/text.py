@@ -1,6 +1,10 @@
 """Numbers, names and tables as text, for the terminal and for reports."""
 
 import math
+import os
+import shlex
+import subprocess
+from pathlib import PurePath
 
 from kd.errors import printable
 
@@ -63,6 +67,17 @@ def one_line(text, limit=32):
     """`text` on one line of at most `limit` characters, without control characters."""
     text = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return text if len(text) <= limit else text[:limit - 1].rstrip() + "…"
+
+
+def quoted(*words):
+    """Words of a command line as this system's shell reads them; paths with `/`."""
+    words = [word.as_posix() if isinstance(word, PurePath) else str(word) for word in words]
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def command(script, *words):
+    """The command line of a script, such as train_teacher.py."""
+    return quoted("python", script, *words)
 
 
 def align_columns(rows, right=False):

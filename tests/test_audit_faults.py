@@ -28,7 +28,7 @@ from audited import (  # noqa: F401  for fixtures
 )
 from kd import perceptual_hash
 from kd.audit import examine
-from kd.evaluation import protocol
+from kd.evaluation import protocol, subgroups
 from kd.files import read_csv, read_json, read_yaml, write_csv, write_json, write_yaml
 from kd.run_folder import Run
 from test_other_tables import TABLES
@@ -475,3 +475,36 @@ def a_baseline_that_is_trained_for_a_shorter_time(root):
 @fault("other-than-recomputed")
 def figures_of_another_run(root):
     shutil.copy(root / "teacher_a/seed_0/metrics.json", root / RUN / "metrics.json")
+
+
+# ---- subgroups, whose table is not there to compute them again
+
+def with_subgroups(root, change=lambda content: None):
+    """Figures of three sites in metrics.json, and a change of them by hand."""
+    run = Run(root / RUN)
+    sites = np.array(list("abc"))[np.arange(len(run.test.labels)) % 3]
+    content = subgroups.evaluate(run.test, {"site": sites}, [], SETTINGS)
+    change(content["site"])
+    edit(root, lambda metrics: metrics.update(subgroups=content))
+
+
+SUBGROUP_EDITS = {
+    "accuracy": lambda content: content["subgroups"][0]["test"]["accuracy"].update(value=.9, lo=.8, hi=.95),
+    "images": lambda content: content["subgroups"][0].update(images=content["subgroups"][0]["images"] + 1),
+    "groups": lambda content: content["subgroups"][0].update(groups=10 ** 9),
+    "gap": lambda content: content["gaps"][0].update(value=.001, lo=-.01, hi=.01),
+    "interval": lambda content: content["gaps"][0].update(lo=.9, hi=.95),
+    "p": lambda content: content["gaps"][0].update(p=.8, p_corrected=.01),
+    "removed": lambda content: content["subgroups"].pop(),
+}
+
+
+@pytest.mark.parametrize("what", SUBGROUP_EDITS)
+def test_subgroups_add_up(root, what):
+    with_subgroups(root, SUBGROUP_EDITS[what])
+    assert "subgroups-that-do-not-add-up" in findings(root)
+
+
+@fault("subgroups-that-do-not-add-up")
+def a_subgroup_that_is_left_out(root):
+    with_subgroups(root, lambda content: content["subgroups"].pop())

@@ -189,3 +189,8 @@ def a_mean_that_is_rounded(root):
         if row["metric"] == "accuracy":
             row["model_value"] = f"{float(row['model_value']):.3f}"
     write_csv(root / "comparison.csv", rows)
+
+
+@near_miss("subgroups-that-do-not-add-up")
+def subgroups_as_they_are(root):
+    test_audit_faults.with_subgroups(root)

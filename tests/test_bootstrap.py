@@ -114,7 +114,7 @@ def test_below_five_lesions_nothing_is_said_about_a_class():
     groups[:8] = np.repeat(["p", "q", "r", "s"], 2)
     measured = bootstrap.measure(labels, probabilities, groups, NAMES, replicates=100)
     for name in ("recall/d", "f1/d", "auroc/d"):
-        assert measured[name]["withheld"] == "too few images (4)" and np.isnan(measured[name]["lo"])
+        assert measured[name]["withheld"] == "too few independent images (4)" and np.isnan(measured[name]["lo"])
     assert np.isfinite(measured["macro_f1"]["lo"]) and np.isfinite(measured["recall/a"]["lo"])
 
 
@@ -177,7 +177,8 @@ def test_two_models_meet_the_same_replicates():
 
 def test_always_one_class_scores_its_share():
     labels = np.repeat([0, 1, 2], [60, 30, 10])
-    always = bootstrap.intervals(bootstrap.constant(0, draws_of(labels, np.arange(100), 3)))
+    estimates = bootstrap.constant(0, draws_of(labels, np.arange(100), 3))
+    always = {name: estimate.metric() for name, estimate in estimates.items()}
     assert always["accuracy"]["value"] == pytest.approx(.6)
     assert always["macro_f1"]["value"] == pytest.approx(.75 / 3)
     assert always["balanced_accuracy"] == pytest.approx({bound: 1 / 3 for bound in ("value", "lo", "hi")})
@@ -216,7 +217,8 @@ def test_one_cluster_or_one_class_gives_values_and_no_false_certainty():
         pure = bootstrap.measure(labels * 0, probabilities, groups, NAMES, replicates=100)
     assert single["accuracy"]["value"] > 0
     for measured in (single, image):
-        assert np.isnan(measured["accuracy"]["lo"]) and measured["accuracy"]["withheld"] == "too few images (1)"
+        assert np.isnan(measured["accuracy"]["lo"])
+        assert measured["accuracy"]["withheld"] == "too few independent images (1)"
     assert np.isnan(pure["macro_auroc"]["value"]) and pure["accuracy"]["hi"] > 0
 
 
@@ -285,3 +287,12 @@ def test_the_benchmark_ends_in_ratios_that_keep_the_promise():
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
     ratios = json.loads(done.stdout.splitlines()[-1])
     assert ratios["macro_f1"] >= 50 and ratios["auroc"] >= 50 and ratios["five_models_seconds"] < 6
+
+
+def test_losses_of_few_right_answers_have_no_interval_and_one_cluster_no_debiased_error():
+    labels, probabilities = np.zeros(60, int), np.tile([1e-4, 1 - 1e-4], (60, 1))
+    measured = bootstrap.measure(labels, probabilities, np.arange(60), ["a", "b"], 200)
+    for name in ("nll", "brier", "aurc", "rms_ce_debiased"):
+        assert measured[name]["withheld"] == "too few right answers (0)" and np.isnan(measured[name]["lo"])
+    measured = bootstrap.measure(labels, probabilities, np.zeros(60), ["a", "b"], 200)
+    assert np.isnan(measured["rms_ce_debiased"]["value"]) and measured["ece"]["value"] > .9

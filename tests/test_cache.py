@@ -40,17 +40,17 @@ def values(images):
 @pytest.fixture
 def decoded(monkeypatch):
     """A list that grows by one with every image decoded."""
-    counted, square = [], image.square
-    monkeypatch.setattr(image, "square", lambda *args: counted.append(1) or square(*args))
+    counted, read = [], cache._read
+    monkeypatch.setattr(cache, "_read", lambda *args: counted.append(1) or read(*args))
     return counted
 
 
 def test_images_are_decoded_once(tmp_path, decoded):
     data = pictures(tmp_path / "data")
-    first, sha256, bad = cache.open_cache(data, 8, folder=tmp_path / "cache")
+    first, sha256, bad, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
     assert values(first) == [0, 10, 20, 30, 40, 50] and not bad and len(decoded) == 6
     assert sha256 == [hashlib.sha256(path.read_bytes()).hexdigest() for path in data.images]
-    again, same, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
+    again, same, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
     assert len(decoded) == 6 and same == sha256 and np.array_equal(first, again)
     assert isinstance(again, np.memmap) and not again.flags.writeable
 
@@ -58,16 +58,16 @@ def test_images_are_decoded_once(tmp_path, decoded):
 def test_the_cache_holds_what_evaluation_cuts_out_of_a_file(tmp_path):
     path = tmp_path / "a.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
-    cached, _, _ = cache.open_cache(Dataset("d", ["a"], [path], ["a"], [0]), 36, folder=tmp_path)
+    cached, _, _, _ = cache.open_cache(Dataset("d", ["a"], [path], ["a"], [0]), 36, folder=tmp_path)
     assert np.array_equal(cached[0], image.square(path, 36))
     assert np.array_equal(image.centre_crop(cached, 32)[0], image.centre_crop(image.square(path, 36)[None], 32)[0])
 
 
 def test_changed_files_build_a_new_cache_and_leave_the_old(tmp_path, decoded):
     data = pictures(tmp_path / "data")
-    old, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
+    old, _, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
     Image.new("RGB", (12, 9), (99,) * 3).save(data.images[2])
-    new, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
+    new, _, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
     assert values(new) == [0, 10, 99, 30, 40, 50] and len(decoded) == 12
     assert values(old)[2] == 20  # whoever trains on it goes on
     size = os.stat(data.images[0])
@@ -97,7 +97,7 @@ def test_arrays_in_any_memory_order_and_functions_that_draw_them(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
     fortran = list(np.asfortranarray(pixels))
     data = Dataset("f", ["a"], fortran + [lambda: fortran[0]], ["x", "y", "z"], [0] * 3)
-    images, sha256, _ = cache.open_cache(data, 8, folder=tmp_path)
+    images, sha256, _, _ = cache.open_cache(data, 8, folder=tmp_path)
     assert np.array_equal(images, pixels[[0, 1, 0]]) and sha256[0] == sha256[2] != sha256[1]
 
 
@@ -116,7 +116,7 @@ def test_bad_images_are_listed_and_can_be_skipped(tmp_path):
     )
     assert message.endswith(" and 2 more") and "6.png (" in message and "7.png" not in message
     assert "--skip-bad" in caught.value.hint and "\n" not in message
-    images, sha256, bad = cache.open_cache(data, 8, folder=tmp_path / "cache", skip_bad=True)
+    images, sha256, bad, _ = cache.open_cache(data, 8, folder=tmp_path / "cache", skip_bad=True)
     assert [i for i, _ in bad] == [1, 2, 4, 5, 6, 7, 8] and bad[-1][1] == "there twice: x.png and y.png"
     assert values(images) == [0, 0, 0, 30, 0, 0, 0, 0, 0] and [bool(sha) for sha in sha256] == [
         True, False, False, True] + [False] * 5
@@ -136,7 +136,7 @@ def test_an_image_that_can_be_read_again_is_no_longer_bad(tmp_path, monkeypatch)
         broken.setattr(cache, "open_regular", refuse)
         with pytest.raises(UserError, match="3.png .Permission denied"):
             cache.open_cache(data, 8, folder=tmp_path / "cache")
-    images, _, bad = cache.open_cache(data, 8, folder=tmp_path / "cache")
+    images, _, bad, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
     assert not bad and values(images)[3] == 30
 
 
@@ -169,7 +169,7 @@ def test_it_lies_beside_the_data_or_in_the_users_folder(tmp_path, decoded):
 def test_data_that_cannot_be_written_are_cached_in_the_users_folder(tmp_path, monkeypatch):
     data = pictures(tmp_path / "data", name="readonly")
     (tmp_path / "data" / ".kd_cache").write_text("in the way: no folder of this name can be made")
-    images, _, _ = cache.open_cache(data, 8, root=tmp_path / "data")
+    images, _, _, _ = cache.open_cache(data, 8, root=tmp_path / "data")
     assert Path(images.filename).parent == cache._places(None)[0]
 
 
@@ -199,7 +199,7 @@ def test_a_cache_folder_that_cannot_be_is_refused(tmp_path):
 def test_a_folder_without_the_right_to_write_is_passed_over(tmp_path):
     data = pictures(tmp_path / "data", name="norights")
     os.chmod(tmp_path / "data", 0o555)
-    images, _, _ = cache.open_cache(data, 8, root=tmp_path / "data")
+    images, _, _, _ = cache.open_cache(data, 8, root=tmp_path / "data")
     os.chmod(tmp_path / "data", 0o755)
     assert Path(images.filename).parent == cache._places(None)[0]
 
@@ -233,7 +233,7 @@ DAMAGE = {
     "the first byte": lambda npy, csv: turned(npy, 128),
     "the last byte": lambda npy, csv: turned(npy, -1),
     "no rows": lambda npy, csv: csv.write_text("id,sha\n"),
-    "another row": lambda npy, csv: csv.write_text("id,sha256,error,crc32\n0.png,ab,,00000000\n"),
+    "another row": lambda npy, csv: csv.write_text("id,sha256,error,facts,crc32\n0.png,ab,,,00000000\n"),
     "no checksums": lambda npy, csv: drop_checksums(csv),
     "an id": lambda npy, csv: exchange(csv, "1.png", "9.png"),
     "a hash of a file": lambda npy, csv: exchange(csv, ".png,", ".png,0"),
@@ -244,21 +244,22 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_cache_is_made_again_and_one_line_says_so(tmp_path, damage, decoded, capsys):
     data = pictures(tmp_path / "data")
-    images, sha256, _ = cache.open_cache(data, 8, folder=tmp_path)
+    images, sha256, _, _ = cache.open_cache(data, 8, folder=tmp_path)
+    assert capsys.readouterr().out.startswith("note: 6 of 6 images are of one colour")
     file = Path(images.filename)
     del images
     damage(file, file.with_suffix(".csv"))
-    again, same, bad = cache.open_cache(data, 8, folder=tmp_path)
+    again, same, bad, _ = cache.open_cache(data, 8, folder=tmp_path)
     assert values(again) == [0, 10, 20, 30, 40, 50] and same == sha256 and not bad and len(decoded) == 12
-    line, = capsys.readouterr().out.splitlines()
+    line, of_colours = capsys.readouterr().out.splitlines()
     assert line.startswith(f"note: the image cache {file} is damaged: ") and line.endswith("; it is made again")
     cache.open_cache(data, 8, folder=tmp_path)
-    assert len(decoded) == 12 and not capsys.readouterr().out
+    assert len(decoded) == 12 and capsys.readouterr().out.splitlines() == [of_colours]
 
 
 def test_a_damaged_cache_that_cannot_be_made_again_is_refused(tmp_path, monkeypatch):
     data = pictures(tmp_path / "data")
-    images, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
+    images, _, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
     turned(Path(images.filename), -1)
 
     def refuse(*args, **kwargs):
@@ -273,7 +274,7 @@ def test_a_damaged_cache_that_cannot_be_made_again_is_refused(tmp_path, monkeypa
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
 def test_a_pipe_in_the_place_of_pixels_or_images_is_not_waited_for(tmp_path):
     data = pictures(tmp_path / "data")
-    images, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
+    images, _, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
     file = Path(images.filename)
     file.unlink()
     os.mkfifo(file)
@@ -299,7 +300,7 @@ SCRIPT = textwrap.dedent("""
 
     cache.CHUNK = 4
     data = Dataset("slow", ["a"], [lambda i=i: drawn(i) for i in range(40)], range(40), [0] * 40, version="1")
-    images, _, _ = cache.open_cache(data, 8, folder=f"{folder}/cache")
+    images, _, _, _ = cache.open_cache(data, 8, folder=f"{folder}/cache")
     assert images[:, 0, 0, 0].tolist() == list(range(40))
     print("good")
 """)
@@ -354,7 +355,7 @@ def test_a_kill_between_map_and_list_is_no_cache(tmp_path, monkeypatch, decoded)
         dying.setattr(cache, "write_csv", killed)
         cache.open_cache(data, 8, folder=tmp_path)
     assert list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.csv"))
-    images, _, _ = cache.open_cache(data, 8, folder=tmp_path)
+    images, _, _, _ = cache.open_cache(data, 8, folder=tmp_path)
     assert values(images) == [0, 10, 20, 30, 40, 50] and len(decoded) == 12
 
 
@@ -376,7 +377,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
         "many", ["a"], [lambda: np.zeros((64, 64, 3), np.uint8)] * 1000, range(1000), [0] * 1000, version="1"
     )
     tracemalloc.start()
-    images, _, _ = cache.open_cache(data, 64, folder=tmp_path)
+    images, _, _, _ = cache.open_cache(data, 64, folder=tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert images.nbytes > 12e6 and peak < 8e6

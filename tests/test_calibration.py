@@ -267,3 +267,9 @@ def test_bounds_that_keep_out_no_correction_and_would_raise_the_nll_are_refused(
     logits = logits / optimum  # now T = 1 is best
     fitted = calibration.fit_temperature(logits, labels, (3, 20))
     assert not fitted.ok and fitted.nll_after > fitted.nll_before
+
+
+def test_a_temperature_needs_validation_images_of_two_classes():
+    logits = np.random.default_rng(0).normal(size=(50, 3))
+    fit = calibration.fit_temperature(logits, np.ones(50, int))
+    assert not fit.ok and fit.reason == "all validation images are of one class"

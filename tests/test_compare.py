@@ -192,7 +192,7 @@ def test_differences_of_too_few_lesions_have_no_interval_and_say_why(tmp_path, c
     few = len(set(arrays["groups"][labels == 1]))
     for name in ("f1/mel", "recall/mel"):
         row = table[name]
-        assert row["withheld"] == f"too few images ({few})" and row["difference"] != ""
+        assert row["withheld"] == f"too few independent images ({few})" and row["difference"] != ""
         assert {row[key] for key in ("lo", "hi", "p", "reference_lo", "model_hi", "retention_lo")} == {""}
         assert f"{float(row['difference']):+.3f} [too few]" in printed
     assert table["ece"]["withheld"] == calibration.BIASED and table["ece"]["lo"] == ""

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
@@ -84,7 +85,7 @@ def test_ham10000_is_found_in_any_layout(tmp_path, places, metadata):
     assert [path.relative_to(tmp_path).as_posix() for path in data.images] == places
     assert data.class_names == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
     assert data.labels.tolist() == [5, 5, 4, 0] and data.groups == ["HAM_1", "HAM_1", "HAM_2", "HAM_3"]
-    images, _, _ = cache.open_cache(data, 8, root=tmp_path)
+    images, _, _, _ = cache.open_cache(data, 8, root=tmp_path)
     assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert make("ham10000", str(tmp_path)).ids == data.ids  # its cache is not taken for images
 
@@ -107,11 +108,27 @@ def test_ham10000_missing_and_double_images_are_listed_or_skipped(tmp_path):
     assert caught.value.message == (
         "3 of 4 images cannot be used: ISIC_1 (there twice: images/ISIC_1.jpg and part_1/ISIC_1.jpg), "
         "ISIC_3 (no such file), ISIC_4 (there twice: ISIC_4.jpg and ISIC_4.png)")
-    images, _, bad = cache.open_cache(data, 8, folder=tmp_path / "cache", skip_bad=True)
+    images, _, bad, _ = cache.open_cache(data, 8, folder=tmp_path / "cache", skip_bad=True)
     assert [i for i, _ in bad] == [0, 2, 3] and images[1, 0, 0, 0] == 4
     (root / "part_1" / "ISIC_1.jpg").unlink()
-    _, _, bad = cache.open_cache(make("ham10000", root), 8, folder=tmp_path / "cache", skip_bad=True)
+    _, _, bad, _ = cache.open_cache(make("ham10000", root), 8, folder=tmp_path / "cache", skip_bad=True)
     assert [i for i, _ in bad] == [2, 3]
+
+
+def test_ham10000_as_kaggle_and_the_dataverse_pack_it(tmp_path, capsys):
+    places = [f"HAM10000_images_part_1/ISIC_{k}.jpg" for k in (1, 2, 3, 4)]
+    root = ham(tmp_path, places)
+    shutil.copytree(root / "HAM10000_images_part_1", root / "copies of part 1")  # Kaggle: ham10000_images_part_1
+    data = make("ham10000", root)
+    assert len(data.images) == 4 and all(path.is_file() for path in data.images)
+    assert "4 images are there several times, byte by byte" in capsys.readouterr().out
+    table = root / "HAM10000_metadata.csv"
+    for name, separator in (("HAM10000_metadata", ","), ("HAM10000_metadata.tab", "\t")):
+        text = table.read_text().replace(",", separator)
+        table.unlink()
+        table = root / name
+        table.write_text(text)
+        assert make("ham10000", root).ids == data.ids
 
 
 def test_ham10000_faults_are_one_line(tmp_path):
@@ -206,6 +223,30 @@ def test_medmnist_of_the_real_data(real_data):
 ])
 def test_medmnist_faults_are_one_line(tmp_path, changes, words):
     assert words in refused("medmnist", npz(tmp_path / "own.npz", **changes))
+
+
+def test_a_column_a_class_is_a_label_and_several_classes_at_once_are_refused(tmp_path):
+    one_hot = {f"{split}_labels": np.eye(3, dtype=np.uint8)[np.arange(count) % 3]
+               for split, count in (("train", 8), ("val", 3), ("test", 4))}
+    assert make("medmnist", npz(tmp_path / "a.npz", **one_hot)).labels[:4].tolist() == [0, 1, 2, 0]
+    one_hot["val_labels"][0] = 1
+    assert "several labels an image" in refused("medmnist", npz(tmp_path / "b.npz", **one_hot))
+    one_hot["val_labels"][0] = 0
+    assert "several labels an image" in refused("medmnist", npz(tmp_path / "b.npz", **one_hot))
+
+
+def test_files_of_medmnist_c_are_test_sets_of_images_at_five_severities(tmp_path):
+    (tmp_path / "breastmnist").mkdir()
+    path, images = tmp_path / "breastmnist" / "pixelate.npz", np.zeros((15, 28, 28), np.uint8)
+    np.savez(path, test_images=images, test_labels=[[0], [1], [1]] * 5)
+    data = make("medmnist", path, testing=True)
+    assert data.name == "breastmnist_c_pixelate" and data.class_names == ["malignant", "normal, benign"]
+    assert data.groups == ["test_0", "test_1", "test_2"] * 5 and set(data.split) == {"test"}
+    assert data.ids[0] == "test_0_severity_1" and data.ids[-1] == "test_2_severity_5"
+    error = refused("medmnist", path)
+    assert "has no array train_images, train_labels, val_images, val_labels" in error
+    np.savez(path, test_images=images, test_labels=[[0], [1], [1]] * 4 + [[0], [0], [1]])
+    assert make("medmnist", path, testing=True).groups is None
 
 
 def test_medmnist_files_that_are_none(tmp_path):
@@ -315,22 +356,18 @@ def test_splits_above_the_classes(tmp_path):
     )
 
 
-@pytest.mark.parametrize("names", [["train/a/1.png", "test/a/1.png"], ["Train/a/1.png", "Val/a/1.png", "Test/a/1.png"],
-                                   ["training/a/1.png", "validation/b/1.png"],
-                                   ["train/a/1.png", "val/a/1.png", "test/a/1.png", "extra/1.png"]])
-def test_splits_by_other_names_are_not_taken_for_classes(tmp_path, names):
-    assert "but not exactly train, val and test" in refused("folder", tree(tmp_path, *names))
-
-
 def test_folder_faults_are_one_line(tmp_path):
     assert "--root" in str(pytest.raises(UserError, make, "folder", None).value)
     assert "no such folder" in refused("folder", tmp_path / "absent")
-    assert "has 0 class folders" in refused("folder", tmp_path)
-    assert "has 1 class folders" in refused("folder", tree(tmp_path, "a/1.png"))
+    assert "no images in" in refused("folder", tmp_path)
+    assert "has 1 class folder with images, a" in refused("folder", tree(tmp_path, "a/1.png"))
+    assert make("folder", tmp_path, testing=True).class_names == ["a"]
+    tree(tmp_path, "c/2.png")
     (tmp_path / "b").mkdir()
     assert "no images in class folder b" in refused("folder", tmp_path)
     (tmp_path / "b" / "note.txt").write_text("")
-    assert "no images in class folder b" in refused("folder", tmp_path)
+    assert "no images in class folder b: 1 files are not read as images and are left out: 1 .txt" in refused(
+        "folder", tmp_path)
 
 
 def test_groups_from_a_csv(tmp_path):

@@ -1,5 +1,6 @@
 """A user's mistake is one line, a way out and exit status 2: never a traceback, nothing half-written."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -74,8 +75,8 @@ BOTH = [
     (["--hard", "ce,smoothing=5"], "the loss ce: smoothing is a number from 0 to below 1, not 5"),
     (["--hard", "class_balanced,beta=1"], "the loss class_balanced: beta is a number"),
     (["--hard", "focal,gamma=-1"], "gamma of the focal loss is a number from 0 on"),
-    (["--study", ""], "--study becomes a folder's name"),
-    (["--name", ""], "--name becomes a folder's name"),
+    (["--study", ""], "--study is empty"),
+    (["--name", ""], "--name is empty"),
     (["--study=-x"], "--study x would"),
     (["--name=-x"], "--name x would"),
     (["--name", "CON"], "--name my_CON would"),
@@ -248,6 +249,21 @@ def test_ctrl_c_is_status_130_without_a_traceback():
     assert done.returncode == 130 and "stopped" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("script, goes_on", [("train_teacher", True), ("robustness", True), ("study", True),
+                                             ("evaluate", False), ("benchmark", False)])
+def test_a_script_that_is_stopped_says_whether_the_same_command_goes_on(script, goes_on, monkeypatch, capsys):
+    module = importlib.import_module(script)
+
+    def main():
+        raise KeyboardInterrupt
+
+    main.__module__ = module.__name__
+    with pytest.raises(SystemExit) as stopped:
+        errors.run(main)
+    message = capsys.readouterr().err
+    assert stopped.value.code == 130 and "stopped" in message and ("the same command goes on" in message) == goes_on
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a closed pipe is another error on Windows")
 @pytest.mark.parametrize(
     "body", ["print('x' * 10)", "print('x' * 10**6)"], ids=["flushed at the end", "while it prints"]
@@ -298,6 +314,8 @@ def test_names_that_the_terminal_cannot_show_stop_nothing():
 def test_the_nearest_of_what_there_is_is_suggested():
     assert nearest("mobilnet", ["resnet", "mobilenet"]) == "did you mean mobilenet?"
     assert nearest("KD", ["kd", "at"]) == "did you mean kd?"
+    assert nearest("--lr", ["--lr", "--lrs"]) == "did you mean --lr?"
+    assert nearest("resume", ["workers", "seeds"]) == nearest("metric", ["device"]) == ""
     assert nearest("zzz", ["resnet", "mobilenet"]) == nearest("x", []) == nearest(3, ["a"]) == ""
 
 

@@ -119,8 +119,26 @@ def test_a_ratio_is_the_share_kept_and_undefined_over_nothing():
 
 
 def test_what_is_withheld_has_a_value_and_says_why():
-    estimate = Estimate(.8, share(.8, .1).drawn, .8, "share", withheld="too few images (3)")
+    estimate = Estimate(.8, share(.8, .1).drawn, .8, "share", withheld="too few independent images (3)")
     metric = estimate.metric()
     assert metric["value"] == .8 and np.isnan([metric["lo"], metric["hi"]]).all()
-    assert metric["withheld"] == estimate.minus(share(.5, .1)).metric()["withheld"] == "too few images (3)"
+    assert metric["withheld"] == estimate.minus(share(.5, .1)).metric()["withheld"] == "too few independent images (3)"
     assert np.isnan(estimate.minus(share(.5, .1)).p())
+
+
+def test_a_gap_between_other_images_is_that_of_newcombe():
+    """56 of 70 less 48 of 80: 0.2000 [0.0524, 0.3339] (Newcombe 1998, Statistics in Medicine 17, 873, table II)."""
+    def binomial(hits, n):
+        p = hits / n
+        half = np.sqrt(p * (1 - p) / n)
+        drawn = np.array([p - half, p + half] * 500)
+        return Estimate(p, drawn, p, "share")
+
+    metric = binomial(56, 70).gap(binomial(48, 80))
+    assert metric["value"] == pytest.approx(.2)
+    assert (metric["lo"], metric["hi"]) == (pytest.approx(.0524, abs=3e-4), pytest.approx(.3339, abs=3e-4))
+    a, b = binomial(56, 70), binomial(48, 80)
+    p = a.gap_p(b)
+    assert .001 < p < .05 and a.gap(b, 1 - p)["lo"] == pytest.approx(0, abs=1e-6)
+    assert b.gap_p(a) == pytest.approx(p) and a.gap_p(a) == pytest.approx(1)
+    assert np.isnan(a.gap_p(Estimate(.5, None, .5, "share", withheld="too few")))

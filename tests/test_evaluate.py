@@ -144,11 +144,13 @@ def test_figures_of_too_few_lesions_are_printed_without_an_interval_and_the_file
     result = read_json(run / "metrics.json")
     for name in ("recall", "f1", "precision", "auroc"):
         metric = result["test"][f"{name}/{NAMES[2]}"]
-        assert (metric["lo"], metric["hi"], metric["withheld"]) == (None, None, f"too few images ({lesions})")
+        withheld = f"too few independent images ({lesions})"
+        assert (metric["lo"], metric["hi"], metric["withheld"]) == (None, None, withheld)
         assert f"{metric['value']:.3f} [too few]" in shown
     assert result["test"]["recall/mel"]["lo"] > 0 and result["test"]["macro_f1"]["lo"] > 0
     point = result["operating_points"][2]
-    assert point["shortfall"]["withheld"] == point["test"]["sensitivity"]["withheld"] == f"too few images ({lesions})"
+    assert point["shortfall"]["withheld"] == point["test"]["sensitivity"]["withheld"] == (
+        f"too few independent images ({lesions})")
     assert "\n[too few]: fewer than 5 groups or errors, which is too few for an interval.\n" in shown
 
 
@@ -304,20 +306,19 @@ BAD = {
     "no labels": (dict(drop=["y_true"]), "neither labels nor y_true"),
     "no scores": (dict(drop=["y_prob"]), "neither logits nor y_prob"),
     "no images": (dict(y_true=np.zeros(0, int), y_prob=np.zeros((0, 3))), "holds no images"),
-    "column labels": (dict(y_true=np.zeros((N, 1), int)), r"shape \(90, 1\)"),
+    "several labels": (dict(y_true=np.zeros((N, 2), int)), "no class in 90 of 90 images"),
     "fractions": (dict(y_true=np.full(N, .5)), "not all class numbers"),
     "names": (dict(y_true=np.full(N, "nv")), "not all class numbers"),
     "NaN labels": (dict(y_true=np.full(N, np.nan)), "not all class numbers"),
     "infinite labels": (dict(y_true=np.full(N, np.inf)), "not all class numbers"),
     "from one": (dict(y_true=1 + np.arange(N) % 3), "3 classes, but y_true go from 1 to 3"),
     "negative": (dict(y_true=np.arange(N) % 3 - 1), "go from -1 to 1"),
-    "one column": (dict(y_prob=P[:, 0]), r"shape \(90,\)"),
+    "one column": (dict(y_prob=P[:, 0]), r"y_prob \[N\] has 2 classes, but y_true go from 0 to 2"),
     "too few rows": (dict(y_prob=P[:80]), r"shape \(80, 3\)"),
     "words": (dict(y_prob=P.astype(str)), "not numbers"),
     "NaN": (dict(y_prob=np.where(ROW < 2, np.nan, P)), "2 of 90 images are not finite"),
     "infinite": (dict(logits=np.where(ROW < 2, np.inf, P)), "logits of 2 of 90 images are not finite"),
-    "logits as probabilities": (dict(y_prob=arrays_of("test", N)["logits"]), "look like logits"),
-    "sums": (dict(y_prob=P * .9), "90 of 90 images do not sum to 1"),
+    "sums": (dict(y_prob=np.where(ROW < 2, .9, 1) * P), "2 of 90 images do not sum to 1"),
     "few ids": (dict(ids=np.array(["a"])), r"ids has shape \(1,\)"),
     "equal ids": (dict(ids=np.array(["a"] * N)), "ids are not unique: a"),
     "few groups": (dict(groups=np.array(["a"])), "groups has shape"),

@@ -7,7 +7,7 @@ from PIL import Image
 
 import evaluate
 import registry
-from kd import image, perceptual_hash
+from kd import image, metrics, perceptual_hash
 from kd.data import splits
 from kd.errors import UserError
 from kd.files import read_json, read_npz, write_csv
@@ -143,12 +143,102 @@ def test_images_that_the_network_was_trained_or_selected_on_are_refused(run, tmp
         refused(run, root, f"clinic is no external data set: .* was {how} on 1 images")
 
 
+# ---- checks of training do not apply to testing
+
+
+def measured(run, root, *more):
+    """What evaluate.py writes of an external set: metrics.json."""
+    out = root.parent / f"{root.name}_out"
+    score(run, root, "--out", out, *more)
+    return read_json(out / "metrics.json")
+
+
+@pytest.mark.parametrize("present, each", [([2], 12), ([0, 2], 6), ([1], 1), ([0, 1, 2], 1)])
+def test_what_can_be_measured_of_a_part_of_the_classes_is_and_the_rest_is_said_to_be_undefined(
+        run, tmp_path, present, each, capsys):
+    root = pictures(tmp_path / "part", classes=[NAMES[k] for k in present], each=each)
+    result = measured(run, root)
+    shown = capsys.readouterr().out
+    test, support = result["test"], result["split"]["test"]["support"]
+    assert {name for name, count in support.items() if count} == {NAMES[k] for k in present}
+    arrays = read_npz(run / "predictions" / "part.npz")
+    counts = metrics.confusion(arrays["labels"], arrays["logits"].argmax(1), 3)
+    for name in ("accuracy", "macro_f1", "balanced_accuracy"):
+        assert test[name]["value"] == pytest.approx(float(getattr(metrics, name)(counts)))
+    for k, name in enumerate(NAMES):
+        assert (test[f"recall/{name}"]["value"] is None) == (k not in present)
+        assert (test[f"auroc/{name}"]["value"] is None) == (k not in present or len(present) == 1)
+    assert (test["macro_auroc"]["value"] is None) == (len(present) == 1)
+    assert ("AUROC and specificity need images of other classes" in shown) == (len(present) == 1)
+    assert ("No test image of" in shown) == (len(present) < 3)
+    assert "nan" not in shown.lower() and "error" not in {found["severity"] for found in result["audit"]}
+
+
+def test_classes_match_but_for_case_spaces_and_underscores_and_this_is_said(run, tmp_path, capsys):
+    measured(run, pictures(tmp_path / "caps", classes=["NV", "A_class with-quite a LONG name"]))
+    assert sorted(set(read_npz(run / "predictions" / "caps.npz")["labels"])) == [0, 2]
+    assert "note: classes of caps: A_class with-quite a LONG name is a class with quite a long name; NV is nv" in (
+        capsys.readouterr().out)
+
+
+def test_a_class_map_names_merges_and_leaves_out(run, tmp_path, capsys):
+    root = pictures(tmp_path / "theirs", classes=["melanoma", "in situ", "wart", "nv"], each=2)
+    with pytest.raises(UserError, match="classes that the network does not know: in situ, melanoma, wart") as caught:
+        measured(run, root)
+    assert "--class-map FILE" in caught.value.hint
+    (tmp_path / "map.csv").write_text("theirs,ours\nmelanoma,mel\nin situ,mel\nwart,\n", encoding="utf-8")
+    result = measured(run, root, "--class-map", tmp_path / "map.csv")
+    assert result["split"]["test"]["support"] == {"nv": 2, "mel": 4, NAMES[2]: 0}
+    assert "2 of 8 images are of classes that --class-map leaves out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lines, words", [
+    ("theirs,ours\nmelanom,mel\n", "names classes that theirs has not: melanom"),
+    ("theirs,ours\nmelanoma,mell\n", "classes that the network does not know: mell"),
+    ("theirs,ours\nmelanoma,mel\nmelanoma,nv\n", "has a class of theirs twice"),
+    ("a,b\n", "has no column theirs, ours"), ("theirs,ours\nmelanoma,\nnv,\n", "leaves out every image"),
+])
+def test_a_class_map_that_does_not_fit_is_one_line(run, tmp_path, lines, words):
+    root = pictures(tmp_path / "theirs", classes=["melanoma", "nv"], each=2)
+    (tmp_path / "map.csv").write_text(lines, encoding="utf-8")
+    with pytest.raises(UserError, match=words) as caught:
+        measured(run, root, "--class-map", tmp_path / "map.csv")
+    assert "\n" not in caught.value.message and not (run / "predictions" / "theirs.npz").exists()
+
+
+def test_unreadable_images_are_left_out_where_asked_and_this_is_said(run, tmp_path, capsys):
+    root = pictures(tmp_path / "clinic")
+    (root / "nv" / "0.png").write_bytes(b"no picture")
+    refused(run, root, "1 of 12 images cannot be used")
+    score(run, root, "--skip-bad")
+    assert "left out, since unreadable: 1 images: nv/0.png" in capsys.readouterr().out
+    assert len(read_npz(run / "predictions" / "clinic.npz")["ids"]) == 11
+
+
+def test_two_sets_of_one_name_do_not_overwrite_each_other(run, tmp_path):
+    first, second = (pictures(tmp_path / place / "images", seed=seed) for seed, place in enumerate("ab"))
+    score(run, first)
+    before = (run / "predictions" / "images.npz").read_bytes()
+    score(run, first)  # the same set again
+    with pytest.raises(UserError, match="is of another data set of this name") as caught:
+        score(run, second)
+    assert "--name" in caught.value.hint and (run / "predictions" / "images.npz").read_bytes() == before
+    score(run, second, "--name", "images_b")
+    assert read_npz(run / "predictions" / "images_b.npz")["ids"][0].startswith("images_b/")
+    with pytest.raises(UserError, match="--name becomes a file's name"):
+        score(run, second, "--name", "a/b")
+
+
 @pytest.mark.parametrize("options, words", [
     (["--root", "x"], "--root is for an external data set"),
     (["--data", "folder", "--compare"], "each do something else"),
     (["--compare", "--audit"], "each do something else"),
     (["--val", "v.npz"], "--val belongs to one predictions file"),
     (["--out", "x"], "--out takes the metrics of a predictions file"),
+    (["--skip-bad"], "--skip-bad is for an external data set"),
+    (["--class-map", "m.csv"], "--class-map is for an external data set"),
+    (["--labels", "y.csv"], "--labels is for a predictions file"),
+    (["--scores", "logits"], "--scores is for a predictions file"),
     (["--bins", "0"], "--bins: .0. is not a whole number"),
     (["--sensitivity", "95"], "'95' is not a number from 0 to 1"),
 ])

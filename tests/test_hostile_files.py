@@ -324,6 +324,25 @@ def test_a_checkpoint_is_stored_plainly_and_its_lists_are_short(tmp_path, monkey
     assert "is refused" in refused(weights.safe_load, tmp_path / "old.pt")
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_name_of_megabytes_in_a_checkpoint_is_refused_in_time(tmp_path, old):
+    """torch searches its own error, which quotes the name, in a time that grows with the square of its length."""
+    path, name = tmp_path / "x.pt", b"x" * 2_000_000
+    torch.save({"a": 1}, path, _use_new_zipfile_serialization=not old)
+    if old:
+        numbers = io.BytesIO()
+        for value in (torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {}):
+            pickle.dump(value, numbers, protocol=2)
+        path.write_bytes(numbers.getvalue() + b"\x80\x02cmodule\n" + name + b"\n.")
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = {member: archive.read(member) for member in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for member, data in members.items():
+                archive.writestr(member, b"\x80\x02cmodule\n" + name + b"\n." if member.endswith(".pkl") else data)
+    assert "it is no checkpoint, or holds code to run" in refused(weights.safe_load, path)
+
+
 @pytest.mark.parametrize("seen", [
     None, [], {}, {"train": []}, {"train": {"images": [["a"]], "groups": []}, "val": {"images": [], "groups": []}},
     {"train": {"images": [], "groups": [1]}, "val": {"images": [], "groups": []}}])

@@ -220,5 +220,27 @@ def test_find_follows_links_and_skips_hidden_names(tmp_path):
         expected.append("linked/c.tiff")
     except OSError:  # Windows without the right to make links
         pass
-    paths = [path.relative_to(tmp_path / "data").as_posix() for path in image.find(tmp_path / "data")]
-    assert paths == expected
+    paths, others = image.find(tmp_path / "data")
+    assert [path.relative_to(tmp_path / "data").as_posix() for path in paths] == expected
+    assert {path.name: what for path, what in others.items()} == {"notes.txt": ".txt", "d.jpg": "in .hidden"}
+
+
+def test_an_image_is_found_under_any_name_and_what_is_none_is_counted_by_kind(tmp_path):
+    picture = Image.new("RGB", (6, 5), (9, 8, 7))
+    for name, form in (("a.jfif", "JPEG"), ("b.gif", "GIF"), ("c.jpg_", "JPEG"), ("d", "PNG"), ("e.dat", "TIFF"),
+                       ("f.x", "BMP"), ("g.x", "WEBP"), ("h.pgm", "PPM"), ("i.x", "PPM"), ("j.x", "JPEG2000"),
+                       ("k.tga", "TGA"), ("l.PCX", "PCX"), ("m.x", "SGI")):
+        picture.save(tmp_path / name, form)
+    for name, data in (("n.dcm", bytes(128) + b"DICM"), ("o.HEIC", b"\0\0\0\x18ftypheic"), ("p.txt", b"P1 came late"),
+                       ("q", b"%PDF-1.4"), ("r", b""), ("s.db", b"II"), ("._a.jpg", b"\0\5\x16\7"), (".b.png", b"")):
+        (tmp_path / name).write_bytes(data)
+    picture.save(tmp_path / "t.NEF", "TIFF")  # a camera's file begins as a TIFF, and Pillow would read its preview
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "._a.jpg").write_bytes(b"")
+    paths, others = image.find(tmp_path)
+    assert "".join(path.name[0] for path in paths) == "abcdefghijklm"
+    assert all(image.decode(path).size == (6, 5) for path in paths)
+    assert {path.name: what for path, what in others.items()} == {
+        "n.dcm": ".dcm", "o.HEIC": ".heic", "p.txt": ".txt", "q": "PDF", "r": "without suffix", "s.db": ".db",
+        "t.NEF": ".nef", ".b.png": "hidden", "._a.jpg": "in __MACOSX"}
+    assert image.left_out(others).startswith("9 files are not read as images and are left out: 1 ")

@@ -285,7 +285,8 @@ def test_check_says_what_it_compared(box):
     lines = checked(box).splitlines()
     assert lines[0] == f"{len(bundle.FILES) + 4} files are as SHA256SUMS lists them"
     assert lines[1].startswith("8 images: logits agree") and len(lines) == 3
-    assert lines[2] == "as in check.npz: class_names, thresholds, labels, probabilities, called, abstains"
+    assert lines[2] == (
+        "as in check.npz: class_names, thresholds, metadata, labels, probabilities, called, abstains")
 
 
 @pytest.mark.parametrize("change", [
@@ -355,8 +356,24 @@ def test_a_bundle_of_an_older_version_says_what_it_does_not_compare(box):
         np.savez(box / "check.npz", images=arrays["images"], logits=arrays["logits"])
     sum_up(box)
     assert checked(box).splitlines()[2] == (
-        "not in check.npz, which is older, and so not compared: class_names, thresholds, labels, probabilities, "
-        "called, abstains")
+        "not in check.npz, which is older, and so not compared: class_names, thresholds, metadata, labels, "
+        "probabilities, called, abstains")
+
+
+def test_a_check_file_lacks_nothing_of_its_version_and_the_input_is_checked(box):
+    with np.load(box / "check.npz") as arrays:
+        content = dict(arrays)
+    np.savez(box / "check.npz", **{name: array for name, array in content.items() if name != "called"})
+    sum_up(box)
+    with pytest.raises(UserError, match="lacks called"):
+        checked(box)
+    np.savez(box / "check.npz", **content)
+    model = box / "model.int8.onnx"
+    texts = onnx_model.Model(model).metadata
+    changed(model, model, input={**texts["input"], "resize": texts["input"]["resize"] + 9})
+    sum_up(box)
+    with pytest.raises(UserError, match="has or gives other metadata"):
+        checked(box)
 
 
 @pytest.mark.parametrize("arrays", [{"images": np.zeros((0, 32, 32, 3), np.uint8), "logits": np.zeros((0, 3))},
@@ -404,3 +421,15 @@ def test_a_bundle_is_not_laid_over_other_files(exported, tmp_path):
             tmp_path / "new",
         )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_legend_has_the_promise_of_each_class(box, capsys):
+    model = box / "model.int8.onnx"
+    names = onnx_model.Model(model).class_names
+    points = [{"name": "s", "kind": "sensitivity", "class": name, "threshold": 0.3, "promised": promised}
+              for name, promised in zip(names, (0.1, 0.95, 0.5))]
+    changed(model, model, operating_points=points)
+    text = predict.legend(onnx_model.Model(model))
+    assert ", ".join(f"{name} {promised:.2f}" for name, promised in zip(names, (0.1, 0.95, 0.5))) in text
+    changed(model, model, operating_points=[{**point, "promised": 0.95} for point in points])
+    assert predict.legend(onnx_model.Model(model)).endswith("for a sensitivity of 0.95")

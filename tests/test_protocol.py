@@ -296,10 +296,14 @@ def test_files_that_do_not_fit_together_are_one_clear_line(tmp_path, name):
     assert "\n" not in caught.value.message and not (tmp_path / "out").exists()
 
 
-def test_probabilities_under_the_name_of_logits_are_refused(tmp_path):
-    path = save(tmp_path / "soft.npz", drop=["y_prob"], logits=metrics.softmax(arrays_of("test", 90)["logits"]))
-    with pytest.raises(UserError, match="these look like probabilities"):
-        evaluate.main([str(path)])
+def test_probabilities_under_the_name_of_logits_are_probabilities_and_this_is_said(tmp_path, capsys):
+    probabilities = metrics.softmax(arrays_of("test", 90)["logits"])
+    path = save(tmp_path / "soft.npz", drop=["y_prob"], logits=probabilities)
+    evaluate.main([str(path), "--replicates", "100", "--out", str(tmp_path / "out")])
+    note = "logits are taken for probabilities, since they sum to 1 in each image"
+    assert note in capsys.readouterr().out
+    assert read_json(tmp_path / "out" / "metrics.json")["conventions"]["note"] == note
+    assert (of_files(path)[1].probabilities == probabilities).all()
 
 
 # ---- several seeds

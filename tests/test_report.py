@@ -298,7 +298,7 @@ def test_figures_of_too_few_lesions_are_shown_with_the_reason_in_place_of_an_int
     page = paged(tmp_path / "toy")
     metrics = read_json(tmp_path / "toy/small_kd/seed_0/metrics.json")
     f1 = metrics["test"]["f1/df"]
-    assert f1["withheld"].startswith("too few images (") and f1["value"] is not None
+    assert f1["withheld"].startswith("too few independent images (") and f1["value"] is not None
     cells, = [row for row in page.tables["deltas_per_class"] if row.get("class") == ["df"]]
     for key in ("reference_f1", "f1", "delta_f1", "delta_recall"):
         assert len(cells[key]) == 1 and isinstance(cells[key][0], float)

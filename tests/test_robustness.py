@@ -643,7 +643,7 @@ def test_a_sensitivity_of_too_few_lesions_has_no_interval_and_the_tables_say_why
         name, column = record["class"], next(c for c in records["columns"] if c.key == "worst")
         text = blocks.cell(record, column)["text"]
         if lesions.get(name, 5) < 5:
-            reason = f"too few images ({lesions[name]})"
+            reason = f"too few independent images ({lesions[name]})"
             assert study.runs[0].robustness[1][f"sensitivity/{name}_withheld"] == reason
             assert text == f"{float(record['worst']):.3f} ({reason})"
         else:

@@ -206,7 +206,10 @@ def test_a_file_that_is_missing_or_a_folder_or_binary_is_refused_in_one_line(kin
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 9)
     refused(kind, tmp_path / "binary", "cannot read")
     (tmp_path / "utf16").write_bytes("id,group\n1,2\n".encode("utf-16"))
-    refused(kind, tmp_path / "utf16", "cannot read")
+    if kind == "csv":  # spreadsheet programs write it
+        assert READERS[kind](tmp_path / "utf16") == [{"id": "1", "group": "2"}]
+    else:
+        refused(kind, tmp_path / "utf16", "cannot read")
 
 
 @pytest.mark.parametrize("kind, content", [

@@ -79,7 +79,7 @@ def test_subgroups_of_few_images_have_values_and_no_intervals():
     values = np.array(["rare"] * 3 + ["common"] * 397)
     content = subgroups.evaluate(of_test(), {"x": values}, [], SETTINGS)["x"]
     rare = next(part for part in content["subgroups"] if part["name"] == "rare")
-    assert rare["test"]["accuracy"]["withheld"] == "too few images (3)" and content["gaps"] == []
+    assert rare["test"]["accuracy"]["withheld"] == "too few independent images (3)" and content["gaps"] == []
 
 
 @pytest.fixture
@@ -129,3 +129,103 @@ def test_a_table_without_some_of_the_images_is_refused(files):
     with pytest.raises(UserError) as raised:
         evaluate.main([str(files / "t.npz"), "--by", "sex", "--table", str(files / "short.csv")])
     assert "lacks 1 of the 400 test images" in raised.value.message
+
+
+# ---- tables as people have them
+
+
+def columns_of(files, name="x.csv", by=("sex",)):
+    return subgroups.read_columns(files / name, of_test(), list(by))
+
+
+def table(files, rows, separator=",", name="x.csv"):
+    (files / name).write_text("\n".join(separator.join(map(str, row)) for row in rows))
+
+
+ROWS = [[f"i{k}", "mf"[k % 2]] for k in range(400)]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("cell", ["{}", "{}.jpg", "images/{}.PNG", "c:\\data\\{}"])
+def test_images_are_found_by_ids_with_folders_and_suffix_in_a_table_of_any_separator(files, separator, cell):
+    table(files, [["image", "sex"], *([cell.format(i), sex] for i, sex in ROWS)], separator)
+    assert columns_of(files)["sex"].tolist() == ["m", "f"] * 200
+
+
+def test_a_table_says_one_thing_of_each_image(files):
+    table(files, [["image", "sex"], *ROWS, *ROWS])
+    assert columns_of(files)["sex"][0] == "m"
+    table(files, [["image", "sex"], *ROWS, ["i7", "m"], ["i8", "f"]])
+    with pytest.raises(UserError, match="has several rows, which differ in sex, of 2 images: i7, i8"):
+        columns_of(files)
+    table(files, [["image", "other", "sex"], *([i, f"i{399 - k}", sex] for k, (i, sex) in enumerate(ROWS))])
+    with pytest.raises(UserError, match="has the ids in image, other, which give other sex"):
+        columns_of(files)
+    table(files, [["image", "again", "sex"], *([i, i, sex] for i, sex in ROWS)])
+    assert columns_of(files)["sex"][1] == "f"
+
+
+@pytest.mark.parametrize("text, words", [
+    ("image,sex\n", "has no rows"), ("", "has no rows"), ("image,sex\ni0\n", "1 row shorter than its header"),
+    ("image,sex\nx0,m\n", "lacks 400 of the 400 test images")])
+def test_tables_that_cannot_be_used_are_named(files, text, words):
+    (files / "x.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        columns_of(files)
+
+
+def test_a_column_with_many_values_is_refused_before_anything_is_computed(files):
+    table(files, [["image", "sex"], *([i, f"patient {k}"] for k, (i, _) in enumerate(ROWS))])
+    with pytest.raises(UserError, match="--by sex: it has 400 different values, and at most 30 subgroups"):
+        columns_of(files)
+
+
+def test_spellings_are_taken_together_and_words_among_numbers_are_unknown(capsys):
+    assert subgroups.bands(["male", "Male", "male", "?", "-", "female"], "--by sex").tolist() == [
+        "male", "male", "male", "unknown", "unknown", "female"]
+    assert "note: --by sex: Male, male are taken for one subgroup" in capsys.readouterr().out
+    named = subgroups.bands([str(k) for k in range(60)] + ["old", "inf"], "--by age")
+    assert set(named) == {"0 to 19", "20 to 39", "40 to 59", "unknown"} and named[-1] == named[-2] == "unknown"
+    assert "note: --by age: not a number, and so unknown: inf, old (2 values)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("values", [np.arange(123456001, 123456041), 365110.1682 + np.arange(40) * .0018,
+                                    np.arange(40) / 20, np.arange(20200101, 20200141), -np.arange(40) * 1e-7])
+def test_each_number_is_in_its_band_and_bands_have_names_of_their_own(values):
+    named = subgroups.bands([repr(float(value)) for value in values])
+    edges = [tuple(map(float, name.split(" to "))) for name in named]
+    assert 4 <= len(set(named)) <= 12
+    assert all(low <= value + 1e-12 and value <= high + 1e-12 for value, (low, high) in zip(values.tolist(), edges))
+    assert len(set(edges)) == len(set(named))
+
+
+def test_bands_begin_at_their_edge():
+    named = dict(zip(range(30), subgroups.bands([f"{k / 10:.1f}" for k in range(30)])))
+    width = float(named[0].split(" to ")[1])
+    assert all(float(named[k].split(" to ")[0]) == pytest.approx(k / 10 // width * width, abs=width) for k in range(30))
+    assert named[6] != named[5] or width > .1
+    with pytest.raises(UserError, match="bands cannot be made of numbers from -1e.308 to 1e.308"):
+        subgroups.bands([str(v) for v in (*range(20), 1e308, -1e308)])
+
+
+def test_a_small_subgroup_without_errors_is_not_a_gap():
+    """Eight of eight right beside 120 of 150: with equal accuracies one such pair in twenty may be called a gap."""
+    rng, small = np.random.default_rng(0), 0
+    for _ in range(60):
+        estimates = []
+        for seed, n in enumerate((8, 150)):
+            labels = rng.choice(3, n, p=[.6, .25, .15])
+            answers = np.where(rng.random(n) < .8, labels, (labels + 1) % 3)
+            draws = bootstrap.Draws(labels, np.arange(n), 3, 300, seed)
+            estimates.append(bootstrap.overall(answers, draws)["accuracy"])
+        small += estimates[0].gap_p(estimates[1]) < .05
+    assert small <= 8  # 3 expected, by differences of variances 12
+
+
+def test_evaluating_again_says_which_subgroups_are_gone(files, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate, "columns_of", lambda folder: ("sex", "age"))
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda *args: (_ for _ in ()).throw(UserError("stop")))
+    monkeypatch.setattr(evaluate.runs, "find", lambda path: [files])
+    with pytest.raises(UserError, match="stop"):
+        evaluate.main([str(files), "--by", "sex", "--table", "t.csv"])
+    assert "note: subgroups by age are in the former metrics.json" in capsys.readouterr().out

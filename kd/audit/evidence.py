@@ -12,6 +12,7 @@ import numpy as np
 from kd import metrics, predictions, runs
 from kd.errors import UserError
 from kd.files import last_digit, parse_number
+from kd.prediction_files import SUFFIXES
 from kd.run_folder import Run, StudyFolder
 
 
@@ -228,7 +229,7 @@ def _of_comparison(study):
             name, text = row.get(side), row.get(f"{side}_value")
             value = parse_number(text)
             if name and row["metric"] in METRICS and math.isfinite(value):
-                traced = name in cases or runs.is_run(study.folder / name) or name.endswith(".npz")
+                traced = name in cases or runs.is_run(study.folder / name) or name.lower().endswith(SUFFIXES)
                 case = cases.setdefault(name, Case(name, stated=True, sources=["comparison.csv"], traced=traced,
                                                    seeds=_finished_seeds(study, name)))
                 tolerance = max(last_digit(text) / 2, 1e-6 * abs(value))

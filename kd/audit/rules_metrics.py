@@ -11,11 +11,43 @@ from kd.audit.rule import rule
 from kd.errors import listing
 
 
+@rule("error", "Each test image is in one subgroup of a column: their numbers and their right answers add up to those "
+      "of all images, and a gap is the difference of two of them.",
+      "Evaluate the run again with --by; then look at who wrote these figures.")
+def subgroups_that_do_not_add_up(written):
+    images = written.get("split", {}).get("test", {}).get("images")
+    accuracy = written.get("test", {}).get("accuracy", {}).get("value")
+    for column, content in written.get("subgroups", {}).items():
+        parts = {part["name"]: part for part in content["subgroups"]}
+        counts = [part["images"] for part in parts.values()]
+        rights = [part["images"] * (part["test"].get("accuracy", {}).get("value") or 0) for part in parts.values()]
+        if not all(type(n) is int and 0 < part["groups"] <= n for n, part in zip(counts, parts.values())):
+            yield f"a subgroup of {column} has no whole number of images and groups"
+        elif sum(counts) != images:
+            yield f"the subgroups of {column} have {sum(counts)} images, the test split {images}"
+        elif max(abs(right - round(right)) for right in rights) > 1e-6 * images:
+            yield f"the accuracy of a subgroup of {column} is no share of its images"
+        elif accuracy is not None and abs(sum(rights) - accuracy * images) > 1e-6 * images:
+            yield (f"of the subgroups of {column} {sum(rights):.0f} images are answered rightly, of the test split "
+                   f"{accuracy * images:.0f}")
+        for gap in content["gaps"]:
+            ends = [parts.get(gap[end], {}).get("test", {}).get(gap["metric"], {}).get("value")
+                    for end in ("highest", "lowest")]
+            if None in ends or gap["value"] is None or abs(ends[0] - ends[1] - gap["value"]) > 1e-9:
+                yield f"the gap in {gap['metric']} by {column} is not that of {gap['highest']} over {gap['lowest']}"
+            elif None not in (gap["lo"], gap["hi"]) and not gap["lo"] - 1e-9 <= gap["value"] <= gap["hi"] + 1e-9:
+                yield f"the gap in {gap['metric']} by {column} is not in its interval"
+            elif None not in (gap["p"], gap["p_corrected"]) and not 0 <= gap["p"] <= gap["p_corrected"] <= 1:
+                yield f"the p-values of the gap in {gap['metric']} by {column} are none"
+
+
 @rule("error", "Every confidence is 1, so the calibration error equals the error rate. A temperature at the lower "
       "bound of its search does this: the calibrated probabilities mean nothing.",
       "Fit the temperature again, on validation, in log T, between bounds that it does not reach; state it.")
-def ece_is_error_rate(figures):
+def ece_is_error_rate(figures, confusions=None):
     for split, source, figure_of in _by_file(figures):
+        if split in (confusions or {}) and confusions[split].sum() < 20:
+            continue  # a few images may well all be answered with certainty
         error_rate = 1 - figure_of["accuracy"].value if "accuracy" in figure_of else 0
         if error_rate <= 0.01:
             continue  # the confidences of a network that is nearly always right may well all be nearly 1

@@ -46,7 +46,8 @@ def split_not_seen(cases):
 
 
 @rule("warning", "Nothing is known about a class without images: macro-F1 is then a mean over fewer classes, and no "
-      "threshold can be chosen where validation lacks it.", "Split anew, by class, or say which class is left out.")
+      "threshold can be chosen where validation lacks it.",
+      "Split anew, by class; of a set that is only tested on, say which classes it lacks.")
 def absent_class(class_names, confusions=None, split=()):
     support = {part: dict(zip(class_names, counts.sum(1))) for part, counts in (confusions or {}).items()}
     if split:

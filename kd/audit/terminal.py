@@ -19,5 +19,5 @@ def findings_text(findings, brief=False):
         for key, text in entries:
             parts.append(textwrap.fill(f"{key}: {text}", TERMINAL_WIDTH, initial_indent="  ", subsequent_indent="    "))
     if notes:
-        parts.append(f"notes not shown: {len(notes)}; --audit prints them.")
+        parts.append(f"notes not shown: {len(notes)}; evaluate.py --audit prints them.")
     return "\n".join(parts)

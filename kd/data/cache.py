@@ -16,32 +16,36 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from kd import image
-from kd.errors import UserError, listing
+from kd.data import values
+from kd.errors import UserError, listing, progress
 from kd.files import atomic, lock, open_regular, read_csv, write_csv
 
-FORMAT = 1  # to be raised when the same file would give other pixels
+FORMAT = 2  # to be raised when the same file would give other pixels
 CHUNK = 256         # images decoded at a time, and
 CHUNK_BYTES = 2 ** 26  # the bytes of their pixels at most; both limit the memory of a build
-COLUMNS = ("id", "sha256", "error", "crc32")  # of the index
+COLUMNS = ("id", "sha256", "error", "facts", "crc32")  # of the index; facts: see kd.data.values
 
 
-def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False):
+def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range=None):
     """The images of a Dataset from its cache, which is built if there is none.
 
     resize: side of the images in px. folder: where the cache is; None for beside the data in `root`, or in the user's
     cache folder if that place cannot be written. The file name contains a key of every image's name, size and time of
     change, so that changed data get a new cache. Old ones are not deleted, because another program may be reading them.
+    range: (low, high) of the network that the images are for, to which deep values are scaled; None to choose one that
+    suits all images of the set.
 
-    Returns (images, sha256, bad): images is a memory map uint8 [N, resize, resize, 3]; sha256 are N strings, of the
-    bytes of each file, or of the pixels if an image is no file; bad is a list of (position, reason) for images that
-    cannot be read, whose pixels are 0. Without `skip_bad` such images are a UserError. A cache that is damaged, or of
+    Returns (images, sha256, bad, range): images is a memory map uint8 [N, resize, resize, 3]; sha256 are N strings, of
+    the bytes of each file, or of the pixels if an image is no file; bad is a list of (position, reason) for images that
+    cannot be read, whose pixels are 0; range is None if no image is deep. Lines say what values the images have where
+    these are not the usual ones. Without `skip_bad` such images are a UserError. A cache that is damaged, or of
     an older version without checksums, is built again, and a line says so; a UserError where nothing can be written.
     """
-    stamps = [_stamp(dataset, i) for i in range(len(dataset.ids))]
-    text = "\n".join([f"{FORMAT} {dataset.name} {dataset.version} {resize} {image.INTERPOLATION}", *stamps])
+    stamps = [_stamp(dataset, i) for i, _ in enumerate(dataset.ids)]
+    scale = "" if range is None else f" {range[0]}..{range[1]}"
+    text = "\n".join([f"{FORMAT} {dataset.name} {dataset.version} {resize} {image.INTERPOLATION}{scale}", *stamps])
     name = re.sub(r"[^A-Za-z0-9._+-]+", "_", dataset.name)[:40]  # names that become equal here differ in the key
     stem = f"{name}_{resize}px_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     places = [Path(folder)] if folder is not None else _places(root)
@@ -50,14 +54,20 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False):
         place = _writable(places, damage)
         if damage:
             print(f"note: {damage}; it is made again")
-        found = _built(dataset, resize, place, stem)
+        found = _built(dataset, resize, place, stem, range)
     images, rows = found
     bad = [(i, row["error"]) for i, row in enumerate(rows) if row["error"]]
     if bad and not skip_bad:
         names = listing([f"{dataset.ids[i]} ({reason})" for i, reason in bad])
-        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used: {names}",
-                        "Repair them, or leave them out with --skip-bad.")
-    return images, [row["sha256"] for row in rows], bad
+        used = np.delete(dataset.labels, [i for i, _ in bad])
+        lost = [name for k, name in enumerate(dataset.class_names) if k in dataset.labels and k not in used]
+        hint = "or leave them out with --skip-bad" if not lost else f"without them {listing(lost)} has no image"
+        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used: {names}", f"Repair them, {hint}.")
+    extremes = values.deep_extremes(rows)
+    used = (range or values.choose_range(extremes)) if extremes else None
+    for line in values.notes(rows, used, range is not None, Path(images.filename).with_suffix(".csv")):
+        print(f"note: {line}")
+    return images, [row["sha256"] for row in rows], bad, used
 
 
 def _find(dataset, resize, places, stem):
@@ -75,13 +85,13 @@ def _find(dataset, resize, places, stem):
     return None, damage
 
 
-def _built(dataset, resize, place, stem):
+def _built(dataset, resize, place, stem, limits):
     """(images, rows of the index) of a cache that is built here, unless another process builds it at this moment."""
     pixels = place / f"{stem}.npy"
     with lock(place / f"{stem}.lock", wait=True, what=f"the image cache {pixels}"):
         found, _ = _find(dataset, resize, [place], stem)
         if found is None:
-            _build(dataset, resize, pixels, place / f"{stem}.csv")
+            _build(dataset, resize, pixels, place / f"{stem}.csv", limits)
     return found or _load(dataset, resize, place, stem)
 
 
@@ -98,7 +108,8 @@ def _load(dataset, resize, place, stem):
             if images.dtype != np.uint8 or images.shape != shape:
                 raise ValueError(f"it contains {images.dtype} {list(images.shape)}")
             file.seek(images.offset)  # what is read through the map would be counted as memory of this process
-            changed = [row["id"] for row in rows if row["crc32"] != _checksum(row, file.read(math.prod(shape[1:])))]
+            size = math.prod(shape[1:])
+            changed = [row["id"] for row in rows if row["crc32"] != _checksum(row, zlib.crc32(file.read(size)))]
         if changed:
             raise ValueError(f"{len(changed)} of {len(rows)} images are not what was written: {listing(changed)}")
     except Exception as error:  # of a damaged header NumPy raises what the parser of Python raises
@@ -107,10 +118,10 @@ def _load(dataset, resize, place, stem):
     return images, rows
 
 
-def _checksum(row, square):
-    """CRC-32, eight hex digits, of a row of the index and of the pixels of its image: finds damage, not intent."""
+def _checksum(row, of_pixels):
+    """CRC-32, eight hex digits, of a row of the index after that of its image's pixels: finds damage, not intent."""
     text = "\n".join(row[column] for column in COLUMNS[:-1])
-    return f"{zlib.crc32(square, zlib.crc32(text.encode())):08x}"
+    return f"{zlib.crc32(text.encode(), of_pixels):08x}"
 
 
 def _stamp(dataset, position):
@@ -167,7 +178,8 @@ def _writable(places, damage=""):
             reason = error.strerror
     cannot = f"cannot be written to {place}: {reason.lower()}"
     raise UserError(f"{damage}; a new one {cannot}" if damage else f"the image cache {cannot}",
-                    "Choose another place with --cache.")
+                    "Make that place writable, or choose another with --cache, which the training scripts, export.py "
+                    "and robustness.py have.")
 
 
 def _bad_became_readable(dataset, rows):
@@ -175,50 +187,82 @@ def _bad_became_readable(dataset, rows):
 
     This happens when a permission is given or a drive is connected again.
     """
-    return any(row["error"] and not _read(source, 8)[2] for row, source in zip(rows, dataset.images))
+    return any(row["error"] and not _read(source, 8, (0, 1))[3] for row, source in zip(rows, dataset.images))
 
 
-def _read(source, resize):
-    """(pixels, sha256, "") of an image, or (0, "", the reason why it cannot be read)."""
+def _read(source, resize, limits):
+    """(pixels, sha256, facts, "") of an image, or (0, "", [], the reason why it cannot be read).
+
+    pixels is 0, too, for a deep image without `limits`, its range. facts: the words of kd.data.values on the file.
+    """
     try:
         if isinstance(source, UserError):
             raise source
         if callable(source):
             source = source()
         if isinstance(source, np.ndarray):
-            return image.square(source, resize), _sha256(source), ""
+            return image.square(source, resize), _sha256(source), [], ""
         with open_regular(source, image.MAX_BYTES) as file:
             digest = hashlib.sha256()
             while block := file.read(2 ** 20):
                 digest.update(block)
-            return image.square(file, resize), digest.hexdigest(), ""
+            pixels, extremes, has_several_frames = image.examine(file, resize, limits)
+        facts = ([values.deep_word(*extremes)] if extremes else []) + ["frames"] * has_several_frames
+        return 0 if pixels is None else pixels, digest.hexdigest(), facts, ""
     except UserError as error:
         reason = error.message.removeprefix("cannot read the image: ")
-        return 0, "", reason.replace(f": {source}", "").replace(str(source), "it")
+        return 0, "", [], reason.replace(f": {source}", "").replace(str(source), "it")
     except OSError as error:
-        return 0, "", error.strerror or str(error) or "unreadable"
+        return 0, "", [], error.strerror or str(error) or "unreadable"
 
 
-def _build(dataset, resize, pixels, index):
-    """Decode all images, in threads, and write both files of the cache."""
+def _build(dataset, resize, pixels, index, limits):
+    """Decode all images, in threads, and write both files of the cache.
+
+    limits: the range of deep images; without one they are decoded twice, since it is known when all have been read.
+    """
     for remnant in pixels.parent.glob(f".{pixels.stem}.*.tmp"):  # of a build that was killed
         with contextlib.suppress(OSError):
             remnant.unlink()
     with contextlib.suppress(FileNotFoundError):
         index.unlink()
-    count, rows = len(dataset.ids), []
+    count, size = len(dataset.ids), resize * resize * 3
+    rows, sums, looks = [{}] * count, [0] * count, values.Looks(count)
     with atomic(pixels) as file, ThreadPoolExecutor() as pool, \
-            tqdm(total=count, desc="decoding images once", unit="image", delay=2, disable=None) as bar:
+            progress(description="decoding images once", total=count, unit="image") as bar:
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, resize, resize, 3)}
         np.lib.format.write_array_header_1_0(file, header)
-        step = max(1, min(CHUNK, CHUNK_BYTES // (resize * resize * 3)))
-        for start in range(0, count, step):
-            sources = dataset.images[start:start + step]
-            chunk = np.zeros((len(sources), resize, resize, 3), np.uint8)
-            for k, (square, sha256, error) in enumerate(pool.map(_read, sources, [resize] * len(sources))):
+        begin, step = file.tell(), max(1, min(CHUNK, CHUNK_BYTES // size))
+
+        def decode(part, limits):
+            """Decode and write the images at the positions `part`."""
+            chunk = np.zeros((len(part), resize, resize, 3), np.uint8)
+            sources = [dataset.images[i] for i in part]
+            results = pool.map(_read, sources, [resize] * len(part), [limits] * len(part))
+            for k, (square, sha256, facts, error) in enumerate(results):
                 chunk[k] = square
-                row = {"id": dataset.ids[start + k], "sha256": sha256, "error": error}
-                rows.append({**row, "crc32": _checksum(row, chunk[k])})
-            file.write(chunk)
-            bar.update(len(chunk))
+                rows[part[k]] = {"id": dataset.ids[part[k]], "sha256": sha256, "error": error, "facts": facts}
+            for i, square, words in zip(part, chunk, looks.words(part, chunk)):
+                rows[i]["facts"] = "" if rows[i]["error"] else " ".join(rows[i]["facts"] + words)
+                sums[i] = zlib.crc32(square)
+            for first, squares in [(part[0], chunk)] if isinstance(part, range) else zip(part, chunk):
+                file.seek(begin + first * size)
+                file.write(squares)
+            bar.update(len(part))
+
+        def in_parts(positions):
+            return (positions[start:start + step] for start in range(0, len(positions), step))
+
+        for part in in_parts(range(count)):
+            decode(part, limits)
+        extremes = values.deep_extremes(rows)
+        if extremes and limits is None:
+            deep = [i for i, name in enumerate(dataset.ids) if name in extremes]
+            bar.total += len(deep)
+            limits = values.choose_range(extremes)
+            for part in in_parts(deep):
+                decode(part, limits)
+    for i in looks.inverted():
+        rows[i]["facts"] += " inverted"
+    rows = [{**row, "crc32": _checksum(row, of_pixels)} for row, of_pixels in zip(rows, sums)]
     write_csv(index, rows)  # last, because its presence says that the cache is complete

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kd import image, perceptual_hash
+from kd import image, perceptual_hash, prediction_files
 from kd.data import augment, cache, splits
-from kd.errors import UserError, listing
+from kd.errors import UserError, listing, nearest
 from kd.run_folder import fingerprint
 
 
@@ -31,6 +31,7 @@ class Data:
     size: int           # px, of the input of the network
     synthetic: bool     # the images are drawn, not photographed
     skipped: list       # ids of images that cannot be read
+    range: tuple = None  # the values of images of more than 8 bits that became 0 and 255; None if there are none
     corruptions: tuple = ()  # registry entries for the augmentation of kind "corruption"
 
     @property
@@ -70,26 +71,29 @@ class Data:
 
     def input(self):
         """The preprocessing before normalisation, a dict; a checkpoint records it together with mean and std."""
-        return {"resize": self.images.shape[1], "size": self.size, "interpolation": image.INTERPOLATION}
+        deep = {} if self.range is None else {"range": list(self.range)}
+        return {"resize": self.images.shape[1], "size": self.size, "interpolation": image.INTERPOLATION, **deep}
 
 
-def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, root=None, skip_bad=False):
+def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, root=None, skip_bad=False,
+            range=None):
     """Cache, split and check a kd.data.dataset.Dataset: returns Data.
 
     size: of the network's input, px. Files are cached at image.resize_for(size), and evaluation uses the centre;
     arrays, which are small already, are cached at `size`. The split comes from `split_file`, a CSV with the columns
-    id and split, else from the data set, else from splits.stratified() with `split_seed`. cache_folder, root, skip_bad:
-    as for cache.open_cache(). UserError if images cannot be read or the split is wrong.
+    id and split, else from the data set, else from splits.stratified() with `split_seed`; where the data set has a
+    test split and no validation split, that is cut from its training images. cache_folder, root, skip_bad,
+    range: as for cache.open_cache(). UserError if images cannot be read or the split is wrong.
     """
     has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
     resize = image.resize_for(size) if has_files else size
-    images, sha256, readable, skipped = _open(dataset, resize, cache_folder, root, skip_bad)
+    images, sha256, readable, skipped, used_range = _open(dataset, resize, cache_folder, root, skip_bad, range)
     ids, labels = np.array(dataset.ids)[readable], dataset.labels[readable]
     sha256 = [sha256[i] for i in readable]
     grouped = dataset.groups is not None
     if grouped:
         groups = np.array(dataset.groups)[readable]
-    elif dataset.split is not None:
+    elif dataset.split is not None and set(dataset.split) == set(splits.NAMES):
         groups = ids  # official splits are not changed, even if equal images are in two of them
     else:  # equal images are one group, so that no image is in two splits
         groups = np.array([f"image_{sha[:12]}" for sha in sha256])
@@ -97,46 +101,88 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
         split = splits.read(split_file, ids, skipped)
     elif dataset.split is not None:
         split = np.array(dataset.split)[readable]
+        if "val" not in split:
+            split = splits.with_validation(split, labels, groups, seed=split_seed)
+            print(f"note: {dataset.name} has no validation images: {np.sum(split == 'val')} of its "
+                  f"{np.sum(split != 'test')} training images become the validation split, by groups and classes")
     else:
         split = splits.stratified(labels, groups, seed=split_seed)
     splits.check(split, groups, labels, dataset.class_names)
     _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
-                sha256, size, dataset.synthetic, skipped)
+                sha256, size, dataset.synthetic, skipped, used_range)
 
 
-def external(dataset, *, size, resize, class_names, root=None):
+def external(dataset, *, size, resize, class_names, root=None, class_map=None, skip_bad=False, range=None):
     """Data of a set on which a network is only tested: all its images, or those of its official test split.
 
-    size, resize (px) and class_names are those of the network. Classes are matched by name; the set need not have all
-    of them. UserError if it has a class that the network does not know, or an image that cannot be read.
+    size, resize, range and class_names are those of the network. The set need not have all classes, nor several images
+    of any. class_map, skip_bad: as for known_classes() and prepare(). UserError if an image is of a class that the
+    network does not know, or cannot be read.
     """
-    unknown = [name for name in dataset.class_names if name not in class_names]
-    if unknown:
-        raise UserError(
-            f"{dataset.name} has {len(unknown)} classes that the network does not know: {listing(unknown)}",
-            f"It knows {listing(class_names, 12)}; classes are matched by name.",
-        )
-    images, sha256, rows, _ = _open(dataset, resize, None, root, False)
+    images, sha256, rows, skipped, used_range = _open(dataset, resize, None, root, skip_bad, range)
     if dataset.split is not None:
         rows = rows[np.array(dataset.split)[rows] == "test"]
         if not len(rows):
-            raise UserError(f"{dataset.name} has official splits and no test image")
-    network_label = np.array([list(class_names).index(name) for name in dataset.class_names])
+            raise UserError(f"{dataset.name} has official splits and no test image",
+                            "Give the folder of the images to test on with --root.")
+    used = [name for k, name in enumerate(dataset.class_names) if (dataset.labels[rows] == k).any()]
+    ours = known_classes(dataset, used, list(class_names), class_map or {})
+    label_of = np.array([class_names.index(ours[name]) if ours.get(name) else -1 for name in dataset.class_names])
+    labels = label_of[dataset.labels[rows]]
+    if (labels < 0).any():
+        print(f"note: {np.sum(labels < 0)} of {len(rows)} images are of classes that --class-map leaves out")
+        rows, labels = rows[labels >= 0], labels[labels >= 0]
+    if not len(rows):
+        raise UserError(f"{dataset.name}: --class-map leaves out every image")
+    if skipped:
+        print(f"note: left out, since unreadable: {len(skipped)} images: {listing(skipped)}")
     ids, sha256 = np.array(dataset.ids)[rows], [sha256[i] for i in rows]
     grouped = dataset.groups is not None
     groups = np.array(dataset.groups)[rows] if grouped else ids
-    return Data(dataset.name, list(class_names), images, rows, ids, network_label[dataset.labels[rows]], groups,
-                grouped, np.full(len(rows), "test"), sha256, size, dataset.synthetic, [])
+    return Data(dataset.name, list(class_names), images, rows, ids, labels, groups, grouped,
+                np.full(len(rows), "test"), sha256, size, dataset.synthetic, skipped, used_range)
 
 
-def _open(dataset, resize, folder, root, skip_bad):
-    """(images and sha256 of all, positions of the images that can be read, ids of the others)."""
-    images, sha256, bad = cache.open_cache(dataset, resize, folder=folder, root=root, skip_bad=skip_bad)
+def known_classes(dataset, theirs, class_names, class_map):
+    """{class of an external Dataset: the network's class}, '' for one that is left out.
+
+    theirs: the classes that have images. class_map: {theirs: ours}, '' to leave out; other classes are matched by
+    name, where only one is equal but for case, spaces and underscores. UserError for a class that is none of these.
+    """
+    strange = [name for name in class_map if name not in dataset.class_names]
+    if strange:
+        raise UserError(f"--class-map names classes that {dataset.name} has not: {listing(strange)}",
+                        nearest(strange[0], dataset.class_names) or f"It has {listing(dataset.class_names, 12)}.")
+    unknown = [name for name in class_map.values() if name and name not in class_names]
+    if unknown:
+        raise UserError(f"--class-map gives classes that the network does not know: {listing(unknown)}",
+                        nearest(unknown[0], class_names) or f"It knows {listing(class_names, 12)}.")
+    found = {**prediction_files.matched(theirs, class_names), **{name: class_map[name] for name in theirs
+                                                                 if name in class_map}}
+    for name in theirs:  # two of theirs for one of ours are told apart by the user
+        if name not in class_map and name != found[name] and list(found.values()).count(found[name]) > 1:
+            found[name] = None
+    lost = [name for name in theirs if found[name] is None]
+    if lost:
+        raise UserError(
+            f"{dataset.name} has {len(lost)} classes that the network does not know: {listing(lost)}",
+            f"It knows {listing(class_names, 12)}. Say which they are with --class-map FILE, a CSV with lines "
+            "theirs,ours; with nothing for ours, a class is left out.")
+    renamed = [f"{name} is {ours}" for name, ours in found.items() if ours and name != ours]
+    if renamed:
+        print(f"note: classes of {dataset.name}: {'; '.join(renamed)}")
+    return found
+
+
+def _open(dataset, resize, folder, root, skip_bad, range=None):
+    """(images and sha256 of all, positions of the images that can be read, ids of the others, range of deep values)."""
+    images, sha256, bad, used_range = cache.open_cache(dataset, resize, folder=folder, root=root, skip_bad=skip_bad,
+                                                       range=range)
     readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
     if not len(readable):
         raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")
-    return images, sha256, readable, [dataset.ids[i] for i, _ in bad]
+    return images, sha256, readable, [dataset.ids[i] for i, _ in bad], used_range
 
 
 def _note_equal_images(sha256, split, ids):

@@ -13,13 +13,14 @@ NAMES = ("train", "val", "test")
 FRACTIONS = (0.7, 0.1, 0.2)
 
 
-def stratified(labels, groups, *, seed=0):
+def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
     """Assign N images to train, val and test: an array [N] of these names.
 
     labels: [N] ints. groups: N strings; all images of a group are assigned to one split, and a group is stratified by
-    the class of most of its images. The groups of a class are visited in random order, and each goes to the split with
-    the most images missing, so that shares differ from FRACTIONS by less than a group. A class with three groups or
-    more is in every split, even if the shares of a small class then differ more. The order of the images has no effect.
+    the class of most of its images. fractions: the shares of train, val and test. The groups of a class are visited in
+    random order, and each goes to the split with the most images missing, so that shares differ from `fractions` by
+    less than a group. A class with as many groups as there are splits is in every split, even if the shares of a small
+    class then differ more. The order of the images has no effect.
     """
     members = defaultdict(list)
     for position, group in enumerate(groups):
@@ -28,18 +29,30 @@ def stratified(labels, groups, *, seed=0):
     for group, positions in sorted(members.items()):
         counts = Counter(int(labels[p]) for p in positions)
         by_class[min(counts, key=lambda c: (-counts[c], c))].append(group)
+    first = [k for k in (0, 2, 1) if fractions[k]]  # the first groups go to different splits: the class is in each
     split = np.empty(len(labels), dtype="<U5")
     for label, names in sorted(by_class.items()):
         order = np.random.default_rng((seed, label)).permutation(len(names))
         names = [names[i] for i in order]
         total = sum(len(members[name]) for name in names)
-        missing = [fraction * total for fraction in FRACTIONS]
+        missing = [fraction * total for fraction in fractions]
         for place, name in enumerate(names):
-            # the first three groups go to different splits, so that the class is in each of them
-            target = (0, 2, 1)[place] if place < 3 <= len(names) else int(np.argmax(missing))
+            target = first[place] if place < len(first) <= len(names) else int(np.argmax(missing))
             split[members[name]] = NAMES[target]
             missing[target] -= len(members[name])
     return split
+
+
+def with_validation(split, labels, groups, *, seed=0):
+    """A split [N] of train and test in which an eighth of the training images, whole groups of them, are val.
+
+    An eighth, so that train and val are to each other as in FRACTIONS. labels, groups, seed: as for stratified().
+    """
+    rows, result = np.flatnonzero(split == "train"), np.array(split, dtype="<U5")
+    train, val, _ = FRACTIONS
+    fractions = train / (train + val), val / (train + val), 0
+    result[rows] = stratified(labels[rows], np.asarray(groups)[rows], seed=seed, fractions=fractions)
+    return result
 
 
 def read(path, ids, skipped=()):

@@ -9,7 +9,7 @@ from pathlib import Path
 from kd import onnx_model
 from kd.errors import UserError
 from kd.files import write_npz, write_text
-from kd.text import format_bounds, format_number, format_p, is_defined, one_line
+from kd.text import format_bounds, format_count, format_number, format_p, is_defined, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("predict.py", "benchmark.py", "LICENSE", *(f"kd/{name}.py" for name in (
@@ -113,8 +113,8 @@ def card(run, model, exported):
     synthetic = " (synthetic: drawn, not photographed)" if data.get("synthetic") else ""
     groups = ""
     if data.get("groups"):
-        groups = f" of {data['groups']:,} groups (lesions, patients); no group is in two splits"
-    test_groups = f" of {test['groups']:,} groups" if test.get("groups") else ""
+        groups = f" of {format_count(data['groups'], 'group')} (lesions, patients); no group is in two splits"
+    test_groups = f" of {format_count(test['groups'], 'group')}" if test.get("groups") else ""
     lines = [
         f"# {provenance['arch']}: {', '.join(exported.class_names)}",
         "",
@@ -128,14 +128,16 @@ def card(run, model, exported):
         f"- file {model.name}, {model.stat().st_size / 1e6:.2f} MB, from run {provenance.get('run', run.seed)}, "
         f"weights {provenance['weights']}",
         f"- input: the short side resized to {pixels['resize']} px ({pixels['interpolation']}), "
-        f"the centre {pixels['size']} px",
+        f"the centre {pixels['size']} px" + (
+            f"; values of more than 8 bits: {pixels['range'][0]:g} becomes 0 and {pixels['range'][1]:g} becomes 255"
+            if "range" in pixels else ""),
         f"- training objective: {environment.get('formula', 'unknown')}",
         "",
         "## Data",
         "",
-        f"- {data['name']}{synthetic}, {data['images']:,} images{groups}",
-        f"- tested on {test['images']:,} images{test_groups}",
-        *(f"- {name}: {count:,} test images" for name, count in test["support"].items()),
+        f"- {data['name']}{synthetic}, {format_count(data['images'], 'image')}{groups}",
+        f"- tested on {format_count(test['images'], 'image')}{test_groups}",
+        *(f"- {name}: {format_count(count, 'test image')}" for name, count in test["support"].items()),
         "",
         "## Intended use",
         "",
@@ -201,7 +203,7 @@ def subgroups_table(evaluation):
         gaps = [gap for gap in content["gaps"] if gap["metric"] == "accuracy"]
         lines += ["", *(f"The largest gap in accuracy is {one_line(gap['highest'])} over {one_line(gap['lowest'])}, "
                         f"{gap['value']:+.3f} ({_interval(gap)}; p {format_p(gap['p_corrected'])}, corrected over "
-                        f"{gap['gaps']:g} gaps)." for gap in gaps), ""]
+                        f"{format_count(gap['gaps'], 'gap')})." for gap in gaps), ""]
     return lines
 
 
@@ -210,7 +212,12 @@ def points_table(evaluation):
     rows = []
     for point in evaluation.get("operating_points", ()):
         figures = {name: metric for name, metric in point.get("test", {}).items() if "value" in metric}
-        texts = [f"{name} {format_number(metric['value'])} {format_bounds(metric.get('lo'), metric.get('hi'))}"
-                 for name, metric in figures.items()]
-        rows.append(f"| {point['name']} | {', '.join(texts)} |")
-    return ["| point | on test images |", "| --- | --- |", *rows] if rows else ["None."]
+        texts = [f"{name} {format_number(metric['value'])} ({_interval(metric)})" for name, metric in figures.items()]
+        promised = format_number(point["promised"], ".2f") if is_defined(point.get("promised")) else ""
+        if promised and is_defined(point.get("assurance")):
+            promised += f", with an assurance of {point['assurance']:g}"
+        rows.append(f"| {point['name']} | {promised} | {', '.join(texts)} |")
+    if not rows:
+        return ["None."]
+    return ["| what was asked for | promised | on test images |", "| --- | --- | --- |", *rows, "",
+            "Less is promised than was asked for where validation has too few images of the class."]

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from kd import image, onnx_model
 from kd.data import loader
 from kd.edge import convert, parity, quantize
-from kd.errors import UserError
+from kd.errors import UserError, progress
 from kd.files import atomic, read_json, write_json
 from kd.run_folder import Run
+from kd.text import command
 from kd.train import checkpoint, setup
 
 FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torchscript": "model.ts.pt", "fx": "model.fx.int8.ts.pt"}
@@ -54,8 +54,7 @@ def open_run(run, registry, root=None, cache=None):
         if predictions.ids.tolist() != data.ids[data.where(split)].tolist():
             raise UserError(f"{run.folder}/predictions/{split}.npz is of other images than split.csv says")
     if not (run.metrics or {}).get("calibration"):
-        print("note: no temperature and thresholds go along: "
-              f"python evaluate.py {run.folder.as_posix()} finds them")
+        print(f"note: no temperature and thresholds go along; find them first: {command('evaluate.py', run.folder)}")
     return Source(run, convert.deployed(model, content), data, convert.describe(model, content, run.metrics))
 
 
@@ -191,7 +190,7 @@ def int8(checks, model, calibration, reduce_range, max_flips):
         return min(attempts, key=lambda recipe_and_content: (
             recipe_and_content[0]["val_flips"] > max_flips, recipe_and_content[0]["val_divergence"]))
 
-    with tqdm(desc="INT8 recipes", disable=None, delay=2, leave=False) as bar:
+    with progress(description="INT8 recipes", leave=False) as bar:
         chosen = best([attempt(name, []) for name in quantize.RECIPES])
         for _ in range(3):
             if not max_flips < chosen[0]["val_flips"] <= 2 * max_flips:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import bootstrap, calibration, estimate, metrics, paired, predictions, runs
+from kd import bootstrap, calibration, estimate, metrics, paired, prediction_files, predictions, runs
 from kd.errors import UserError
 from kd.evaluation import protocol
 from kd.run_folder import Run
@@ -41,16 +41,17 @@ class Model:
 # ---- what is compared
 
 
-def models(paths, groups=None):
+def models(paths, groups=None, **reading):
     """Models of folders and predictions files, in the order given.
 
     A folder that holds several models gives its teachers first, then students without a teacher, then the rest.
-    groups: a CSV with columns id,group, for predictions files. Raises UserError where there are fewer than two models.
+    groups, reading: of predictions files, as predictions.of_files() takes them. Raises UserError where there are fewer
+    than two models.
     """
     models = {}
     for path in map(Path, paths):
-        if path.suffix == ".npz":
-            seeds = {"": predictions.of_files(path, groups=groups)}
+        if prediction_files.is_file(path):
+            seeds = {"": predictions.of_files(path, groups=groups, **reading)}
             models.setdefault(path, Model(str(path), None, "", "", seeds))
             continue
         below = [model_of(folder, runs_) for folder, runs_ in runs_by_model(runs.find(path)).items()]

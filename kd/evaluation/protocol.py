@@ -17,7 +17,7 @@ from kd.files import write_json
 from kd.predictions import difference_between
 
 CALIBRATED = ("nll", "brier", "ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc")
-INTERVALS = "smoothed cluster bootstrap"  # how intervals are made, as metrics.json states it
+INTERVALS = "smoothed cluster bootstrap (2)"  # how intervals are made, as metrics.json states it
 MAJORITY = ("accuracy", "macro_f1", "balanced_accuracy")  # metrics of rules that give answers without probabilities
 MAX_TARGETS = 25  # with more classes, a threshold for each says little, unless the user asks for it
 
@@ -75,10 +75,11 @@ def choose(val, settings):
                                 operating_points.binary(positive, scores >= threshold), name, promised),
                        "asked": settings.sensitivity, "assurance": settings.assurance})
 
-    # multipliers of the probabilities, one a class
-    best_for_f1 = operating_points.macro_f1_multipliers(val.labels, val.probabilities)
-    for name, kind, multipliers in (("multipliers for macro F1", "macro_f1", best_for_f1),
-                                    ("prior correction", "prior", operating_points.prior_multipliers(support))):
+    # multipliers of the probabilities, one a class; undefined where one class is all that validation has
+    rules = () if (support > 0).sum() < 2 else (
+        ("multipliers for macro F1", "macro_f1", operating_points.macro_f1_multipliers(val.labels, val.probabilities)),
+        ("prior correction", "prior", operating_points.prior_multipliers(support)))
+    for name, kind, multipliers in rules:
         counts = metrics.confusion(val.labels, (multipliers * val.probabilities).argmax(1), len(names))
         on_val = {metric: float(getattr(metrics, metric)(counts)) for metric in MAJORITY}
         points.append(_point(name, kind, dict(zip(names, multipliers.tolist())), on_val))
@@ -135,13 +136,13 @@ def evaluate(val, test, settings=Settings()):
     calibrated = choices.calibrated(test) if choices else None
     draws = resampling(test, settings)
     values = bootstrap.replicate(test.probabilities, draws, names, calibrated, settings.bins)
-    majority_rule = bootstrap.intervals(bootstrap.constant(majority, draws))
+    majority_rule = bootstrap.constant(majority, draws)
     confusion = metrics.confusion(test.labels, test.probabilities.argmax(1), len(names))
     result = {
         "conventions": conventions(test, names[majority], settings),
         "class_names": names,
         "split": {**({"val": val.size()} if val else {}), "test": test.size()},
-        "majority": {name: majority_rule[name] for name in MAJORITY},
+        "majority": {name: majority_rule[name].metric() for name in MAJORITY},
         "test": bootstrap.intervals(values),
         "confusion": confusion.tolist(),
         "calibration": None, "operating_points": [], "risk_coverage": risk_coverage(test),

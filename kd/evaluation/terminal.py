@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from kd import bootstrap, paired, runs
+from kd import bootstrap, paired, prediction_files, runs
 from kd.errors import listing
-from kd.text import align_columns, format_metric, format_number, format_p, one_line
+from kd.text import align_columns, format_count, format_metric, format_number, format_p, one_line
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
           "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC",
@@ -22,8 +22,9 @@ def run_table(path, result):
     """The tables of one run, or of one predictions file. result: the content of its metrics.json."""
     names, size = result["class_names"], result["split"]["test"]
     columns, rows = class_labels(names)
-    head = f"{label(path, [path])}: {size['images']:,} test images, {len(names)} classes"
-    parts = [f"{head}\n{describe_intervals(result)}", overall(result), by_class(result), operating_points(result)]
+    head = f"{label(path, [path])}: {format_count(size['images'], 'test image')}, {len(names)} classes"
+    note = f"\nNote: {result['conventions']['note']}." if "note" in result["conventions"] else ""
+    parts = [f"{head}\n{describe_intervals(result)}{note}", overall(result), by_class(result), operating_points(result)]
     parts += [subgroup_table(column, content) for column, content in result.get("subgroups", {}).items()]
     if len(names) > MAX_CLASSES:
         parts.append(f"The confusion matrix of {len(names)} classes is too wide to print; metrics.json has it.")
@@ -35,8 +36,8 @@ def run_table(path, result):
 
 def overall(result):
     """Table of the overall metrics, before and after temperature, beside those of the majority rule."""
-    test, majority = result["test"], result["majority"]
-    temperature = (result["calibration"] or {}).get("temperature")
+    test, majority, calibration = result["test"], result["majority"], result["calibration"] or {}
+    temperature, reason = calibration.get("temperature"), calibration.get("reason")
     rows = [["test", "", f"majority rule ({result['conventions']['majority_class']})"]]
     rows += [[title, format_metric(test[name]), format_metric(majority[name]) if name in majority else ""]
              for name, title in TITLES.items()]
@@ -45,7 +46,8 @@ def overall(result):
         for row, name in zip(rows[1:], TITLES):
             calibrated = test.get(f"{name}_calibrated")
             row.insert(2, format_metric(calibrated) if calibrated else "")
-    return "\n".join([align_columns(rows), *consistency(result)])
+    no_fit = [f"No temperature is fitted: {reason}."] if temperature is None and reason else []
+    return "\n".join([align_columns(rows), *consistency(result), *no_fit])
 
 
 def consistency(result):
@@ -81,8 +83,8 @@ def operating_points(result):
         short_name = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
         table = [["class", "threshold", "promised", "sensitivity", "specificity", "PPV", "NPV"]]
         for point in thresholds:
-            test = {name: format_metric(metric, ".2f") for name, metric in point["test"].items()}
-            table.append([short_name[point["class"]], format_number(point["threshold"]),
+            test = {name: format_metric(metric, bounds_form=".2f") for name, metric in point["test"].items()}
+            table.append([short_name[point["class"]], format_number(point["threshold"], ".3g"),
                           format_number(point["promised"], ".2f"), test["sensitivity"], test["specificity"],
                           test["ppv"], test["npv"]])
         parts.append(f"{align_columns(table)}\n{describe_promises(thresholds)}")
@@ -90,6 +92,8 @@ def operating_points(result):
         decisions = {"most probable class": result["test"], **{point["name"]: point["test"] for point in rules}}
         rows = [[name, *(format_metric(metrics[metric]) for metric in SHORT)] for name, metrics in decisions.items()]
         parts.append(align_columns([["decision", *SHORT_TITLES], *rows]))
+    else:
+        parts.append("No multipliers and no prior correction: all validation images are of one class.")
     for point in abstentions:
         if np.isfinite(point["threshold"]):
             coverage, risk = (format_metric(point["test"][name]) for name in ("coverage", "risk"))
@@ -102,16 +106,20 @@ def operating_points(result):
 
 def subgroup_table(column, content):
     """Tables of the subgroups of one column, as kd.evaluation.subgroups has them, and of the largest gaps."""
-    figures = [("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy"),
-               ("rms_ce_debiased", "calibration error")]
-    figures += [(name, f"sens. {one_line(name.split('/', 1)[1], 8)}") for name in content["subgroups"][0]["test"]
+    measured = content["subgroups"][0]["test"]
+    figures = [("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy")]
+    figures += [(name, "calibration error") for name in ("rms_ce_debiased", "rms_ce_debiased_calibrated")
+                if name in measured]
+    figures += [(name, f"sens. {one_line(name.split('/', 1)[1], 8)}") for name in measured
                 if name.startswith("sensitivity/")][:1]
-    rows = [[one_line(part["name"], 20), part["images"], *(format_metric(part["test"][name], ".2f")
-                                                          for name, _ in figures)] for part in content["subgroups"]]
-    lines = [align_columns([[column, "images", *(title for _, title in figures)], *rows])]
+    names = [part["name"] for part in content["subgroups"]]
+    width = 20 if len({one_line(name, 20) for name in names}) == len(names) else 60
+    rows = [[one_line(part["name"], width), part["images"], part["groups"],
+             *(format_metric(part["test"][name], ".2f") for name, _ in figures)] for part in content["subgroups"]]
+    lines = [align_columns([[column, "images", "groups", *(title for _, title in figures)], *rows])]
     for gap in content["gaps"]:
         lines.append(f"largest gap in {gap['metric']}: {one_line(gap['highest'])} over {one_line(gap['lowest'])} by "
-                     f"{format_metric(gap)}, p {format_p(gap['p_corrected'])} (Holm over {gap['gaps']} gaps)")
+                     f"{format_metric(gap)}, p {format_p(gap['p_corrected'])} (Holm over {format_count(gap['gaps'], 'gap')})")
     return "\n".join(lines)
 
 
@@ -159,9 +167,10 @@ def study_table(results, seeds):
     if len(test_sets) > 1:
         lines.append(f"These are {len(test_sets)} different test sets: compare rows within one only.")
     for path, result in results.items():
+        lines += [f"{labels[path]}: {result['conventions']['note']}."] if "note" in result["conventions"] else []
         errors = [finding for finding in result["audit"] if finding["severity"] == "error"]
         lines += [f"{labels[path]}: {finding['rule']}: {finding['saw']}" for finding in errors]
-    if any(path.suffix != ".npz" for path in results):
+    if not all(map(prediction_files.is_file, results)):
         lines.append("Calibration, operating points and every class are in each run's metrics.json.")
     return "\n".join(lines)
 
@@ -170,18 +179,22 @@ def describe_intervals(result):
     """Sentences that say how the intervals were made, and what the test split cannot show."""
     stated, support = result["conventions"], result["split"]["test"]["support"]
     clusters = stated["n_clusters"]
-    units = (f"{clusters:,} groups (lesions, patients)" if stated["clusters"] == "group" else
-             f"{clusters:,} images, taken as independent: no groups are known")
+    units = (f"{format_count(clusters, 'group')} (lesions, patients)" if stated["clusters"] == "group" else
+             f"{format_count(clusters, 'image')}, taken as independent: no groups are known")
     lines = [f"{stated['level']:.0%} intervals, {stated['replicates']:,} smoothed bootstrap replicates over {units}"]
     absent = [name for name, count in support.items() if not count]
     if absent:
         lines.append(f"No test image of {listing(absent)}: nothing is known about "
-                     f"{'it' if len(absent) == 1 else 'them'}.")
-    if any(metric.get("withheld", "").startswith("too few") for metric in result["test"].values()):
+                     f"{'it' if len(absent) == 1 else 'them'}; macro figures are over the classes that have images.")
+    if len(absent) == len(support) - 1:
+        only = next(name for name in support if name not in absent)
+        lines.append(f"Every test image is of {only}: AUROC and specificity need images of other classes, too, and are "
+                     "undefined (n/a).")
+    reasons = {metric.get("withheld", "") for metric in result["test"].values()}
+    if any(reason.startswith("too few") for reason in reasons):
         unit = "groups" if stated["clusters"] == "group" else "images"
-        lines.append(f"[too few]: fewer than {bootstrap.FEWEST} {unit} or errors, which is too few for an interval.")
-    if "note" in stated:
-        lines.append(f"Note: {stated['note']}.")
+        units = f"{unit}, errors or right answers" if any("right" in reason for reason in reasons) else f"{unit} or errors"
+        lines.append(f"[too few]: fewer than {bootstrap.FEWEST} {units}, which is too few for an interval.")
     return "\n".join(lines)
 
 
@@ -293,7 +306,7 @@ def format_percent(share):
 
 def label(path, paths):
     """A run as model/seed_n, with the study before it where `paths` are of several; a file by its path."""
-    if path.suffix == ".npz":
+    if prediction_files.is_file(path):
         return str(path)
-    studies = {runs.describe(other)[0] for other in paths if other.suffix != ".npz"}
+    studies = {runs.describe(other)[0] for other in paths if not prediction_files.is_file(other)}
     return "/".join(runs.describe(path)[len(studies) == 1:])

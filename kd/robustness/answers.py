@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from kd import corruptions, image, onnx_model, predictions, runs
 from kd.edge import torch_model
-from kd.errors import UserError, listing
+from kd.errors import UserError, listing, progress
 from kd.files import lock, read_npz, write_npz
 from kd.robustness import scores
 from kd.run_folder import Run
+from kd.text import command
 from kd.train import checkpoint, networks, setup
 from kd.train.weights import fingerprint
 
@@ -141,7 +141,7 @@ def load(model_file, registry, device):
         model_file.resize = metadata["input"]["resize"]
         if metadata["provenance"].get("weights") != fingerprint(checkpoint.read(checkpoint_file)["state_dict"]):
             raise UserError(f"{model_file.path} was exported from other weights than those in {checkpoint_file}",
-                            f"Export it anew: python export.py {model_file.folder.as_posix()}")
+                            f"Export it anew: {command('export.py', model_file.folder)}")
     else:
         backend = "eager" if device.type == "mps" else "channels_last"
         model_file.network = torch_model.open_file(checkpoint_file, backend, registry, device=device,
@@ -181,12 +181,12 @@ def answer(groups, cells, ids, suite, registry, spent):
     with contextlib.ExitStack() as stack:
         for folder in dict.fromkeys(member.folder.resolve() for _, members in groups for member in members):
             stack.enter_context(lock(folder / "robustness" / ".lock", what=f"{folder / 'robustness'}"))
-        bar = stack.enter_context(tqdm(total=len(groups) * len(cells) * len(ids), desc="corrupting", unit="image",
-                                       delay=2, disable=None, leave=False))
+        bar = stack.enter_context(progress(description="corrupting", unit="image", leave=False,
+                                           total=len(groups) * len(cells) * len(ids)))
         for data, members in groups:
             rows = _rows(data, ids)
             for cell in cells:
-                bar.set_postfix_str(cell.tag)
+                bar.set_postfix_str(cell.tag, refresh=False)
                 answers = _answers(members, cell, data, rows, suite, registry, spent, bar)
                 for member, member_answer in zip(members, answers):
                     member.model.answers[cell.tag] = member_answer

@@ -14,6 +14,7 @@ from kd import bootstrap, metrics, operating_points
 from kd.errors import UserError, listing, nearest
 from kd.estimate import Estimate
 from kd.files import parse_number, read_csv, write_csv
+from kd.text import command
 
 CLEAN = "clean"
 METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "rms_ce_debiased", "aurc")
@@ -78,7 +79,7 @@ def frozen(result, path, targets=None):
     if not fit:
         raise UserError(
             f"{path} has no temperature and operating points, which are frozen before anything is corrupted",
-            f"python evaluate.py {path.parent.as_posix()} finds them.",
+            f"Find them: {command('evaluate.py', path.parent)}",
         )
     points = {point["class"]: point for point in result["operating_points"]
               if point["kind"] == "sensitivity" and point["threshold"] is not None}

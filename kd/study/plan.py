@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kd import runs
-from kd.errors import UserError, nearest
+from kd.errors import UserError, expanded, suggestion
 from kd.files import read_yaml
 from kd.train.options import settable, to_arguments, underscored
 
@@ -114,8 +114,8 @@ def _mapping(content, where):
 
 
 def _options(content, where):
-    """A mapping of options, whose names may be spelled with dashes."""
-    return underscored(_mapping(content, where), where)
+    """A mapping of options, whose names may be spelled with dashes, and paths with `~`."""
+    return {key: expanded(value) for key, value in underscored(_mapping(content, where), where).items()}
 
 
 def _check_shared(path, shared, parsers):
@@ -124,7 +124,7 @@ def _check_shared(path, shared, parsers):
     both -= {"name", "seeds", "train_only"}
     for key in shared.keys() - both:
         owners = [section for section in SECTIONS if key in settable(parsers[section])]
-        hint = f"It belongs under {' or '.join(owners)}." if owners else nearest(key, [*SECTIONS, *both])
+        hint = f"It belongs under {' or '.join(owners)}." if owners else suggestion(key, [*SECTIONS, *both])
         raise UserError(f"{path}: unknown key {key!r} outside the sections",
                         hint or f"Sections are {', '.join(SECTIONS)}; options for all networks: "
                                 f"{', '.join(sorted(both))}.")

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from kd import image
 from kd.errors import UserError, listing
 from kd.files import atomic
 from kd.train.weights import check_keys, safe_load
@@ -16,7 +17,8 @@ def save(path, model, *, arch, stem, class_names, input, provenance):
     """Write a checkpoint of a model atomically. All arguments but path and model are plain values.
 
     arch: the registered name. stem: "imagenet" or "small". class_names: in the order of the logits. input: {"resize",
-    "size": px, "interpolation", "mean", "std": three numbers each, of pixels in [0, 1]}. provenance: a dict.
+    "size": px, "interpolation", "mean", "std": three numbers each, of pixels in [0, 1]; "range": [low, high] of values
+    of more than 8 bits, where there are any, as kd.image.to_rgb() takes it}. provenance: a dict.
     """
     save_tensors(path, {
         "format": FORMAT, "arch": arch, "stem": stem, "class_names": list(class_names),
@@ -34,7 +36,7 @@ def read(path):
     content = safe_load(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this project",
-                        "Pretrained weights of other origin go to --weights FILE.")
+                        "Weights of other origin start a training: python train_teacher.py --weights FILE")
     missing = [field for field in FIELDS if field not in content]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}")
@@ -51,7 +53,9 @@ def read(path):
 
 def _is_valid_input(input):
     kinds = {"resize": int, "size": int, "interpolation": str, "mean": list, "std": list}
-    if input.keys() != kinds.keys() or not all(type(input[key]) is kind for key, kind in kinds.items()):
+    if input.keys() - {"range"} != kinds.keys() or not all(type(input[key]) is kind for key, kind in kinds.items()):
+        return False
+    if "range" in input and not image.is_range(input["range"]):
         return False
     numbers = [*input["mean"], *input["std"]]
     return (1 <= input["size"] <= input["resize"] and len(input["mean"]) == len(input["std"]) == 3

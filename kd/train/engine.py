@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from kd import event_writer, image, machine, runs, text
 from kd.data import loader, splits
-from kd.errors import UserError
+from kd.errors import UserError, progress
 from kd.files import lock, read_json, write_csv, write_json, write_npz, write_yaml
 from kd.train import checkpoint, distributed, loop, networks
-from kd.train.options import claim_folder
+from kd.train.options import SCRIPTS, claim_folder
 from kd.train.step import Step, memory_format
 from kd.train.weights import safe_load
 
@@ -50,7 +49,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
     with contextlib.ExitStack() as stack:
         def open_folder():
             stack.enter_context(lock(folder / ".lock", what=str(folder)))
-            return _open_folder(folder, options, role, data, teacher)
+            return _open_folder(folder, options, role, data, teacher, provenance.get("init"))
 
         new, finished = distributed.by_first(open_folder)
         if finished:
@@ -64,7 +63,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
             distributed.by_first(lambda: targets.build(step.teacher_forward, batch=4 * options["batch"], device=device,
                                                        workers=options["workers"]))
         if new and distributed.first():
-            _describe(folder, student, step, data, options, role)
+            _describe(folder, student, step, data, options, role, provenance.get("init"))
         print(f"{folder}: {step.objective.formula}")
         print(f"{folder}: {step.describe()}")
 
@@ -72,10 +71,10 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
             checkpoint.save(
                 folder / "best.pt", student.model, arch=student.arch, stem=student.stem, class_names=data.class_names,
                 input=input_of(student, data),
-                provenance={**provenance, "run": "/".join(runs.describe(folder)), "data": data.fingerprint,
-                            "split": data.split_fingerprint, "seen": splits.seen_by(data)})
+                provenance={**provenance, "epoch": len(journal.rows), "run": "/".join(runs.describe(folder)),
+                            "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 
-        with Journal(folder, step, data, options, save_best) as journal:
+        with Journal(folder, step, data, options, role, save_best) as journal:
             try:
                 loop.train(step, data, options, seed, journal)
             except UserError as error:
@@ -88,11 +87,11 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
     return folder
 
 
-def _open_folder(folder, options, role, data, teacher):
+def _open_folder(folder, options, role, data, teacher, init):
     """(whether the run is new, whether it is finished) of a locked folder; what a kill left behind is deleted."""
     new = claim_folder(folder, options, role)
     if not new:
-        _check_same_beginning(folder, data, teacher)
+        _check_same_beginning(folder, data, teacher, init)
     if runs.finished(folder):
         (folder / "last.pt").unlink(missing_ok=True)
         print(f"{folder}: finished already, left as it is")
@@ -108,8 +107,8 @@ class Journal:
     A context manager that loads the networks' state from last.pt, and keeps the progress bar and TensorBoard's file.
     """
 
-    def __init__(self, folder, step, data, options, save_best):
-        self.folder, self.step, self.options, self.save_best = folder, step, options, save_best
+    def __init__(self, folder, step, data, options, role, save_best):
+        self.folder, self.step, self.options, self.role, self.save_best = folder, step, options, role, save_best
         self.rows = []  # of history.csv, one an epoch
         self.steps_per_epoch = len(loader.batch_sizes(len(data.where("train")), options["batch"], distributed.world()))
         self.stack = contextlib.ExitStack()
@@ -119,9 +118,9 @@ class Journal:
         first, done = distributed.first(), len(self.rows)
         if first:
             self.log = self.stack.enter_context(event_writer.opened(self.folder / "tb", done))
-        self.bar = self.stack.enter_context(tqdm(
-            total=self.steps_per_epoch * self.options["epochs"], initial=self.steps_per_epoch * done,
-            desc=self.folder.parent.name, unit="step", delay=2, disable=None if first else True))
+        self.bar = self.stack.enter_context(progress(
+            description=self.folder.parent.name, unit="step", shown=first, initial=self.steps_per_epoch * done,
+            total=self.steps_per_epoch * self.options["epochs"]))
         return self
 
     def __exit__(self, *error):
@@ -189,13 +188,17 @@ class Journal:
                 "optimizer": self.step.optimizer.state_dict(), "history": self.rows})
             write_csv(self.folder / "history.csv", self.rows)
             self.log(row)
-        self.bar.set_postfix(val_macro_f1=f"{row['val_macro_f1']:.3f}")
+        self.bar.set_postfix(refresh=False, val_macro_f1=f"{row['val_macro_f1']:.3f}")
 
     def last_checkpoint(self):
         """A sentence on the last good checkpoint, and how to go on from it; '' where there is none."""
-        best = self.folder / "best.pt"
-        return (f" The last good checkpoint is {best}; to go on from it: --init {best.as_posix()} "
-                f"--lr {self.options['lr'] / 10:g} --name NAME" if self.rows else "")
+        if not self.rows:
+            return ""
+        best, script = self.folder / "best.pt", SCRIPTS[self.role]
+        pretrained = ["--weights", "none"] if self.options["weights"] != "none" else []  # --init takes their place
+        return " To go on from the last good checkpoint: " + text.command(
+            script, "--config", self.folder / "config.yaml", "--init", best, "--lr", f"{self.options['lr'] / 10:g}",
+            "--name", f"{self.folder.resolve().parent.name}_lower_lr", *pretrained)
 
 
 def _load_optimizer(optimizer, state):
@@ -227,13 +230,13 @@ def input_of(network, data):
     return {**data.input(), "mean": list(network.mean), "std": list(network.std)}
 
 
-def _describe(folder, student, step, data, options, role):
+def _describe(folder, student, step, data, options, role, init):
     """The files that a run begins with; config.yaml last, since it marks the folder as taken."""
     write_csv(folder / "split.csv", data.table())
     write_json(folder / "environment.json", {
         **machine.environment(), "device": str(step.device), "precision": step.precision, "role": role,
         "processes": distributed.world(),
-        "teacher": step.teacher_fingerprint, "input": input_of(student, data),
+        "teacher": step.teacher_fingerprint, "init": init, "input": input_of(student, data),
         "arch": student.arch, "parameters": networks.parameters(student.model), "formula": step.objective.formula,
         "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),
                  "classes": data.class_names, "groups": len(set(data.groups)) if data.grouped else None,
@@ -242,18 +245,24 @@ def _describe(folder, student, step, data, options, role):
     write_yaml(folder / "config.yaml", options)
 
 
-def _check_same_beginning(folder, data, teacher):
-    """A run goes on only with the data, the split and the teacher that it was begun with; UserError otherwise."""
+def _check_same_beginning(folder, data, teacher, init):
+    """A run goes on only with the data, the split, the teacher and the --init that it was begun with; else UserError.
+
+    init: what kd.train.setup.origin() says of --init, or None.
+    """
+    init = init and init["weights"]
     try:
         begun = read_json(folder / "environment.json")
         old = begun["data"]["fingerprint"], begun["data"]["split"], begun["teacher"]
+        old += (begun["init"] and begun["init"]["weights"]) if "init" in begun else init,  # older versions have none
     except (KeyError, TypeError, UserError):
         raise UserError(f"{folder / 'environment.json'} is missing or damaged",
                         "Restore it, or delete the folder, and the run begins anew.") from None
-    now = data.fingerprint, data.split_fingerprint, teacher.fingerprint if teacher else None
-    for what, before, after in zip(("data", "groups or split", "teacher"), old, now):
+    now = data.fingerprint, data.split_fingerprint, teacher.fingerprint if teacher else None, init
+    for what, before, after in zip(("other data", "other groups or split", "another teacher", "another --init"), old,
+                                   now):
         if before != after:
-            raise UserError(f"{folder} was begun with {'an' if what == 'teacher' else ''}other {what} "
+            raise UserError(f"{folder} was begun with {what} "
                             f"(fingerprint {before}, now {after})",
                             "Bring the same back, or give this run a --name or --study of its own.")
 

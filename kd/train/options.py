@@ -4,8 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from kd.errors import Parser, UserError, images, nearest, not_negative, positive, seed, share, side, whole
+from kd.errors import Parser, UserError, images, not_negative, positive, seed, share, side, suggestion, whole
 from kd.files import read_json, read_yaml
+from kd.text import command
+
+SCRIPTS = {"teacher": "train_teacher.py", "student": "distill.py"}  # that train a network of each role
 
 # What --augment corruption trains with: no suite of robustness.py measures any corruption of these families.
 TRAINED_CORRUPTIONS = ("saturation_up", "saturation_down", "colour_cast", "rotation", "off_centre", "zoom")
@@ -28,9 +31,10 @@ def training_parser(prog, description):
 
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="lesions", metavar="NAME",  # runs at once: nothing to download
-                      help="lesions (embedded, synthetic), ham10000, medmnist or folder; "
-                      "NAME,key=value sets its options")
-    data.add_argument("--root", metavar="PATH", help="folder of the images; for medmnist the .npz file")
+                      help="lesions (embedded, synthetic), ham10000, isic, medmnist, folder (of class folders) or csv "
+                      "(a table with classes); NAME,key=value sets its options, such as csv,images=COLUMN,label=COLUMN")
+    data.add_argument("--root", metavar="PATH",
+                      help="folder of the images; for medmnist the .npz file, for csv the table")
     data.add_argument("--size", type=side, metavar="PX",  # 64: a size that trains on a laptop
                       help="side of the network's input; default: the data set's own, else 64")
     data.add_argument("--groups", metavar="CSV", help="for folder: a CSV with columns id and group (patient, lesion)")
@@ -140,10 +144,9 @@ def parse_options(parser, argv=None):
 def _check_script(path, parser):
     """The config.yaml of a student's run is for distill.py, that of a teacher's for train_teacher.py."""
     environment = Path(path).parent / "environment.json"
-    scripts = {"teacher": "train_teacher.py", "student": "distill.py"}
-    script = scripts.get(read_json(environment).get("role")) if environment.is_file() else None
+    script = SCRIPTS.get(read_json(environment).get("role")) if environment.is_file() else None
     if script and script != parser.prog:
-        raise UserError(f"{path} has the options of another script", f"Run: python {script} --config {path}")
+        raise UserError(f"{path} has the options of another script", "Run: " + command(script, "--config", path))
 
 
 def settable(parser):
@@ -181,7 +184,7 @@ def to_arguments(parser, options, source=None, positional=()):
             continue
         if action is None:
             raise UserError(f"{source}: unknown option {key!r}",
-                            nearest(key, actions) or f"Known are: {', '.join(actions)}.")
+                            suggestion(key, actions, parser.prog) or f"Known are: {', '.join(actions)}.")
         if value is None:
             continue
         flag = action.option_strings[0]
@@ -230,7 +233,28 @@ def claim_folder(folder, options, role=None):
                  if key not in not_compared and before.get(key) != options.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {before.get(key)}, now {options.get(key)}" for key in differing)
-        raise UserError(f"{folder} was made with other options: {changes}",
-                        "Give this run a --name or --study of its own (in a plan: its method another name, "
-                        "or a new `study:`), or delete that folder.")
+        way_out = _other_length(folder, before, options, role) if differing == ["epochs"] and role else (
+            "Give this run a --name or --study of its own (in a plan: its method another name, or a new `study:`), "
+            "or delete that folder.")
+        raise UserError(f"{folder} was made with other options: {changes}", way_out)
     return False
+
+
+def _other_length(folder, before, options, role):
+    """How to get a run of another number of epochs than that of a folder, a hint: its schedule cannot be changed."""
+    epochs, name = options["epochs"], f"{folder.resolve().parent.name}_{options['epochs']}"
+    if (folder / "last.pt").exists():
+        return (f"The schedule of a run that has begun cannot be changed: end it with --epochs {before['epochs']}, "
+                f"or begin another with --name {name}.")
+    if epochs < before["epochs"]:
+        return f"Fewer epochs are another schedule, and a run of its own: give it --name {name}, or delete that folder."
+    words = ["--config", folder / "config.yaml", "--init", folder / "best.pt", "--epochs", epochs, "--name", name]
+    if before.get("weights", "none") != "none":
+        words += ["--weights", "none"]  # --init takes their place
+    for key in ("root", "groups", "split", "out", "cache", *(["teacher"] if role == "student" else [])):
+        if options.get(key) not in (None, before.get(key)):  # moved since
+            words += [f"--{key}", options[key]]
+    return (f"To train on from its best epoch, with a new schedule, as a run of its own: "
+            f"{command(SCRIPTS[role], *words)}\n"
+            "In a plan: give its method another name, or the plan a new `study:`, with "
+            f"`init: {(folder / 'best.pt').as_posix()}` and `epochs: {epochs}`; or delete that folder to begin anew.")

@@ -4,11 +4,12 @@ The script passes its `registry`, an object with get, create and load_plugin.
 """
 
 import inspect
+import re
 from pathlib import Path
 
 import torch
 
-from kd import objective, runs
+from kd import image, objective, runs
 from kd.data import loader, splits
 from kd.data.dataset import Dataset
 from kd.errors import UserError, listing
@@ -60,7 +61,8 @@ def load_data(options, registry):
     check_writable(Path(options["out"]) / options["study"])
     data = loader.prepare(dataset, size=options["size"], split_seed=options["split_seed"],
                           split_file=options["split"], cache_folder=options["cache"],
-                          root=options["root"] and Path(options["root"]), skip_bad=options["skip_bad"])
+                          root=options["root"] and Path(options["root"]), skip_bad=options["skip_bad"],
+                          range=options.get("range"))
     if options.get("augment") == "corruption":
         data.corruptions = tuple(registry.get("corruption", name) for name in TRAINED_CORRUPTIONS)
     counts = ", ".join(f"{len(data.where(split))} {split}" for split in ("train", "val", "test"))
@@ -84,15 +86,28 @@ def data_of_run(run, registry, root=None, cache=None):
     options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None})
     try:
         data = load_data(options, registry)
+        if data.range is not None and list(data.range) != _range_of(run):
+            data = load_data({**options, "range": _range_of(run)}, registry)
     except KeyError as error:
         raise UserError(f"{run.folder / 'config.yaml'} lacks the option {error}") from None
     except UserError as error:
-        hint = error.hint if root else "Say with --root where the images of this run are now."
+        hint = error.hint  # written for training: the scripts that come here have --root and --cache alone
+        if "--out" in hint:
+            hint = "Results go into the run's folder: make it writable, or copy it to another place."
+        elif "--cache" not in hint and (not root or re.search("--(?!root)", hint)):
+            hint = "Say with --root where the images of this run are, as they were in training."
         raise UserError(error.message, hint) from None
     if fingerprint not in (None, data.fingerprint):
         raise UserError(f"these are not the images of {run.folder}: their fingerprint is {data.fingerprint}, the run's "
                         f"{fingerprint}", "Give the folder it was trained on with --root.")
     return data
+
+
+def _range_of(run):
+    """The range of deep values that a run was trained with. Older versions recorded none, and read all as 16 bits."""
+    recorded = run.environment.get("input")
+    limits = recorded.get("range") if isinstance(recorded, dict) else None
+    return limits if image.is_range(limits) else [0, 65535]
 
 
 def load_dataset(options, registry):
@@ -104,7 +119,8 @@ def load_dataset(options, registry):
         if options[option] is not None and option not in accepted:
             raise UserError(f"--{option} has no meaning for --data {name}",
                             "Leave it out, or name your data with --data.")
-    fixed = {key: options[key] for key in ("root", "size", "groups", "download") if key in accepted}
+    fixed = {key: options[key] for key in ("root", "size", "groups", "download", "testing")
+             if key in accepted and key in options}
     clash = sorted(set(arguments) & set(fixed))
     if clash:
         raise UserError(f"{clash[0]} has an option of its own: --{clash[0]}")
@@ -137,7 +153,8 @@ def new_network(arch, data, options, seed, registry):
     torch.manual_seed(seed)
     if options["init"]:
         if options["weights"] != "none":
-            raise UserError("--init and --weights both say where to start", "Give one of them.")
+            raise UserError("--init and --weights both say where to start",
+                            "Give one of them; --weights none undoes that of a --config file.")
         model, content = checkpoint.load(options["init"], registry.create, arch=name, class_names=data.class_names)
         _check_input(content, data, options["init"], "Fine-tune at the size that it was trained at.")
         splits.refuse_leak(seen(content, options["init"]), data, "the network in --init")
@@ -146,6 +163,16 @@ def new_network(arch, data, options, seed, registry):
     stem = networks.resolve_stem(options["stem"], data.size, entry.info.get("small_stem", True))
     model = registry.create("architecture", arch, num_classes=len(data.class_names), stem=stem, weights=weights)
     return networks.Network(model, name, stem, **info)
+
+
+def origin(options):
+    """{"init": ...} for the provenance of a run that starts from --init: that file, the fingerprint of its weights,
+    the epoch that they are from, and where they began in their turn. Empty for a run that starts anew."""
+    if not options["init"]:
+        return {}
+    content = checkpoint.read(options["init"])
+    before = {key: content["provenance"][key] for key in ("epoch", "init") if key in content["provenance"]}
+    return {"init": {"file": options["init"], "weights": fingerprint(content["state_dict"]), **before}}
 
 
 def _inside(entry):
@@ -159,9 +186,16 @@ def _normalisation(content):
 
 def _check_input(content, data, path, hint):
     """UserError where a checkpoint takes another input than `data` gives; normalisation may differ."""
-    here = data.input()
-    differing = [f"{key} {content['input'].get(key)}, here {value}" for key, value in here.items()
-                 if content["input"].get(key) != value]
+    there, here = content["input"], data.input()
+    differing = [f"{key} {there.get(key)}, here {here[key]}" for key in here
+                 if key != "range" and there.get(key) != here[key]]
+    if there.get("range") != here.get("range"):
+        scales = ["..".join(f"{value:g}" for value in input.get("range", ())) or "8 bits" for input in (there, here)]
+        differing.append(f"values of {scales[0]}, here {scales[1]}")
+        if len(differing) == 1:
+            hint = "Train it on these images, or save those of both in 8 bits with one scale."
+    if there.get("size") != here["size"]:
+        hint += f" Give --size {there.get('size')}."
     if differing:
         raise UserError(f"{path} was trained on another input: {'; '.join(differing)}", hint)
 
@@ -218,9 +252,9 @@ def checkpoint_in(path):
 
 
 def data_arguments(options, parser):
-    """The options that name the same data, split and study, as text for a command line."""
+    """The options that name the same data, split and study, as words of a command line."""
     words = []
     for key in ("data", "root", "size", "groups", "split", "split_seed", "skip_bad", "cache", "plugin", "out", "study"):
         if options[key] != parser.get_default(key):
             words += to_arguments(parser, {key: options[key]})
-    return "".join(f' "{word}"' if " " in word else f" {word}" for word in words)
+    return words

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from kd.data import augment, loader
+from kd.errors import progress
 from kd.files import read_npz, write_npz
 from kd.train import networks
 from kd.train.step import memory_format, network_outputs
@@ -78,7 +78,7 @@ def write(folder, student, teacher, data, device):
     rows = data.where("val")[::every]
     features = {role: [] for role in pair}
     batches = loader.evaluation_batches(data, "val", batch=BATCH, device=device, share=(0, every))
-    for images in tqdm(batches, total=-(-len(rows) // BATCH), desc="similarity", unit="batch", delay=2, disable=None):
+    for images in progress(batches, "similarity", total=-(-len(rows) // BATCH), unit="batch"):
         for role, network in pair.items():
             outputs = network_outputs(role, network, extractors[role], images, ())
             features[role].append([_pooled(feature).cpu() for feature in outputs[f"{role}_features"]])

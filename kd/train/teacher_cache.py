@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from kd.data import augment, loader
-from kd.errors import UserError, listing
+from kd.errors import UserError, listing, progress
 from kd.files import atomic, lock, open_regular, read_json, write_json
 
 SEED = 0  # of the views: the same for all runs of a study, whatever their own seed
@@ -157,7 +156,7 @@ class Targets:
                                 "Free some space, or give a smaller --teacher-cache.")
             size = f"{required / 1e6:,.1f} MB" if required >= 1e5 else f"{required / 1e3:,.1f} kB"
             print(f"teacher targets: {len(missing)} views of {count} images, {size} in {self.folder}")
-            with tqdm(total=len(missing) * count, desc="teacher targets", unit="image", delay=2, disable=None) as bar:
+            with progress(description="teacher targets", total=len(missing) * count, unit="image") as bar:
                 for number in missing:
                     batches = loader.views(self.data, SEED, number, batch=batch, device=device, workers=workers,
                                            kind=self.kind)

@@ -1,8 +1,10 @@
 """Weights: safe reading of files, checks of keys and shapes, pretrained weights for new networks."""
 
+import contextlib
 import hashlib
 import os
 import pickle
+import sys
 import urllib.error
 import warnings
 import zipfile
@@ -10,8 +12,9 @@ from pathlib import Path
 
 import torch
 
-from kd.errors import UserError, is_memory, listing
+from kd.errors import UserError, draws, is_memory, listing
 from kd.files import check_archive, open_regular, reading_errors
+from kd.text import quoted
 
 LARGEST = 2 ** 33   # bytes of a file of weights
 OBJECTS = 2 ** 23   # bytes of the part of it that is not tensors, and steps to read them in the format before torch 1.6
@@ -45,7 +48,8 @@ def safe_load(path):
             else:
                 file.seek(0)
                 file = _Steps(file)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with _brief_errors():
+                return torch.load(file, map_location="cpu", weights_only=True)
         except (UserError, OSError, RecursionError, MemoryError):
             raise  # reading_errors() has words for each
         except pickle.UnpicklingError as error:
@@ -55,6 +59,32 @@ def safe_load(path):
             if is_memory(error):
                 raise MemoryError from error
             raise UserError(f"cannot read {path}: it is truncated or no checkpoint", hint) from error
+
+
+@contextlib.contextmanager
+def _brief_errors():
+    """Cut what torch says of a refused pickle to 1000 characters, which may quote a name of megabytes from the file.
+
+    torch searches this text for words in a time that grows with the square of its length.
+    """
+    readers = {name: getattr(torch.serialization, name) for name in ("_load", "_legacy_load")
+               if hasattr(torch.serialization, name)}
+
+    def brief(read):
+        def reader(*args, **options):
+            try:
+                return read(*args, **options)
+            except pickle.UnpicklingError as error:
+                raise pickle.UnpicklingError(str(error)[:1000]) from None
+        return reader
+
+    for name, read in readers.items():
+        setattr(torch.serialization, name, brief(read))
+    try:
+        yield
+    finally:
+        for name, read in readers.items():
+            setattr(torch.serialization, name, read)
 
 
 def _check_zip(file, path, hint):
@@ -105,17 +135,18 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
     else:
         state = safe_load(weights)
         if isinstance(state, dict) and str(state.get("format", "")).startswith("medmnist-edgeai"):
-            raise UserError(f"{weights} is a checkpoint of this project", f"Give it with --init {weights}.")
-        for wrapper in ("state_dict", "model"):
-            if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-                state = state[wrapper]
-        if not isinstance(state, dict) or not all(isinstance(key, str) and isinstance(value, torch.Tensor)
-                                                  for key, value in state.items()):
-            raise UserError(f"{weights} is not a state dict: names with tensors")
+            raise UserError(f"{weights} is a checkpoint of this project", f"Give it so: {quoted('--init', weights)}")
+        state = unwrapped(state, weights)
     initial = model.state_dict()
     dropped = [key for key in state if key.startswith(tuple(drop))]
     state = {key: value for key, value in state.items() if key not in dropped}
-    state = _renamed(state, initial, weights)
+    prefix = _prefix(state, initial, head)
+    dropped += [key for key in state if not key.startswith(prefix)]
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    state = _renamed(state, initial, weights, first)
+    stem = f"{first}.weight"
+    if stem in state and state[stem].ndim == 4 and state[stem].shape[1] == 1:  # of grey images, which are repeated here
+        state[stem] = state[stem].repeat(1, 3, 1, 1) / 3
     fresh = []  # keys that keep their initial values
     for key in initial:
         module = key.rsplit(".", 1)[0]
@@ -130,22 +161,75 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
     return model
 
 
+def _prefix(state, target, head):
+    """The prefix under which `state` has all names of `target` but the head's: a file may hold further parts beside
+    the network, such as the projection of self-supervised training. '' if there is none."""
+    body = [key for key in target if not key.endswith(COUNTER) and key.rsplit(".", 1)[0] != head]
+    prefixes = [key.removesuffix(body[0]) for key in state if key.endswith(f".{body[0]}")]
+    return next((prefix for prefix in prefixes if all(prefix + key in state for key in body)), "")
+
+
 COUNTER = "num_batches_tracked"
 
+# Under which names training programs save a state dict, beside optimiser and epoch; averaged weights first, since they
+# are the ones that were evaluated: timm, torchvision, MedMNIST (net), YOLO, BasicSR (params), DINO and other
+# self-distillation (teacher: the average), MoCo (encoder), Lightning (state_dict).
+WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema", "state_dict",
+            "model_state_dict", "model_state", "model", "net_state_dict", "net_state", "net", "network_state_dict",
+            "network", "params", "weights", "module", "teacher", "student", "encoder", "backbone")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.")  # of all names in a file
 
-def _renamed(state, target, source):
+
+def unwrapped(state, source):
+    """The state dict, {name: tensor}, in the content of a file: without what is around it and before its names.
+
+    Names lose a prefix that all of them have (`module.` of DataParallel, `_orig_mod.` of torch.compile ...). UserError
+    where there is no state dict. What was taken is printed where it is not the whole file.
+    """
+    found = _search(state, [])
+    if found is None:
+        holds = f"; it holds {listing(map(repr, state))}" if isinstance(state, dict) and state else ""
+        raise UserError(f"{source} is not a state dict: names with tensors{holds}",
+                        "Save the network's state_dict() alone: torch.save(network.state_dict(), FILE).")
+    state, path = found
+    while prefix := next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in state)), None):
+        path, state = [*path, prefix], {key.removeprefix(prefix): value for key, value in state.items()}
+    if path:
+        print(f"weights: {source}: taken from {' '.join(path)}")
+    return state
+
+
+def _search(content, path):
+    """(state dict, names that lead to it) of the first of WRAPPERS that leads to one; None without."""
+    if _is_state(content):
+        return content, path
+    if isinstance(content, dict) and len(path) < 4:
+        for name in WRAPPERS:
+            found = _search(content.get(name), [*path, name])
+            if found:
+                return found
+    return None
+
+
+def _is_state(content):
+    return isinstance(content, dict) and bool(content) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items())
+
+
+def _renamed(state, target, source, first):
     """The state dict under the names of another, `target`, if both have the same tensors in the same order.
 
     Both list their tensors in the order of computation, so that the n-th of one matches the n-th of the other. They
     must agree in number, in the last part of each name (weight, bias, running_mean ...) and in shape, except for the
-    shapes of the head; otherwise `state` is returned unchanged.
+    shapes of the head and of the first convolution, `first`; otherwise `state` is returned unchanged.
     """
     theirs, ours = ([key for key in keys if not key.endswith(COUNTER)] for keys in (state, target))
     if set(theirs) == set(ours) or len(theirs) != len(ours):
         return state
     body = len(ours) - 2  # without weight and bias of the head
     for k, (a, b) in enumerate(zip(theirs, ours)):
-        if a.rpartition(".")[2] != b.rpartition(".")[2] or (state[a].shape != target[b].shape and k < body):
+        if a.rpartition(".")[2] != b.rpartition(".")[2] or (
+                state[a].shape != target[b].shape and k < body and b != f"{first}.weight"):
             return state
     print(f"weights: {source} has other names; its {len(ours)} tensors are matched by order and shape")
     return {b: state[a] for a, b in zip(theirs, ours)}
@@ -185,7 +269,7 @@ def _download(weights):
         raise UserError("there are no ImageNet weights for this architecture",
                         "Give a file with --weights FILE.")
     try:
-        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        return weights.get_state_dict(progress=draws(sys.stderr), check_hash=True, weights_only=True)
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", error)
         raise UserError(f"cannot download the ImageNet weights ({reason})",

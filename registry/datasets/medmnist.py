@@ -6,11 +6,10 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from kd.data.dataset import Dataset
 from kd.data.splits import NAMES
-from kd.errors import UserError
+from kd.errors import UserError, listing, progress
 from kd.files import ARRAYS, atomic, read_npz, read_yaml
 from registry import register
 
@@ -21,10 +20,11 @@ URL = "https://zenodo.org/records/10519652/files/{name}?download=1"
 
 
 @register("dataset", "medmnist", size_from_file=True)
-def medmnist(root, *, download=False):
+def medmnist(root, *, download=False, testing=False):
     """A single-label 2D MedMNIST .npz of any size, with its official splits.
 
     root: the file, whose name tells the data set, as in dermamnist_64.npz. download: fetch it if it is missing.
+    testing: the images are only tested on, and those of a test split are enough, as in the files of MedMNIST-C.
     Raises UserError if the file is missing, damaged, of 3D volumes, or has several labels for an image.
     """
     if root is None:
@@ -34,15 +34,21 @@ def medmnist(root, *, download=False):
     if not path.exists() and download:
         _download(path, known)
     if not path.is_file():
-        raise UserError(f"no such file: {path}", "With --download it is fetched under this name, "
-                        "as in --root data/dermamnist_64.npz --download.")
-    required = [f"{split}_{array}" for split in NAMES for array in ("images", "labels")]
-    arrays = read_npz(path, required, limit=min(LARGEST, max(ARRAYS, COMPRESSION * path.stat().st_size)))
+        raise UserError(f"no such file: {path}", "train_teacher.py and distill.py fetch it under "
+                        "this name with --download, as in --root data/dermamnist_64.npz --download.")
+    arrays = read_npz(path, limit=min(LARGEST, max(ARRAYS, COMPRESSION * path.stat().st_size)))
+    splits = [name for name in NAMES if f"{name}_images" in arrays or not testing]
+    missing = [f"{name}_{part}" for name in splits or ["test"] for part in ("images", "labels")
+               if f"{name}_{part}" not in arrays]
+    if missing:
+        hint = f"It has: {listing(arrays)}."
+        if {"test_images", "test_labels"} <= set(arrays):
+            hint += (" A file of test images alone, as of MedMNIST-C, is a set to test on: python evaluate.py RUN "
+                     f"--data medmnist --root {path}")
+        raise UserError(f"{path} has no array {', '.join(missing)}", hint)
     images, labels, ids, split = [], [], [], []
-    for name in NAMES:
-        pixels, split_labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
-        if split_labels.ndim == 2 and split_labels.shape[1] > 1:
-            raise UserError(f"{path.name} has several labels an image; single-label sets only")
+    for name in splits:
+        pixels, split_labels = arrays[f"{name}_images"], _numbers(arrays[f"{name}_labels"], path)
         if pixels.ndim == 5 or pixels.ndim == 4 and pixels.shape[3] > 4:
             raise UserError(f"{path.name} holds 3D volumes; 2D sets only")
         if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (3,)):
@@ -55,11 +61,31 @@ def medmnist(root, *, download=False):
         labels += split_labels.reshape(-1).tolist()
         ids += [f"{name}_{i}" for i in range(len(pixels))]
         split += [name] * len(pixels)
-    if labels and max(labels) >= len(labels):
+    if labels and max(labels) >= len(labels) and not testing:
         raise UserError(f"{path.name} has a label {max(labels)}, but only {len(labels)} images")
-    classes = known.get(path.stem.split("_")[0], {}).get("classes")
+    name, groups = path.stem, None
+    scenes = _scenes_of_medmnist_c(labels) if splits == ["test"] and path.parent.name in known else None
+    if scenes:  # one file a corruption in a folder named after the set: the test images at five severities, one by one
+        name, groups = f"{path.parent.name}_c_{path.stem}", [f"test_{i % scenes}" for i in range(len(labels))]
+        ids = [f"test_{i % scenes}_severity_{1 + i // scenes}" for i in range(len(labels))]
+    classes = known.get(name.split("_")[0], {}).get("classes")
     classes = classes or [str(k) for k in range(max(labels, default=0) + 1)]
-    return Dataset(path.stem, classes, images, ids, labels, split=split)
+    return Dataset(name, classes, images, ids, labels, groups=groups, split=split)
+
+
+def _numbers(labels, path):
+    """Labels [N] or [N, 1] as they are; of labels [N, C] with a one in each row, the column of the one."""
+    if labels.ndim != 2 or labels.shape[1] <= 1:
+        return labels
+    if not (np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()):
+        raise UserError(f"{path.name} has several labels an image; single-label sets only")
+    return labels.argmax(1)
+
+
+def _scenes_of_medmnist_c(labels):
+    """The number of images that a list of labels repeats five times (MedMNIST-C, 2406.17536), or 0."""
+    count = len(labels) // 5
+    return count if count and labels == labels[:count] * 5 else 0
 
 
 def _download(path, known):
@@ -74,7 +100,7 @@ def _download(path, known):
     try:
         with urllib.request.urlopen(url, timeout=60) as response, atomic(path) as file:
             size = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm(total=size, desc=path.name, unit="B", unit_scale=True, delay=2, disable=None) as bar:
+            with progress(description=path.name, total=size, unit="B", unit_scale=True) as bar:
                 while block := response.read(1 << 20):
                     file.write(block)
                     digest.update(block)

@@ -7,6 +7,7 @@ from kd.files import parse_number
 from kd.report import figures_quality
 from kd.report.blocks import Column, aside, heading, interval, missing, paragraph, spread, table
 from kd.report.sections.overview import FORMATS, responsive_figure, seed_columns, seed_name, with_format
+from kd.report.study_files import command_path
 from kd.run_folder import bounded
 from kd.text import format_bounds, format_count, is_defined
 
@@ -153,7 +154,7 @@ def exports(study):
     if not records:
         run = (study.firsts or study.runs)[-1]
         return missing("the effect of exporting", "No run has exports/parity.json.",
-                       f"python export.py {run.folder.as_posix()}")
+                       f"python export.py {command_path(run.folder)}")
     columns = [
         *seed_columns(), Column("File", "format"), Column("MB", "mb", ".2f"), Column("Labels changed", "flips", ".2%"),
         interval("Δ macro-F1", "delta_macro_f1", form="+.4f"), interval("Δ accuracy", "delta_accuracy", form="+.4f"),

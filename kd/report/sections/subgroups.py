@@ -6,7 +6,7 @@ from kd.robustness.scores import TARGET
 from kd.text import format_metric, format_p
 
 TITLES = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro-F1",
-          "rms_ce_debiased": "Calibration error"}
+          "calibration_error": "Calibration error, after the temperature if there is one"}
 ALPHA = 0.05
 
 
@@ -17,8 +17,9 @@ def subgroups(study):
         return missing("subgroups", "No run was evaluated by a column of a table.",
                        f"python evaluate.py {study.command} --by sex --table FILE.csv")
     note = ("Every subgroup has other images, and some have classes that others lack: macro figures are over the "
-            "classes of the subgroup. A gap is between independent images; p is corrected (Holm) over all gaps of its "
-            "metric.")
+            "classes of the subgroup, and a gap in accuracy can be one of their classes. A gap is between different "
+            "images (Newcombe's interval); p is corrected (Holm) over all gaps of its metric, in all columns that were "
+            "asked for.")
     records, gaps = [], []
     for run in runs:
         for column, content in run.evaluation["subgroups"].items():
@@ -45,6 +46,7 @@ def record(run, part):
     result = {"model": run.model, "role": run.kind, "seed": run.seed, "subgroup": part["name"],
               "images": part["images"], "groups": part["groups"]}
     for name, metric in part["test"].items():
+        name = "calibration_error" if name.startswith("rms_ce_debiased") else name
         result.update(spread(name, {key: metric.get(key) for key in ("value", "lo", "hi", "withheld")}))
     return result
 

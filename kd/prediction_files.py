@@ -1,0 +1,464 @@
+"""Files of predictions as people save them: .npz, .npy and tables of text -> Columns, whose parts have one name each.
+
+    read(path)                      Columns of a file
+    with_labels(columns, labels)    those with the true classes of a second file, joined by ids, else by order
+
+Nothing here knows what the scores are (kd/score_kinds.py tells that); only names, headers and encodings.
+"""
+
+import csv
+import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from kd.errors import UserError, listing
+from kd.files import CSV, parse_csv, parse_number, read_bytes, read_npz, reading_errors
+
+TABLES = (".csv", ".tsv", ".txt")
+SUFFIXES = (".npz", ".npy", *TABLES)
+
+# Names of arrays and columns, in small letters with _ for - and space; the first that is there is read.
+IDS = ("ids", "id", "image_id", "isic_id", "image", "images", "image_name", "img_id", "img", "image_path", "img_path",
+       "filename", "file_name", "filenames", "file", "files", "filepath", "file_path", "path", "paths", "image_file",
+       "name", "names", "sample_id", "sample")
+GROUPS = ("groups", "group", "patient_id", "patient_ids", "patient", "patients", "subject_id", "subject", "lesion_id",
+          "lesion_ids", "lesion", "lesions", "case_id", "case")
+NAMES = ("class_names", "classes", "label_names", "target_names", "categories")
+LABELS = ("labels", "y_true", "true_labels", "true_label", "true_class", "true", "truth", "ground_truth", "gt",
+          "targets", "target", "y_test", "actual")
+MAYBE_LABELS = ("label", "dx", "diagnosis", "class", "category", "y")  # a model's answer may be called so, too
+LOGITS = ("logits", "logit")
+SCORES = ("y_prob", "probabilities", "probability", "probs", "prob", "y_probs", "y_proba", "proba", "predict_proba",
+          "pred_probs", "pred_prob", "predicted_probabilities", "softmax", "sigmoid", "y_score", "y_scores", "scores",
+          "score", "log_probs", "logprobs", "log_probabilities", "percent", "p")
+ANSWERS = ("outputs", "output", "preds", "predictions", "y_pred", "y_preds", "pred", "prediction", "predicted",
+           "y_hat", "predicted_class", "predicted_label", "pred_label", "pred_class", "most_probable", "answer")
+NO_CLASS = {"confidence", "conf", "max_prob", "called", "error", "age", "sex", "fold", "split", "epoch", "index",
+            "loss", "entropy", "uncertainty", "correct", "seed", "time", "width", "height", "temperature", ""}
+MISSING = {"", "na", "n/a", "nan", "none", "null", "-", "inf", "-inf"}
+
+OURS = {"ids", "labels", "logits", "groups", "class_names"}  # what a run's file has
+
+
+
+def _words(*names):
+    """A pattern of the words before or after the class in a column's name, the longest first."""
+    return "|".join(sorted((name for name in names if not name.endswith(("class", "label"))), key=len, reverse=True))
+
+
+_SCORE = _words(*LOGITS, *SCORES, *ANSWERS, "pr", "conf", "out", "pct")
+_TRUTH = _words(*LABELS, "y", "onehot", "one_hot") + "|label"
+
+
+@dataclass
+class Columns:
+    """What a file has, None for what it lacks; n rows."""
+
+    path: object
+    labels: np.ndarray = None   # [n], or more axes, of numbers or text
+    label_name: str = ""
+    one_hot: list = None        # names of the columns of labels [n, C], where these have any
+    scores: np.ndarray = None   # [n] or [n, C]
+    score_name: str = ""
+    answers: str = ""           # name of a column of predicted classes
+    ids: np.ndarray = None
+    groups: np.ndarray = None
+    class_names: object = None  # list or array of text
+    is_ours: bool = False       # it has the five arrays that this project writes
+    names: list = field(default_factory=list)  # of all arrays or columns
+    notes: list = field(default_factory=list)  # what was done that a reader should know
+
+
+def is_file(path):
+    """Whether a path is that of a predictions file, not of a run's folder. UserError for files of other kinds."""
+    path = Path(path)
+    if path.suffix.lower() in SUFFIXES:
+        return not path.is_dir()
+    if path.is_file():
+        hint = "Give the run's folder." if path.name in ("best.pt", "last.pt", "metrics.json", "config.yaml") else \
+            "Save predictions as a table (.csv) or as arrays (.npz, .npy)."
+        raise UserError(f"{path} is neither a run's folder nor a predictions file ({', '.join(SUFFIXES)})", hint)
+    return False
+
+
+def read(path, limit, expected=None):
+    """Columns of a file. limit: bytes of all arrays. expected: Columns of the predictions that a file of labels is for.
+
+    UserError for a damaged file.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in TABLES:
+        return _of_table(path, expected)
+    if suffix == ".npy":
+        return _of_array(path, limit, expected)
+    return _of_arrays(path, read_npz(path, (), limit))
+
+
+def _plain(name):
+    return re.sub(r"[\s\-]+", "_", name.strip().lower())
+
+
+def _pick(found, *names):
+    """The first of these names, as the file spells it, or None. found: {plain name: name as it is}."""
+    return next((found[name] for name in names if name in found), None)
+
+
+# ---- arrays
+
+
+def _of_array(path, limit, expected):
+    """Columns of a .npy: scores, or labels where it is given as such."""
+    data = read_bytes(path, limit)
+    with reading_errors(path):
+        if not data.startswith(b"\x93NUMPY"):
+            raise ValueError("it is no .npy file, or it is cut short")
+        try:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+        except ValueError as error:
+            if "allow_pickle" in str(error):
+                raise ValueError("it contains pickled objects, which can run code and are not loaded") from None
+            raise
+    if expected is not None:
+        return Columns(path, labels=array, label_name="labels")
+    if array.ndim == 1 and array.dtype.kind in "biuUS":
+        return Columns(path, answers="its numbers")
+    return Columns(path, scores=array, score_name="scores")
+
+
+def _of_arrays(path, arrays):
+    """Columns of {name: array}."""
+    found = {_plain(name): name for name in reversed(arrays)} | {name: name for name in arrays}
+    result = Columns(path, names=list(arrays), is_ours=OURS <= set(arrays))
+    result.ids, result.groups, result.class_names = (
+        arrays.get(_pick(found, *names)) for names in (IDS, GROUPS, NAMES))
+    labels = [found[name] for name in (*LABELS, *MAYBE_LABELS) if name in found]
+    for name in labels[1:]:
+        if arrays[name].shape == arrays[labels[0]].shape and (arrays[name] != arrays[labels[0]]).any():
+            raise UserError(f"{path}: {labels[0]} and {name} differ, and either may be the truth",
+                            "Save the file without the predicted classes.")
+    scores = [found[name] for name in (*LOGITS, *SCORES, *ANSWERS) if name in found]
+    numbers = [name for name in scores if not _is_answers(arrays[name])]
+    result.answers = next((name for name in scores if name not in numbers), "")
+    if not labels and not scores and set(arrays) == {"arr_0", "arr_1"}:  # of np.savez without names
+        numbers = [name for name in arrays if arrays[name].ndim == 2 and arrays[name].dtype.kind == "f"]
+        labels = [name for name in arrays if name not in numbers and arrays[name].dtype.kind in "biuUS"]
+    if labels:
+        result.labels, result.label_name = arrays[labels[0]], labels[0]
+    if numbers:
+        result.scores, result.score_name = arrays[numbers[0]], numbers[0]
+        if numbers[1:]:
+            result.notes.append(f"{numbers[0]} is read, {listing(numbers[1:])} not")
+    return result
+
+
+def _is_answers(array):
+    """Whether an array holds predicted classes, not scores."""
+    return array.ndim == 1 and (array.dtype.kind in "biuUS" and array.size > 0)
+
+
+# ---- tables
+
+
+def _decoded(data, path):
+    """(the text of a table in UTF-8, UTF-16 or Windows-1252, a note where that was a guess)."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16"), ""
+    for encoding, high in (("utf-16-le", data[1:2000:2]), ("utf-16-be", data[0:2000:2])):
+        if len(data) > 3 and high.count(0) > 0.9 * len(high):
+            return data.decode(encoding), ""
+    try:
+        return data.decode("utf-8-sig"), ""
+    except UnicodeDecodeError:
+        if b"\0" in data:
+            raise
+        # bytes that are undefined there are an error
+        return data.decode("cp1252"), "its text is not UTF-8 and is read as Windows-1252"
+
+
+def _rows(path, expected):
+    """({column: [text]}, [notes]) of a table. Without a header its columns are called 0, 1, 2, ..."""
+    data = read_bytes(path, CSV)
+    with reading_errors(path):
+        text, note = _decoded(data, path)
+        text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n").removeprefix("# ").removeprefix("#")
+        if re.match(r'"?sep=.', text):  # by which Excel is told the separator
+            text = text.partition("\n")[2]
+        words = text.partition("\n")[0].split(" ")
+        if len(words) > 1 and not np.isnan([parse_number(word) for word in filter(None, words)]).any():
+            text = "\n".join(",".join(line.split()) for line in text.split("\n"))  # of np.savetxt
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        line, _, rest = text.partition("\n")
+        text = f"{line.rstrip(separator + ' ')}\n{rest}"  # spreadsheet programs end lines with empty cells
+        first = next(csv.reader([text.partition("\n")[0]], delimiter=separator), [])
+        if not _is_header(first, text, expected):
+            text = separator.join(map(str, range(len(first)))) + "\n" + text
+        elif first.count("") > 1:
+            raise ValueError(f"its header has {first.count('')} columns without a name")
+    rows = parse_csv(text.encode(), path, separators=separator)
+    if not rows:
+        raise UserError(f"{path}: it holds no images", "A header alone is no prediction.")
+    short = sum(None in row.values() for row in rows)
+    if short:
+        raise UserError(f"{path}: {short} rows are shorter than the header")
+    return {name: [row[name].strip() for row in rows] for name in rows[0]}, [note] if note else []
+
+
+def _is_header(first, text, expected):
+    """Whether the first line's cells are the names of columns."""
+    plain = [_plain(cell) for cell in first]
+    if set(plain) & {*LABELS, *MAYBE_LABELS, *IDS}:
+        return True
+    if len(first) > 1 and [cell for cell in first if cell] == [str(k) for k in range(len(first) - ("" in first))]:
+        return True  # as pandas writes an array
+    if expected is not None:
+        count = sum(1 for line in text.split("\n") if line.strip())
+        size = None if expected.scores is None else len(expected.scores)
+        if len(first) == 1 and size in (count, count - 1):
+            return size == count - 1
+        if expected.ids is not None and {first[0], _stem(first[0])} & {*expected.ids, *map(_stem, expected.ids)}:
+            return False
+    return bool(np.isnan(_numbers(first)).any())
+
+
+def _numbers(cells):
+    """[n] float64 of text cells; percent signs are dropped, NaN for what is no number."""
+    return np.array([parse_number(cell.rstrip(" %")) for cell in cells])
+
+
+def _of_table(path, expected=None):
+    """Columns of a table of text."""
+    table, notes = _rows(path, expected)
+    found = {_plain(name): name for name in reversed(table)}
+    result = Columns(path, names=[name for name in table if name], notes=notes)
+    left = dict(table)
+
+    def take(*names):
+        name = _pick({plain: name for plain, name in found.items() if name in left}, *names)
+        return (None, name) if name is None else (np.array(left.pop(name)), name)
+
+    if list(table) == [str(k) for k in range(len(table))] and expected is not None and len(table) < 3 and not (
+            len(table) == 2 and not np.isnan(_numbers(table["0"] + table["1"])).any()):  # labels without a header
+        result.labels, result.label_name = np.array(table[str(len(table) - 1)]), "labels"
+        result.ids = np.array(table["0"]) if len(table) == 2 else None
+        return result
+    result.ids, _ = take(*IDS)
+    result.groups, _ = take(*GROUPS)
+    errors = left.get(found.get("error"), [])
+    is_answer_sheet = {"confidence", "most_probable"} <= set(found)  # of predict.py: its label is an answer
+    maybe = MAYBE_LABELS if not is_answer_sheet else tuple(name for name in MAYBE_LABELS if name != "label")
+    result.labels, result.label_name = take(*LABELS)
+    for rivals in (LABELS, maybe if result.labels is None else ()):
+        if result.labels is None:
+            result.labels, result.label_name = take(*rivals)
+        while result.labels is not None:
+            other, name = take(*rivals)
+            if other is None:
+                break
+            if len(set(zip(result.labels, other))) > max(len(set(result.labels)), len(set(other))):
+                raise UserError(f"{path}: {result.label_name} and {name} differ, and either may be the truth",
+                                "Save the file without the predicted classes.")
+    for name in [name for name in left if _plain(name) in (*MAYBE_LABELS, *NO_CLASS) or name.startswith("Unnamed:")]:
+        del left[name]
+    numbers = {}
+    for name, cells in left.items():
+        values = _numbers(cells)
+        is_number = np.array([cell.lower() in MISSING for cell in cells]) | ~np.isnan(values)
+        if is_number.all() and not np.isnan(values).all():
+            numbers[name] = values
+    result.answers = next((name for name in table if _plain(name) in ANSWERS), "label" if is_answer_sheet else "")
+    _columns_of_classes(result, numbers, errors, expected is not None)
+    if result.label_name is None:
+        result.label_name = ""
+    return result
+
+
+def _columns_of_classes(result, numbers, errors, are_labels):
+    """Fill in scores, their names, and one-hot labels of Columns from {column: [n] numbers}.
+
+    errors: reasons why images have no scores, [n] or none. are_labels: of a file that was given for its labels.
+    """
+    truths, affixed, bare, single = {}, {}, {}, []  # {affix: {class: column}}, {class: column}, columns
+    for name in numbers:
+        affix, of_class = _affix(name)
+        if _plain(name) in (*LOGITS, *SCORES, *ANSWERS):
+            single.append(name)
+        elif affix:
+            affixes = truths if re.fullmatch(_TRUTH, affix) else affixed
+            affixes.setdefault(affix, {})[of_class] = name
+        else:
+            bare[name] = name
+    one_hot = next((columns for columns in truths.values() if len(columns) > 1), None) or _binary(bare, numbers)
+    several = [affix for affix in affixed if len(affixed[affix]) > 1]
+    chosen, affix = {}, ""
+    if several:
+        affix = min(several, key=lambda affix: "logit" not in affix)
+        chosen = affixed[affix]
+    elif len(bare) > 1 and not (are_labels and one_hot) and one_hot is not bare:
+        chosen = _classes_of(result, bare, numbers)
+    elif single:
+        is_score = [name for name in single if not _is_whole(numbers[name])]
+        chosen = {name: name for name in is_score[:1]}
+        result.answers = result.answers or single[0]
+    elif affixed:
+        affix = next(iter(affixed))
+        chosen = affixed[affix]
+    elif bare and not are_labels and result.labels is not None:  # answers of 0 and 1
+        chosen = one_hot or {}
+    if one_hot and result.labels is None:
+        result.labels = np.stack([numbers[name] for name in one_hot.values()], 1)
+        result.one_hot, result.label_name = list(one_hot), listing(list(one_hot.values()), 2)
+    if chosen:
+        scores = np.stack([numbers[name] for name in chosen.values()], 1)
+        broken = ~np.isfinite(scores).all(1)
+        reasons = [reason for reason, is_broken in zip(errors, broken) if is_broken and reason]
+        if reasons:
+            raise UserError(f"{result.path}: {broken.sum()} of {len(scores)} images have no scores: {listing(reasons)}",
+                            "Repair these images, or delete their rows to evaluate the others.")
+        is_one = len(chosen) == 1
+        result.scores = scores[:, 0] if is_one else scores
+        result.score_name = next(iter(chosen.values())) if is_one else f"{affix} columns".strip()
+        if not is_one or affix:  # of one class, the other has the name of the other label
+            result.class_names = list(chosen)
+    unread = [name for name in numbers if name not in {*chosen.values(), *(one_hot or {}).values()}]
+    if unread:
+        result.notes.append(f"{listing(unread)} not read")
+
+
+def _binary(columns, numbers):
+    """{class: column} of the columns with only 0 and 1, where these are all or have one 1 in each row; else None."""
+    binary = {name: name for name in columns if set(numbers[name]) <= {0, 1}}
+    if len(binary) < 2 or len(binary) < len(columns) and (sum(numbers[name] for name in binary) != 1).any():
+        return None
+    return columns if len(binary) == len(columns) else binary
+
+
+def _affix(name):
+    """(kind, class) of a column such as p_nv, nv_prob, `logit nv` or prob0; ('', name) of any other."""
+    match = re.fullmatch(f"(?i)({_SCORE}|{_TRUTH})(?:[\\s_.:\\-(\\[]+(.+?)[)\\]]?|(\\d+))", name)
+    if match:
+        return match[1].lower(), match[2] or match[3]
+    match = re.fullmatch(f"(?i)(.+?)[\\s_.:\\-]+({_SCORE}|{_TRUTH})", name)
+    return (match[2].lower(), match[1]) if match else ("", name)
+
+
+def _classes_of(result, columns, numbers):
+    """{class: column} of those among columns without an affix that are classes.
+
+    All, where they sum to 1 or 100 in each row; the numbers 0, 1, ... alone; those that labels name; those that labels
+    count. UserError where that leaves it open.
+    """
+    def is_total(names):
+        totals = np.sum([numbers[name] for name in names], 0)
+        return any(np.nanmax(np.abs(totals - total)) < 0.02 * total for total in (1, 100))
+
+    digits = [str(k) for k in range(len(columns)) if str(k) in columns]
+    in_percent = [name for name in columns if np.nanmin(numbers[name]) >= 0 and np.nanmax(numbers[name]) <= 1]
+    labels, known = result.labels, None
+    values = np.zeros(0) if labels is None else _numbers(labels)
+    if is_total(columns):
+        return columns
+    if len(digits) > 1 and digits == [str(k) for k in range(len(digits))]:
+        known = digits
+    elif len(in_percent) > 1 and is_total(in_percent):
+        known = in_percent
+    elif np.isnan(values).any():
+        loose = {_loose(label) for label in labels}
+        others = [name for name in columns if _loose(name) not in loose]
+        known = None if others and len(others) < len(columns) else list(columns)
+    elif labels is None or np.max(values, initial=-1) + 1 == len(columns):
+        known = list(columns)
+    if known is None:
+        others = listing(others if np.isnan(values).any() else list(columns), 12)
+        raise UserError(f"{result.path}: whether {others} are classes cannot be told",
+                        "Name the columns of classes p_CLASS or logit_CLASS, and no others.")
+    return {name: name for name in known}
+
+
+def _is_whole(values):
+    return bool(np.all(np.isfinite(values)) and np.all(values == np.round(values)))
+
+
+def _loose(name):
+    """A class name without case, spaces and underscores."""
+    return re.sub(r"[\s_\-]+", "", str(name)).casefold()
+
+
+def matched(names, known):
+    """{name: the known name that it stands for, or None}: the same, else the only one but for case, space, _ and -."""
+    loose = {}
+    for name in known:
+        loose.setdefault(_loose(name), []).append(name)
+    same = set(known)
+    return {name: name if name in same else loose[_loose(name)][0] if len(loose.get(_loose(name), ())) == 1 else None
+            for name in names}
+
+
+# ---- two files of the same images
+
+
+def _stem(name):
+    """An id without folders and without the suffix of a file."""
+    name = PurePosixPath(str(name).replace("\\", "/")).name
+    return re.sub(r"\.[A-Za-z][A-Za-z0-9]{1,4}$", "", name)
+
+
+def positions(ids, others):
+    """[n] positions in `others` of the images `ids`, -1 where there is none.
+
+    Equal ids are one image, else ids that are equal without suffix, else without folders, too: the first way that
+    finds most of them, and in which no two are the same.
+    """
+    def without_suffix(name):
+        path = PurePosixPath(str(name).replace("\\", "/"))
+        return str(path.with_name(_stem(name))) if path.name else str(name)
+
+    best = np.full(len(ids), -1)
+    for way in (str, without_suffix, _stem):
+        a, b = [way(name) for name in ids], [way(name) for name in others]
+        if len(set(a)) < len(a) or len(set(b)) < len(b):
+            continue
+        place = {name: k for k, name in enumerate(b)}
+        found = np.array([place.get(name, -1) for name in a])
+        if (found >= 0).sum() > (best >= 0).sum():
+            best = found
+        if (best >= 0).all():
+            break
+    return best
+
+
+def with_labels(columns, labels, by_order=True):
+    """Columns with the true classes (and the groups) of other Columns `labels`.
+
+    by_order: whether rows may be taken to be in one order where ids are lacking. UserError where they do not fit.
+    """
+    if labels.labels is None or not labels.labels.ndim:
+        raise UserError(f"{labels.path} has no true classes", f"It has: {listing(labels.names, 12) or 'nothing'}; they "
+                        "are read from an array labels, or from a column label, by name or number.")
+    for part in (columns, labels):
+        names, times = np.unique([] if part.ids is None else np.asarray(part.ids).astype(str), return_counts=True)
+        if (times > 1).any():
+            raise UserError(f"{part.path}: ids are not unique: {listing(names[times > 1])}", "Each image has one row.")
+    count = len(columns.scores) if columns.scores is not None and columns.scores.ndim else len(labels.labels)
+    if columns.ids is not None and labels.ids is not None:
+        order = positions(columns.ids, labels.ids)
+        if (order < 0).any():
+            raise UserError(f"{labels.path} has no label for {(order < 0).sum()} of {len(order)} images of "
+                            f"{columns.path}: {listing([str(i) for i in np.asarray(columns.ids)[order < 0]])}",
+                            f"Its ids are such as {labels.ids[0]}.")
+        columns.notes.append(f"labels are those of {Path(labels.path).name}, by id")
+    else:
+        if len(labels.labels) != count or not by_order:
+            raise UserError(f"{labels.path} has {len(labels.labels)} labels, {columns.path} {count} images, and no ids "
+                            "in both to join them by", "Put a column id into both, or one label a row in one order.")
+        order = np.arange(count)
+        columns.notes.append(f"labels are those of {Path(labels.path).name}, in the order of its rows")
+    columns.labels, columns.label_name = np.asarray(labels.labels)[order], labels.label_name
+    columns.one_hot, columns.is_ours = labels.one_hot, False
+    if columns.groups is None and labels.groups is not None:
+        columns.groups = np.asarray(labels.groups)[order]
+    if columns.class_names is None:
+        columns.class_names = labels.class_names if labels.scores is None else None
+    return columns
