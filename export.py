@@ -10,7 +10,7 @@ import registry
 from kd import errors, runs
 from kd.edge import bundle, checked_export
 from kd.errors import UserError
-from kd.files import check_writable, lock
+from kd.files import lock
 from kd.run_folder import Run
 from kd.text import align_columns, command
 
@@ -25,7 +25,6 @@ def main(argv=None):
         registry.load_plugin(file)
     if options.bundle:
         bundle.check_free(Path(options.bundle))
-        check_writable(options.bundle, "another folder with --bundle")
         if not {"onnx", "int8"} & set(options.formats):
             raise UserError("--bundle wants a file in ONNX, because a bundle runs without torch",
                             "Add onnx or int8 to --formats.")

@@ -411,7 +411,7 @@ def test_the_card_says_data_metrics_with_intervals_and_limits(exported):
 
 def test_a_bundle_is_not_laid_over_other_files(exported, tmp_path):
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(UserError, match="exists and is not empty"):
+    with pytest.raises(UserError, match="exists and is not an empty folder"):
         bundle.write(
             Run(exported[0]), exported[0] / "exports" / "model.onnx", np.zeros((8, 32, 32, 3), np.uint8), tmp_path
         )

@@ -259,7 +259,8 @@ def add_predictions(case, val, test):
         counts = metrics.confusion(part.labels, part.probabilities.argmax(1), len(part.class_names))
         case.confusions[split] = counts
         for name, measure in (("accuracy", metrics.accuracy), ("macro_f1", metrics.macro_f1)):
-            case.figures.append(Figure(split, name, float(measure(counts)), f"predictions/{split}.npz"))
+            source = f"predictions/{split}.npz" if case.folder else f"the predictions of {split}"
+            case.figures.append(Figure(split, name, float(measure(counts)), source))
     _add_majority(case)
 
 
@@ -267,13 +268,14 @@ def add_metrics(case, result):
     """Add what a metrics.json states. result: its content, or None."""
     if not result:
         return
+    source = "metrics.json" if case.folder else "as evaluated"
     for split in ("val", "test"):
         for name, metric in result.get(split, {}).items():
             value, lo, hi = (parse_number(metric.get(key)) for key in ("value", "lo", "hi"))
             if math.isfinite(value):
                 case.stated = True
                 has_interval = math.isfinite(lo) and math.isfinite(hi) or bool(metric.get("withheld"))
-                case.figures.append(Figure(split, name, value, "metrics.json", interval=has_interval))
+                case.figures.append(Figure(split, name, value, source, interval=has_interval))
     case.class_names = case.class_names or result.get("class_names")
     if "test" not in case.confusions and result.get("confusion") and case.class_names:
         case.confusions["test"] = np.array(result["confusion"])
@@ -292,7 +294,7 @@ def add_metrics(case, result):
         for name, metric in point.get("test", {}).items():
             value = parse_number(metric.get("value"))
             if math.isfinite(value):
-                figures[name] = Figure("test", name, value, "metrics.json")
+                figures[name] = Figure("test", name, value, source)
         case.points.append(Point(str(point.get("name") or "an operating point"), str(point.get("kind") or ""),
                                  parse_number(threshold), weights, figures, str(point.get("chosen_on") or "")))
     case.inputs["metrics.json"] = result.get("input") or result.get("conventions", {}).get("input")

@@ -1,6 +1,7 @@
 """Computes the figures of a metrics.json again, and compares."""
 
 import dataclasses
+import json
 import math
 from numbers import Number
 
@@ -9,7 +10,9 @@ from kd.evaluation import protocol
 from kd.files import last_digit
 
 TOLERANCE = 1e-6  # of a figure above 1 relative, otherwise absolute; machines and versions of NumPy differ by 1e-12
-LARGEST = {"replicates": 20_000, "bins": 1000}  # that are computed again, whatever a file states
+# What settings must be to be computed with, whatever a file states: {name: (types, smallest, largest)}.
+BOUNDS = {"replicates": ((int,), 1, 20_000), "bins": ((int,), 1, 1000), "sensitivity": ((int, float), 0, 1),
+          "risk": ((int, float), 0, 1), "assurance": ((int, float), 1e-6, 1 - 1e-6)}
 FAILURES = (UserError, TypeError, ValueError, KeyError)
 REDEFINED = {"rms_ce_debiased"}  # since older versions
 # In files of older versions these can be outside their own intervals.
@@ -32,9 +35,10 @@ def settings_of(result):
             stated["assurance"] = point["assurance"]
     names = [field.name for field in dataclasses.fields(protocol.Settings)]
     stated.update({name: conventions[name] for name in names if name in conventions})
-    for name, largest in LARGEST.items():
-        if name in stated and not (type(stated[name]) is int and 1 <= stated[name] <= largest):
-            raise UserError(f"{name} {stated[name]!r}")
+    for name in BOUNDS.keys() & stated.keys():
+        types, smallest, largest = BOUNDS[name]
+        if type(stated[name]) not in types or not smallest <= stated[name] <= largest:
+            raise UserError(f"{name} is {json.dumps(stated[name])[:40]}")
     return protocol.Settings(**stated)
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from kd.audit import recompute
 from kd.audit.rule import rule
-from kd.errors import listing
+from kd.errors import UserError, listing
+from kd.text import format_count
 
 
 @rule("error", "Each test image is in one subgroup of a column: their numbers and their right answers add up to those "
@@ -24,7 +25,7 @@ def subgroups_that_do_not_add_up(written):
         if not all(type(n) is int and 0 < part["groups"] <= n for n, part in zip(counts, parts.values())):
             yield f"a subgroup of {column} has no whole number of images and groups"
         elif sum(counts) != images:
-            yield f"the subgroups of {column} have {sum(counts)} images, the test split {images}"
+            yield f"the subgroups of {column} have {format_count(sum(counts), 'image')}, the test split {images}"
         elif max(abs(right - round(right)) for right in rights) > 1e-6 * images:
             yield f"the accuracy of a subgroup of {column} is no share of its images"
         elif accuracy is not None and abs(sum(rights) - accuracy * images) > 1e-6 * images:
@@ -38,7 +39,7 @@ def subgroups_that_do_not_add_up(written):
             elif None not in (gap["lo"], gap["hi"]) and not gap["lo"] - 1e-9 <= gap["value"] <= gap["hi"] + 1e-9:
                 yield f"the gap in {gap['metric']} by {column} is not in its interval"
             elif None not in (gap["p"], gap["p_corrected"]) and not 0 <= gap["p"] <= gap["p_corrected"] <= 1:
-                yield f"the p-values of the gap in {gap['metric']} by {column} are none"
+                yield f"the p-values of the gap in {gap['metric']} by {column} are not from 0 to 1, or not in order"
 
 
 @rule("error", "Every confidence is 1, so the calibration error equals the error rate. A temperature at the lower "
@@ -120,7 +121,8 @@ def other_than_recomputed(written, test, val=None):
     try:
         differing = recompute.differences(written, val, test)
     except recompute.FAILURES as error:
-        yield f"metrics.json states settings with which nothing can be computed: {error}"
+        what = error.message if isinstance(error, UserError) else "they do not fit its predictions"
+        yield f"metrics.json states settings with which nothing can be computed: {what}"
         return
     if differing:
         texts = [f"{path}: {recompute.text(stated)} stated, {recompute.text(recomputed)} recomputed"
@@ -148,7 +150,7 @@ def outside_its_interval(written=None, means=()):
                 and not math.isnan(mean.lo + mean.hi) and not recompute.is_calibration_error(mean.metric)]
     if outside:
         texts = [f"{path} {value:.4g} [{lo:.4g}, {hi:.4g}]" for path, value, lo, hi in outside]
-        yield f"{len(texts)} values are outside their own intervals: {listing(texts, 4)}"
+        yield f"{format_count(len(texts), 'value')} outside the own interval: {listing(texts, 4)}"
 
 
 @rule("error", "A network that knows nothing has an AUROC of .5. Below it the answers are turned round: scores of "

@@ -3,12 +3,13 @@
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
 from kd import onnx_model
 from kd.errors import UserError
-from kd.files import write_npz, write_text
+from kd.files import check_writable, write_npz, write_text
 from kd.text import format_bounds, format_count, format_number, format_p, is_defined, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,11 +24,11 @@ def write(run, model, images, target):
     images: uint8 [CHECKED, S, S, 3], whose logits go along. The folder appears whole or not at all. Raises UserError
     where `target` is not free, and where the file cannot be run.
     """
-    model, target = Path(model), Path(target)
+    model, target = Path(model), Path(os.path.abspath(target))
     check_free(target)
     exported = onnx_model.Model(model, 1)
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".bundle."))
     try:
         for name in FILES:
             (folder / name).parent.mkdir(exist_ok=True)
@@ -50,9 +51,18 @@ def write(run, model, images, target):
 
 
 def check_free(target):
-    """An error unless `target` can become a new folder."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--bundle {target} exists and is not empty", "Name a new folder, or delete that one.")
+    """UserError unless `target` can become a new folder, in the place of an empty one if there is one."""
+    place, other = Path(os.path.abspath(target)), "another folder with --bundle"
+    try:
+        is_free = stat.S_ISDIR(os.lstat(place).st_mode) and not os.path.ismount(place) and not any(place.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        is_free = True
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--bundle {str(target)[:60]} cannot be a folder: {reason.lower()}", f"Choose {other}.") from None
+    if not is_free:
+        raise UserError(f"--bundle {target} exists and is not an empty folder", "Name a new folder, or delete that one.")
+    check_writable(place.parent, other)
 
 
 def how_to_run(name):
