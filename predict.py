@@ -4,8 +4,8 @@
     python predict.py model.int8.onnx lesions/ --format csv > answers.csv
     python predict.py model.int8.onnx --check          # does this machine compute the right logits?
 
-On a machine without the project it needs `__init__.py`, `errors.py`, `files.py`, `image.py`, `metrics.py` and
-`onnx_model.py` of kd/ in a folder kd/ beside it; `export.py --bundle` writes such a folder.
+On a machine without the project it needs `__init__.py`, `errors.py`, `files.py`, `image.py`, `image_files.py`,
+`metrics.py` and `onnx_model.py` of kd/ in a folder kd/ beside it; `export.py --bundle` writes such a folder.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from kd import errors, image, onnx_model
+from kd import errors, image_files, onnx_model
 from kd.errors import UserError
 from kd.files import csv_line
 
@@ -72,7 +72,7 @@ def find(paths):
     files, others = [], {}
     for path in map(Path, paths):
         if os.path.isdir(path):
-            images, left_out = image.find(path)
+            images, left_out = image_files.find(path)
             files, others = files + images, {**others, **left_out}
         elif any(mark in path.name for mark in "*?") and not os.path.exists(path):  # Windows' shell expands no patterns
             files += sorted(path.parent.glob(path.name))
@@ -80,10 +80,10 @@ def find(paths):
             files.append(path)
     if not files:
         raise UserError(f"no image at or below {errors.listing(paths)}"
-                        + (f": {image.left_out(others)}" if others else ""),
-                        f"Images end in {' '.join(sorted(image.SUFFIXES))}.")
+                        + (f": {image_files.left_out(others)}" if others else ""),
+                        f"Images end in {' '.join(sorted(image_files.SUFFIXES))}.")
     if others:
-        print(f"note: {image.left_out(others)}", file=sys.stderr)
+        print(f"note: {image_files.left_out(others)}", file=sys.stderr)
     return files
 
 

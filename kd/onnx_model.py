@@ -163,6 +163,8 @@ def check(model, path):
             or logits.shape != (count, len(model.class_names)) or not 0 < count <= MAX_CHECKED):
         raise UserError(f"cannot use {path}: it has images {list(images.shape)} and logits {list(logits.shape)}", COPY)
     computed = model.logits(images)
+    if not np.isfinite(logits).all():
+        raise UserError(f"{path} has logits that are not finite (NaN or infinite)", COPY)
     difference, allowed = float(np.abs(computed - logits).max()), CLOSE * max(1.0, float(np.abs(logits).max()))
     flipped = int((computed.argmax(1) != logits.argmax(1)).sum())
     if not difference <= allowed:

@@ -129,6 +129,18 @@ def _are_subgroups(columns):
         for content in columns.values())
 
 
+def _is_split(parts):
+    """Whether this is {part: {"images", "groups", "support": {class: images}}}."""
+    return isinstance(parts, dict) and all(
+        isinstance(part, dict) and all(_is_count(part.get(key)) for key in ("images", "groups"))
+        and isinstance(part.get("support", {}), dict) and all(map(_is_count, part.get("support", {}).values()))
+        for part in parts.values())
+
+
+def _is_count(value):
+    return value is None or type(value) is int and 0 <= value <= LARGEST
+
+
 def _is_calibration(calibration):
     if not isinstance(calibration, dict) or not isinstance(calibration.get("reliability", {}), dict):
         return False
@@ -184,6 +196,7 @@ def _metrics(run, path, content):
             if isinstance(point, dict) and "missed" in point:
                 point["shortfall"] = point.pop("missed")
     sound = (_is_metrics(content.get("test")) and _is_metrics(content.get("val", {}))
+             and _is_split(content.get("split", {}))
              and _are_subgroups(content.get("subgroups", {})) and _is_metrics(content.get("majority", {}))
              and (confusion is None or _is_square(confusion, classes))
              and isinstance(conventions, dict) and _is_number(conventions.get("level"))

@@ -17,7 +17,7 @@ from PIL import Image
 
 import predict
 import registry
-from kd import image
+from kd import image, image_files
 from kd.data import cache
 from kd.data.dataset import Dataset
 from kd.errors import UserError
@@ -229,7 +229,7 @@ def test_pipes_sockets_and_links_in_a_circle_are_named(tmp_path):
         pass
     for name, part in words.items():
         assert part in refused(tmp_path / name)
-    assert sorted(path.name for path in image.find(tmp_path)[0]) == sorted(words)  # none vanishes
+    assert sorted(path.name for path in image_files.find(tmp_path)[0]) == sorted(words)  # none vanishes
     server.close()
     paths = [tmp_path / name for name in words]
     with pytest.raises(UserError) as caught:
@@ -270,7 +270,7 @@ def unlistable(monkeypatch):
     return lambda path: refused_folders.add(os.fspath(path))
 
 
-FINDERS = (image.find, lambda root: predict.find([root]), lambda root: registry.create("dataset", "folder", root))
+FINDERS = (image_files.find, lambda root: predict.find([root]), lambda root: registry.create("dataset", "folder", root))
 
 
 @pytest.mark.parametrize("place", ["", "a", "a/deep"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd import image
+from kd import image, image_files
 from kd.errors import UserError
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"),  # pytest undoes kd.image's own filter
@@ -220,7 +220,7 @@ def test_find_follows_links_and_skips_hidden_names(tmp_path):
         expected.append("linked/c.tiff")
     except OSError:  # Windows without the right to make links
         pass
-    paths, others = image.find(tmp_path / "data")
+    paths, others = image_files.find(tmp_path / "data")
     assert [path.relative_to(tmp_path / "data").as_posix() for path in paths] == expected
     assert {path.name: what for path, what in others.items()} == {"notes.txt": ".txt", "d.jpg": "in .hidden"}
 
@@ -237,10 +237,10 @@ def test_an_image_is_found_under_any_name_and_what_is_none_is_counted_by_kind(tm
     picture.save(tmp_path / "t.NEF", "TIFF")  # a camera's file begins as a TIFF, and Pillow would read its preview
     (tmp_path / "__MACOSX").mkdir()
     (tmp_path / "__MACOSX" / "._a.jpg").write_bytes(b"")
-    paths, others = image.find(tmp_path)
+    paths, others = image_files.find(tmp_path)
     assert "".join(path.name[0] for path in paths) == "abcdefghijklm"
     assert all(image.decode(path).size == (6, 5) for path in paths)
     assert {path.name: what for path, what in others.items()} == {
         "n.dcm": ".dcm", "o.HEIC": ".heic", "p.txt": ".txt", "q": "PDF", "r": "without suffix", "s.db": ".db",
         "t.NEF": ".nef", ".b.png": "hidden", "._a.jpg": "in __MACOSX"}
-    assert image.left_out(others).startswith("9 files are not read as images and are left out: 1 ")
+    assert image_files.left_out(others).startswith("9 files are not read as images and are left out: 1 ")

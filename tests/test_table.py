@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 import registry
+from kd import image_files
 from kd.data import cache, loader, table
 from kd.errors import UserError
 
@@ -242,8 +243,7 @@ def test_a_table_in_the_working_folder(tmp_path, monkeypatch, place):
 
 def test_the_finder_prefers_the_exact_name(tmp_path):
     pictures(tmp_path, ["a/1.png", "b/1.jpg", "b/1.png"])
-    from kd import image
-    finder = table.Finder(tmp_path, image.find(tmp_path)[0])
+    finder = table.Finder(tmp_path, image_files.find(tmp_path)[0])
     assert finder.find("b/1.jpg") == tmp_path / "b" / "1.jpg" and finder.find("1.jpg") == tmp_path / "b" / "1.jpg"
     assert finder.find("x/b/1.png") == tmp_path / "b" / "1.png" and isinstance(finder.find("1"), UserError)
     assert finder.find("").message == "no such file"

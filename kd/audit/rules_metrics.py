@@ -9,7 +9,7 @@ import numpy as np
 from kd.audit import recompute
 from kd.audit.rule import rule
 from kd.errors import UserError, listing
-from kd.text import format_count
+from kd.text import format_count, is_defined
 
 
 @rule("error", "Each test image is in one subgroup of a column: their numbers and their right answers add up to those "
@@ -21,14 +21,15 @@ def subgroups_that_do_not_add_up(written):
     for column, content in written.get("subgroups", {}).items():
         parts = {part["name"]: part for part in content["subgroups"]}
         counts = [part["images"] for part in parts.values()]
-        rights = [part["images"] * (part["test"].get("accuracy", {}).get("value") or 0) for part in parts.values()]
+        rights = [part["images"] * (value if is_defined(value) else 0) for part in parts.values()
+                  for value in [part["test"].get("accuracy", {}).get("value")]]
         if not all(type(n) is int and 0 < part["groups"] <= n for n, part in zip(counts, parts.values())):
             yield f"a subgroup of {column} has no whole number of images and groups"
         elif sum(counts) != images:
-            yield f"the subgroups of {column} have {format_count(sum(counts), 'image')}, the test split {images}"
+            yield f"the subgroups of {column} have {format_count(sum(counts), 'image')}, the test split {images or 0}"
         elif max(abs(right - round(right)) for right in rights) > 1e-6 * images:
             yield f"the accuracy of a subgroup of {column} is no share of its images"
-        elif accuracy is not None and abs(sum(rights) - accuracy * images) > 1e-6 * images:
+        elif is_defined(accuracy) and abs(sum(rights) - accuracy * images) > 1e-6 * images:
             yield (f"of the subgroups of {column} {sum(rights):.0f} images are answered rightly, of the test split "
                    f"{accuracy * images:.0f}")
         for gap in content["gaps"]:

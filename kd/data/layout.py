@@ -9,7 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from kd import image
+from kd import image_files
 from kd.data.splits import NAMES
 from kd.errors import UserError, listing
 from kd.files import same_content
@@ -51,10 +51,10 @@ def read(root, pattern="", testing=False):
     is enough. Raises UserError if the folder has no such structure, or if it is in doubt.
     """
     root = folder(root)
-    paths, others = image.find(root)
+    paths, others = image_files.find(root)
     if not paths:
-        raise UserError(f"no images in {root}" + (f": {image.left_out(others)}" if others else ""),
-                        f"Images end in {', '.join(sorted(image.SUFFIXES)[:8])} and so on; others are converted first.")
+        raise UserError(f"no images in {root}" + (f": {image_files.left_out(others)}" if others else ""),
+                        "JPEG, PNG, TIFF, GIF, WebP, BMP and others are read; DICOM and HEIC are converted first.")
     parts = [path.relative_to(root).parts for path in paths]
     notes = []
     copies = [] if pattern else _copies(root, parts)
@@ -74,7 +74,7 @@ def read(root, pattern="", testing=False):
     depth = max(i for i, word in enumerate(words) if word in WORDS) + 1
     inside = {path: what for path, what in others.items() if len(path.relative_to(root).parts) > depth
               or what == "hidden" or what.startswith("in ")}
-    notes += filter(None, [image.left_out(inside)])
+    notes += filter(None, [image_files.left_out(inside)])
     paths, ids, matches = zip(*found)
     result = Layout(list(paths), list(ids), [match["CLASS"] for match in matches], None, None, notes)
     _check_classes(root, words, result.classes, testing, inside, copies)
@@ -96,7 +96,7 @@ def folder(root):
         return root
     if not root.exists():
         raise UserError(f"no such folder: {root}")
-    if image.content(root) == "zip" or root.suffix.lower() in ARCHIVES:
+    if image_files.content(root) == "zip" or root.suffix.lower() in ARCHIVES:
         raise UserError(f"{root} is an archive, not a folder", "Unpack it, and give the folder with --root.")
     hint = "Give the folder with --root."
     if root.suffix.lower() in (".csv", ".tsv", ".tab"):
@@ -289,7 +289,7 @@ def _check_classes(root, words, classes, testing, others, copies):
     if empty and (level == 0 or "ANY" not in words[:level]):
         inside = {path: what for path, what in others.items() if set(path.parts) & set(empty)}
         raise UserError(f"no images in class folder {listing(empty)}"
-                        + (f": {image.left_out(inside)}" if inside else ""),
+                        + (f": {image_files.left_out(inside)}" if inside else ""),
                         "Move it out of the way if it is no class; files of other formats are converted first.")
     by_case = defaultdict(list)
     for name in names:
@@ -301,11 +301,11 @@ def _check_classes(root, words, classes, testing, others, copies):
 
 
 def _folders(path):
-    """The folders in a folder, without hidden ones. UserError as image.find()."""
+    """The folders in a folder, without hidden ones. UserError as image_files.find()."""
     try:
-        entries = [entry for entry in path.iterdir() if not image.is_hidden(entry.name)]
+        entries = [entry for entry in path.iterdir() if not image_files.is_hidden(entry.name)]
     except OSError as error:
-        raise image.unlisted(path, error) from error
+        raise image_files.unlisted(path, error) from error
     for entry in entries:
-        image.check_link(entry)
+        image_files.check_link(entry)
     return [entry for entry in entries if entry.is_dir()]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import image
+from kd import image_files
 from kd.data.dataset import Dataset
 from kd.data.layout import split_of
 from kd.errors import UserError, listing, nearest
@@ -115,13 +115,13 @@ def dataset(table, *, images="", label="", group="", split="", folder="", name="
     kept = [k for k in range(len(cells)) if cells[k] and labels[k] is not None]
     if not kept:
         raise UserError(f"{table.path} has no row with an image and a class")
-    paths, others = image.find(folder)
+    paths, others = image_files.find(folder)
     finder = Finder(folder, paths)
     source_of = {k: finder.find(cells[k]) for k in kept}
     kept = _unique(source_of, table, cells, labels, groups, splits, notes)
     sources = [source_of[k] for k in kept]
     if not any(isinstance(source, Path) for source in sources):
-        left = image.left_out({path: what for path, what in others.items() if path != table.path})
+        left = image_files.left_out({path: what for path, what in others.items() if path != table.path})
         raise UserError(f"none of the {len(kept)} images of {table.path.name} is below {folder}, "
                         f"such as {cells[kept[0]]}" + (f"; {left}" if left else ""),
                         f"It has {len(paths)} images" + (f", such as {next(iter(finder.path_of))}" if paths
@@ -195,7 +195,7 @@ def _common_end(a, b):
 
 def _by_files(table, folder):
     """The column in whose cells the names of files below the folder are, or None."""
-    finder = Finder(folder, image.find(folder)[0])
+    finder = Finder(folder, image_files.find(folder)[0])
     some = table.rows[:200]
     hits = {column: sum(isinstance(finder.find((row[column] or "").strip() or "?"), Path) for row in some)
             for column in table.columns}

@@ -14,7 +14,7 @@ from kd.text import format_bounds, format_count, format_number, format_p, is_def
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("predict.py", "benchmark.py", "LICENSE", *(f"kd/{name}.py" for name in (
-    "__init__", "errors", "files", "image", "machine", "metrics", "onnx_model", "runs", "timing")))
+    "__init__", "errors", "files", "image", "image_files", "machine", "metrics", "onnx_model", "runs", "timing")))
 CHECKED = 8  # images in check.npz
 
 
@@ -52,17 +52,17 @@ def write(run, model, images, target):
 
 def check_free(target):
     """UserError unless `target` can become a new folder, in the place of an empty one if there is one."""
-    place, other = Path(os.path.abspath(target)), "another folder with --bundle"
+    place = Path(os.path.abspath(target))
     try:
         is_free = stat.S_ISDIR(os.lstat(place).st_mode) and not os.path.ismount(place) and not any(place.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         is_free = True
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--bundle {str(target)[:60]} cannot be a folder: {reason.lower()}", f"Choose {other}.") from None
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        raise UserError(f"--bundle {str(target)[:60]} cannot be a folder: {reason}", "Choose another.") from None
     if not is_free:
-        raise UserError(f"--bundle {target} exists and is not an empty folder", "Name a new folder, or delete that one.")
-    check_writable(place.parent, other)
+        raise UserError(f"--bundle {target} exists and is not an empty folder", "Name a new folder, or delete it.")
+    check_writable(place.parent, "another folder with --bundle")
 
 
 def how_to_run(name):
@@ -118,13 +118,14 @@ def card(run, model, exported):
     data, pixels = environment["data"], exported.metadata["input"]
     parity = run.exports["int8" if "int8" in model.name else "onnx"]["test"]
     evaluation = run.metrics or {}
-    test = evaluation.get("split", {}).get("test", {"images": parity["images"], "groups": None, "support": {}})
+    test = {"images": parity["images"], "groups": None, "support": {}, **evaluation.get("split", {}).get("test", {})}
     difference = parity["macro_f1"]["difference"]
     synthetic = " (synthetic: drawn, not photographed)" if data.get("synthetic") else ""
     groups = ""
     if data.get("groups"):
         groups = f" of {format_count(data['groups'], 'group')} (lesions, patients); no group is in two splits"
-    test_groups = f" of {format_count(test['groups'], 'group')}" if test.get("groups") else ""
+    tested = f" on {format_count(test['images'], 'image')}" if test["images"] else ""
+    test_groups = f" of {format_count(test['groups'], 'group')}" if test["groups"] else ""
     lines = [
         f"# {provenance['arch']}: {', '.join(exported.class_names)}",
         "",
@@ -146,7 +147,7 @@ def card(run, model, exported):
         "## Data",
         "",
         f"- {data['name']}{synthetic}, {format_count(data['images'], 'image')}{groups}",
-        f"- tested on {format_count(test['images'], 'image')}{test_groups}",
+        f"- tested{tested}{test_groups}",
         *(f"- {name}: {format_count(count, 'test image')}" for name, count in test["support"].items()),
         "",
         "## Intended use",

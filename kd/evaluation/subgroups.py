@@ -18,7 +18,7 @@ from kd import bootstrap, operating_points, paired
 from kd.errors import UserError, listing, nearest
 from kd.estimate import Estimate
 from kd.files import parse_number, read_csv
-from kd.image import SUFFIXES
+from kd.image_files import SUFFIXES
 from kd.text import format_count
 
 METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "macro_auroc")
@@ -81,8 +81,9 @@ def _of_images(path, rows, columns, predictions, names):
         differing = [i for i in wanted if any(row[name] != rows_of[i][0][name] for row in rows_of[i] for name in names)]
         if differing:
             differing = list(dict.fromkeys(differing))
-            raise UserError(f"{path} has several rows, which differ in {', '.join(names)}, of "
-                            f"{format_count(len(differing), 'image')}: {listing(differing)}", "Each image needs one row.")
+            count = format_count(len(differing), "image")
+            raise UserError(f"{path} has several rows, which differ in {', '.join(names)}, of {count}: "
+                            f"{listing(differing)}", "Each image needs one row.")
         readings[column] = {name: [rows_of[i][0][name] for i in wanted] for name in names}
     first, *others = readings
     if any(readings[other] != readings[first] for other in others):

@@ -118,8 +118,9 @@ def subgroup_table(column, content):
              *(format_metric(part["test"][name], ".2f") for name, _ in figures)] for part in content["subgroups"]]
     lines = [align_columns([[column, "images", "groups", *(title for _, title in figures)], *rows])]
     for gap in content["gaps"]:
+        family = format_count(gap["gaps"], "gap")
         lines.append(f"largest gap in {gap['metric']}: {one_line(gap['highest'])} over {one_line(gap['lowest'])} by "
-                     f"{format_metric(gap)}, p {format_p(gap['p_corrected'])} (Holm over {format_count(gap['gaps'], 'gap')})")
+                     f"{format_metric(gap)}, p {format_p(gap['p_corrected'])} (Holm over {family})")
     return "\n".join(lines)
 
 
@@ -192,8 +193,8 @@ def describe_intervals(result):
                      "undefined (n/a).")
     reasons = {metric.get("withheld", "") for metric in result["test"].values()}
     if any(reason.startswith("too few") for reason in reasons):
-        unit = "groups" if stated["clusters"] == "group" else "images"
-        units = f"{unit}, errors or right answers" if any("right" in reason for reason in reasons) else f"{unit} or errors"
+        units = "groups" if stated["clusters"] == "group" else "images"
+        units += ", errors or right answers" if any("right answers" in reason for reason in reasons) else " or errors"
         lines.append(f"[too few]: fewer than {bootstrap.FEWEST} {units}, which is too few for an interval.")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """HAM10000 (Tschandl et al. 2018, Scientific Data 5, 180161): dermoscopy, seven classes."""
 
 
-from kd import image
+from kd import image_files
 from kd.data import layout, table
 from kd.data.dataset import Dataset
 from kd.errors import UserError, listing
@@ -22,7 +22,7 @@ def ham10000(root):
     if root is None:
         raise UserError("ham10000 needs its folder", f"Give the folder with {METADATA}.csv as --root PATH.")
     root = layout.folder(root)
-    paths, _ = image.find(root)  # first, since it says of a folder that cannot be read, and glob() does not
+    paths, _ = image_files.find(root)  # first, since it says of a folder that cannot be read, and glob() does not
     tables = [path for pattern in (f"{METADATA}*", f"*/{METADATA}*") for path in sorted(root.glob(pattern))
               if path.suffix in ("", ".csv", ".tab", ".tsv", ".txt") and path.is_file()]
     if not tables:

@@ -1,0 +1,99 @@
+"""Which files in a folder are images: by their suffix or their first bytes. What is left out is counted by kind."""
+
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+from kd.errors import UserError
+from kd.files import open_regular
+
+SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm",
+            ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".avif", ".pcx", ".sgi", ".tga"}
+# The first bytes of files, as regular expressions. What is no image for us, though it may hold pictures, has a name.
+SIGNATURES = {"image": rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|(II|MM)(\*\0|\0\*|\+\0|\0\+)|"
+                       rb"RIFF.{4}WEBP|P[1-6]\s+[#\d]|\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51|"
+                       rb".{4}ftypavi[fs]|\x01\xda[\0\1][\1\2]",
+              "DICOM": rb".{128}DICM", "HEIC": rb".{4}ftyp(hei|hev|mif|msf)", "PDF": rb"%PDF-", "zip": rb"PK\x03\x04",
+              "NIfTI": rb".{344}(n\+1|ni1)\0", "HTML": rb"\s*<(?i:!doctype html|html)"}
+# These begin as TIFF does, but Pillow finds a preview in them and not the picture.
+CAMERAS = {".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".pef", ".srw", ".3fr", ".erf", ".kdc", ".dcr", ".iiq",
+           ".mef", ".svs", ".ndpi", ".scn"}
+
+
+def find(folder):
+    """The image files in and below `folder`: (sorted paths, other files as {path: what it is}). Links are followed.
+
+    An image is what has a usual suffix, or the content of an image under any other name. Hidden files and folders, and
+    the __MACOSX of archives, are left out; images in them are among the other files. UserError where a folder cannot be
+    listed, and for a link that leads nowhere: images below it would be missing.
+    """
+    def cannot_list(error):
+        raise unlisted(error.filename, error)
+
+    images, others, visited = [], {}, set()
+    for top, folders, names in os.walk(folder, followlinks=True, onerror=cannot_list):
+        target = os.path.realpath(top)
+        if target in visited:  # a link to a folder above would lead round for ever
+            folders.clear()
+            continue
+        visited.add(target)
+        inside = Path(top).relative_to(folder).parts
+        hidden = next((name for name in inside if is_hidden(name)), "")
+        for name in names:
+            path, suffix = Path(top, name), os.path.splitext(name)[1].lower()
+            if hidden or is_hidden(name):
+                if suffix in SUFFIXES and (hidden == "__MACOSX" or not name.startswith("._")):  # these are no images
+                    others[path] = f"in {hidden}" if hidden else "hidden"
+            elif suffix in SUFFIXES or suffix not in CAMERAS and content(path) == "image":
+                images.append(path)
+            else:
+                check_link(path)
+                others[path] = suffix or content(path) or "without suffix"
+    return sorted(images), others
+
+
+def is_hidden(name):
+    """Whether a file or folder is not meant to be seen. name: its last part."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def content(path):
+    """What a file is by its first bytes: a key of SIGNATURES, or "" if it is none of them or cannot be read."""
+    try:
+        with open_regular(path, sys.maxsize) as file:
+            return kind(file.read(352))
+    except (UserError, OSError):
+        return ""
+
+
+def kind(start):
+    """What begins with these 352 bytes: a key of SIGNATURES, or ""."""
+    return next((name for name, pattern in SIGNATURES.items() if re.match(pattern, start, re.DOTALL)), "")
+
+
+def left_out(others):
+    """A sentence on the other files that find() found: how many of each kind are left out; "" for none."""
+    if not others:
+        return ""
+    kinds = Counter(others.values())
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1])[:8])
+    more = f" and {len(kinds) - 8} further kinds" if len(kinds) > 8 else ""
+    return f"{len(others)} files are not read as images and are left out: {counts}{more}"
+
+
+def unlisted(folder, error):
+    """The UserError for a folder that cannot be listed. error: the OSError."""
+    return UserError(f"cannot list the folder {folder}: {(error.strerror or str(error)).lower()}",
+                     "Its images would be missing. Make it readable, or move it elsewhere.")
+
+
+def check_link(path):
+    """UserError if `path` is a link that leads nowhere, round in a circle, or where nothing can be read."""
+    if path.is_symlink():
+        try:
+            path.stat()
+        except OSError as error:
+            raise UserError(f"the link {path} leads nowhere: {(error.strerror or str(error)).lower()}",
+                            "If it was to be a folder, its images would be missing. Mend it or delete it.") from None
