@@ -11,7 +11,8 @@ prints the share of the 95% intervals that hold the truth; for a difference, the
 where there is no difference. An asterisk marks what is not in range. `promise` is the share of thresholds, chosen
 on another test set, that keep their sensitivity in the population; the promise is .9. `seeds` compares two equal
 methods of three trainings each, whose quality varies from one training to the next; `folds` compares two methods
-trained on five folds. Shares of n sets have a standard error of sqrt(.95 * .05 / n): .013 for 300.
+trained on five folds. `gap` is between a tenth of the lesions and the others. Shares of n sets have a standard error
+of sqrt(.95 * .05 / n): .013 for 300.
 """
 
 import argparse
@@ -191,6 +192,7 @@ def simulate(population, lesions, is_stratified, sets, replicates, seed=1):
             if np.isfinite(p):
                 count(f"difference of {name}", p >= .05)
         _promises(population, truth, labels, lesion, models[0], count)
+        _gap(rng, labels, lesion, models[0], replicates, count)
         if number % 3 == 0:  # they take three to ten times as long
             _trainings(population, rng, lesions, is_stratified, replicates, count)
     return counts
@@ -203,6 +205,20 @@ def _promises(population, truth, labels, lesion, probabilities, count):
         threshold, promised = operating_points.threshold_for(0.95, positive, probabilities[:, k], groups=lesion)
         if np.isfinite(threshold):
             count("promise", (truth.probabilities[truth.labels == k, k] >= threshold).mean() >= promised)
+
+
+def _gap(rng, labels, lesion, probabilities, replicates, count):
+    """The gap in accuracy between a tenth of the lesions, drawn at random, and the others, which is 0 in truth."""
+    names = np.unique(lesion)
+    is_small = np.isin(lesion, rng.choice(names, max(5, len(names) // 10), replace=False))
+    figures = []
+    for seed, rows in enumerate((is_small, ~is_small), 1):
+        index, classes = bootstrap.clusters(lesion[rows])[0], probabilities.shape[1]
+        draws = bootstrap.Draws(labels[rows], index, classes, replicates, seed)
+        figures.append(bootstrap.overall(probabilities[rows].argmax(1), draws)["accuracy"])
+    p = figures[0].gap_p(figures[1])
+    if np.isfinite(p):
+        count("gap in accuracy", p >= .05)
 
 
 def _trainings(population, rng, lesions, is_stratified, replicates, count):

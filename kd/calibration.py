@@ -145,6 +145,7 @@ class DebiasedError:
 
     @property
     def is_defined(self):
+        """Whether there are two clusters."""
         return bool(self.factors.any())
 
     @property
@@ -196,8 +197,7 @@ class DebiasedError:
         """The DebiasedError whose p() compares this model with `reference`, on the same images."""
         return DebiasedError(np.concatenate([self.residuals, reference.residuals], 1),
                              np.concatenate([self.centered, reference.centered], 1),
-                             np.concatenate([self.factors, -reference.factors])
-                             * (self.is_defined and reference.is_defined), self.value - reference.value,
+                             np.concatenate([self.factors, -reference.factors]), self.value - reference.value,
                              self.spreads + reference.spreads, self.withheld or reference.withheld)
 
     def over(self, reference):
@@ -213,8 +213,7 @@ class DebiasedError:
         differences = [error.difference for error in errors]
         return cls(np.concatenate([error.residuals for error in errors], 1),
                    np.concatenate([error.centered for error in errors], 1),
-                   np.concatenate([error.factors for error in errors]) / k * all(error.is_defined for error in errors),
-                   float(np.mean(differences)), spreads,
+                   np.concatenate([error.factors for error in errors]) / k, float(np.mean(differences)), spreads,
                    next((error.withheld for error in errors if error.withheld), ""))
 
 

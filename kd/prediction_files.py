@@ -218,7 +218,7 @@ def _is_header(first, text, expected):
         size = None if expected.scores is None else len(expected.scores)
         if len(first) == 1 and size in (count, count - 1):
             return size == count - 1
-        if expected.ids is not None and {first[0], _stem(first[0])} & {*expected.ids, *map(_stem, expected.ids)}:
+        if expected.ids is not None and {first[0], plain_id(first[0])} & {*expected.ids, *map(plain_id, expected.ids)}:
             return False
     return bool(np.isnan(_numbers(first)).any())
 
@@ -399,7 +399,7 @@ def matched(names, known):
 # ---- two files of the same images
 
 
-def _stem(name):
+def plain_id(name):
     """An id without folders and without the suffix of a file."""
     name = PurePosixPath(str(name).replace("\\", "/")).name
     return re.sub(r"\.[A-Za-z][A-Za-z0-9]{1,4}$", "", name)
@@ -413,10 +413,10 @@ def positions(ids, others):
     """
     def without_suffix(name):
         path = PurePosixPath(str(name).replace("\\", "/"))
-        return str(path.with_name(_stem(name))) if path.name else str(name)
+        return str(path.with_name(plain_id(name))) if path.name else str(name)
 
     best = np.full(len(ids), -1)
-    for way in (str, without_suffix, _stem):
+    for way in (str, without_suffix, plain_id):
         a, b = [way(name) for name in ids], [way(name) for name in others]
         if len(set(a)) < len(a) or len(set(b)) < len(b):
             continue

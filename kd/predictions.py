@@ -306,11 +306,12 @@ def strings(array):
 
 def read_groups(file):
     """{id: group} of a CSV with columns id,group."""
-    rows = read_csv(file, ("id", "group"))
+    rows = read_csv(file, ("id", "group"), ",;\t|")
     group = {row["id"]: row["group"] for row in rows}
     twice = {row["id"] for row in rows if row["group"] != group[row["id"]]}
     if twice:
-        raise UserError(f"{file} gives {len(twice)} images two groups: {listing(sorted(twice))}")
+        raise UserError(f"{file} gives {len(twice)} images two groups: {listing(sorted(twice))}",
+                        "Each image needs one row.")
     return group
 
 
@@ -322,7 +323,8 @@ def groups_of(ids, group, path):
     places = prediction_files.positions(ids, known)
     missing = ids[places < 0].tolist()
     if missing:
-        raise UserError(f"--groups has no group for {len(missing)} of {len(ids)} images of {path}: {listing(missing)}")
+        raise UserError(f"--groups has no group for {len(missing)} of {len(ids)} images of {path}: {listing(missing)}",
+                        f"Its ids are such as {listing(known, 2) or 'none'}.")
     return np.array([group[known[place]] for place in places])
 
 

@@ -125,7 +125,7 @@ def _are_subgroups(columns):
         isinstance(content, dict) and are(content.get("subgroups"), ("name",), ("images", "groups"))
         and all(_is_metrics(part.get("test")) for part in content["subgroups"])
         and are(content.get("gaps"), ("metric", "highest", "lowest"), ("gaps",), ("lo", "hi", "p", "p_corrected"))
-        and all(is_defined(gap.get("value")) for gap in content["gaps"])
+        and all(is_defined(gap.get("value")) and _is_number(gap["value"]) for gap in content["gaps"])
         for content in columns.values())
 
 

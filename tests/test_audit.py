@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -487,6 +488,19 @@ def split_is_gone(tmp_path):
     return examine.audit_run(folder)
 
 
+@example("split-not-seen", True)
+def split_without_training_images(tmp_path):
+    return split(tmp_path, lambda part: part["train"].clear())
+
+
+def test_a_split_that_cannot_be_read_is_damaged_and_not_said_to_be_missing(tmp_path):
+    for text in ("id,group,label,split\n", "id,group,label,split\na,b,nv,Train\n"):
+        folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST)
+        (folder / "split.csv").write_text(text)
+        found = {finding["rule"] for finding in examine.audit_run(folder)}
+        assert "damaged-file" in found and "split-not-seen" not in found
+
+
 @example("split-not-seen", False)
 def split_is_there(tmp_path):
     return examine.audit_run(honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST))
@@ -742,3 +756,19 @@ def test_a_predictions_file_is_evaluated_and_audited_with_every_note(tmp_path, c
     with pytest.raises(UserError, match="--out takes the metrics of one predictions file"):
         evaluate.main([str(tmp_path / "toy"), str(tmp_path / "theirs.npz"), "--out", str(tmp_path / "x"), "--audit"])
     assert not (tmp_path / "x").exists()
+
+
+def test_findings_about_a_predictions_file_name_no_files_of_a_run():
+    for finding in judged(nll=9.0, ece=.5, ece_equal_mass=.5, test=answered((TEST.labels + 1) % 7)):
+        assert "predictions/" not in finding["saw"] and "metrics.json" not in finding["saw"]
+
+
+@pytest.mark.parametrize("key, value", [("assurance", "x"), ("assurance", 0), ("assurance", True), ("sensitivity", 2),
+                                        ("risk", -1), ("bins", 2.5), ("bins", 10 ** 9), ("replicates", None)])
+def test_settings_of_a_metrics_json_with_which_nothing_can_be_computed_are_named(key, value):
+    written = copy.deepcopy(RESULT)
+    written["conventions"][key] = value
+    case = evidence.of_metrics(written, VAL, TEST)
+    case.written = written
+    finding = only_finding(examine.apply_rules([case])[0], "other-than-recomputed")
+    assert f"nothing can be computed: {key} is {json.dumps(value)}" in finding["saw"]

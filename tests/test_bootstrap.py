@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd import bootstrap, metrics, operating_points
+from kd import bootstrap, calibration, metrics, operating_points
 
 sk = pytest.importorskip("sklearn.metrics")
 
@@ -296,3 +296,26 @@ def test_losses_of_few_right_answers_have_no_interval_and_one_cluster_no_debiase
         assert measured[name]["withheld"] == "too few right answers (0)" and np.isnan(measured[name]["lo"])
     measured = bootstrap.measure(labels, probabilities, np.zeros(60), ["a", "b"], 200)
     assert np.isnan(measured["rms_ce_debiased"]["value"]) and measured["ece"]["value"] > .9
+
+
+def test_what_no_sample_can_change_has_no_interval_and_a_rule_keeps_its_own():
+    labels = np.repeat([0, 1, 2], 20)
+    equal = bootstrap.measure(labels, np.full((60, 3), 1 / 3), np.arange(60), ["a", "b", "c"], 200)
+    for name in ("macro_auroc", "auroc/b", "nll", "brier"):
+        assert equal[name]["withheld"] == bootstrap.FIXED and np.isnan([equal[name]["lo"], equal[name]["hi"]]).all()
+    assert equal["accuracy"]["lo"] < 1 / 3 < equal["accuracy"]["hi"]
+    sure = np.eye(3)[np.arange(60) % 3] * .9 + .1 / 3
+    one_class = bootstrap.measure(labels * 0, sure, np.arange(60), ["a", "b", "c"], 200)
+    assert one_class["precision/a"]["withheld"] == bootstrap.FIXED and one_class["recall/a"]["lo"] < 1 / 3
+
+
+def test_a_debiased_error_of_one_cluster_is_undefined_and_so_is_what_is_made_of_it():
+    labels = np.zeros(40, int)
+    probabilities = np.tile([.6, .4], (40, 1))
+    error = calibration.debiased(labels, probabilities, np.zeros(40, int))
+    sound = calibration.debiased(labels, probabilities, np.arange(40))
+    assert np.isnan(error.value) and sound.value == pytest.approx(.4, abs=.05)
+    for undefined in (error, error.minus(error), calibration.DebiasedError.mean([error, error])):
+        metric = undefined.metric()
+        assert np.isnan([undefined.value, undefined.p(), metric["value"], metric["lo"], metric["hi"]]).all()
+    assert np.isnan(error.over(error).value) and np.isfinite(sound.p())

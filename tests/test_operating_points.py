@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
+import evaluate
 from kd import metrics, operating_points
+from kd.errors import UserError
 from kd.estimate import wilson
 
 
@@ -217,3 +219,24 @@ def test_a_risk_that_cannot_be_kept_is_answered_by_silence():
     coverage, threshold = operating_points.coverage_at(.1, [False, False, True], [.9, .8, .7])
     assert (coverage, threshold) == (0, float("inf"))
     assert np.isnan(operating_points.selective([True], [.9], threshold)["risk"])
+
+
+@pytest.mark.parametrize("option, values", [
+    ("--assurance", ("0", "1", "1e-300", "0.9999999999999999", "nan", "-1", "x")),
+    ("--bins", ("0", "1", "1001", "1000000000", "nan", "1e3"))])
+def test_promises_and_bins_that_cannot_be_computed_are_refused_in_one_line(option, values):
+    for value in values:
+        with pytest.raises(UserError, match=f"argument {option}: '{value}' is not a") as error:
+            evaluate.parse(["test.npz", f"{option}={value}"])
+        assert "\n" not in error.value.message
+
+
+@pytest.mark.parametrize("assurance", [.5, .999])
+@pytest.mark.parametrize("sensitivity", [0, 1e-300, .5, 1 - 1e-16, 1])
+def test_every_promise_that_can_be_asked_for_has_a_threshold(assurance, sensitivity):
+    scores = np.linspace(.1, .9, 30)
+    threshold, promised = operating_points.threshold_for(sensitivity, np.ones(30, bool), scores, assurance)
+    assert threshold in scores and 0 <= promised <= sensitivity
+    for risk in (0, .5, 1):
+        coverage, _ = operating_points.coverage_at(risk, scores > .3, scores, assurance)
+        assert 0 <= coverage <= 1

@@ -409,6 +409,39 @@ def test_the_card_says_data_metrics_with_intervals_and_limits(exported):
     assert str(exported[1]) not in text
 
 
+@pytest.mark.parametrize("place", ["full", "file", "file/below", "link", "n" * 300, "nul\0", "link/below"])
+def test_a_place_where_no_bundle_can_be_is_refused_before_the_export(tmp_path, place, monkeypatch):
+    import export
+    (tmp_path / "full" / "x").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr(export, "single_run", lambda run: pytest.fail("the run was opened"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as error:
+        export.main(["run", "--bundle", str(tmp_path / place)])
+    assert "\n" not in error.value.message and error.value.hint and "--out" not in str(error.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", ["new", "new/below", "empty", "n" * 250])
+def test_a_bundle_can_be_in_a_new_or_empty_folder(tmp_path, place):
+    (tmp_path / "empty").mkdir()
+    bundle.check_free(tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_logits_of_a_check_file_that_are_not_finite_are_refused(box):
+    with np.load(box / "check.npz") as arrays:
+        content = dict(arrays)
+    for value in (np.inf, np.nan):
+        logits = content["logits"].copy()
+        logits[0, 0] = value
+        np.savez(box / "check.npz", **{**content, "logits": logits})
+        sum_up(box)
+        with pytest.raises(UserError, match="logits that are not finite"):
+            checked(box)
+
+
 def test_a_bundle_is_not_laid_over_other_files(exported, tmp_path):
     (tmp_path / "mine.txt").touch()
     with pytest.raises(UserError, match="exists and is not an empty folder"):

@@ -1,6 +1,7 @@
 """The evaluation protocol: choices depend on validation alone, and the figures on test are those of a plain loop."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 import evaluate
 from kd import calibration, metrics
 from kd.errors import UserError
-from kd.evaluation import protocol
+from kd.evaluation import protocol, terminal
 from kd.files import read_json, write_csv, write_npz
 from kd.predictions import Predictions, of_files
 from kd.run_folder import Run
@@ -363,3 +364,36 @@ def test_the_audit_is_printed_alone_and_never_fails_the_command(tmp_path, capsys
     assert "error: same-predictions" in printed and all(f"  {key}: " in printed for key in ("saw", "why", "do"))
     assert max(map(len, printed.splitlines())) <= 110
     assert not list(tmp_path.rglob("metrics.json"))
+
+
+# ---- too little to choose on, or to measure
+
+
+def test_with_validation_images_of_one_class_nothing_is_fitted_and_the_table_says_so(tmp_path, capsys):
+    val = arrays_of("val", 60)
+    write_npz(tmp_path / "t.npz", **arrays_of("test", 90))
+    write_npz(tmp_path / "v.npz", **{name: array if name == "class_names" else array[val["labels"] == 0]
+                                     for name, array in val.items()})
+    evaluate.main([str(tmp_path / "t.npz"), "--val", str(tmp_path / "v.npz"), "--replicates", "100", "--out",
+                   str(tmp_path)])
+    printed, written = capsys.readouterr().out, read_json(tmp_path / "metrics.json")
+    assert "No temperature is fitted: all validation images are of one class." in printed
+    assert "No multipliers and no prior correction: all validation images are of one class." in printed
+    assert {point["kind"] for point in written["operating_points"]} == {"sensitivity", "abstention"}
+    assert written["calibration"]["temperature"] is None
+
+
+def test_counts_of_one_are_singular_and_the_legend_names_right_answers_where_they_are_too_few():
+    def answered(rows, shift):
+        labels = np.arange(60)[rows] % 3
+        logits = 9 * np.eye(3)[(labels + shift) % 3]
+        return made("test", 60, labels=labels, logits=logits, probabilities=metrics.softmax(logits),
+                    **{name: arrays_of("test", 60)[name][rows] for name in ("ids", "groups")})
+
+    wrong = protocol.evaluate(None, answered(slice(60), 1), FAST).result
+    text = terminal.run_table("t.npz", wrong)
+    assert "errors or right answers, which is too few for an interval" in text and "60 test images" in text
+    one = protocol.evaluate(None, answered(slice(1), 0), FAST).result
+    text = terminal.run_table("t.npz", one)
+    assert "1 test image, 3 classes" in text and "over 1 group (lesions, patients)" in text
+    assert re.search(r"debiased calibration error +n/a", text)

@@ -229,3 +229,26 @@ def test_evaluating_again_says_which_subgroups_are_gone(files, capsys, monkeypat
     with pytest.raises(UserError, match="stop"):
         evaluate.main([str(files), "--by", "sex", "--table", "t.csv"])
     assert "note: subgroups by age are in the former metrics.json" in capsys.readouterr().out
+
+
+def test_a_number_is_one_subgroup_however_it_is_spelled(capsys):
+    assert set(subgroups.bands(["1", "1.0", "1.00", "2", "02", "2"], "--by grade")) == {"1", "2"}
+    assert "note: --by grade: 1, 1.0, 1.00 are taken for one subgroup" in capsys.readouterr().out
+    assert set(subgroups.bands(["-0.0", *map(str, range(1, 40))])) == {f"{k} to {k + 9}" for k in range(0, 40, 10)}
+
+
+@pytest.mark.parametrize("scale", [1e-320, 1e-200, 1e-12, 1e12, 1e200])
+def test_bands_of_tiny_and_of_huge_numbers_have_short_names_or_are_refused(scale):
+    values = [repr(k * scale) for k in range(40)]
+    if scale < 1e-300:
+        with pytest.raises(UserError, match="bands cannot be made"):
+            subgroups.bands(values)
+    else:
+        names = set(subgroups.bands(values))
+        assert len(names) == 4 and max(map(len, names)) < 30
+
+
+def test_a_subgroup_of_one_image_beside_others_is_shown_without_a_calibration_error():
+    content = subgroups.evaluate(of_test(), {"x": np.array(["one"] + ["rest"] * 399)}, [], SETTINGS)["x"]
+    one = next(part for part in content["subgroups"] if part["name"] == "one")
+    assert np.isnan(one["test"]["rms_ce_debiased"]["value"]) and content["gaps"] == []

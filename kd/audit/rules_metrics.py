@@ -21,17 +21,18 @@ def subgroups_that_do_not_add_up(written):
     for column, content in written.get("subgroups", {}).items():
         parts = {part["name"]: part for part in content["subgroups"]}
         counts = [part["images"] for part in parts.values()]
+        total, margin = sum(counts), 1e-6 * sum(counts)
         rights = [part["images"] * (value if is_defined(value) else 0) for part in parts.values()
                   for value in [part["test"].get("accuracy", {}).get("value")]]
         if not all(type(n) is int and 0 < part["groups"] <= n for n, part in zip(counts, parts.values())):
             yield f"a subgroup of {column} has no whole number of images and groups"
-        elif sum(counts) != images:
-            yield f"the subgroups of {column} have {format_count(sum(counts), 'image')}, the test split {images or 0}"
-        elif max(abs(right - round(right)) for right in rights) > 1e-6 * images:
+        elif images is not None and total != images:
+            yield f"the subgroups of {column} have {format_count(total, 'image')}, the test split {images:,}"
+        elif any(abs(right - round(right)) > margin for right in rights):
             yield f"the accuracy of a subgroup of {column} is no share of its images"
-        elif is_defined(accuracy) and abs(sum(rights) - accuracy * images) > 1e-6 * images:
+        elif is_defined(accuracy) and abs(sum(rights) - accuracy * total) > margin:
             yield (f"of the subgroups of {column} {sum(rights):.0f} images are answered rightly, of the test split "
-                   f"{accuracy * images:.0f}")
+                   f"{accuracy * total:.0f}")
         for gap in content["gaps"]:
             ends = [parts.get(gap[end], {}).get("test", {}).get(gap["metric"], {}).get("value")
                     for end in ("highest", "lowest")]

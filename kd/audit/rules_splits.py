@@ -40,9 +40,12 @@ def shared_by_splits(split=(), val=None, test=None):
 @rule("note", "Images of one lesion on both sides of a split raise the test score, and only the list of who went where "
       "can show that there are none.", "Keep split.csv (id, group, label, split, sha256) beside the figures.")
 def split_not_seen(cases):
-    without = [case.name for case in cases if (case.folder or case.sources and not case.traced) and not case.split]
-    if without:
-        yield f"no split.csv for {listing(without)}: whether train and test share lesions or images cannot be checked"
+    relevant = [case for case in cases if case.folder or case.sources and not case.traced]
+    without = [case.name for case in relevant if not case.split and "split.csv" not in " ".join(case.unreadable)]
+    untrained = [case.name for case in relevant if case.split and "train" not in {row["split"] for row in case.split}]
+    for what, names in (("no split.csv", without), ("no training images in split.csv", untrained)):
+        if names:
+            yield f"{what} for {listing(names)}: whether train and test share lesions or images cannot be checked"
 
 
 @rule("warning", "Nothing is known about a class without images: macro-F1 is then a mean over fewer classes, and no "

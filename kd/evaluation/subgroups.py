@@ -10,7 +10,6 @@ many subgroups some gap is large by chance; the p-values of all gaps in one metr
 import itertools
 import math
 from collections import Counter, defaultdict
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from kd import bootstrap, operating_points, paired
 from kd.errors import UserError, listing, nearest
 from kd.estimate import Estimate
 from kd.files import parse_number, read_csv
-from kd.image_files import SUFFIXES
+from kd.prediction_files import plain_id
 from kd.text import format_count
 
 METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "macro_auroc")
@@ -90,12 +89,6 @@ def _of_images(path, rows, columns, predictions, names):
         raise UserError(f"{path} has the ids in {listing(readings)}, which give other {', '.join(names)}",
                         "Leave one of these columns out of the table.")
     return readings[first]
-
-
-def plain_id(text):
-    """An id without folders and without the suffix of an image file."""
-    path = PurePosixPath(text.strip().replace("\\", "/"))
-    return path.stem if path.suffix.lower() in SUFFIXES else path.name
 
 
 def bands(values, what="the column"):

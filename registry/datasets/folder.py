@@ -1,9 +1,11 @@
 """A folder of your own images: one folder for each class, with or without train, val and test above them."""
 
+import numpy as np
+
+from kd import predictions
 from kd.data import layout as layouts
 from kd.data.dataset import Dataset
-from kd.errors import UserError, listing
-from kd.files import read_csv
+from kd.errors import UserError
 from registry import register
 
 
@@ -25,21 +27,8 @@ def folder(root, *, groups=None, layout="", testing=False):
         raise UserError("--groups and GROUP in the layout both say which images belong together",
                         "Leave one of them out.")
     classes = sorted(set(found.classes))
+    of_csv = groups and predictions.groups_of(np.array(found.ids), predictions.read_groups(groups), root)
     return Dataset(
         layouts.folder(root).resolve().name, classes, images=found.images, ids=found.ids,
         labels=[classes.index(name) for name in found.classes],
-        groups=_groups(groups, found.ids) if groups else found.groups, split=found.split)
-
-
-def _groups(path, ids):
-    """The group of each image, from a CSV whose id is the path below the root."""
-    group_of = {}
-    for row in read_csv(path, required=("id", "group")):
-        name = row["id"].replace("\\", "/").removeprefix("./")
-        if group_of.setdefault(name, row["group"]) != row["group"]:
-            raise UserError(f"{path} puts {name} into two groups: {group_of[name]} and {row['group']}")
-    missing = [name for name in ids if name not in group_of]
-    if missing:
-        raise UserError(f"{path} has no group for {len(missing)} of {len(ids)} images: {listing(missing)}",
-                        "Its ids are paths below --root, such as nevus/0001.jpg.")
-    return [group_of[name] for name in ids]
+        groups=of_csv if groups else found.groups, split=found.split)
