@@ -490,7 +490,9 @@ def split_is_gone(tmp_path):
 
 @example("split-not-seen", True)
 def split_without_training_images(tmp_path):
-    return split(tmp_path, lambda part: part["train"].clear())
+    folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST)
+    write_csv(folder / "split.csv", [row for row in read_csv(folder / "split.csv") if row["split"] != "train"])
+    return examine.audit_run(folder)
 
 
 def test_a_split_that_cannot_be_read_is_damaged_and_not_said_to_be_missing(tmp_path):
@@ -772,3 +774,13 @@ def test_settings_of_a_metrics_json_with_which_nothing_can_be_computed_are_named
     case.written = written
     finding = only_finding(examine.apply_rules([case])[0], "other-than-recomputed")
     assert f"nothing can be computed: {key} is {json.dumps(value)}" in finding["saw"]
+
+
+def test_a_split_of_other_classes_is_described_without_the_notation_of_a_program(tmp_path):
+    folder = honest.write(tmp_path / "toy/a_kd/seed_0", VAL, TEST)
+    rows = [{**row, "id": ""} for row in read_csv(folder / "split.csv")]
+    changed = next(row for row in rows if row["split"] == "test" and row["label"] == "nv")
+    changed["label"] = "mel"
+    write_csv(folder / "split.csv", rows)
+    saw = only_finding(examine.audit_run(folder), "other-than-split")["saw"]
+    assert not set("{}'[]") & set(saw) and f"{np.sum(TEST.labels == TEST.class_names.index('nv')):,} nv" in saw

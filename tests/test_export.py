@@ -164,7 +164,7 @@ def test_wrong_use_is_one_line(exported, copy, tmp_path):
     for argv, message in (
             ([copy.parent], "has 2 runs"), ([tmp_path / "none"], "no such folder"),
             ([copy, "--formats", "coreml"], "invalid choice"), ([copy, "--max-flips", "3"], "from 0 to 1"),
-            ([copy, "--bundle", tmp_path / "full"], "is not empty")):
+            ([copy, "--bundle", tmp_path / "full"], "is not an empty folder")):
         with pytest.raises(UserError, match=message):
             export.main(list(map(str, argv)))
     (copy / "best.pt").unlink()

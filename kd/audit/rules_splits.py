@@ -8,6 +8,7 @@ from kd.audit.rule import rule
 from kd.errors import listing
 from kd.predictions import difference_between
 from kd.run_folder import fingerprint
+from kd.text import format_count
 
 
 @rule("error", "A network recognises a lesion, or the very image, that it was trained on: the test score is too high "
@@ -31,10 +32,10 @@ def shared_by_splits(split=(), val=None, test=None):
             f"{len(shared):,} {noun} are in more than one split ({', '.join(parts)}), among them {affected:,} of "
             f"{tested:,} test images: {listing((value[:16] for value in sorted(shared)), 3)}")
     if not any_shared and val is not None and test is not None:
-        for noun, of_val, of_test in (("images", val.ids, test.ids), ("groups", val.groups, test.groups)):
+        for noun, of_val, of_test in (("image", val.ids, test.ids), ("group", val.groups, test.groups)):
             shared = set() if of_val is None or of_test is None else set(of_val) & set(of_test)
             if shared:
-                yield f"validation and test share {len(shared):,} {noun}: {listing(sorted(shared), 3)}"
+                yield f"validation and test share {format_count(len(shared), noun)}: {listing(sorted(shared), 3)}"
 
 
 @rule("note", "Images of one lesion on both sides of a split raise the test score, and only the list of who went where "
@@ -104,8 +105,9 @@ def other_than_split(split, val=None, test=None):
             ours = Counter(predictions.class_names[label] for label in predictions.labels)
             theirs = Counter(row["label"] for row in rows)
             if ours != theirs:
-                yield (f"predictions/{part}.npz has {ours.total():,} images and split.csv {theirs.total():,}, "
-                       f"of the classes {dict(ours)} and {dict(theirs)}")
+                texts = [", ".join(f"{n:,} {name}" for name, n in sorted(counts.items())) for counts in (ours, theirs)]
+                yield (f"predictions/{part}.npz has {format_count(ours.total(), 'image')} and split.csv "
+                       f"{theirs.total():,}: {texts[0]}; {texts[1]}")
             continue
         row_of = {row["id"]: row for row in rows}
         labels = dict(zip(predictions.ids.tolist(), predictions.labels))
@@ -119,12 +121,13 @@ def other_than_split(split, val=None, test=None):
                    f"({', '.join(texts)})")
         extra = [i for i in labels if i not in row_of]
         if extra:
-            yield (f"{len(extra):,} images of predictions/{part}.npz are no {part} images in split.csv: "
-                   f"{listing(extra, 3)}")
+            yield (f"{format_count(len(extra), 'image')} of predictions/{part}.npz not among the {part} images in "
+                   f"split.csv: {listing(extra, 3)}")
         wrong = [f"{i} is {row_of[i]['label']}, not {predictions.class_names[label]}" for i, label in labels.items()
                  if i in row_of and row_of[i]["label"] != predictions.class_names[label]]
         if wrong:
-            yield f"{len(wrong):,} labels of predictions/{part}.npz are not those of split.csv: {listing(wrong, 3)}"
+            yield (f"{format_count(len(wrong), 'label')} of predictions/{part}.npz other than in split.csv: "
+                   f"{listing(wrong, 3)}")
         groups = [row_of.get(i, {}).get("group") for i in predictions.ids.tolist()]
         if all(groups):
             ours = predictions.clusters.tolist()
