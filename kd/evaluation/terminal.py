@@ -115,9 +115,10 @@ def subgroup_table(column, content):
     names = [part["name"] for part in content["subgroups"]]
     width = 20 if len({one_line(name, 20) for name in names}) == len(names) else 60
     rows = [[one_line(part["name"], width), part["images"], part["groups"],
-             *(format_metric(part["test"][name], ".2f") for name, _ in figures)] for part in content["subgroups"]]
+             *(format_metric(part["test"][name], bounds_form=".2f") for name, _ in figures)]
+            for part in content["subgroups"]]
     lines = [align_columns([[column, "images", "groups", *(title for _, title in figures)], *rows])]
-    for gap in content["gaps"]:
+    for gap in (gap for gap in content["gaps"] if gap["value"]):
         family = format_count(gap["gaps"], "gap")
         lines.append(f"largest gap in {gap['metric']}: {one_line(gap['highest'])} over {one_line(gap['lowest'])} by "
                      f"{format_metric(gap)}, p {format_p(gap['p_corrected'])} (Holm over {family})")
