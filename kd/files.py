@@ -345,6 +345,22 @@ def read_csv(path, required=(), separators=","):
     return parse_csv(read_bytes(path, CSV), path, required, separators)
 
 
+def table_text(data):
+    """(the text of somebody's table, whose bytes are UTF-8, UTF-16 or Windows-1252; a note where that was a guess)."""
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return data.decode("utf-16"), ""
+    for encoding, high in (("utf-16-le", data[1:2000:2]), ("utf-16-be", data[0:2000:2])):
+        if len(data) > 3 and high.count(0) > 0.9 * len(high):
+            return data.decode(encoding), ""
+    try:
+        return data.decode("utf-8-sig"), ""
+    except UnicodeDecodeError:
+        if b"\0" in data:
+            raise
+        # bytes that are undefined there are an error
+        return data.decode("cp1252"), "its text is not UTF-8 and is read as Windows-1252"
+
+
 def parse_csv(data, path, required=(), separators=","):
     """Like read_csv(), for the bytes of a file; path: its name, for errors."""
     with reading_errors(path):

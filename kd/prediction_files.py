@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from kd.errors import UserError, listing
-from kd.files import CSV, parse_csv, parse_number, read_bytes, read_npz, reading_errors
+from kd.files import CSV, parse_csv, parse_number, read_bytes, read_npz, reading_errors, table_text
 
 TABLES = (".csv", ".tsv", ".txt")
 SUFFIXES = (".npz", ".npy", *TABLES)
@@ -162,27 +162,11 @@ def _is_answers(array):
 # ---- tables
 
 
-def _decoded(data, path):
-    """(the text of a table in UTF-8, UTF-16 or Windows-1252, a note where that was a guess)."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16"), ""
-    for encoding, high in (("utf-16-le", data[1:2000:2]), ("utf-16-be", data[0:2000:2])):
-        if len(data) > 3 and high.count(0) > 0.9 * len(high):
-            return data.decode(encoding), ""
-    try:
-        return data.decode("utf-8-sig"), ""
-    except UnicodeDecodeError:
-        if b"\0" in data:
-            raise
-        # bytes that are undefined there are an error
-        return data.decode("cp1252"), "its text is not UTF-8 and is read as Windows-1252"
-
-
 def _rows(path, expected):
     """({column: [text]}, [notes]) of a table. Without a header its columns are called 0, 1, 2, ..."""
     data = read_bytes(path, CSV)
     with reading_errors(path):
-        text, note = _decoded(data, path)
+        text, note = table_text(data)
         text = text.replace("\r\n", "\n").replace("\r", "\n").lstrip("\n").removeprefix("# ").removeprefix("#")
         if re.match(r'"?sep=.', text):  # by which Excel is told the separator
             text = text.partition("\n")[2]

@@ -124,6 +124,18 @@ def test_a_nested_copy_of_the_whole_set_is_named_and_left_out(tmp_path):
     assert len(answered(root, hint).images) == 5
 
 
+def test_a_nested_copy_of_splits_is_left_out_too(tmp_path):
+    names = [name for split in ("train", "val", "test") for name in classes(f"{split}/")]
+    root = tree(tmp_path / "chest_xray", *names)
+    for name in names:
+        (root / "chest_xray" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "chest_xray" / name).write_bytes((root / name).read_bytes())
+    (root / "__MACOSX" / "train").mkdir(parents=True)
+    found = layout.read(root)
+    assert sorted(found.ids) == sorted(names) and found.split.count("val") == 4
+    assert "chest_xray holds the other folders once more" in found.notes[0]
+
+
 def test_what_is_left_out_is_counted(tmp_path):
     root = tree(tmp_path, *classes(), "stray.png", "a/.ipynb_checkpoints/0.png")
     for name in ("a/1.dcm", "b/2.dcm", "b/3.heic", "notes.txt", "__MACOSX/._0.png"):

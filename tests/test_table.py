@@ -171,6 +171,31 @@ def test_tables_that_are_none(tmp_path):
     assert "has 2 tables: t.csv, u.csv" in refused(tmp_path)
 
 
+def test_several_classes_in_a_cell_are_named_as_such_and_commas_in_a_name_are_none(tmp_path):
+    pictures(tmp_path, [f"{name}.png" for name in NAMES])
+    for cells, several in ((["Mass|Nodule", "Effusion"], "Mass|Nodule"), (["a;b", "a", "b"], "a;b"),
+                           (["normal, benign", "malignant"], "")):
+        rows = [{"image": name, "label": cells[k % len(cells)]} for k, name in enumerate(NAMES)]
+        write(tmp_path / "t.csv", rows)
+        if several:
+            assert f"label has several classes at once (a multi-label set): {several}" in refused(tmp_path / "t.csv")
+        else:
+            assert make(tmp_path / "t.csv").class_names == ["malignant", "normal, benign"]
+
+
+def test_what_spreadsheet_programs_do_to_ids_and_letters(tmp_path, capsys):
+    pictures(tmp_path / "pictures", [f"{k:04d}.png" for k in range(6)])
+    rows = [{"Nr": k, "Befund": "N\u00e4vus" if k % 2 else "Melanom"} for k in range(6)]
+    path = write(tmp_path / "t.csv", rows, ";", "cp1252")
+    data = make(path, images="Nr", label="Befund")
+    assert data.class_names == ["Melanom", "N\u00e4vus"] and [image.stem for image in data.images][:2] == ["0000", "0001"]
+    out = capsys.readouterr().out
+    assert "its text is not UTF-8 and is read as Windows-1252" in out
+    assert "6 ids are found as numbers, such as 0 as pictures/0000.png" in out
+    pictures(tmp_path / "pictures", ["00001.png"])  # now 1 could be two files
+    assert make(path, images="Nr", label="Befund").images[1].message.startswith("there twice: ")
+
+
 # ISIC
 
 

@@ -77,7 +77,7 @@ def read(root, pattern="", testing=False):
     notes += filter(None, [image_files.left_out(inside)])
     paths, ids, matches = zip(*found)
     result = Layout(list(paths), list(ids), [match["CLASS"] for match in matches], None, None, notes)
-    _check_classes(root, words, result.classes, testing, inside, copies)
+    _check_classes(root, words, result, testing, inside, copies)
     if "GROUP" in words:
         result.groups = [match["GROUP"] for match in matches]
     if "SPLIT" in words:
@@ -177,8 +177,7 @@ def _detect(root, parts, testing):
         return _inside_splits(root, parts, splits, below, testing)
     if splits:
         raise UserError(f"{root}: is {listing(splits)} a split or a class? It holds images and no class folders",
-                        "If it is a class: --data folder,layout=CLASS. If not, a table has the classes: --data csv "
-                        "--root TABLE.csv.")
+                        f"If it is a class: --data folder,layout=CLASS. {_table_hint(root)}")
     return _classes(root, tops, below)
 
 
@@ -229,8 +228,8 @@ def _check_no_class(root, names, before):
     odd = [name for name in names if NO_CLASS.fullmatch(name)]
     if odd:
         raise UserError(f"{root}: {listing(odd)} is a name of parts of a set, and hardly of a class (found: "
-                        f"{listing(names)})", f"If it is a class: --data folder,layout={before}CLASS. If not, a table "
-                        "has the classes: --data csv --root TABLE.csv.")
+                        f"{listing(names)})", f"If it is a class: --data folder,layout={before}CLASS. "
+                        f"{_table_hint(root)}")
 
 
 def _splits(root, names):
@@ -253,7 +252,8 @@ def _no_folders(root, count):
 
 
 def _table_hint(root):
-    tables = sorted(path for pattern in ("*.csv", "*/*.csv") for path in root.glob(pattern))
+    tables = sorted((path for pattern in ("*.csv", "*/*.csv") for path in root.glob(pattern)),
+                    key=lambda path: ("train" not in path.name.lower(), path))
     if tables:
         place = "" if tables[0].parent == root else f",folder={root}"
         return f"If {tables[0].name} has the classes: --data csv{place} {_root(tables[0])}"
@@ -275,16 +275,17 @@ def _wrapped(root, parts, testing):
                      + "; if the folder is itself a class: --data folder,layout=CLASS" * testing)
 
 
-def _check_classes(root, words, classes, testing, others, copies):
-    """UserError for one class only, folders without images beside the class folders, and names that differ in case."""
-    names = sorted(set(classes))
+def _check_classes(root, words, found, testing, others, copies):
+    """UserError for one class only, folders without images beside the class folders, and names that differ in case.
+
+    found: the Layout. others, copies: the other files, and the top folders that are left out.
+    """
+    names = sorted(set(found.classes))
     if len(names) < 2 and not testing:
         raise UserError(f"{root} has 1 class folder with images, {names[0]}, and at least two are needed",
                         _table_hint(root))
     level = list(words).index("CLASS")
-    parents = [root]
-    for _ in range(level):
-        parents = [entry for parent in parents for entry in _folders(parent)]
+    parents = {root.joinpath(*name.split("/")[:level]) for name in found.ids}
     empty = sorted({entry.name for parent in parents for entry in _folders(parent)} - {*names, *copies})
     if empty and (level == 0 or "ANY" not in words[:level]):
         inside = {path: what for path, what in others.items() if set(path.parts) & set(empty)}

@@ -3,6 +3,7 @@
 Columns that are not named are known by their usual names, and what they are taken for is said.
 """
 
+import functools
 import os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from kd import image_files
 from kd.data.dataset import Dataset
 from kd.data.layout import split_of
 from kd.errors import UserError, listing, nearest
-from kd.files import parse_number, read_csv, same_content
+from kd.files import CSV, parse_csv, parse_number, read_bytes, reading_errors, same_content, table_text
 
 SEPARATORS = ",;\t|"
 # The usual names of columns, without case, spaces, dashes and underscores; earlier ones are taken first.
@@ -42,6 +43,7 @@ class Table:
     path: Path
     rows: list
     columns: list
+    note: str = ""  # on how its text was read
 
     @classmethod
     def read(cls, path):
@@ -50,10 +52,13 @@ class Table:
         if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
             raise UserError(f"{path} is a workbook of a spreadsheet program",
                             "Save its sheet as CSV UTF-8, and give that.")
-        rows = read_csv(path, separators=SEPARATORS)
+        data = read_bytes(path, CSV)
+        with reading_errors(path):
+            text, note = table_text(data)
+        rows = parse_csv(text.encode(), path, separators=SEPARATORS)
         if not rows:
             raise UserError(f"{path} has no rows", "A table has a header, and a row for each image.")
-        return cls(path, rows, [column for column in rows[0] if column])
+        return cls(path, rows, [column for column in rows[0] if column], note)
 
     def column(self, name, usual, what, option):
         """The column called `name`, else the first with a usual name; None if there is none.
@@ -90,7 +95,7 @@ def dataset(table, *, images="", label="", group="", split="", folder="", name="
     folder = Path(folder) if folder else table.path.parent
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}", "folder=PATH names the folder of the images.")
-    notes = []
+    notes = [f"{table.path.name}: {table.note}"] if table.note else []
     column = table.column(images, IMAGES, "the images", "images") or _by_files(table, folder)
     if column is None:
         raise UserError(f"{table.path}: which column names the images?",
@@ -130,6 +135,8 @@ def dataset(table, *, images="", label="", group="", split="", folder="", name="
     if unnamed:
         notes.append(f"{len(unnamed)} images below {folder} are in no row and are left out: "
                      f"{listing(unnamed, 3)}")
+    if finder.by_number:
+        notes.append(f"{len(finder.by_number)} ids are found as numbers, such as {' as '.join(finder.by_number[0])}")
     if finder.copies:
         notes.append(f"{finder.copies} images are there several times, byte by byte; one file of each is used")
     for note in notes:
@@ -148,11 +155,12 @@ class Finder:
     """Finds the file that a cell means among the `paths` of images below `folder`.
 
     path_of: {path below the folder, with /: path}. used: those that were found, as keys of path_of. copies: how many
-    images were there several times with the same bytes.
+    images were there several times with the same bytes. by_number: (cell, path) of ids that are the same as numbers
+    only, because spreadsheet programs drop zeros at the beginning.
     """
 
     def __init__(self, folder, paths):
-        self.used, self.copies = set(), 0
+        self.used, self.copies, self.by_number = set(), 0, []
         start = 0 if str(folder) == "." else len(os.path.join(folder, ""))  # quicker than Path.relative_to()
         self.path_of = {str(path)[start:].replace(os.sep, "/"): path for path in paths}
         self.by_name, self.by_stem = defaultdict(list), defaultdict(list)
@@ -168,12 +176,24 @@ class Finder:
             return self._use([text])
         folders, _, name = text.lower().rpartition("/")
         found = self.by_name.get(name) or self.by_stem.get(name) or self.by_stem.get(os.path.splitext(name)[0])
+        if not found and name.isdecimal():
+            found = self._numbered.get(int(name), [])
+            self.by_number += [(cell, place) for place in found[:1]]
         if not found:
             return UserError("no such file")
         if folders and len(found) > 1:  # folders in the cell choose between files of one name
             shared = [_common_end(folders.split("/"), place.lower().split("/")[:-1]) for place in found]
             found = [place for place, count in zip(found, shared) if count == max(shared)]
         return self._use(found)
+
+    @functools.cached_property
+    def _numbered(self):
+        """{number: places} of the files whose names are numbers."""
+        result = defaultdict(list)
+        for stem, places in self.by_stem.items():
+            if stem.isdecimal():
+                result[int(stem)] += places
+        return result
 
     def _use(self, found):
         if len(found) > 1:
@@ -224,6 +244,10 @@ def _labels(table, label, used, plugin, notes):
     if len(columns) > 1:
         return _one_hot(table, columns, notes)
     values = [None if value.lower() in MISSING else value for value in table.values(columns[0])]
+    several = sorted({value for value in values if value and _are_several(value, set(values))})
+    if several:
+        raise UserError(f"{table.path}: {columns[0]} has several classes at once (a multi-label set): "
+                        f"{listing(several, 3)}", "Only sets with one class an image are read.")
     number_of = {value: parse_number(value) for value in set(values) - {None}}
     if number_of and all(abs(number) < 2 ** 53 and number == int(number) for number in number_of.values()):
         values = [None if value is None else str(int(number_of[value])) for value in values]
@@ -238,6 +262,12 @@ def _labels(table, label, used, plugin, notes):
     if twins:
         raise UserError(f"{table.path}: the classes {' and '.join(twins)} differ only in capitals", "Write them alike.")
     return values, columns
+
+
+def _are_several(value, values):
+    """Whether a cell names several classes, such as Mass|Nodule; with ; or , if all of them are classes themselves."""
+    parts = [[part.strip() for part in value.split(mark)] for mark in "|;,"]
+    return len(parts[0]) > 1 or any(len(some) > 1 and values.issuperset(some) for some in parts[1:])
 
 
 def _label_columns(table, used, plugin):

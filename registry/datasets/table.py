@@ -20,7 +20,8 @@ def csv(root, *, images="", label="", group="", split="", folder="", testing=Fal
         raise UserError("csv needs the table", "Give it with --root TABLE.csv.")
     root = Path(root)
     if root.is_dir():
-        found = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".tab"))
+        found = sorted((path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv", ".tab")),
+                       key=lambda path: ("train" not in path.name.lower(), path))
         if len(found) != 1:
             names = f"{len(found)} tables: {listing(path.name for path in found)}" if found else "no table"
             raise UserError(f"{root} has {names}",
