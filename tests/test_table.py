@@ -188,7 +188,8 @@ def test_what_spreadsheet_programs_do_to_ids_and_letters(tmp_path, capsys):
     rows = [{"Nr": k, "Befund": "N\u00e4vus" if k % 2 else "Melanom"} for k in range(6)]
     path = write(tmp_path / "t.csv", rows, ";", "cp1252")
     data = make(path, images="Nr", label="Befund")
-    assert data.class_names == ["Melanom", "N\u00e4vus"] and [image.stem for image in data.images][:2] == ["0000", "0001"]
+    assert data.class_names == ["Melanom", "N\u00e4vus"]
+    assert [image.stem for image in data.images][:2] == ["0000", "0001"]
     out = capsys.readouterr().out
     assert "its text is not UTF-8 and is read as Windows-1252" in out
     assert "6 ids are found as numbers, such as 0 as pictures/0000.png" in out
