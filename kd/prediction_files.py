@@ -421,6 +421,9 @@ def with_labels(columns, labels, by_order=True):
     if labels.labels is None or not labels.labels.ndim:
         raise UserError(f"{labels.path} has no true classes", f"It has: {listing(labels.names, 12) or 'nothing'}; they "
                         "are read from an array labels, or from a column label, by name or number.")
+    for what, values in (("ids", labels.ids), ("groups", labels.groups)):
+        if values is not None and np.shape(values) != (len(labels.labels),):
+            raise UserError(f"{labels.path}: {what} has shape {np.shape(values)}; ({len(labels.labels)},) is needed")
     for part in (columns, labels):
         names, times = np.unique([] if part.ids is None else np.asarray(part.ids).astype(str), return_counts=True)
         if (times > 1).any():

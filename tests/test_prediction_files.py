@@ -355,3 +355,11 @@ def test_a_set_of_one_class_is_not_called_too_odd_to_be_true(tmp_path, count):
         shown = evaluated(npz(tmp_path / "x.npz", labels=np.full(count, 2), logits=logits), "--val", val)
         assert "error:" not in shown and "nan" not in shown.lower()
         assert "Every test image is of 2: AUROC and specificity need images of other classes" in shown
+
+
+@pytest.mark.parametrize("name", ["ids", "groups"])
+def test_a_file_of_labels_has_as_many_ids_and_groups_as_labels(tmp_path, name):
+    np.savez(tmp_path / "x.npz", y_prob=np.eye(4), ids=list("abcd"))
+    np.savez(tmp_path / "y.npz", labels=np.arange(4), **{name: np.array(["a", "b", "c", "d", "e"])})
+    with pytest.raises(UserError, match=rf"y.npz: {name} has shape \(5,\); \(4,\) is needed"):
+        read(tmp_path / "x.npz", labels=tmp_path / "y.npz")
