@@ -90,6 +90,9 @@ def test_without_validation_images_whole_groups_are_cut_from_train(tmp_path, cap
     (classes("train/images/") + classes("test/images/"), "there is one folder, images, and in it a, b", 0, "ab"),
     (classes("train/"), "has one split, train", 0, "ab"),
     (classes("train/") + ["extra/1.png"], "train, which hold folders, and beside them extra", 0, ["extra", "train"]),
+    (classes() + classes("archive/brain/"), "deep in archive there are folders of the same names", 0,
+     ["a", "archive", "b"]),
+    (classes("", ["seg_train", "seg_test"]), "seg_test, seg_train look like splits", 0, ["seg_test", "seg_train"]),
     (classes("set/") + ["figures/1.png"], "set holds the folders a, b, and beside it figures hold images", 0, "ab"),
 ])
 def test_what_is_in_doubt_is_asked_and_the_answer_is_taken(tmp_path, names, words, way, expected):
@@ -134,6 +137,25 @@ def test_a_nested_copy_of_splits_is_left_out_too(tmp_path):
     found = layout.read(root)
     assert sorted(found.ids) == sorted(names) and found.split.count("val") == 4
     assert "chest_xray holds the other folders once more" in found.notes[0]
+
+
+def test_masks_beside_their_images_are_no_images(tmp_path):
+    names = [f"{c}/x ({k}){mask}.png" for c in "ab" for k in (1, 2) for mask in ("", "_mask", "_mask_1")]
+    found = layout.read(tree(tmp_path, *names, "a/my_mask.png"))
+    assert len(found.images) == 5 and "8 masks of images beside them" in found.notes[0]
+
+
+def test_folders_below_the_classes_may_be_patients(tmp_path):
+    root = tree(tmp_path, *[f"{c}/p{p}{c}/{k}.png" for c in "ab" for p in range(3) for k in range(2)])
+    note, = layout.read(root).notes
+    assert "below CLASS there are 6 folders, such as a/p0a" in note and "layout=CLASS/GROUP keeps" in note
+    assert len(set(layout.read(root, "CLASS/GROUP").groups)) == 6
+
+
+def test_two_encodings_of_one_accent_are_one_class(tmp_path):
+    root = tree(tmp_path, "N\u00e4vus/1.png", "Na\u0308vus/2.png", "other/1.png")
+    if len(list(root.iterdir())) == 3:  # file systems of macOS make one of the two
+        assert "differ only in capitals, spaces or the encoding of accents" in question(root)[0]
 
 
 def test_what_is_left_out_is_counted(tmp_path):

@@ -166,6 +166,9 @@ def test_tables_that_are_none(tmp_path):
     assert "has no rows" in refused(tmp_path / "t.csv")
     (tmp_path / "t.xlsx").write_bytes(b"PK\3\4")
     assert "is a workbook of a spreadsheet program" in refused(tmp_path / "t.xlsx")
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "t.csv").write_bytes(b"PK\3\4")
+    assert "is a workbook of a spreadsheet program under another name" in refused(tmp_path / "x" / "t.csv")
     assert "csv needs the table" in refused(None) and "no such file" in refused(tmp_path / "absent.csv")
     (tmp_path / "u.csv").write_text("")
     assert "has 2 tables: t.csv, u.csv" in refused(tmp_path)
@@ -174,13 +177,21 @@ def test_tables_that_are_none(tmp_path):
 def test_several_classes_in_a_cell_are_named_as_such_and_commas_in_a_name_are_none(tmp_path):
     pictures(tmp_path, [f"{name}.png" for name in NAMES])
     for cells, several in ((["Mass|Nodule", "Effusion"], "Mass|Nodule"), (["a;b", "a", "b"], "a;b"),
-                           (["normal, benign", "malignant"], "")):
+                           (["['nv', 'mel']", "['nv']"], "['nv', 'mel']"), (["normal, benign", "malignant"], "")):
         rows = [{"image": name, "label": cells[k % len(cells)]} for k, name in enumerate(NAMES)]
         write(tmp_path / "t.csv", rows)
         if several:
             assert f"label has several classes at once (a multi-label set): {several}" in refused(tmp_path / "t.csv")
         else:
             assert make(tmp_path / "t.csv").class_names == ["malignant", "normal, benign"]
+
+
+def test_ids_with_dots_are_ids_of_their_own_and_lists_of_one_name_are_names(tmp_path):
+    pictures(tmp_path, ["p0.png", "1.2.3.png"])
+    rows = [{"image": name, "label": f"['{label}']"} for name, label in (("p0.1", "a"), ("p0.2", "b"), ("1.2.3", "a"))]
+    data = make(write(tmp_path / "t.csv", rows))
+    assert data.class_names == ["a", "b"] and [isinstance(image, UserError) for image in data.images] == [
+        True, True, False]
 
 
 def test_what_spreadsheet_programs_do_to_ids_and_letters(tmp_path, capsys):
@@ -193,6 +204,8 @@ def test_what_spreadsheet_programs_do_to_ids_and_letters(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "its text is not UTF-8 and is read as Windows-1252" in out
     assert "6 ids are found as numbers, such as 0 as pictures/0000.png" in out
+    path.write_bytes(b"sep=;\n" + path.read_bytes().replace(b"1;", b"1.0;"))
+    assert [image.stem for image in make(path, images="Nr", label="Befund").images][:2] == ["0000", "0001"]
     pictures(tmp_path / "pictures", ["00001.png"])  # now 1 could be two files
     assert make(path, images="Nr", label="Befund").images[1].message.startswith("there twice: ")
 

@@ -5,6 +5,7 @@ Where two readings are possible, the error says which option chooses one.
 """
 
 import re
+import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ SPLITS = {"train": "train", "training": "train", "tr": "train", "val": "val", "v
 NO_CLASS = re.compile(r"(.*[\s_.-])?(ground.?truths?|masks?|segmentations?|annotations?|images?|imgs?"
                       r"|pictures|photos|labels?|part|batch|fold|chunk|shard|volume)[\s_.-]*(part|batch)?[\s_.-]*\d*",
                       re.IGNORECASE)
+LIKE_SPLITS = {*SPLITS, "pred", "prediction", "eval", "evaluation", "holdout", "unlabeled", "unlabelled"}
+# Files that are masks of images beside them, as in benign (1)_mask.png
+MASK = re.compile(r"(.+?)[_-](masks?|seg|segmentation|gt|annotation)([_-]?\d+)?", re.IGNORECASE)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 WORDS = ("CLASS", "SPLIT", "GROUP", "ANY")
 
@@ -55,6 +59,10 @@ def read(root, pattern="", testing=False):
     if not paths:
         raise UserError(f"no images in {root}" + (f": {image_files.left_out(others)}" if others else ""),
                         "JPEG, PNG, TIFF, GIF, WebP, BMP and others are read; DICOM and HEIC are converted first.")
+    stems = {path.with_suffix("") for path in paths}
+    masks = {path for path in paths if (mask := MASK.fullmatch(path.stem)) and path.with_name(mask[1]) in stems}
+    others.update(dict.fromkeys(masks, "masks of images beside them"))
+    paths = [path for path in paths if path not in masks]
     parts = [path.relative_to(root).parts for path in paths]
     notes = []
     copies = [] if pattern else _copies(root, parts)
@@ -78,6 +86,11 @@ def read(root, pattern="", testing=False):
     paths, ids, matches = zip(*found)
     result = Layout(list(paths), list(ids), [match["CLASS"] for match in matches], None, None, notes)
     _check_classes(root, words, result, testing, inside, copies)
+    inner = {part[:len(words) + 1] for part, match in zip(parts, matches) if match and len(part) > len(words) + 1}
+    if "GROUP" not in words and len(inner) > 1:
+        notes.append(f"below {'/'.join(words)} there are {len(inner)} folders, such as {'/'.join(min(inner))}: if each "
+                     f"is a patient or lesion, --data folder,layout={'/'.join([*words, 'GROUP'])} keeps its images "
+                     "together")
     if "GROUP" in words:
         result.groups = [match["GROUP"] for match in matches]
     if "SPLIT" in words:
@@ -134,6 +147,11 @@ def _copies(root, parts):
     for top in sorted(tops):
         neighbours = tops - {top} - set(copies)
         below = {part[1] for part in parts if part[0] == top and len(part) > 2}
+        deeper = {name for part in parts if part[0] == top for name in part[2:-1]}
+        if len(neighbours) > 1 and neighbours <= deeper:
+            raise UserError(f"{root} has {listing(sorted(neighbours))}, and deep in {top} there are folders of the "
+                            "same names", f"If {top} is a copy or another part of the set, move it elsewhere; if it is "
+                            "a class: --data folder,layout=CLASS")
         if len(neighbours) < 2 or not neighbours <= below:
             continue
         inner = {part[1:] for part in parts if part[0] == top}
@@ -221,6 +239,11 @@ def _classes(root, tops, below):
                         f"If the inner ones are: {_root(root / deep[0])}; if the outer ones are: "
                         "--data folder,layout=CLASS")
     _check_no_class(root, tops, "")
+    like_splits = [name for name in tops if LIKE_SPLITS & set(re.split(r"[\W_]+", name.lower()))]
+    if len(like_splits) > 1:
+        raise UserError(f"{root}: {listing(like_splits)} look like splits of a set and not like classes",
+                        f"Rename them to {', '.join(NAMES)}, with class folders in each; if they are classes: "
+                        "--data folder,layout=CLASS")
     return ["CLASS"]
 
 
@@ -294,10 +317,11 @@ def _check_classes(root, words, found, testing, others, copies):
                         "Move it out of the way if it is no class; files of other formats are converted first.")
     by_case = defaultdict(list)
     for name in names:
-        by_case[name.casefold().strip()].append(name)
+        by_case[unicodedata.normalize("NFC", name).casefold().strip()].append(name)
     twins = next((twins for twins in by_case.values() if len(twins) > 1), None)
     if twins:
-        raise UserError(f"{root}: the classes {' and '.join(twins)} differ only in capitals or spaces",
+        raise UserError(f"{root}: the classes {' and '.join(twins)} differ only in capitals, spaces or the encoding of "
+                        "accents",
                         "Put them into one folder, or rename one.")
 
 

@@ -5,6 +5,7 @@ Columns that are not named are known by their usual names, and what they are tak
 
 import functools
 import os
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ LABELS = ("label", "labels", "class", "classname", "dx", "diagnosis", "target", 
 GROUPS = ("patientid", "patient", "subjectid", "subject", "caseid", "lesionid", "lesion", "group", "groupid",
           "patientname")
 SPLIT = ("split", "set", "subset", "partition", "usage", "fold", "phase")
-MISSING = {"", "na", "n/a", "nan", "none", "null"}
+MISSING = {"", "na", "n/a", "nan", "none", "null", "-", "?", "."}
 SUMMARY = 8  # names of columns and classes in an error
 
 
@@ -53,8 +54,13 @@ class Table:
             raise UserError(f"{path} is a workbook of a spreadsheet program",
                             "Save its sheet as CSV UTF-8, and give that.")
         data = read_bytes(path, CSV)
+        if data[:4] == b"PK\x03\x04":
+            raise UserError(f"{path} is a workbook of a spreadsheet program under another name",
+                            "Save its sheet as CSV UTF-8, and give that.")
         with reading_errors(path):
             text, note = table_text(data)
+        if text[:4].lower() == "sep=":  # by which Excel is told the separator
+            text = text.partition("\n")[2]
         rows = parse_csv(text.encode(), path, separators=SEPARATORS)
         if not rows:
             raise UserError(f"{path} has no rows", "A table has a header, and a row for each image.")
@@ -175,9 +181,13 @@ class Finder:
         if text in self.path_of:
             return self._use([text])
         folders, _, name = text.lower().rpartition("/")
-        found = self.by_name.get(name) or self.by_stem.get(name) or self.by_stem.get(os.path.splitext(name)[0])
-        if not found and name.isdecimal():
-            found = self._numbered.get(int(name), [])
+        stem, suffix = os.path.splitext(name)
+        found = self.by_name.get(name) or self.by_stem.get(name)
+        if not found and suffix[1:2].isalpha():  # p0.1 and p0.2 are two ids
+            found = self.by_stem.get(stem)
+        number = stem if suffix == ".0" else name  # spreadsheet programs and pandas make floats of whole numbers
+        if not found and number.isdecimal():
+            found = self._numbered.get(int(number), [])
             self.by_number += [(cell, place) for place in found[:1]]
         if not found:
             return UserError("no such file")
@@ -243,7 +253,8 @@ def _labels(table, label, used, plugin, notes):
         columns = _label_columns(table, used, plugin)
     if len(columns) > 1:
         return _one_hot(table, columns, notes)
-    values = [None if value.lower() in MISSING else value for value in table.values(columns[0])]
+    values = [_unlisted(value) for value in table.values(columns[0])]
+    values = [None if value.lower() in MISSING else value for value in values]
     several = sorted({value for value in values if value and _are_several(value, set(values))})
     if several:
         raise UserError(f"{table.path}: {columns[0]} has several classes at once (a multi-label set): "
@@ -264,10 +275,19 @@ def _labels(table, label, used, plugin, notes):
     return values, columns
 
 
+def _unlisted(value):
+    """The name in a list of one name that was written as text, such as ['N']; other values as they are."""
+    single = re.fullmatch(r"""\[\s*(["'])([^"',]*)\1\s*\]""", value)
+    return single[2] if single else value
+
+
 def _are_several(value, values):
     """Whether a cell names several classes, such as Mass|Nodule; with ; or , if all of them are classes themselves."""
     parts = [[part.strip() for part in value.split(mark)] for mark in "|;,"]
-    return len(parts[0]) > 1 or any(len(some) > 1 and values.issuperset(some) for some in parts[1:])
+    is_list = value.startswith("[") and value.endswith("]")
+    if len(parts[0]) > 1 or is_list and len(parts[2]) > 1:
+        return True
+    return any(len(some) > 1 and values.issuperset(some) for some in parts[1:])
 
 
 def _label_columns(table, used, plugin):
@@ -347,7 +367,7 @@ def _splits(table, split, notes):
     values = table.values(column)
     unknown = sorted({value for value in values if split_of(value) is None})
     if unknown and not split:
-        notes.append(f"{column} is not used as a split: {listing(unknown)} is none")
+        notes.append(f"{column} is not used as a split: {listing(map(repr, unknown))} is none")
         return None, None
     if unknown:
         raise UserError(f"{table.path}: {column} has {listing(map(repr, unknown))}, and a split is train, val or test",
