@@ -134,6 +134,16 @@ def test_groups_of_patients_and_lesions_are_joined(tmp_path):
     assert a == b == c and len({a, d, e, f}) == 4
 
 
+def test_a_column_of_few_values_is_not_taken_for_patients(tmp_path, capsys):
+    names = [f"n{k}" for k in range(24)]
+    pictures(tmp_path, [f"{name}.png" for name in names])
+    path = write(tmp_path / "t.csv", [{"id": name, "label": "ab"[k % 2], "group": "xy"[k // 12]}
+                                      for k, name in enumerate(names)])
+    assert make(path).groups is None
+    assert "group has 2 values only and is not used as groups" in capsys.readouterr().out
+    assert set(make(path, group="group").groups) == {"x", "y"}
+
+
 def test_columns_in_doubt_are_asked_for_and_the_answer_is_taken(tmp_path):
     pictures(tmp_path, [f"{name}.png" for name in NAMES])
     rows = [{"isic_id": name, "diagnosis_1": "Benign" if k % 2 else "Malignant", "diagnosis_3": f"d{k % 3}"}

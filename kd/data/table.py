@@ -29,6 +29,7 @@ GROUPS = ("patientid", "patient", "subjectid", "subject", "caseid", "lesionid", 
           "patientname")
 SPLIT = ("split", "set", "subset", "partition", "usage", "fold", "phase")
 MISSING = {"", "na", "n/a", "nan", "none", "null", "-", "?", "."}
+FEW_GROUPS, FEW_GROUPS_OF = 6, 20  # fewer groups of so many images are hardly patients
 SUMMARY = 8  # names of columns and classes in an error
 
 
@@ -337,7 +338,14 @@ def _groups(table, group, notes):
     """([n] groups or None, the columns that make them). A row without any stands for itself."""
     columns = [table.column(name.strip(), (), "the groups", "group") for name in group.split("+")] if group else [
         column for word in GROUPS for column in table.columns if plain(column) == word]
-    columns = [column for column in columns if any(value.lower() not in MISSING for value in table.values(column))]
+    distinct = {column: {value for value in table.values(column) if value.lower() not in MISSING}
+                for column in columns}
+    columns = [column for column in columns if distinct[column]]
+    for column in [] if group else list(columns):
+        if len(table.rows) >= FEW_GROUPS_OF and len(distinct[column]) < FEW_GROUPS:  # arms of a study, kinds of a lesion
+            columns.remove(column)
+            notes.append(f"{column} has {len(distinct[column])} values only and is not used as groups; if it is the "
+                         f"patient or lesion, name it: group={column}")
     if not columns:
         return None, []
     parent = {}
