@@ -342,7 +342,7 @@ def _groups(table, group, notes):
                 for column in columns}
     columns = [column for column in columns if distinct[column]]
     for column in [] if group else list(columns):
-        if len(table.rows) >= FEW_GROUPS_OF and len(distinct[column]) < FEW_GROUPS:  # arms of a study, kinds of a lesion
+        if len(table.rows) >= FEW_GROUPS_OF and len(distinct[column]) < FEW_GROUPS:  # arms of a study
             columns.remove(column)
             notes.append(f"{column} has {len(distinct[column])} values only and is not used as groups; if it is the "
                          f"patient or lesion, name it: group={column}")
