@@ -219,7 +219,8 @@ def open_regular(path, limit):
     with reading_errors(path):
         _check_regular(os.stat(path), path, limit)  # before it is opened, because to open a device can have effects
         no_wait = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | no_wait))
+        file = os.fdopen(os.open(path, os.O_RDONLY | no_wait), "rb")
+        file.raw.name = os.fspath(path)  # otherwise the number of the descriptor
         try:
             _check_regular(os.fstat(file.fileno()), path, limit)  # and after it, because it may have been exchanged
         except UserError:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd import image, image_files
+from kd import files, image, image_files
 from kd.errors import UserError
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"),  # pytest undoes kd.image's own filter
@@ -239,6 +239,9 @@ def test_an_image_is_found_under_any_name_and_what_is_none_is_counted_by_kind(tm
     (tmp_path / "__MACOSX" / "._a.jpg").write_bytes(b"")
     paths, others = image_files.find(tmp_path)
     assert "".join(path.name[0] for path in paths) == "abcdefghijklm"
+    for path in paths:  # as the cache reads it: only by its name a TGA is known
+        with files.open_regular(path, 2 ** 20) as file:
+            assert image.square(file, 4).shape == (4, 4, 3)
     assert all(image.decode(path).size == (6, 5) for path in paths)
     assert {path.name: what for path, what in others.items()} == {
         "n.dcm": ".dcm", "o.HEIC": ".heic", "p.txt": ".txt", "q": "PDF", "r": "without suffix", "s.db": ".db",
