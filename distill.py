@@ -29,12 +29,15 @@ def parser():
     group.add_argument("--student", nargs="+", metavar="NAME", help="architectures (see --list)")
     group.add_argument("--teacher", metavar="RUN|FILE", help="a teacher's run folder or best.pt; default: the "
                        "teacher of the study, which is trained first if there is none")
-    group.add_argument("--alpha", type=errors.share, metavar="X",
+    group.add_argument("--teacher-tau", type=errors.not_negative, metavar="X", help="tau of the logit adjustment that "
+                       "the teacher was trained with, 0 for none; only where its checkpoint does not say")
+    group.add_argument("--alpha", type=errors.ramp(errors.share), metavar="X[:Y]",
                        default=0.5,  # labels and teacher weigh the same; configs/ablation.yaml tries others
-                       help="weight of the loss on labels; that of the loss on the teacher's logits is 1 - alpha")
-    group.add_argument("--temperature", type=errors.above_zero, metavar="T",
+                       help="weight of the loss on labels; that of the loss on the teacher's logits is 1 - alpha; "
+                       "X:Y changes it linearly from the first to the last epoch")
+    group.add_argument("--temperature", type=errors.ramp(errors.above_zero), metavar="T[:U]",
                        default=4.0,  # the usual value; docs/tutorial.md, step 2, shows what it does
-                       help="of KD (Hinton et al. 2015, 1503.02531)")
+                       help="of KD (Hinton et al. 2015, 1503.02531); T:U as for --alpha")
     group.add_argument("--beta", type=errors.not_negative, metavar="X",
                        default=0.0,  # off: alone it took 6 points from a MobileNetV2 on CIFAR-100 (1910.10699)
                        help="weight of attention transfer (1612.03928); the paper's is 1000")
@@ -75,10 +78,10 @@ def main(argv=None):
 
     needs = objective.needed(terms)
     teacher, teacher_run, targets = None, None, None
-    if any(need.startswith("teacher_") for need in needs):
+    if objective.reads_teacher(terms):
         teacher_run = Path(options["teacher"]) if options["teacher"] else study_teacher(study, options)
         file = setup.checkpoint_in(teacher_run)
-        teacher = setup.load_teacher(file, data, registry)
+        teacher = setup.load_teacher(file, data, registry, options["teacher_tau"])
         teacher_run = file.parent if file.name == "best.pt" else file
         print(f"teacher: {teacher_run}, a {teacher.arch}")
         if options["teacher_cache"]:

@@ -98,6 +98,26 @@ def _bounded(kind, lower, upper, meaning):
     return convert
 
 
+def ramp(number):
+    """An argparse type: a number, or `FROM:TO`, which changes linearly over the epochs and stays a text.
+
+    number: the type of both ends. See ends().
+    """
+    def convert(text):
+        parts = text.split(":")
+        if len(parts) > 2:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a number, nor FROM:TO")
+        values = [number(part) for part in parts]
+        return values[0] if len(set(values)) == 1 else f"{values[0]}:{values[1]}"
+    return convert
+
+
+def ends(value):
+    """(first, last) of what ramp() returned: the values in the first and in the last epoch."""
+    first, _, last = str(value).partition(":")
+    return float(first), float(last or first)
+
+
 def whole(lower, upper):
     """An argparse type: a whole number from `lower` to `upper`."""
     return _bounded(int, lower, upper, f"a whole number from {lower} to {upper}")

@@ -1,6 +1,9 @@
 """The objective: a weighted sum of losses. The parameter names of a loss say which tensors it needs.
 
     loss = alpha * hard + (1 - alpha) * soft + beta * attention + sum(weight_i * term_i)
+
+A loss with the parameter `labels` gets the labelled images of a batch, every other loss all of them. Each is a mean
+over the images that it gets, so that the share of images without labels does not change its weight.
 """
 
 import contextlib
@@ -14,19 +17,49 @@ import torch
 import yaml
 from torch import nn
 
-from kd.errors import UserError, nearest
+from kd.errors import UserError, ends, nearest
 from kd.yaml_loader import Loader
 
 NEEDS = ("student_logits", "teacher_logits", "labels", "student_features", "teacher_features", "student_attention",
-         "teacher_attention", "student_pooled", "teacher_pooled", "class_counts", "index", "epoch")
+         "teacher_attention", "student_pooled", "teacher_pooled", "class_counts", "index", "epoch", "epochs",
+         "student_tau", "teacher_tau")
+OF_IMAGES = ("student_logits", "teacher_logits", "student_features", "teacher_features", "student_attention",
+             "teacher_attention", "student_pooled", "teacher_pooled", "index")  # one value for each image of the batch
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A number that changes linearly from `first` in the first epoch to `last` in the last one."""
+
+    first: float
+    last: float
+
+    def at(self, epoch, epochs):
+        """Its value in an epoch, from 1 to `epochs`."""
+        return self.first + (self.last - self.first) * (epoch - 1) / max(1, epochs - 1)
+
+    def __format__(self, spec):
+        return f"({self.first:g}:{self.last:g})"
+
+    def __str__(self):
+        return format(self)
+
+
+def ramp(value):
+    """The number of an option that kd.errors.ramp() read, or its Ramp."""
+    first, last = ends(value)
+    return first if first == last else Ramp(first, last)
 
 
 @dataclass
 class Term:
-    """One loss of the sum: its registered name, its weight, its function or class, its hyperparameters."""
+    """One loss of the sum: its registered name, its weight, its function or class, its hyperparameters.
+
+    The weight may be a Ramp, and so may a hyperparameter.
+    """
 
     name: str
-    weight: float
+    weight: float | Ramp
     loss: object
     hyperparameters: dict
 
@@ -97,6 +130,8 @@ def check_options(function, options, name):
 
 def _convert(value, default):
     """`value` in the type of `default`. ValueError, whose text is what the value should be, if it does not fit."""
+    if isinstance(value, Ramp) and type(default) is float:
+        return value
     kind = type(default)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     is_finite = is_number and abs(value) <= sys.float_info.max  # False for NaN, too
@@ -132,7 +167,8 @@ class Objective(nn.Module):
     """The weighted sum of terms. The parameters of a loss that is an nn.Module are trained with the student.
 
     terms: a list of Term. shapes: {need: shape of the tensor, or list of shapes for the stages} for losses that are
-    classes; each is built as Loss(shapes, **hyperparameters).
+    classes; each is built as Loss(shapes, **hyperparameters). `shapes` has the number of training images, too, under
+    "index": (number,).
     """
 
     def __init__(self, terms, shapes=None):
@@ -153,22 +189,47 @@ class Objective(nn.Module):
         """The sum with its weights and hyperparameters, as a line of text."""
         return "loss = " + " + ".join(str(term) for term in self.terms)
 
-    def forward(self, inputs):
+    def forward(self, inputs, batch=None):
         """The loss, a scalar tensor, and {name of the term: its value without the weight, detached}.
 
-        inputs: a dict with at least those of NEEDS that the terms need. UserError if a loss gives no scalar tensor.
+        inputs: a dict with at least those of NEEDS that the terms need, and epoch and epochs. The labelled images come
+        first: those beyond the length of `labels` have no label. batch: (labelled, all) images of the batch in all
+        processes, of which this one has a share; the losses of all processes add up to that of the whole batch.
+        UserError if a loss gives no scalar tensor.
         """
         total, values = 0.0, {}
         for term, loss, needs in zip(self.terms, self.losses, self.needs):
+            given = {need: inputs[need] for need in needs}
+            if "labels" in needs:
+                given = {need: _first(len(inputs["labels"]), value) if need in OF_IMAGES else value
+                         for need, value in given.items()}
+            ramps = {key: value for key, value in term.hyperparameters.items() if isinstance(value, Ramp)}
             with _errors_named(term):
-                value = loss(**{need: inputs[need] for need in needs})
+                value = loss(**given, **{key: _at(value, inputs) for key, value in ramps.items()})
             if not isinstance(value, torch.Tensor) or value.ndim:
                 shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
                 raise UserError(f"the loss {term.name} gave {shape}, not a scalar tensor",
                                 "A loss is a mean over the batch.")
-            total = total + term.weight * value
+            share = 1
+            if batch:  # of several processes: the images that this one gives to the mean of all
+                reads_labels = "labels" in needs
+                images = len(inputs["labels"] if reads_labels else inputs["student_logits"])
+                share = images / batch[not reads_labels]
+            total = total + share * _at(term.weight, inputs) * value
             values[term.name] = value.detach()
         return total, values
+
+
+def _first(count, value):
+    """The first so many images of a tensor [N, ...], or of each tensor of a list; None stays None."""
+    if isinstance(value, (list, tuple)):
+        return [part[:count] for part in value]
+    return value if value is None else value[:count]
+
+
+def _at(value, inputs):
+    """A number, or a Ramp at the epoch of `inputs`, as a number."""
+    return value.at(inputs["epoch"], inputs["epochs"]) if isinstance(value, Ramp) else value
 
 
 def plan(options, find):
@@ -188,14 +249,14 @@ def plan(options, find):
             if key in settings and option in options:  # a teacher's training has no such option
                 raise UserError(f"{key} of {name} has an option of its own", f"Give {dedicated_flag}.")
             if value is not None:
-                settings[key] = value
+                settings[key] = ramp(value) if key == "temperature" else value
         loss = find(name)
         hyperparameters = check_options(loss, settings, name)
         missing = [key for key, value in hyperparameters.items() if value is inspect.Parameter.empty]
         if missing:
             raise UserError(f"{name} needs {', '.join(missing)}", f"Write {name},{missing[0]}=value.")
         term = Term(name, weight, loss, hyperparameters)
-        needs_teacher = any(need.startswith("teacher_") for need in term.needs)
+        needs_teacher = reads_teacher([term])
         if flag == "--hard" and needs_teacher:
             raise UserError(f"--hard {name} reads a teacher", f"--hard is a loss on labels; give --soft {name}."
                             if "soft" in options else "A teacher learns from labels alone: distill.py has such losses.")
@@ -205,11 +266,11 @@ def plan(options, find):
             raise UserError(f"the loss {name} is named twice, now with {flag}")
         terms.append(term)
 
-    alpha = options.get("alpha", 1.0)
-    if alpha:
-        add(options["hard"], alpha, "--hard")
-    if alpha < 1:
-        add(options["soft"], 1 - alpha, "--soft")
+    first, last = ends(options.get("alpha", 1.0))
+    if first or last:
+        add(options["hard"], first if first == last else Ramp(first, last), "--hard")
+    if first < 1 or last < 1:
+        add(options["soft"], 1 - first if first == last else Ramp(1 - first, 1 - last), "--soft")
     if options.get("beta"):
         add("at", options["beta"], "--beta")
     for spec in options.get("term") or ():
@@ -225,6 +286,17 @@ def plan(options, find):
     return terms
 
 
+def tau(terms):
+    """The tau of the logit adjustment among the losses on labels; 0.0 where none has such a hyperparameter."""
+    return next((term.hyperparameters["tau"] for term in terms
+                 if "tau" in term.hyperparameters and not reads_teacher([term])), 0.0)
+
+
+def reads_teacher(terms):
+    """Whether any of the terms needs something of a teacher."""
+    return any(need.startswith("teacher_") for need in needed(terms))
+
+
 def needed(terms):
     """The set of those of NEEDS that any of the terms needs."""
     return {need for term in terms for need in term.needs}
@@ -235,7 +307,7 @@ def method(options):
 
     It has the names of the losses beside the hard one, and the augmentation unless that is heavy.
     """
-    parts = [parse_spec(options["soft"])[0]] if options["alpha"] < 1 else []
+    parts = [parse_spec(options["soft"])[0]] if min(ends(options["alpha"])) < 1 else []
     parts += ["at"] if options["beta"] else []
     parts += [spec.split("=")[0].strip() for spec in options["term"] or ()]
     name = "_".join(re.sub(r"[^\w.+-]+", "_", part) for part in parts) or "alone"

@@ -12,7 +12,8 @@ _UNUSABLE = re.compile("[\0\ud800-\udfff]")  # in no name of a file, and a half 
 class Loader(yaml.SafeLoader):
     """yaml.SafeLoader that refuses a key that is given twice, aliases, and values that no option can have.
 
-    Raises ValueError with the line. Aliases are refused because a few lines of them stand for gigabytes.
+    Raises ValueError with the line. Aliases are refused because a few lines of them stand for gigabytes. `4:1` is text,
+    not the number 241 to the base 60 that YAML 1.1 makes of it.
     """
 
     depth = 0  # of the node that is read
@@ -47,3 +48,8 @@ class Loader(yaml.SafeLoader):
                     raise ValueError(f"the key {key!r} is given twice, in lines {lines[key]} and {line}")
                 lines[key] = line
         return super().construct_mapping(node, deep)
+
+    def resolve(self, kind, value, implicit):
+        tag = super().resolve(kind, value, implicit)
+        is_base_60 = tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float") and ":" in value
+        return "tag:yaml.org,2002:str" if is_base_60 else tag

@@ -244,3 +244,55 @@ def test_a_plugin_that_asks_for_what_nothing_gives_is_refused():
 )
 def test_a_method_is_named_after_what_is_learned_beside_the_labels(argv, name):
     assert method(parse_options(distill.parser(), ["--student", "tiny", *argv])) == name
+
+
+# ---- schedules, and images without labels
+
+def test_a_weight_and_a_temperature_change_linearly_over_the_epochs():
+    objective_ = Objective(plan("--alpha", "0.5:0.1", "--temperature", "4:1"))
+    assert objective_.formula == "loss = (0.5:0.1) * ce(smoothing=0.0) + (0.5:0.9) * kd(temperature=(4:1))"
+    for epoch, alpha, temperature in ((1, 0.5, 4.0), (3, 0.3, 2.5), (5, 0.1, 1.0)):
+        total, values = objective_({**GIVEN, "epoch": epoch, "epochs": 5})
+        fixed, fixed_values = Objective(plan("--alpha", str(alpha), "--temperature", str(temperature)))(GIVEN)
+        assert float(total) == pytest.approx(float(fixed))
+        assert {name: float(value) for name, value in values.items()} == pytest.approx(
+            {name: float(value) for name, value in fixed_values.items()})
+    assert float(objective_({**GIVEN, "epoch": 1, "epochs": 1})[0]) == float(Objective(plan())(GIVEN)[0])
+
+
+def test_a_schedule_between_equal_ends_is_a_number():
+    assert formula("--alpha", "0.5:0.5", "--temperature", "2:2") == formula("--temperature", "2")
+
+
+def test_a_teacher_is_read_if_alpha_is_below_one_in_any_epoch():
+    assert [term.name for term in plan("--alpha", "1:0.5")] == ["ce", "kd"] and method(
+        parse_options(distill.parser(), ["--alpha", "0.5:1"])) == "kd"
+
+
+@pytest.mark.parametrize("argv", [["--alpha", "0.5:2"], ["--alpha", "1:2:3"], ["--temperature", "4:0"],
+                                  ["--temperature", ":1"]])
+def test_a_schedule_that_is_none_is_refused(argv):
+    refused("is not a number", *argv)
+
+
+def test_losses_on_labels_get_the_labelled_images_and_all_others_every_image():
+    inputs = {**GIVEN, "labels": torch.tensor([1])}
+    _, values = Objective(plan())(inputs)
+    labelled = {key: value[:1] for key, value in inputs.items() if key.endswith("logits")}
+    _, of_labelled = Objective(plan())({**inputs, **labelled})
+    _, of_all = Objective(plan())(GIVEN)
+    assert values["ce"] == of_labelled["ce"] and values["kd"] == of_all["kd"] != of_labelled["kd"]
+
+
+def test_the_losses_of_several_processes_add_up_to_that_of_the_whole_batch():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(7, 2, generator=generator) for _ in range(2))
+    labels = torch.tensor([0, 1, 1])
+    rest = {"epoch": 1, "epochs": 1, "class_counts": torch.tensor([1, 1])}
+    whole, _ = Objective(plan())({**rest, "student_logits": student, "teacher_logits": teacher, "labels": labels})
+    parts = []
+    for rows in ([0, 2, 3, 5], [1, 4, 6]):  # of the labelled images, 0 to 2, and of the others
+        share = {"student_logits": student[rows], "teacher_logits": teacher[rows],
+                 "labels": labels[[row for row in rows if row < 3]]}
+        parts.append(Objective(plan())({**rest, **share}, batch=(3, 7))[0])
+    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-6)

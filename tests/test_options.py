@@ -61,7 +61,8 @@ VALUES = {
     "out": ["runs of mine", "-out"], "study": ["2024", "null"], "name": ["ünï-cödé", "-x", "true"],
     "plugin": [[], ["a.py"], ["a b.py", "c.py"], ["-dash.py"]],
     "student": [["tiny"], ["tiny", "resnet18"]], "teacher": ["runs/x/teacher_resnet18/seed_0", "resnet18", None],
-    "teacher_cache": [8, None], "alpha": [0.0, 1.0, 0.3], "temperature": [4.0, 0.5], "beta": [0.0, 1000.0],
+    "teacher_cache": [8, None], "alpha": [0.0, 1.0, 0.3, "0.5:0.1"], "temperature": [4.0, "4.0:1.0"],
+    "teacher_tau": [0.0, None], "beta": [0.0, 1000.0],
     "stage_weights": [[1.0, 0.0, 2.5, 1e-7]], "soft": ["kd", "dkd,alpha=1,beta=8"],
     "train_only": [True, False], "term": [[], ["at=1000"], ["rkd=25", "fitnet=100,stages=[1, 2]"]],
 }

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kd import runs
-from kd.errors import UserError, expanded, suggestion
+from kd.errors import UserError, ends, expanded, suggestion
 from kd.files import read_yaml
 from kd.train.options import settable, to_arguments, underscored
 
@@ -203,7 +203,7 @@ class _Training:
 
 def may_read_teacher(options):
     """Whether the objective of these options of distill.py may read a teacher."""
-    return options["alpha"] < 1 or options["beta"] > 0 or bool(options["term"])
+    return min(ends(options["alpha"])) < 1 or options["beta"] > 0 or bool(options["term"])
 
 
 def teacher_files(path):

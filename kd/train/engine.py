@@ -71,7 +71,8 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
             checkpoint.save(
                 folder / "best.pt", student.model, arch=student.arch, stem=student.stem, class_names=data.class_names,
                 input=input_of(student, data),
-                provenance={**provenance, "epoch": len(journal.rows), "run": "/".join(runs.describe(folder)),
+                provenance={**provenance, "tau": step.taus["student_tau"], "epoch": len(journal.rows),
+                            "run": "/".join(runs.describe(folder)),
                             "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 
         with Journal(folder, step, data, options, role, save_best) as journal:

@@ -48,7 +48,7 @@ def train(step, data, options, seed, journal):
             # The objective: alpha * hard + (1 - alpha) * soft + beta * attention + further terms.
             loss, terms = step.objective({
                 **outputs, "labels": labels, "index": augment.to_device(index.numpy(), step.device), "epoch": epoch,
-                "class_counts": step.class_counts})
+                "epochs": step.epochs, "class_counts": step.class_counts, **step.taus})
 
             # Backward. Of several processes each has a share of the batch, and their gradients are added up.
             step.optimizer.zero_grad(set_to_none=True)

@@ -23,6 +23,7 @@ class Network:
     fingerprint: str = None  # of the weights of the checkpoint that the model comes from, if it comes from one
     mean: tuple = MEAN       # of the three channels of pixels in [0, 1], as its weights expect them
     std: tuple = STD
+    tau: float = None        # of the logit adjustment that it was trained with; None where that is not known
 
 
 SMALL = 32  # px: inputs up to this size are not reduced before the first stage

@@ -200,9 +200,13 @@ def _check_input(content, data, path, hint):
         raise UserError(f"{path} was trained on another input: {'; '.join(differing)}", hint)
 
 
-def load_teacher(path, data, registry):
-    """The frozen network of a checkpoint. UserError on a leak, and where classes or input are not those of `data`."""
+def load_teacher(path, data, registry, tau=None):
+    """The frozen network of a checkpoint. UserError on a leak, and where classes or input are not those of `data`.
+
+    tau: of the logit adjustment that it was trained with, where the checkpoint does not say.
+    """
     network, content = load_network(path, registry, data.class_names)
+    network.tau = content["provenance"].get("tau", tau)
     _check_input(content, data, f"the teacher {path}", "Teacher and student see the same pixels.")
     splits.refuse_leak(seen(content, path), data, f"the teacher {path}")
     networks.fold_batch_norm(network.model)  # it stays in eval mode, and runs in every step

@@ -66,8 +66,9 @@ def dry_run(network, terms, data, options):
         outputs = network_outputs("student", network, extractor, torch.rand(2, 3, data.size, data.size), needs)
         outputs.update({name.replace("student_", "teacher_"): value for name, value in outputs.items()})
         labels, index = torch.zeros(2, dtype=torch.int64), torch.arange(2)
-        objective.Objective(terms, _shapes(outputs))(
-            {**outputs, "labels": labels, "index": index, "epoch": 1, "class_counts": _class_counts(data)})
+        objective.Objective(terms, _shapes(outputs, data))(
+            {**outputs, "labels": labels, "index": index, "epoch": 1, "epochs": options["epochs"],
+             "class_counts": _class_counts(data), "student_tau": objective.tau(terms), "teacher_tau": 0.0})
     network.model.train(training)
     extractor.close()
 
@@ -77,10 +78,11 @@ def _class_counts(data):
     return torch.from_numpy(np.bincount(data.labels[data.where("train")], minlength=len(data.class_names)))
 
 
-def _shapes(outputs):
-    """The shapes of network outputs: {name: shape, or a list of shapes}."""
-    return {name: [tuple(x.shape) for x in value] if isinstance(value, list) else tuple(value.shape)
-            for name, value in outputs.items() if value is not None}
+def _shapes(outputs, data):
+    """The shapes of network outputs: {name: shape, or a list of shapes}; "index": (number of training images,)."""
+    shapes = {name: [tuple(x.shape) for x in value] if isinstance(value, list) else tuple(value.shape)
+              for name, value in outputs.items() if value is not None}
+    return {**shapes, "index": (len(data.where("train")),)}
 
 
 class Step:
@@ -106,15 +108,20 @@ class Step:
         self.undo_adaptations = [cpu_convolution.adapt(network.model) for network in (student, teacher)
                                  if network and device.type == "cpu"]
         self.class_counts = _class_counts(data).to(device)
+        self.epochs = options["epochs"]
+        self.taus = {"student_tau": objective.tau(terms), "teacher_tau": teacher.tau if teacher else None}
+        if "teacher_tau" in self.needs and self.taus["teacher_tau"] is None:
+            raise UserError("a loss reads the tau of the teacher's logit adjustment, which its checkpoint does not say",
+                            "Say it to distill.py: --teacher-tau 0 for a teacher of plain cross-entropy.")
         learnable = any(isinstance(term.loss, type) for term in terms)
-        shapes = self._output_shapes(data.size) if learnable else None
+        shapes = self._output_shapes(data) if learnable else None
         self.objective = objective.Objective(terms, shapes).to(device)
         self.optimizer = self._optimizer(options)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _output_shapes(self, size):
+    def _output_shapes(self, data):
         """The shapes of what both networks give for two images, in eval mode."""
-        images = torch.zeros(2, 3, size, size, device=self.device)
+        images = torch.zeros(2, 3, data.size, data.size, device=self.device)
         modes = [(extractor.model, extractor.model.training) for extractor in self.extractors.values()]
         with torch.no_grad():
             for model, _ in modes:
@@ -122,7 +129,7 @@ class Step:
             outputs = {**(self.teacher_forward(images) if self.teacher else {}), **self.student_outputs(images)}
             for model, training in modes:
                 model.train(training)
-        return _shapes(outputs)
+        return _shapes(outputs, data)
 
     def _optimizer(self, options):
         """AdamW; head and body apart, each with its learning rate; weights decay, biases and normalisation do not."""

@@ -25,7 +25,7 @@ from kd.files import atomic, lock, open_regular, read_json, write_json
 SEED = 0  # of the views: the same for all runs of a study, whatever their own seed
 FORMAT = 2
 LARGEST = 2 ** 40  # bytes of a file of targets
-STORED = {"teacher_logits", "teacher_attention"}
+STORED = {"teacher_logits", "teacher_attention", "teacher_pooled", "teacher_tau"}
 
 
 def view(epoch, views):
@@ -39,7 +39,7 @@ def _checksum(key):
 
 
 class Targets:
-    """Teacher logits, and attention maps if a loss reads them, for `views` views of the training images.
+    """Teacher logits, and attention maps and pooled features if a loss reads them, for `views` views of the images.
 
     They are in `folder` in float16, one file for each view and array, and are read through memory maps. key.json has
     what they were made from, and view_1.json the checksums of view 1, which depend on the key. teacher:
@@ -56,7 +56,7 @@ class Targets:
                             "Leave it out.")
         self.folder, self.data, self.views, self.kind = Path(folder), data, views, kind
         stages = range(len(teacher.stages)) if "teacher_attention" in needs else ()
-        self.arrays = ["logits", *(f"attention_{k}" for k in stages)]
+        self.arrays = ["logits", *(f"attention_{k}" for k in stages), *["pooled"] * ("teacher_pooled" in needs)]
         corruptions = [[entry.name, entry.info["severities"]] for entry in data.corruptions]
         key = {
             "format": FORMAT,
@@ -131,8 +131,9 @@ class Targets:
         """Run the teacher on the missing views and store its outputs.
 
         teacher_forward: a function from images, float [N, 3, size, size] in [0, 1], to {"teacher_logits": [N, C],
-        "teacher_attention": list of [N, H, W]}. batch: images at a time. A view is stored whole or not at all: a build
-        that was killed goes on with the next view. Raises UserError if there is less disk space than is needed.
+        "teacher_attention": list of [N, H, W], "teacher_pooled": [N, D]}. batch: images at a time. A view
+        is stored whole or not at all: a build that was killed goes on with the next view. Raises UserError if there is
+        less disk space than is needed.
         """
         if not self.missing():
             return
@@ -183,21 +184,23 @@ class Targets:
     def _by_array(self, outputs):
         """{name of an array: tensor [N, ...]} of the teacher's outputs."""
         maps = outputs.get("teacher_attention") or ()
-        return {"logits": outputs["teacher_logits"], **{f"attention_{k}": values for k, values in enumerate(maps)}}
+        arrays = {"logits": outputs["teacher_logits"], **{f"attention_{k}": values for k, values in enumerate(maps)}}
+        return {**arrays, "pooled": outputs["teacher_pooled"]} if "pooled" in self.arrays else arrays
 
     def __call__(self, index, epoch, device):
         """The stored outputs for a batch of training images in the view of an epoch, float32 on a device.
 
         index: int64 [N], rows of the training split. Returns {"teacher_logits": [N, C], "teacher_attention": list of
-        [N, H, W]}. Raises UserError if a file is damaged.
+        [N, H, W], "teacher_pooled": [N, D] or None}. Raises UserError if a file is damaged.
         """
         number = view(epoch, self.views)[1]
         if number != self._open_view:
             self._open_view, self._maps = number, {array: self._map(number, array) for array in self.arrays}
         rows, device = index.cpu().numpy(), torch.device(device)
-        logits, *attention = (augment.to_device(values[rows].astype(np.float32), device)
-                              for values in self._maps.values())
-        return {"teacher_logits": logits, "teacher_attention": attention}
+        arrays = {array: augment.to_device(values[rows].astype(np.float32), device)
+                  for array, values in self._maps.items()}
+        return {"teacher_logits": arrays.pop("logits"), "teacher_pooled": arrays.pop("pooled", None),
+                "teacher_attention": list(arrays.values())}
 
     def _map(self, number, array):
         """The memory map of a file. UserError if it is no array of such a shape, or has values that are not finite."""
@@ -205,7 +208,8 @@ class Targets:
         try:
             open_regular(path, LARGEST).close()  # a pipe would be waited for
             values = np.load(path, mmap_mode="r", allow_pickle=False)
-            is_shape = values.shape == (count, classes) if array == "logits" else values.shape[:-2] == (count,)
+            is_shape = {"logits": values.shape == (count, classes), "pooled": values.shape[:-1] == (count,)}.get(
+                array, values.shape[:-2] == (count,))
             if values.dtype != np.float16 or not is_shape:
                 raise ValueError(f"it has {values.dtype} {list(values.shape)}")
             if not all(np.isfinite(values[k:k + 1024]).all() for k in range(0, count, 1024)):
