@@ -17,7 +17,7 @@ from kd import errors, objective, runs
 from kd.errors import UserError
 from kd.run_folder import Run
 from kd.text import command, quoted
-from kd.train import distributed, engine, setup, similarity, teacher_cache
+from kd.train import distributed, engine, setup, similarity, teacher_cache, teachers
 from kd.train.options import NO_EFFECT, to_arguments, training_parser
 from kd.train.step import dry_run
 
@@ -27,8 +27,13 @@ def parser():
     result = training_parser("distill.py", "Train small networks from a large one.")
     group = result.add_argument_group("distillation")
     group.add_argument("--student", nargs="+", metavar="NAME", help="architectures (see --list)")
-    group.add_argument("--teacher", metavar="RUN|FILE", help="a teacher's run folder or best.pt; default: the "
-                       "teacher of the study, which is trained first if there is none")
+    group.add_argument("--teacher", nargs="+", metavar="RUN|FILE", help="a teacher's run folder or best.pt; several "
+                       "are one: the mean of their probabilities; default: the teacher of the study, which is trained "
+                       "first if there is none")
+    group.add_argument("--teacher-arch", metavar="NAME", help="--teacher is a state dict from elsewhere, of this "
+                       "architecture: NAME,size=PX,mean=[R, G, B],std=[R, G, B],classes=[A, B]")
+    group.add_argument("--teacher-predictions", metavar="FILE", help="the teacher is a file with its answers to the "
+                       "training images, as evaluate.py reads it; needs --augment none")
     group.add_argument("--teacher-tau", type=errors.not_negative, metavar="X", help="tau of the logit adjustment that "
                        "the teacher was trained with, 0 for none; only where its checkpoint does not say")
     group.add_argument("--alpha", type=errors.ramp(errors.share), metavar="X[:Y]",
@@ -48,6 +53,11 @@ def parser():
                        help="loss on the teacher's logits: NAME,key=value")
     group.add_argument("--term", nargs="+", default=[], metavar="NAME=WEIGHT",
                        help="further losses: NAME=WEIGHT,key=value")
+    group.add_argument("--unlabelled", nargs="+", default=[], metavar="FOLDER|NAME", help="training images without "
+                       "labels, for losses that read none: a folder, or a data set as NAME,root=PATH,key=value")
+    group.add_argument("--unlabelled-share", type=errors.part, metavar="X",
+                       default=0.5,  # FixMatch and its kin use more, but there the teacher is the student itself
+                       help="of each batch, with --unlabelled")
     group.add_argument("--teacher-cache", type=errors.positive, metavar="K",  # default: a new view in each epoch
                        help="show K views of each image in turn; the teacher is run once on each of them, "
                        "and its outputs are kept on disk for all students and seeds; default: it is run in each step")
@@ -71,26 +81,33 @@ def main(argv=None):
         raise UserError("--name names one model, and there are several students", "Leave out --name.")
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     data = setup.load_data(options, registry)
+    if options["unlabelled"]:
+        if all("labels" in term.needs for term in terms):
+            raise UserError("no loss of this run reads images without labels", "Leave out --unlabelled, or give "
+                            "--alpha 0.5: the loss on the teacher's logits reads them.")
+        setup.add_unlabelled(options, data, registry)
     study = Path(options["out"]) / options["study"]
     for student in options["student"]:  # an error in one of them must not come after the teacher's training
         network = setup.new_network(student, data, options, options["seeds"][0], registry)
         dry_run(network, terms, data, options)
 
     needs = objective.needed(terms)
-    teacher, teacher_run, targets = None, None, None
-    if objective.reads_teacher(terms):
-        teacher_run = Path(options["teacher"]) if options["teacher"] else study_teacher(study, options)
-        file = setup.checkpoint_in(teacher_run)
-        teacher = setup.load_teacher(file, data, registry, options["teacher_tau"])
-        teacher_run = file.parent if file.name == "best.pt" else file
-        print(f"teacher: {teacher_run}, a {teacher.arch}")
+    teacher, teacher_runs, targets = None, [], None
+    if not objective.reads_teacher(terms):
+        if options["teacher"] or options["teacher_predictions"]:
+            print("note: no loss of this run reads a teacher, and none is used")
+    elif options["teacher_predictions"]:
+        teacher = targets = teachers.Answers(options["teacher_predictions"], data, options)
+    else:
+        paths = options["teacher"] or [study_teacher(study, options)]
+        teacher, files = teachers.load(paths, data, registry, arch=options["teacher_arch"], tau=options["teacher_tau"])
+        teacher_runs = [file.parent if file.name == "best.pt" else file for file in files]
+        for path, member in zip(teacher_runs, teacher.members):
+            print(f"teacher: {path}, a {member.arch}")
         if options["teacher_cache"]:
-            targets = teacher_cache.Targets(
-                study / "targets" / teacher.fingerprint, teacher, data, options["teacher_cache"], needs=needs,
-                precision=options["precision"], kind=options["augment"], device=options["device"])
-    elif options["teacher"]:
-        print("note: no loss of this run reads a teacher, and none is used")
-    options["teacher"] = teacher_run and teacher_run.as_posix()
+            targets = teacher_cache.kept(study / "targets" / teacher.fingerprint, teacher, data, options, needs)
+    names = [path.as_posix() for path in teacher_runs]
+    options["teacher"] = names if len(names) > 1 else "".join(names) or None
 
     method, began = objective.method(options), setup.origin(options)
     folders = []
@@ -103,7 +120,7 @@ def main(argv=None):
             engine.run(folder, network, terms, data, run_options, seed=seed, teacher=teacher, targets=targets,
                        role="student",
                        provenance={"method": method, "seed": seed, "teacher": options["teacher"], **began})
-            if teacher and distributed.first() and not (folder / "attention.npz").exists():
+            if teacher and teacher.stages and distributed.first() and not (folder / "attention.npz").exists():
                 # From best.pt: where the run was finished already, `network` is untrained.
                 trained, _ = setup.load_network(folder / "best.pt", registry)
                 similarity.write(folder, trained, teacher, data, options["device"])
@@ -111,7 +128,7 @@ def main(argv=None):
 
     if train_only or not distributed.first():
         return folders
-    evaluated = [teacher_run, *folders] if teacher_run and runs.is_run(teacher_run) else folders
+    evaluated = [*filter(runs.is_run, teacher_runs), *folders]
     print()
     evaluate.main([str(folder) for folder in evaluated])
     try:

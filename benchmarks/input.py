@@ -29,7 +29,7 @@ import pictures  # noqa: E402
 import registry  # noqa: E402
 import turns  # noqa: E402
 from kd import errors, image, machine  # noqa: E402
-from kd.data import augment, loader  # noqa: E402
+from kd.data import augment, batching, loader  # noqa: E402
 from kd.train import engine, setup  # noqa: E402
 from kd.train.options import parse_options  # noqa: E402
 
@@ -93,7 +93,8 @@ def make(side, args, folder):
     data = prepare(args["root"], args["images"], folder, size)
 
     def from_cache(kind):
-        batches = loader.training_batches(data, batch=BATCH, seed=0, epoch=1, device=CPU, workers=0, kind=kind)
+        batches = batching.training_batches(data, batch=BATCH, seed=0, epoch=1, device=CPU, workers=0,
+                                            views=batching.Views(kind))
         for images, _, _ in batches:
             augment.normalise(images, image.MEAN, image.STD)
 
@@ -119,7 +120,7 @@ def waiting(args, folder):
     student, teacher = (setup.new_network("resnet18", data, options, seed, registry) for seed in (0, 1))
     step = journal.make_step(student, teacher, data, options, device, precision, Path(folder, "targets"))
     step.targets.build(step.teacher_forward, batch=BATCH, device=device, workers=1)
-    options["steps"] = len(loader.batch_sizes(len(data.where("train")), BATCH))
+    options["steps"] = len(batching.batch_sizes(data, BATCH))
     waits = []
 
     def timed(batches):
@@ -134,8 +135,9 @@ def waiting(args, folder):
 
     shares = []
     for epoch in (1, 2, 3):
-        batches = loader.training_batches(
-            data, batch=BATCH, seed=0, epoch=epoch, device=device, workers=options["workers"], view=step.view(epoch))
+        batches = batching.training_batches(
+            data, batch=BATCH, seed=0, epoch=epoch, device=device, workers=options["workers"], views=step.views,
+            other_sizes=step.teacher_sizes)
         waits.clear()
         start = time.perf_counter()
         journal.train_on(timed(batches), step, data, options)

@@ -4,7 +4,7 @@ from unittest import mock
 
 import registry
 from kd import objective
-from kd.data import loader
+from kd.data import batching
 from kd.train import loop, networks, teacher_cache
 from kd.train.step import Step, memory_format
 
@@ -39,17 +39,17 @@ def make_step(student, teacher, data, options, device, precision, targets_folder
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     targets = None
     if targets_folder:
-        targets = teacher_cache.Targets(targets_folder, teacher, data, 1, needs=objective.needed(terms),
-                                        precision=precision, kind=options["augment"], device=device)
+        options = {**options, "teacher_cache": 1, "precision": precision, "device": str(device)}
+        targets = teacher_cache.kept(targets_folder, teacher, data, options, objective.needed(terms))
     return Step(student, teacher, terms, data, options, device, precision, targets)
 
 
 def train_on(batches, step, data, options):
-    """Train on `batches`, an iterator over (images, labels, index), with a Step; there is no validation."""
+    """Train on `batches`, an iterator over Batch, with a Step; there is no validation."""
     def batch_sizes(*_):
-        return [(0, options["batch"])] * options["steps"]
+        return [(options["batch"], options["batch"])] * options["steps"]
 
     validation = {"val_loss": 0.0, "val_accuracy": 0.0, "val_macro_f1": 0.0}
-    with mock.patch.multiple(loader, batch_sizes=batch_sizes, training_batches=lambda *_, **options: batches), \
+    with mock.patch.multiple(batching, batch_sizes=batch_sizes, training_batches=lambda *_, **options: batches), \
             mock.patch.object(loop, "validate", lambda *_: validation):
         loop.train(step, data, {**options, "epochs": 1}, 0, Epoch())

@@ -28,7 +28,7 @@ import naive  # noqa: E402
 import registry  # noqa: E402
 import turns  # noqa: E402
 from kd import errors, machine  # noqa: E402
-from kd.data import augment  # noqa: E402
+from kd.data import augment, batching  # noqa: E402
 from kd.train import engine, setup  # noqa: E402
 from kd.train.options import parse_options  # noqa: E402
 
@@ -100,8 +100,9 @@ def make(side, args, folder):
     if step.targets:
         step.targets.build(step.teacher_forward, batch=len(images), device=device, workers=0)
     student.model.train()
-    return {"step": lambda: journal.train_on([(images, labels, index)], step, data, options),
-            "optimizer": step.optimizer.step, "teacher": lambda: step.teacher_outputs(images, index, 1),
+    batch = batching.Batch(images, labels, index, np.ones(len(index), int), {args["size"]: images})
+    return {"step": lambda: journal.train_on([batch], step, data, options),
+            "optimizer": step.optimizer.step, "teacher": lambda: step.teacher_outputs(batch),
             "student forward": lambda: step.student_outputs(images)}
 
 

@@ -128,6 +128,7 @@ positive = whole(1, 10 ** 9)
 above_zero = _bounded(float, sys.float_info.min, LARGEST, "a number above 0")
 not_negative = _bounded(float, 0, LARGEST, "a number from 0 on")
 share = _bounded(float, 0, 1, "a number from 0 to 1")
+part = _bounded(float, sys.float_info.min, math.nextafter(1, 0), "a number above 0 and below 1")
 assurance = _bounded(float, 0.5, 0.999, "a number from 0.5 to 0.999")
 bins = whole(2, 1000)
 seed = whole(0, 2 ** 32 - 1)  # NumPy and PyTorch both accept these
@@ -196,8 +197,7 @@ MEANINGS = (
      "The learning rate rises for the share --warmup of all steps, then falls to 0 as a cosine."),
     ("valsplit testsize testsplit valsize valratio testratio trainsplit", "--split",
      "--split FILE.csv gives a split of your own; else it is 70/10/20 by groups."),
-    ("metric metrics monitor bestmetric", "--epochs",
-     "The best epoch is the one with the highest macro-F1 on validation."),
+    ("metric metrics monitor bestmetric", "--select", ""),
     ("metric metrics", "--bins", "Every metric is computed; metrics.json has them all."),
 )
 

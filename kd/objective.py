@@ -219,6 +219,17 @@ class Objective(nn.Module):
             values[term.name] = value.detach()
         return total, values
 
+    def counts(self, inputs, batch):
+        """{name: (weight, images)} for the means of an epoch of the loss and of each term.
+
+        The value of a step counts with `weight`, and the sum is divided by that of `images`, both over all processes.
+        inputs, batch: as for forward().
+        """
+        labelled, images = (len(inputs[key]) for key in ("labels", "student_logits"))
+        own = {True: labelled, False: images}
+        return {"loss": (batch[0], labelled),
+                **{term.name: (own["labels" in needs],) * 2 for term, needs in zip(self.terms, self.needs)}}
+
 
 def _first(count, value):
     """The first so many images of a tensor [N, ...], or of each tensor of a list; None stays None."""

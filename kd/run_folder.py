@@ -373,7 +373,8 @@ class Run(_Folder):
         """teacher, alone (a student without a teacher) or student; the model's name tells where the files do not."""
         if (self.setting("role") or self.model.split("_")[0]) == "teacher":
             return "teacher"
-        without_teacher = {**self.environment, **self.options}.get("teacher", "unknown") is None
+        named = {**self.environment, **self.options}
+        without_teacher = named.get("teacher", "unknown") is None and not named.get("teacher_predictions")
         return "alone" if self.model.endswith("_alone") or without_teacher else "student"
 
     @property

@@ -6,7 +6,7 @@ import numpy as np
 
 import registry
 from kd import objective
-from kd.data import loader
+from kd.data import batching, loader
 from kd.data.dataset import Dataset
 from kd.train import loop, setup
 from kd.train.options import parse_options
@@ -51,18 +51,20 @@ class Journal:
     def epochs(self):
         yield from range(1, self.count + 1)
 
-    def best(self):
-        return max((row["val_macro_f1"] for row in self.rows), default=-1.0)
-
     def step_done(self):
         pass
 
-    def write(self, row, best):
+    def write(self, row):
         self.rows.append(row)
 
 
+def batch(images, labels, index):
+    """A Batch of labelled images in their first view, at the size of both networks."""
+    return batching.Batch(images, labels, index, np.ones(len(index), int), {images.shape[-1]: images})
+
+
 def one_step(step, data, options, batch):
-    """One step of kd/train/loop.py on (images, labels, index), at the peak of the learning rate."""
-    sizes, batches = [(0, len(batch[0]))], [batch]
-    with mock.patch.multiple(loader, batch_sizes=lambda *_: sizes, training_batches=lambda *_, **options: batches):
+    """One step of kd/train/loop.py on a Batch, at the peak of the learning rate."""
+    sizes, batches = [(len(batch.labels), len(batch.index))], [batch]
+    with mock.patch.multiple(batching, batch_sizes=lambda *_: sizes, training_batches=lambda *_, **options: batches):
         loop.train(step, data, {**options, "epochs": 1, "warmup": 1}, 0, Journal(1))

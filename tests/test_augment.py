@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from kd import image
-from kd.data import augment, loader
+from kd.data import augment, batching, loader
 from kd.data.dataset import Dataset
 from kd.errors import UserError
 
@@ -26,7 +26,9 @@ def draws(count=1, **fixed):
 def views(data, seed=0, epoch=1, **options):
     """{image: pixels} of an epoch's batches."""
     result = {}
-    for images, labels, index in loader.training_batches(data, seed=seed, epoch=epoch, device="cpu", **options):
+    if "kind" in options:
+        options["views"] = batching.Views(options.pop("kind"))
+    for images, labels, index, *_ in batching.training_batches(data, seed=seed, epoch=epoch, device="cpu", **options):
         for k, i in enumerate(index.tolist()):
             assert i not in result and labels[k] == data.labels[data.where("train")][i]
             result[i] = images[k].clone()
@@ -287,9 +289,9 @@ def test_a_view_can_be_drawn_again(data):
 
 
 def test_a_last_batch_of_one_image_is_left_out(data):
-    seen = [len(index) for _, _, index in loader.training_batches(data, batch=29, seed=0, epoch=1, device="cpu")]
+    seen = [len(batch.index) for batch in batching.training_batches(data, batch=29, seed=0, epoch=1, device="cpu")]
     assert seen == [29]
-    with pytest.raises(UserError, match="no batch of 2 images"):
+    with pytest.raises(UserError, match="no batch of 2 labelled images"):
         views(data, batch=1)
 
 
@@ -311,7 +313,7 @@ def test_evaluation_sees_the_centre_in_the_order_of_the_images(tmp_path):
                       split=["test", "train", "val"] * 4)
     data = loader.prepare(dataset, size=32, cache_folder=tmp_path)
     assert data.input()["resize"] == 36
-    seen = torch.cat(list(loader.evaluation_batches(data, "test", batch=3, device="cpu")))
+    seen = torch.cat(list(batching.evaluation_batches(data, "test", batch=3, device="cpu")))
     expected = np.stack([image.centre_crop(image.square(paths[k], 36)[None], 32)[0] for k in (0, 3, 6, 9)])
     assert torch.equal(seen, augment.to_float(expected, "cpu"))
 

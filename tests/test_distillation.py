@@ -1,5 +1,7 @@
 """Faults found in published distillation code; each test fails when the fault is put in."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -81,7 +83,7 @@ def test_the_teacher_gets_no_gradients(setting):
 def test_dropout_is_off_in_the_teacher(setting):
     step, *_ = setting
     images = torch.randn(8, 3, 32, 32)
-    assert torch.equal(*(step.teacher_outputs(images, None, 1)["teacher_logits"] for _ in range(2)))
+    assert torch.equal(*(step.teacher_forward({32: images})["teacher_logits"] for _ in range(2)))
 
 
 def test_the_student_trains_in_train_mode_after_a_validation_too(setting):
@@ -113,10 +115,10 @@ def test_teacher_and_student_see_the_same_crop_in_the_same_order(setting):
 
 def test_labels_and_index_belong_to_the_images(setting, monkeypatch):
     _, _, _, data, _ = setting
-    from kd.data import loader
+    from kd.data import batching
     rows = data.where("train")
-    for images, labels, index in loader.training_batches(data, batch=16, seed=0, epoch=1, device=torch.device("cpu"),
-                                                          workers=2):
+    for images, labels, index, *_ in batching.training_batches(data, batch=16, seed=0, epoch=1,
+                                                               device=torch.device("cpu"), workers=2):
         assert torch.equal(labels, torch.from_numpy(data.labels[rows[index.numpy()]]))
         for image, position in zip(images, index):
             alone = next(batch for batch in one_image(data, rows[position]))
@@ -127,10 +129,10 @@ def test_what_the_losses_are_given_belongs_to_the_images(tmp_path):
     data, options = small.data(folder=tmp_path), small.options("--beta", "10")
     student, teacher = (small.network(options, data, seed=seed) for seed in (0, 1))
     step = engine.Step(student, teacher, small.terms(options), data, options, torch.device("cpu"), "fp32")
-    usual, seen = step.objective, {}
-    step.objective = lambda given: seen.update(given) or usual(given)
+    usual, seen = step.objective.forward, {}
+    step.objective.forward = lambda given, batch: seen.update(given) or usual(given, batch)
     images, labels, index = torch.rand(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([9, 4, 7, 1, 0, 5])
-    small.one_step(step, data, {**options, "lr": 0.0}, (images, labels, index))
+    small.one_step(step, data, {**options, "lr": 0.0}, small.batch(images, labels, index))
     step.close()
     assert torch.equal(seen["labels"], labels) and torch.equal(seen["index"], index)
     assert seen["class_counts"].tolist() == np.bincount(data.labels[data.where("train")]).tolist()
@@ -281,11 +283,20 @@ def test_the_best_epoch_is_what_is_kept_and_what_predicts(tmp_path, monkeypatch)
                               read_npz(tmp_path / "run" / "predictions" / f"{split}.npz")["logits"])
 
 
-def test_a_teacher_of_another_input_size_is_refused(tmp_path):
+def test_a_teacher_of_another_input_size_sees_the_same_crops_at_its_own(tmp_path):
     common = [*COMMON, "--out", str(tmp_path)]
-    teacher, = train_teacher.main([*common, "--teacher", "tiny"])
-    with pytest.raises(UserError, match="trained on another input"):
-        distill.main([*common, "--student", "tiny", "--size", "48", "--teacher", str(teacher)])
+    teacher, = train_teacher.main([*common, "--teacher", "tiny", "--size", "48"])
+    sizes = set()
+    original = engine.Step.teacher_forward
+
+    def seen(step, crops):
+        sizes.update((size, tuple(images.shape[2:])) for size, images in crops.items())
+        return original(step, crops)
+
+    with mock.patch.object(engine.Step, "teacher_forward", seen):
+        folder, = distill.main([*common, "--student", "tiny", "--teacher", str(teacher)])
+    assert sizes == {(32, (32, 32)), (48, (48, 48))}
+    assert read_json(folder / "environment.json")["input"]["size"] == 32
 
 
 def test_a_loss_on_stages_refuses_a_network_whose_stages_are_not_known(tmp_path):
@@ -372,7 +383,7 @@ def test_the_head_has_a_learning_rate_of_its_own_where_one_is_named(tmp_path):
     network = small.network(options, data)
     step = engine.Step(network, None, small.terms(options), data, options, torch.device("cpu"), "fp32")
     before = {key: value.clone() for key, value in network.model.named_parameters()}
-    small.one_step(step, data, options, (torch.rand(8, 3, 32, 32), torch.arange(8) % 3, torch.arange(8)))
+    small.one_step(step, data, options, small.batch(torch.rand(8, 3, 32, 32), torch.arange(8) % 3, torch.arange(8)))
     moved = {key for key, value in network.model.named_parameters() if not torch.equal(before[key], value)}
     assert moved == {"head.weight", "head.bias"}
     assert sum(len(group["params"]) for group in step.optimizer.param_groups) == len(before)
@@ -382,7 +393,7 @@ def test_each_network_sees_the_pixels_normalised_as_its_own_weights_expect(setti
     step, student, teacher, data, options = setting
     step.teacher.mean, step.teacher.std = (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)
     images = torch.rand(8, 3, 32, 32)
-    step.teacher_forward(images)
+    step.teacher_forward({32: images})
     step.student_outputs(images)
     for model, mean, std in (
         (student, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 import distill
 import small
 import train_teacher
-from kd.data import loader
+from kd.data import batching
 from kd.files import read_csv, read_json, read_npz
 from kd.train import checkpoint
 
@@ -101,8 +102,8 @@ def test_the_shares_of_all_processes_are_the_batches_of_one_in_their_order(tmp_p
     data = small.data(folder=tmp_path)
 
     def indices(**share):
-        batches = loader.training_batches(data, batch=20, seed=1, epoch=2, device=CPU, **share)
-        return [index for _, _, index in batches]
+        batches = batching.training_batches(data, batch=20, seed=1, epoch=2, device=CPU, **share)
+        return [batch.index for batch in batches]
 
     whole, shares = indices(), [indices(share=(rank, 3)) for rank in range(3)]
     assert [len(batch) for batch in whole] == [20, 20, 20, 6]
@@ -111,6 +112,8 @@ def test_the_shares_of_all_processes_are_the_batches_of_one_in_their_order(tmp_p
 
 
 def test_a_last_batch_too_small_for_every_process_is_left_out():
-    assert loader.batch_sizes(23, 10) == [(0, 10), (10, 10), (20, 3)]
-    assert loader.batch_sizes(23, 10, 2) == [(0, 10), (10, 10)]
-    assert loader.batch_sizes(21, 10) == [(0, 10), (10, 10)]
+    def sizes(count, *world):
+        return batching.batch_sizes(SimpleNamespace(train=range(count), unlabelled=None), 10, *world)
+
+    assert sizes(23) == [(10, 10), (10, 10), (3, 3)]
+    assert sizes(23, 2) == sizes(21) == [(10, 10), (10, 10)]

@@ -18,7 +18,7 @@ import torch
 
 count, folder = int(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, sys.argv[3])
-from kd.data import loader
+from kd.data import batching, loader
 from kd.train import teacher_cache
 
 def sparse(path, shape, kind):
@@ -40,8 +40,8 @@ def memory():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 peak = 0
-batches = loader.training_batches(data, batch=64, seed=0, epoch=1, device="cpu", kind="light")
-for k, (images, labels, index) in enumerate(batches):
+batches = batching.training_batches(data, batch=64, seed=0, epoch=1, device="cpu", views=batching.Views("light"))
+for k, (images, labels, index, *_) in enumerate(batches):
     outputs = targets(index, 1, torch.device("cpu"))
     assert len(outputs["teacher_attention"]) == 4 and not outputs["teacher_logits"].any()
     if k % 50 == 0:

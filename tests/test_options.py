@@ -55,14 +55,17 @@ VALUES = {
     "split_seed": [0, 5], "skip_bad": [True, False], "cache": ["a~cache", None], "stem": ["small"],
     "weights": ["none", "-w.pt"], "init": ["a=b.pt"], "epochs": [3, None], "batch": [1],
     "lr": [1e-5, 0.0, 3], "head_lr": [1e-2, None], "weight_decay": [0.0], "warmup": [0.0, 1.0], "clip": [0.0],
-    "patience": [1], "hard": ["focal,gamma=1e-3"], "augment": ["light", "corruption"],
+    "patience": [1], "hard": ["focal,gamma=1e-3"], "augment": ["light", "corruption", "none"],
     "seeds": [[0], [2, 1, 0], [4294967295]], "device": ["cpu"], "compile": [True, False], "precision": ["bf16"],
     "workers": [0],
     "out": ["runs of mine", "-out"], "study": ["2024", "null"], "name": ["ünï-cödé", "-x", "true"],
     "plugin": [[], ["a.py"], ["a b.py", "c.py"], ["-dash.py"]],
     "student": [["tiny"], ["tiny", "resnet18"]], "teacher": ["runs/x/teacher_resnet18/seed_0", "resnet18", None],
     "teacher_cache": [8, None], "alpha": [0.0, 1.0, 0.3, "0.5:0.1"], "temperature": [4.0, "4.0:1.0"],
-    "teacher_tau": [0.0, None], "beta": [0.0, 1000.0],
+    "teacher_tau": [0.0, None], "select": ["nll"], "sampling": ["sqrt"], "ema": [0.999], "size_from": [48, None],
+    "mixup": [0.2], "cutmix": [1.0], "unlabelled": [[], ["a b", "ham10000,root=/x y"]], "unlabelled_share": [0.25],
+    "teacher_arch": ["resnet18,mean=[0.5, 0.5, 0.5]", None], "teacher_predictions": ["a.npz", None],
+    "beta": [0.0, 1000.0],
     "stage_weights": [[1.0, 0.0, 2.5, 1e-7]], "soft": ["kd", "dkd,alpha=1,beta=8"],
     "train_only": [True, False], "term": [[], ["at=1000"], ["rkd=25", "fitnet=100,stages=[1, 2]"]],
 }
@@ -75,6 +78,8 @@ def test_a_runs_options_written_to_a_file_parse_to_the_same_options(script, file
     options = parse(script)
     for k in range(max(map(len, VALUES.values()))):
         options.update({key: values[k % len(values)] for key, values in VALUES.items() if key in known})
+        if script is distill and options["teacher"]:  # one or several
+            options["teacher"] = [options["teacher"], "b"][:1 + k % 2]
         write_yaml(tmp_path / "config.yaml", {key: value for key, value in options.items() if key != "list"})
         assert parse(script, "--config", str(tmp_path / "config.yaml")) == options
     write_yaml(tmp_path / "config.yaml", {key: value for key, value in parse(script).items() if key != "list"})

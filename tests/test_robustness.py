@@ -21,7 +21,7 @@ import small
 import train_teacher
 from kd import calibration, corruptions
 from kd.audit import examine
-from kd.data import loader
+from kd.data import batching
 from kd.errors import UserError
 from kd.files import read_csv, read_json, read_npz, read_yaml, write_npz, write_yaml
 from kd.report import blocks, figures_robustness, study_files
@@ -689,8 +689,9 @@ def test_what_is_trained_on_is_of_no_family_that_a_suite_measures():
 
 def views(data, seed=0, epoch=1, kind="corruption", **options):
     """{image: pixels} of an epoch's batches."""
-    batches = loader.training_batches(data, seed=seed, epoch=epoch, device="cpu", kind=kind, **options)
-    return {i: pixels for images, _, index in batches for i, pixels in zip(index.tolist(), images.numpy())}
+    batches = batching.training_batches(data, seed=seed, epoch=epoch, device="cpu",
+                                        views=batching.Views(kind), **options)
+    return {i: pixels for images, _, index, *_ in batches for i, pixels in zip(index.tolist(), images.numpy())}
 
 
 def test_corrupted_views_follow_from_seed_epoch_and_image_and_half_stay_as_they_were(tmp_path):

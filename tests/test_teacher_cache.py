@@ -7,7 +7,8 @@ import torch
 import distill
 import small
 import train_teacher
-from kd.data import loader
+from kd.data import batching
+from kd.data.batching import Views
 from kd.errors import UserError
 from kd.files import read_csv
 from kd.train import engine, teacher_cache
@@ -32,7 +33,8 @@ def build(folder, setting, views=2, terms=None):
     data, options, student, teacher = setting
     terms = terms or small.terms(options)
     needs = {need for term in terms for need in term.needs}
-    result = teacher_cache.Targets(folder, teacher, data, views, needs=needs, precision="fp32")
+    options = {**options, "teacher_cache": views}
+    result = teacher_cache.Targets(folder, teacher, data, Views(kept=views), needs=needs, precision="fp32")
     step = engine.Step(student, teacher, terms, data, options, CPU, "fp32", result)
     result.build(step.teacher_forward, batch=16, device=CPU, workers=0)
     return result, step
@@ -42,9 +44,9 @@ def test_targets_from_disk_are_the_teachers_outputs_for_the_views_of_the_student
     data, options, *_ = setting
     targets, step = build(tmp_path / "targets", setting)
     for epoch in (1, 2, 3):
-        for images, _, index in loader.training_batches(data, batch=16, seed=5, epoch=epoch, device=CPU, workers=0,
-                                                        view=teacher_cache.view(epoch, 2)):
-            online, disk = step.teacher_forward(images), targets(index, epoch, CPU)
+        for batch in batching.training_batches(data, batch=16, seed=5, epoch=epoch, device=CPU, workers=0,
+                                               views=Views(kept=2)):
+            online, disk = step.teacher_forward(batch.crops), targets(batch.index.numpy(), batch.views, CPU)
             assert torch.allclose(online["teacher_logits"], disk["teacher_logits"], rtol=1e-3, atol=1e-3)
             for a, b in zip(online["teacher_attention"], disk["teacher_attention"], strict=True):
                 assert torch.allclose(a, b, atol=1e-3)
@@ -54,18 +56,21 @@ def test_as_many_views_as_epochs_are_the_views_of_online_training(setting):
     data = setting[0]
     for epoch in (1, 2, 3):
         online, views = (
-            list(loader.training_batches(data, batch=16, seed=0, epoch=epoch, device=CPU, workers=0, view=view))
-            for view in (None, teacher_cache.view(epoch, 3))
+            list(batching.training_batches(data, batch=16, seed=0, epoch=epoch, device=CPU, workers=0,
+                                           views=Views(kept=kept))) for kept in (None, 3)
         )
         for batch, other in zip(online, views, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(batch, other))
+            assert all(torch.equal(a, b) for a, b in zip(batch[:3], other[:3]))
 
 
 def test_fewer_views_are_shown_again_in_turn(setting):
-    data = setting[0]
-    first, third = (next(loader.views(data, *teacher_cache.view(epoch, 2), batch=8, device=CPU)) for epoch in (1, 3))
-    assert torch.equal(first, third)
-    assert not torch.equal(first, next(loader.views(data, *teacher_cache.view(2, 2), batch=8, device=CPU)))
+    data, shown = setting[0], []
+    for epoch in (1, 2, 3):
+        batches = batching.training_batches(data, batch=16, seed=0, epoch=epoch, device=CPU, views=Views(kept=2))
+        shown.append({i: image for batch in batches for i, image in zip(batch.index.tolist(), batch.images)})
+    in_all = set(shown[0]) & set(shown[1]) & set(shown[2])
+    assert len(in_all) > 40 and all(torch.equal(shown[0][i], shown[2][i]) for i in in_all)
+    assert not any(torch.equal(shown[0][i], shown[1][i]) for i in in_all)
 
 
 def test_a_second_run_does_not_run_the_teacher(setting, tmp_path, capsys):
@@ -74,8 +79,7 @@ def test_a_second_run_does_not_run_the_teacher(setting, tmp_path, capsys):
     data, options, student, teacher = setting
     teacher.model.forward = None  # any call fails
     _, step = build(tmp_path / "targets", setting)
-    images, labels, index = next(loader.training_batches(data, batch=16, seed=0, epoch=1, device=CPU))
-    small.one_step(step, data, options, (images, labels, index))
+    small.one_step(step, data, options, next(batching.training_batches(data, batch=16, seed=0, epoch=1, device=CPU)))
     assert capsys.readouterr().out == ""
 
 
@@ -97,16 +101,17 @@ def test_a_build_that_was_killed_goes_on_with_the_next_view(setting, tmp_path):
     "data": lambda data, teacher, options: setattr(data, "labels", data.labels[::-1].copy()),
     "split": lambda data, teacher, options: setattr(data, "split", data.split[::-1].copy()),
     "input": lambda data, teacher, options: setattr(data, "size", 24),
-    "augmentation": lambda data, teacher, options: options.update(kind="light"),
+    "augmentation": lambda data, teacher, options: options.update(views=Views("light", kept=2)),
     "precision": lambda data, teacher, options: options.update(precision="bf16")}.items())
 def test_targets_of_other_data_augmentation_or_precision_are_refused_and_say_why(differing, change, setting, tmp_path):
     data, _, _, teacher = setting
-    options = {"needs": {"teacher_logits"}, "precision": "fp32"}
-    teacher_cache.Targets(tmp_path, teacher, data, 2, **options)
-    teacher_cache.Targets(tmp_path, teacher, data, 3, **options)  # more views of the same are welcome
+    options = {"views": Views(kept=2), "needs": {"teacher_logits"}, "precision": "fp32"}
+    teacher_cache.Targets(tmp_path, teacher, data, **options)
+    more = {**options, "views": Views(kept=3)}  # of the same, which is no other key
+    teacher_cache.Targets(tmp_path, teacher, data, **more)
     change(data, teacher, options)
     with pytest.raises(UserError, match=f"were made from other {differing}\n"):
-        teacher_cache.Targets(tmp_path, teacher, data, 2, **options)
+        teacher_cache.Targets(tmp_path, teacher, data, **options)
 
 
 def test_a_loss_that_reads_what_is_not_stored_is_refused(setting, tmp_path):
@@ -196,14 +201,14 @@ def test_targets_that_change_during_a_training_are_named(setting, tmp_path):
     for change, words in ((with_nan, "values that are no finite numbers"), (lambda v: v[:, :2], "it has float16")):
         rewrite(path, change)
         with pytest.raises(UserError, match=f"view_1_logits.npy are damaged: {words}|{words}") as caught:
-            targets(torch.arange(4), 1, CPU)
+            targets(np.arange(4), np.ones(4, int), CPU)
         assert "made again" in caught.value.hint and "--lr" not in str(caught.value)
         build(tmp_path / "targets", setting)
 
 
 def test_outputs_that_half_precision_cannot_hold_are_not_stored(setting, tmp_path):
     data, _, _, teacher = setting
-    targets = teacher_cache.Targets(tmp_path, teacher, data, 1, needs={"teacher_logits"}, precision="fp32")
+    targets = teacher_cache.Targets(tmp_path, teacher, data, Views(kept=1), needs={"teacher_logits"}, precision="fp32")
     with pytest.raises(UserError, match="logits of view 1 are too large for half precision"):
         targets.build(lambda images: {"teacher_logits": torch.full((len(images), 3), 1e6)}, batch=16, device=CPU,
                       workers=0)
@@ -215,9 +220,9 @@ def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, no_report, mo
     train_teacher.main([*common, "--teacher", "tiny"])
     counts, original = [], engine.Step.teacher_forward
 
-    def teacher_forward(step, images):
-        counts.append(len(images))
-        return original(step, images)
+    def teacher_forward(step, crops):
+        counts.append(len(crops[32]))
+        return original(step, crops)
 
     monkeypatch.setattr(engine.Step, "teacher_forward", teacher_forward)
     folders = distill.main([*common, "--student", "tiny", "--beta", "10", "--seeds", "0", "1", "--teacher-cache", "1"])

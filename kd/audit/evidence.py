@@ -137,7 +137,7 @@ def of_run(run, result=None):
 def _split_of_teacher(run):
     """Rows of the split.csv of the run that config.yaml names as teacher, beside this run or in a study beside its."""
     teacher = run.options.get("teacher")
-    parts = Path(str(teacher)).parts[-3:] if teacher else ()
+    parts = Path(str(teacher)).parts[-3:] if isinstance(teacher, str) and teacher else ()
     if len(parts) < 2:
         return []
     study = runs.study(run.folder)

@@ -1,10 +1,11 @@
 """Augmentation whose random draws depend only on (seed, epoch, image), so that any view can be drawn again.
 
-A view is an image as a network gets it in one epoch. There are three kinds:
+A view is an image as a network gets it in one epoch. There are four kinds:
 heavy: random resized crops, flips, quarter turns, colour and erasing. On a CPU, crops are cut and resized in uint8,
 one image at a time, in threads ahead of use, and the rest is done on batches of floats. On a GPU, the same draws
 resample a whole batch of floats (benchmarks/input.py measures both).
-light: a shifted window and flips. corruption: heavy, with a corruption of half of the crops.
+light: a shifted window and flips. corruption: heavy, with a corruption of half of the crops. none: the centre, as it is
+evaluated.
 """
 
 import functools
@@ -15,7 +16,8 @@ import torch.nn.functional as F
 
 from kd import corruptions
 
-KINDS = ("heavy", "light", "corruption")
+KINDS = ("heavy", "light", "corruption", "none")
+PLAIN = ("light", "none")  # without crops of other shapes, colour and erasing
 
 SCALE = (0.5, 1.0)      # share of the area that a crop keeps; not less, because lesions fill much of the frame
 RATIO = (3 / 4, 4 / 3)  # width over height of a crop
@@ -32,14 +34,15 @@ DRAWS = (
 
 
 def uniform(seed, epoch, index, count):
-    """Random numbers [N, count] in [0, 1) that depend only on seed, epoch and the index [N] of each image.
+    """Random numbers [N, count] in [0, 1) that depend only on seed, epoch (a number, or [N]) and the index [N].
 
     A counter-based generator, so that order and batch size have no effect: the finaliser of SplitMix64
     (Steele et al. 2014) over seed, epoch, index and the number of the column.
     """
     with np.errstate(over="ignore"):
         state = np.zeros((len(index), count), np.uint64)
-        for part in (np.uint64(seed), np.uint64(epoch), np.asarray(index, np.uint64)[:, None],
+        epochs = np.broadcast_to(np.asarray(epoch, np.uint64), len(index))[:, None]
+        for part in (np.uint64(seed), epochs, np.asarray(index, np.uint64)[:, None],
                      np.arange(count, dtype=np.uint64)[None]):
             state = _mix(state + part + np.uint64(0x9E3779B97F4A7C15))
     return (state >> np.uint64(11)) * 2.0 ** -53
@@ -53,7 +56,10 @@ def _mix(x):
 
 
 def draw(seed, epoch, index):
-    """The random draws of images [N]: {name in DRAWS: [N] numbers in [0, 1)}. index: positions in the data set."""
+    """The random draws of images [N]: {name in DRAWS: [N] numbers in [0, 1)}.
+
+    epoch: a number, or one for each image [N]. index: positions in the data set.
+    """
     numbers = uniform(seed, epoch, index, len(DRAWS))
     return {name: numbers[:, k] for k, name in enumerate(DRAWS)}
 
@@ -72,19 +78,23 @@ def _boxes(side, draws):
 def crop(images, draws, size):
     """Random resized crop, flip and quarter turn: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3].
 
-    draws: from draw(). Crops that are larger than `size` are resized with torch's antialias, which is Pillow's
-    bilinear filter.
+    draws: from draw().
     """
     turn, flip = (draws["turn"] * 4).astype(int), draws["flip"] < 0.5
     result = np.empty((len(images), size, size, 3), np.uint8)
     views = result.view("V3")[..., 0]  # copies a pixel of three bytes as one item
     for n, (left, top, width, height) in enumerate(zip(*_boxes(images.shape[1], draws))):
         pixels = images[n:n + 1, top:top + height, left:left + width].copy()  # a copy by torch would start threads
-        box = torch.from_numpy(pixels)
-        box = F.interpolate(box.permute(0, 3, 1, 2), (size, size), mode="bilinear", antialias=True)
-        view = box.permute(0, 2, 3, 1).contiguous().numpy().view("V3")[0, ..., 0]
+        view = _resized(pixels, size).view("V3")[0, ..., 0]
         views[n] = np.rot90(view[:, ::-1] if flip[n] else view, turn[n])
     return result
+
+
+def _resized(images, size):
+    """uint8 [N, H, W, 3] -> uint8 [N, size, size, 3]: torch's antialias, which is Pillow's bilinear filter."""
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    resized = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def resample(images, draws, size):
@@ -108,15 +118,21 @@ def resample(images, draws, size):
     return views.contiguous(memory_format=torch.channels_last)
 
 
-def window(images, draws, size):
-    """The light augmentation, a random window and flips: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3]."""
-    room = images.shape[1] - size + 1
-    top, left = (draws["top"] * room).astype(int), (draws["left"] * room).astype(int)
-    result = np.empty((len(images), size, size, 3), np.uint8)
-    whole, views = images.view("V3")[..., 0], result.view("V3")[..., 0]  # copies a pixel of three bytes as one item
+def window(images, draws, size, side=None):
+    """The light augmentation, a random window and flips: uint8 [N, R, R, 3] -> uint8 [N, size, size, 3].
+
+    draws: from draw(); without top and left, the window is in the centre. side: of the window, px, which is resized to
+    `size`; None for the same.
+    """
+    side = side or size
+    room = images.shape[1] - side + 1
+    top, left = ((np.full(len(images), (room - 1) // 2) if draws[name] is None else draws[name] * room).astype(int)
+                 for name in ("top", "left"))
+    result = np.empty((len(images), side, side, 3), np.uint8)
+    pixels, views = images.view("V3")[..., 0], result.view("V3")[..., 0]  # copies a pixel of three bytes as one item
     for n, (i, j, across, down) in enumerate(zip(top, left, draws["flip"] < 0.5, draws["turn"] < 0.5)):
-        views[n] = whole[n, i:i + size, j:j + size][::-1 if down else 1, ::-1 if across else 1]
-    return result
+        views[n] = pixels[n, i:i + side, j:j + side][::-1 if down else 1, ::-1 if across else 1]
+    return result if side == size else np.concatenate([_resized(view[None], size) for view in result])
 
 
 def corrupt(images, draws, entries):
@@ -141,22 +157,27 @@ def _resamples(kind, device):
 
 def settings(kind, device):
     """What a view depends on beside its draws and its pixels, a list of plain values: the key of stored targets."""
-    if kind == "light":
-        return ["light"]
+    if kind in PLAIN:
+        return [kind]
     numbers = [list(SCALE), list(RATIO), BRIGHTNESS, CONTRAST, SATURATION, ERASE, list(ERASE_SCALE)]
     return numbers + ["resampled"] if _resamples(kind, device) else numbers
 
 
-def begin(images, draws, size, kind, device):
-    """The part of an augmentation that threads do ahead of use: uint8 [N, R, R, 3] -> uint8 [N, S, S, 3], in memory."""
-    if kind == "light":
-        return window(images, draws, size)
+def begin(images, draws, size, kind, device, side=None):
+    """The part of an augmentation that threads do ahead of use: uint8 [N, R, R, 3] -> uint8 [N, S, S, 3], in memory.
+
+    side: as for window().
+    """
+    if kind == "none":
+        draws = {**draws, **{name: np.full(len(images), 0.5) for name in ("flip", "turn")}, "top": None, "left": None}
+    if kind in PLAIN:
+        return window(images, draws, size, side)
     return images if _resamples(kind, device) else crop(images, draws, size)
 
 
 def finish(pixels, draws, size, kind, device):
     """The rest of an augmentation, on the device: what begin() returned -> float [N, 3, size, size] in [0, 1]."""
-    if kind == "light":
+    if kind in PLAIN:
         return to_float(pixels, device)
     if _resamples(kind, device):
         return colour(resample(to_device(pixels, device), draws, size), draws)

@@ -1,15 +1,13 @@
 """From a Dataset to batches: its images are cached, split and checked, then loaded, augmented or cropped."""
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from kd import image, perceptual_hash, prediction_files
-from kd.data import augment, cache, splits
+from kd.data import cache, splits
 from kd.errors import UserError, listing, nearest
 from kd.run_folder import fingerprint
 
@@ -33,6 +31,9 @@ class Data:
     skipped: list       # ids of images that cannot be read
     range: tuple = None  # the values of images of more than 8 bits that became 0 and 255; None if there are none
     corruptions: tuple = ()  # registry entries for the augmentation of kind "corruption"
+    unlabelled: object = None  # Unlabelled, further training images
+    open_at: object = None     # a function from a size, px, to the memory map of the same images for networks of it
+    larger: dict = field(default_factory=dict)  # {size: memory map}, of what open_at() opened
 
     @property
     def fingerprint(self):
@@ -61,6 +62,35 @@ class Data:
         """The pixels uint8 [len(index), R, R, 3] of the images at these positions, in any order."""
         return np.ascontiguousarray(self.images[self.rows[index]])
 
+    @property
+    def train(self):
+        """The positions, ascending ints, of the images of the training split."""
+        return self.where("train")
+
+    def add_size(self, size):
+        """Open the images for a network of input `size` px, if that is larger than this one's."""
+        for images in (self, self.unlabelled):
+            if images and images.open_at and size > self.size and size not in images.larger:
+                images.larger[size] = images.open_at(size)
+
+    def training_pixels(self, index, size):
+        """The pixels uint8 [len(index), R, R, 3] of training images, of which crops of `size` px are cut.
+
+        index: positions, those of the training split before those of the images without labels.
+        """
+        train = self.train
+        edge = int(np.searchsorted(index >= len(train), True))
+        labelled = self.larger.get(size, self.images)[self.rows[train[index[:edge]]]]
+        if edge == len(index):
+            return np.ascontiguousarray(labelled)
+        return np.concatenate([labelled, self.unlabelled.pixels(index[edge:] - len(train), size)])
+
+    def origins(self, index):
+        """Numbers that tell training images apart for random draws; a labelled one has the same in any split."""
+        train = self.train
+        return np.where(index < len(train), train[np.minimum(index, len(train) - 1)],
+                        len(self.ids) + index - len(train))
+
     def table(self):
         """The rows of split.csv, a list of dicts."""
         columns = zip(self.ids, self.shown_groups(slice(None)), self.labels, self.split, self.sha256,
@@ -85,9 +115,8 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
     test split and no validation split, that is cut from its training images. cache_folder, root, skip_bad,
     range: as for cache.open_cache(). UserError if images cannot be read or the split is wrong.
     """
-    has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
-    resize = image.resize_for(size) if has_files else size
-    images, sha256, readable, skipped, used_range = _open(dataset, resize, cache_folder, root, skip_bad, range)
+    images, sha256, readable, skipped, used_range = _open(
+        dataset, resize_of(dataset, size), cache_folder, root, skip_bad, range)
     ids, labels = np.array(dataset.ids)[readable], dataset.labels[readable]
     sha256 = [sha256[i] for i in readable]
     grouped = dataset.groups is not None
@@ -110,7 +139,14 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
     splits.check(split, groups, labels, dataset.class_names)
     _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
-                sha256, size, dataset.synthetic, skipped, used_range)
+                sha256, size, dataset.synthetic, skipped, used_range, open_at=lambda size: _open(
+                    dataset, resize_of(dataset, size), cache_folder, root, skip_bad, used_range)[0])
+
+
+def resize_of(dataset, size):
+    """The side of the cached images for networks of input `size` px: arrays, which are small already, have that one."""
+    has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
+    return image.resize_for(size) if has_files else size
 
 
 def external(dataset, *, size, resize, class_names, root=None, class_map=None, skip_bad=False, range=None):
@@ -193,92 +229,3 @@ def _note_equal_images(sha256, split, ids):
     shared = [" = ".join(id_by_split.values()) for id_by_split in by_content.values() if len(id_by_split) > 1]
     if shared:
         print(f"note: {len(shared)} images are in more than one split under other ids: {listing(shared)}")
-
-
-def order(count, seed, epoch):
-    """The random order, a permutation [count], of the training images in an epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def training_batches(data, *, batch, seed, epoch, device, workers=1, kind="heavy", view=None, share=(0, 1)):
-    """Yield (images, labels, index) for each batch of an epoch: augmented, in a random order.
-
-    images: float [N, 3, size, size] in [0, 1], channels last, on `device`; each network normalises them by its own
-    mean and std. labels: [N] on `device`. index: [N] positions in the training split, in memory, for targets and
-    losses that depend on the image.
-    batch: images of all processes together. workers: threads that load ahead. kind: one of augment.KINDS. view:
-    (seed, epoch) of the augmentation, None for those of this epoch. share: (rank, world) of one of several processes;
-    each takes every world-th image of each batch.
-    A last batch with fewer than two images for a process is left out, because batch normalisation cannot use it.
-    """
-    rows = data.where("train")
-    permutation = order(len(rows), seed, epoch)
-    rank, world = share
-    chunks = [permutation[start:start + size][rank::world] for start, size in batch_sizes(len(rows), batch, world)]
-    for chunk, images in zip(chunks, _augmented(data, rows, chunks, view or (seed, epoch), device, workers, kind)):
-        yield images, augment.to_device(data.labels[rows[chunk]], torch.device(device)), torch.from_numpy(chunk)
-
-
-def views(data, seed, epoch, *, batch, device, workers=1, kind="heavy"):
-    """Yield the training images, augmented as in this epoch, in the order of the training split.
-
-    Float [N, 3, size, size] in [0, 1] in batches. Arguments as for training_batches().
-    """
-    rows = data.where("train")
-    chunks = [np.arange(start, min(start + batch, len(rows))) for start in range(0, len(rows), batch)]
-    yield from _augmented(data, rows, chunks, (seed, epoch), device, workers, kind)
-
-
-def _augmented(data, rows, chunks, view, device, workers, kind):
-    """Yield the augmented images for each chunk, an array of positions in `rows`."""
-    device = torch.device(device)
-
-    def load(chunk):
-        draws = augment.draw(*view, rows[chunk])
-        pixels = augment.begin(data.pixels(rows[chunk]), draws, data.size, kind, device)
-        if kind == "corruption":
-            pixels = augment.corrupt(pixels, draws, data.corruptions)
-        return pixels, draws
-
-    for pixels, draws in _ahead(load, chunks, workers):
-        yield augment.finish(pixels, draws, data.size, kind, device)
-
-
-def batch_sizes(count, batch, world=1):
-    """(start, size) of each batch of an epoch over `count` images in `world` processes; see training_batches().
-
-    UserError if there is no batch.
-    """
-    sizes = [(start, min(batch, count - start)) for start in range(0, count, batch)]
-    sizes = [(start, size) for start, size in sizes if size >= 2 * world]
-    if not sizes:
-        raise UserError(f"no batch of {2 * world} images: {count} training images in batches of {batch}",
-                        "Give a larger --batch or more images.")
-    return sizes
-
-
-def evaluation_batches(data, split, *, batch, device, share=(0, 1)):
-    """Yield the centres of the images of a split in their order, float [N, 3, size, size] in [0, 1], in batches.
-
-    share: as for training_batches().
-    """
-    rank, world = share
-    rows = data.where(split)[rank::world]
-    for start in range(0, len(rows), batch):
-        pixels = image.centre_crop(data.pixels(rows[start:start + batch]), data.size)
-        yield augment.to_float(np.ascontiguousarray(pixels), device)
-
-
-def _ahead(load, chunks, workers):
-    """Yield load(chunk) for each chunk, in order; `workers` threads load a few chunks before they are used."""
-    if not workers:
-        yield from map(load, chunks)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        pending = []
-        for chunk in chunks:
-            pending.append(pool.submit(load, chunk))
-            if len(pending) > 2 * workers:
-                yield pending.pop(0).result()
-        while pending:
-            yield pending.pop(0).result()

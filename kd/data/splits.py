@@ -110,15 +110,19 @@ def seen_by(data):
 
     data: a kd.data.loader.Data. Returns {"train" and "val": {"images": [...], "groups": [...], "pictures": [...]}}
     with keys of the contents of the images and of the groups, and perceptual hashes; without groups in the data set
-    theirs are empty.
+    theirs are empty. Images without labels are among those of train.
     """
     result = {}
     for name in ("train", "val"):
         rows = np.flatnonzero(data.split == name)
+        parts = data.unlabelled.parts if data.unlabelled and name == "train" else ()
+        groups = {key(f"{data.name}/{data.groups[i]}") for i in rows} if data.grouped else set()
+        contents = {data.sha256[i][:16] for i in rows}
         result[name] = {
-            "images": sorted({data.sha256[i][:16] for i in rows}),
-            "groups": sorted({key(f"{data.name}/{data.groups[i]}") for i in rows}) if data.grouped else [],
-            "pictures": sorted({data.perceptual_hashes[i] for i in rows} - {""}),
+            "images": sorted(contents.union(sha[:16] for part in parts for sha in part.sha256)),
+            "groups": sorted(groups.union(key(f"{part.name}/{group}") for part in parts if part.groups is not None
+                                          for group in part.groups)),
+            "pictures": sorted({data.perceptual_hashes[i] for i in rows}.union(*(part.looks for part in parts)) - {""}),
         }
     return result
 

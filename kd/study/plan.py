@@ -207,10 +207,12 @@ def may_read_teacher(options):
 
 
 def teacher_files(path):
-    """[best.pt] of the path that --teacher names: a run, a model (its first seed) or the file itself.
+    """[best.pt] of the path that --teacher names, or of each of several: a run, a model (its first seed) or the file.
 
     A run that is not trained yet gives the file that it will have; no path gives [].
     """
+    if isinstance(path, list):
+        return [file for one in path for file in teacher_files(one)]
     path = Path(str(path or ""))
     files = [file for file in (path, path / "best.pt", *sorted(path.glob("seed_*/best.pt"))) if file.is_file()]
     return files[:1] if files or not path.name else [path / "best.pt"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kd import event_writer, image, machine, runs, text
-from kd.data import loader, splits
+from kd import event_writer, image, machine, runs, selection, text
+from kd.data import batching, splits
 from kd.errors import UserError, progress
 from kd.files import lock, read_json, write_csv, write_json, write_npz, write_yaml
 from kd.train import checkpoint, distributed, loop, networks
@@ -56,7 +56,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
             return folder
         machine.keep_memory()  # not before, since decoding images needs it only once
         device = torch.device(options["device"])
-        for network in filter(None, (student, teacher)):
+        for network in (student, *(teacher.members if teacher else ())):
             network.model.to(device, memory_format=memory_format(device))
         step = Step(student, teacher, terms, data, options, device, options["precision"], targets)
         if targets:
@@ -67,9 +67,9 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
         print(f"{folder}: {step.objective.formula}")
         print(f"{folder}: {step.describe()}")
 
-        def save_best():
+        def save_best(network):
             checkpoint.save(
-                folder / "best.pt", student.model, arch=student.arch, stem=student.stem, class_names=data.class_names,
+                folder / "best.pt", network.model, arch=student.arch, stem=student.stem, class_names=data.class_names,
                 input=input_of(student, data),
                 provenance={**provenance, "tau": step.taus["student_tau"], "epoch": len(journal.rows),
                             "run": "/".join(runs.describe(folder)),
@@ -111,7 +111,8 @@ class Journal:
     def __init__(self, folder, step, data, options, role, save_best):
         self.folder, self.step, self.options, self.role, self.save_best = folder, step, options, role, save_best
         self.rows = []  # of history.csv, one an epoch
-        self.steps_per_epoch = len(loader.batch_sizes(len(data.where("train")), options["batch"], distributed.world()))
+        self.steps_per_epoch = len(batching.batch_sizes(data, options["batch"], distributed.world(),
+                                                        step.unlabelled_share))
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):
@@ -145,6 +146,8 @@ class Journal:
         try:
             checkpoint.load_state(self.step.student.model, state["model"], last)
             self.step.objective.load_state_dict(state["objective"])
+            if self.step.average:
+                self.step.average.load_state_dict(state["average"])
             _load_optimizer(self.step.optimizer, state["optimizer"])
             self.rows = state["history"]
             if [row["epoch"] for row in self.rows] != list(range(1, 1 + len(self.rows))) or not all(
@@ -159,37 +162,36 @@ class Journal:
     def epochs(self):
         """Yield the numbers of the epochs that are left, from 1; fewer where --patience ends the run early."""
         while len(self.rows) < self.options["epochs"]:
-            best = self.best()
-            best_epoch = next((k for k, row in enumerate(self.rows, 1) if row["val_macro_f1"] == best), 0)
-            waited = len(self.rows) - best_epoch
+            best = selection.best(self.rows, self.options["select"])
+            waited = len(self.rows) - (0 if best is None else best + 1)
             if waited >= self.options["patience"]:
-                print(f"{self.folder}: no better validation macro-F1 in {waited} epochs, "
+                print(f"{self.folder}: no better {selection.named(self.options['select'])} in {waited} epochs, "
                       f"stopped after epoch {len(self.rows)}")
                 break
             yield len(self.rows) + 1
         if distributed.first():
             write_csv(self.folder / "history.csv", self.rows)  # a kill after last.pt leaves it a row short
 
-    def best(self):
-        """The highest macro-F1 on validation so far; -1 before the first epoch."""
-        return max((row["val_macro_f1"] for row in self.rows), default=-1.0)
-
     def step_done(self):
         """Move the progress bar."""
         self.bar.update()
 
-    def write(self, row, best):
+    def write(self, row):
         """Write an epoch: its row of history.csv, last.pt, and best.pt where it is the best so far."""
         self.rows.append(row)
+        metric = self.options["select"]
+        value, prefix = selection.score(row, metric)
         if distributed.first():
-            if best:
-                self.save_best()  # before last.pt: an epoch that last.pt counts has left its best.pt
+            if selection.best(self.rows, metric) == len(self.rows) - 1:
+                # before last.pt: an epoch that last.pt counts has left its best.pt
+                self.save_best(self.step.networks()[prefix])
+            average = {"average": self.step.average.state_dict()} if self.step.average else {}
             checkpoint.save_tensors(self.folder / "last.pt", {
                 "model": self.step.student.model.state_dict(), "objective": self.step.objective.state_dict(),
-                "optimizer": self.step.optimizer.state_dict(), "history": self.rows})
+                "optimizer": self.step.optimizer.state_dict(), **average, "history": self.rows})
             write_csv(self.folder / "history.csv", self.rows)
             self.log(row)
-        self.bar.set_postfix(refresh=False, val_macro_f1=f"{row['val_macro_f1']:.3f}")
+        self.bar.set_postfix({f"val_{metric}": f"{abs(value):.3f}"}, refresh=False)
 
     def last_checkpoint(self):
         """A sentence on the last good checkpoint, and how to go on from it; '' where there is none."""
@@ -237,11 +239,13 @@ def _describe(folder, student, step, data, options, role, init):
     write_json(folder / "environment.json", {
         **machine.environment(), "device": str(step.device), "precision": step.precision, "role": role,
         "processes": distributed.world(),
-        "teacher": step.teacher_fingerprint, "init": init, "input": input_of(student, data),
+        "teacher": step.teacher_fingerprint, **step.teacher_record(), "init": init, "input": input_of(student, data),
         "arch": student.arch, "parameters": networks.parameters(student.model), "formula": step.objective.formula,
         "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),
                  "classes": data.class_names, "groups": len(set(data.groups)) if data.grouped else None,
-                 "fingerprint": data.fingerprint, "split": data.split_fingerprint, "skipped": data.skipped},
+                 "fingerprint": data.fingerprint, "split": data.split_fingerprint, "skipped": data.skipped,
+                 **({"unlabelled": data.unlabelled.record(), "unlabelled_fingerprint": data.unlabelled.fingerprint}
+                    if data.unlabelled else {})},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds")})
     write_yaml(folder / "config.yaml", options)
 
@@ -256,12 +260,14 @@ def _check_same_beginning(folder, data, teacher, init):
         begun = read_json(folder / "environment.json")
         old = begun["data"]["fingerprint"], begun["data"]["split"], begun["teacher"]
         old += (begun["init"] and begun["init"]["weights"]) if "init" in begun else init,  # older versions have none
+        old += begun["data"].get("unlabelled_fingerprint"),
     except (KeyError, TypeError, UserError):
         raise UserError(f"{folder / 'environment.json'} is missing or damaged",
                         "Restore it, or delete the folder, and the run begins anew.") from None
-    now = data.fingerprint, data.split_fingerprint, teacher.fingerprint if teacher else None, init
-    for what, before, after in zip(("other data", "other groups or split", "another teacher", "another --init"), old,
-                                   now):
+    now = data.fingerprint, data.split_fingerprint, teacher.fingerprint if teacher else None, init, (
+        data.unlabelled.fingerprint if data.unlabelled else None)
+    for what, before, after in zip(("other data", "other groups or split", "another teacher", "another --init",
+                                    "other images without labels"), old, now):
         if before != after:
             raise UserError(f"{folder} was begun with {what} "
                             f"(fingerprint {before}, now {after})",

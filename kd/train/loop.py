@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from kd import metrics
-from kd.data import augment, loader
+from kd.data import batching
 from kd.errors import UserError
 from kd.train import distributed
 from kd.train.step import normalise_for
@@ -24,7 +24,7 @@ def train(step, data, options, seed, journal):
     options: those of the command line, resolved. journal: kd.train.engine.Journal, the epochs of the run so far.
     Raises UserError where the loss is no longer a number.
     """
-    sizes = loader.batch_sizes(len(data.where("train")), options["batch"], distributed.world())
+    sizes = batching.batch_sizes(data, options["batch"], distributed.world(), step.unlabelled_share)
     steps = len(sizes) * options["epochs"]
     for epoch in journal.epochs():  # those that are left: a run that was stopped goes on after its last whole epoch
         start = time.monotonic()
@@ -33,26 +33,26 @@ def train(step, data, options, seed, journal):
         step.begin_epoch(seed, epoch)
 
         # A batch: augmented views of the images. Every random number follows from seed, epoch and image.
-        batches = loader.training_batches(
+        batches = batching.training_batches(
             data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
-            kind=options["augment"], view=step.view(epoch), share=distributed.share())
-        for (_, batch_size), (images, labels, index) in zip(sizes, batches):
+            views=step.views, size=step.size(epoch), other_sizes=step.teacher_sizes, share=distributed.share(),
+            unlabelled_share=step.unlabelled_share)
+        for size, batch in zip(sizes, batches):
 
             # The teacher sees the same views as the student, in eval mode and without gradients.
             with torch.no_grad():
-                outputs = step.teacher_outputs(images, index, epoch)
+                outputs = step.teacher_outputs(batch)
 
             # The student: logits, and the features of its stages where a loss reads them.
-            outputs.update(step.student_outputs(images))
+            outputs.update(step.student_outputs(batch.images))
 
             # The objective: alpha * hard + (1 - alpha) * soft + beta * attention + further terms.
-            loss, terms = step.objective({
-                **outputs, "labels": labels, "index": augment.to_device(index.numpy(), step.device), "epoch": epoch,
-                "epochs": step.epochs, "class_counts": step.class_counts, **step.taus})
+            inputs = {**outputs, "labels": batch.labels, "index": batch.index.to(step.device), **step.constants(epoch)}
+            loss, terms = step.objective(inputs, size)
 
             # Backward. Of several processes each has a share of the batch, and their gradients are added up.
             step.optimizer.zero_grad(set_to_none=True)
-            (len(images) / batch_size * loss).backward()
+            loss.backward()
             distributed.add_up(step.gradients())
 
             # The optimiser: AdamW; the gradient's norm is limited to `clip`, and the learning rate warms up and decays.
@@ -61,20 +61,24 @@ def train(step, data, options, seed, journal):
             rate = schedule(number, steps, options["warmup"])
             step.set_learning_rate(rate)
             step.optimizer.step()
+            step.average_weights()
 
             # What is logged: the loss and each of its terms, as a mean over the images of the epoch.
-            meter.add({"loss": loss.detach(), **terms}, len(images))
+            meter.add({"loss": loss.detach(), **terms}, step.objective.counts(inputs, size))
             number += 1
             journal.step_done()
 
         # Validation, with the running statistics of all processes. The teacher must be as it was.
         step.check_teacher()
-        distributed.average_buffers(step.student.model)
-        row = {"epoch": epoch, "lr": rate * options["lr"], **meter.means(), **validate(step.student, data, step.device)}
+        row = {"epoch": epoch, "lr": rate * options["lr"], **meter.means()}
+        for prefix, network in step.networks().items():  # the student, and the average of its weights
+            distributed.average_buffers(network.model)
+            scores = validate(network, data, step.device)
+            row.update({prefix + name: value for name, value in scores.items()})
         row["seconds"] = round(time.monotonic() - start, 2)
 
-        # Selection: the weights of the epoch with the highest macro-F1 on validation are kept; test is never looked at.
-        journal.write(row, best=row["val_macro_f1"] > journal.best())
+        # Selection: the weights of the epoch that is best on validation are kept; test is never looked at.
+        journal.write(row)
 
 
 def schedule(step, steps, warmup):
@@ -97,11 +101,12 @@ class LossMeter:
     INTERVAL = 20
 
     def __init__(self, epoch, steps_before):
-        self.epoch, self.steps_before = epoch, steps_before
+        self.epoch, self.steps_before, self.copies = epoch, steps_before, {}
         self.steps, self.images, self.sums, self.first_bad = 0, 0, None, None
 
-    def add(self, values, images):
-        """values: {name: scalar tensor} of a step, `loss` first, each a mean over so many `images`."""
+    def add(self, values, counts):
+        """values: {name: scalar tensor} of a step, `loss` first. counts: of kd.objective.Objective.counts()."""
+        weights, images = np.array([counts[name] for name in values]).T
         row = torch.stack([value.float() for value in values.values()])
         row = row if row.device.type == "mps" else row.double()  # MPS has no float64
         if self.sums is None:
@@ -109,11 +114,17 @@ class LossMeter:
             self.sums = torch.zeros_like(row)
             self.first_bad = torch.full((1 + len(row),), -1.0, dtype=row.dtype, device=row.device)  # step, values
         self.steps, self.images = self.steps + 1, self.images + images
-        self.sums += row * images
+        self.sums += row * self._weights(tuple(weights.tolist()), row)
         is_first_bad = (self.first_bad[0] < 0) & ~torch.isfinite(row[0])
         self.first_bad = torch.where(is_first_bad, torch.cat([row.new_full((1,), self.steps), row]), self.first_bad)
         if self.steps % self.INTERVAL == 0:
             self.check_finite()
+
+    def _weights(self, weights, row):
+        """Weights as a tensor like `row`: the same one for all batches of a size, since a copy makes a GPU wait."""
+        if weights not in self.copies:
+            self.copies[weights] = row.new_tensor(weights)
+        return self.copies[weights]
 
     def check_finite(self):
         """Raise a UserError that names the first step whose loss was no number, and its terms."""
@@ -126,10 +137,10 @@ class LossMeter:
     def means(self):
         """{name: mean over the images of all processes}."""
         self.check_finite()
-        totals = torch.cat([self.sums, self.sums.new_tensor([self.images])])
+        totals = torch.cat([self.sums, self.sums.new_tensor(self.images)])
         distributed.add_up([totals])
-        *sums, images = totals.tolist()
-        return {name: value / images for name, value in zip(self.names, sums)}
+        sums, images = totals.reshape(2, -1).tolist()
+        return {name: value / count for name, value, count in zip(self.names, sums, images)}
 
 
 @torch.no_grad()
@@ -140,7 +151,7 @@ def predict(network, data, split, device, batch=256):
     """
     model, training = network.model, network.model.training
     model.eval()
-    parts = [model(normalise_for(images, network)).float().cpu().numpy() for images in loader.evaluation_batches(
+    parts = [model(normalise_for(images, network)).float().cpu().numpy() for images in batching.evaluation_batches(
         data, split, batch=batch, device=device, share=distributed.share())]
     model.train(training)
     shares = distributed.gather(np.concatenate(parts) if parts else None)
@@ -153,9 +164,10 @@ def predict(network, data, split, device, batch=256):
 
 
 def validate(network, data, device):
-    """Loss, accuracy and macro-F1 on validation, under the column names of history.csv.
+    """Loss, accuracy, macro-F1, balanced accuracy and macro AUROC on validation, as history.csv names them.
 
-    Raises UserError where the network no longer gives numbers: the last step of an epoch can be the bad one.
+    The AUROC is missing where validation has images of one class alone. Raises UserError where the network no longer
+    gives numbers: the last step of an epoch can be the bad one.
     """
     logits = predict(network, data, "val", device)
     labels = data.labels[data.where("val")]
@@ -165,5 +177,8 @@ def validate(network, data, device):
     loss = float(-np.log(likelihood).mean())
     if not math.isfinite(loss):
         raise UserError("the network no longer gives numbers on validation", "A lower --lr often helps.")
+    auroc = float(metrics.mean_defined(metrics.auroc(labels, probabilities)))
     return {"val_loss": loss, "val_accuracy": float(metrics.accuracy(counts)),
-            "val_macro_f1": float(metrics.macro_f1(counts))}
+            "val_macro_f1": float(metrics.macro_f1(counts)),
+            "val_balanced_accuracy": float(metrics.balanced_accuracy(counts)),
+            **({} if math.isnan(auroc) else {"val_macro_auroc": auroc})}

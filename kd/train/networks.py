@@ -1,5 +1,6 @@
 """Stems, feature extraction, folding of batch normalisation, devices, size and cost of a network."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,36 @@ class Network:
     mean: tuple = MEAN       # of the three channels of pixels in [0, 1], as its weights expect them
     std: tuple = STD
     tau: float = None        # of the logit adjustment that it was trained with; None where that is not known
+    size: int = None         # px, of its input; None for that of the data
+    is_foreign: bool = False  # trained elsewhere: which images it saw is not known
+
+    @property
+    def members(self):
+        """The networks of which it consists: itself."""
+        return [self]
+
+
+@dataclass
+class Ensemble:
+    """Several teachers as one: its logits are the logarithm of the mean of their probabilities.
+
+    It has no features: losses on logits alone can read it.
+    """
+
+    members: list  # of Network
+
+    arch, stages, head, size, is_foreign = "ensemble", (), None, None, False
+
+    @property
+    def fingerprint(self):
+        """Sixteen hex digits that depend on those of all members."""
+        return hashlib.sha256(" ".join(member.fingerprint for member in self.members).encode()).hexdigest()[:16]
+
+    @property
+    def tau(self):
+        """That of all members; None where they differ."""
+        taus = {member.tau for member in self.members}
+        return taus.pop() if len(taus) == 1 else None
 
 
 SMALL = 32  # px: inputs up to this size are not reduced before the first stage

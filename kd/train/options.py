@@ -4,8 +4,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from kd.data.sampling import KINDS
 from kd.errors import Parser, UserError, images, not_negative, positive, seed, share, side, suggestion, whole
 from kd.files import read_json, read_yaml
+from kd.selection import METRICS
 from kd.text import command
 
 SCRIPTS = {"teacher": "train_teacher.py", "student": "distill.py"}  # that train a network of each role
@@ -18,7 +20,7 @@ TRAINED_CORRUPTIONS = ("saturation_up", "saturation_down", "colour_cast", "rotat
 NO_EFFECT = ("root", "groups", "split", "out", "cache", "workers", "device", "compile", "download", "plugin")
 
 # Options that are younger than the first runs, with the value that those runs used.
-ADDED = {"augment": "heavy"}
+ADDED = {"augment": "heavy", "select": "macro_f1", "sampling": "natural", "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}
 
 
 def training_parser(prog, description):
@@ -83,15 +85,36 @@ def training_parser(prog, description):
                           help="largest norm of the gradient; 0: no limit")
     training.add_argument("--patience", type=positive, metavar="N",
                           default=10,  # long: with few images of rare classes, macro-F1 varies much between epochs
-                          help="stop after so many epochs without a better macro-F1 on validation")
+                          help="stop after so many epochs without a better validation score (--select)")
     training.add_argument("--hard", metavar="LOSS",  # ce: what papers compare with
                           help="loss on labels: ce,smoothing=0.1 | focal,gamma=2 | class_balanced | logit_adjusted; "
                           "default: the data set's own, else ce")
-    training.add_argument("--augment", choices=("heavy", "light", "corruption"),
+    training.add_argument("--augment", choices=("heavy", "light", "corruption", "none"),
                           default="heavy",  # medical data sets are small, and a network sees each image many times
-                          help="heavy: crops of at least half the area, flips, turns, colour, erasing; "
-                          "light: a shifted window and flips; corruption: heavy, and half of the views under one of "
-                          f"{', '.join(TRAINED_CORRUPTIONS)}, whose families no suite of robustness.py measures")
+                          help="heavy: crops of at least half the area, flips, turns, colour, erasing; light: a "
+                          "shifted window and flips; none: the images as they are evaluated; corruption: heavy, and "
+                          f"half of the views under one of {', '.join(TRAINED_CORRUPTIONS)}, whose families no suite "
+                          "of robustness.py measures")
+    training.add_argument("--mixup", type=not_negative, metavar="A",
+                          default=0.0,  # off: it was not measured here
+                          help="mix each view with that of another image, its share drawn from Beta(A, A) "
+                          "(1710.09412); 0.2 is usual")
+    training.add_argument("--cutmix", type=not_negative, metavar="A",
+                          default=0.0,  # off, as --mixup
+                          help="paste a square of another image's view, its share drawn from Beta(A, A) (1905.04899); "
+                          "1 is usual; with --mixup, each way for half of the views")
+    training.add_argument("--sampling", choices=KINDS, default="natural",  # the distribution that is evaluated
+                          help="how often an epoch shows an image of each class: natural, as often as any other; sqrt, "
+                          "each class in proportion to the square root of its images; balanced, each class alike")
+    training.add_argument("--size-from", type=side, metavar="PX",
+                          help="side of the images in the first epochs, which grows to --size in steps of 16 px")
+    training.add_argument("--ema", type=share, metavar="X",
+                          default=0.0,  # off: with few steps the average is that of the beginning
+                          help="keep a moving average of the weights, of which each step keeps the share X, such as "
+                          "0.999; it is evaluated and selected beside the weights")
+    training.add_argument("--select", choices=tuple(METRICS), default="macro_f1",  # rare classes count as much
+                          help="the metric on validation that chooses the epoch, and ends a run with --patience; "
+                          "nll: the lowest loss")
     training.add_argument("--seeds", type=seed, nargs="+", metavar="N",
                           default=[0],  # one run for a first look; a comparison of models needs several
                           help="one run for each seed")

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from kd import image, objective, runs
-from kd.data import loader, splits
+from kd import image, image_files, objective, prediction_files, predictions, runs
+from kd.data import loader, splits, unlabelled
 from kd.data.dataset import Dataset
-from kd.errors import UserError, listing
+from kd.errors import UserError, expanded, listing
 from kd.files import check_writable
 from kd.train import checkpoint, distributed, engine, networks
 from kd.train.options import TRAINED_CORRUPTIONS, parse_options, to_arguments
@@ -72,6 +72,46 @@ def load_data(options, registry):
     if data.skipped:
         print(f"note: left out, since unreadable: {listing(data.skipped)}")
     return data
+
+
+def add_unlabelled(options, data, registry):
+    """Add the images of --unlabelled to `data`, a Data: folders, or data sets as NAME,root=PATH,key=value."""
+    parts = []
+    for spec in options["unlabelled"]:
+        root, dataset = unlabelled_dataset(spec, options, registry)
+        if dataset.name in [part.name for part in parts]:
+            raise UserError(f"--unlabelled names two sets called {dataset.name}", "Rename one, or name it once.")
+        parts.append(unlabelled.prepare(dataset, data, cache_folder=options["cache"], root=root,
+                                        skip_bad=options["skip_bad"]))
+    data.unlabelled = unlabelled.Unlabelled(parts)
+
+
+def unlabelled_dataset(spec, options, registry):
+    """(root, kd.data.dataset.Dataset) of one --unlabelled; its labels mean nothing. UserError if it is neither."""
+    folder = Path(expanded(spec))
+    if folder.is_dir():
+        files, others = image_files.find(folder)
+        if others:
+            print(f"note: {spec}: {image_files.left_out(others)}")
+        if not files:
+            raise UserError(f"--unlabelled {spec}: no image in this folder", "Name the folder that has them.")
+        ids = [file.relative_to(folder).as_posix() for file in files]
+        groups = None
+        if options["groups"]:
+            group = predictions.read_groups(options["groups"])
+            places = prediction_files.positions(ids, list(group))
+            groups = [list(group.values())[place] if place >= 0 else name for place, name in zip(places, ids)]
+        return folder, Dataset(folder.resolve().name, ["unlabelled"], files, ids, [0] * len(ids), groups=groups)
+    name, settings = objective.parse_spec(spec)
+    try:
+        registry.get("dataset", name)
+    except LookupError:
+        raise UserError(f"--unlabelled {spec}: there is no such folder, and no data set of this name",
+                        "Give a folder, or NAME,root=PATH,key=value of a data set (see --list).") from None
+    root = expanded(settings.pop("root", None))
+    named = ",".join([name, *(f"{key}={value}" for key, value in settings.items())])
+    return root and Path(root), load_dataset({**options, "data": named, "root": root, "groups": None, "testing": True},
+                                             registry)
 
 
 def data_of_run(run, registry, root=None, cache=None):
@@ -149,14 +189,14 @@ def new_network(arch, data, options, seed, registry):
     """A network of a registered architecture, fresh from `seed`, from --weights or from --init."""
     entry = registry.get("architecture", arch)
     name = canonical(arch, registry)
-    info = _inside(entry)
+    info = inside(entry)
     torch.manual_seed(seed)
     if options["init"]:
         if options["weights"] != "none":
             raise UserError("--init and --weights both say where to start",
                             "Give one of them; --weights none undoes that of a --config file.")
         model, content = checkpoint.load(options["init"], registry.create, arch=name, class_names=data.class_names)
-        _check_input(content, data, options["init"], "Fine-tune at the size that it was trained at.")
+        check_input(content, data.input(), options["init"], "Fine-tune at the size that it was trained at.")
         splits.refuse_leak(seen(content, options["init"]), data, "the network in --init")
         return networks.Network(model, name, content["stem"], **{**info, **_normalisation(content)})
     weights = None if options["weights"] == "none" else options["weights"]
@@ -175,7 +215,7 @@ def origin(options):
     return {"init": {"file": options["init"], "weights": fingerprint(content["state_dict"]), **before}}
 
 
-def _inside(entry):
+def inside(entry):
     """What the registry says of an architecture, as kd.train.networks.Network takes it."""
     return {key: entry.info[key] for key in ("stages", "head", "mean", "std") if key in entry.info}
 
@@ -184,9 +224,9 @@ def _normalisation(content):
     return {key: tuple(content["input"][key]) for key in ("mean", "std")}
 
 
-def _check_input(content, data, path, hint):
-    """UserError where a checkpoint takes another input than `data` gives; normalisation may differ."""
-    there, here = content["input"], data.input()
+def check_input(content, here, path, hint):
+    """UserError where a checkpoint takes another input than `here`, of Data.input(); normalisation may differ."""
+    there = content["input"]
     differing = [f"{key} {there.get(key)}, here {here[key]}" for key in here
                  if key != "range" and there.get(key) != here[key]]
     if there.get("range") != here.get("range"):
@@ -200,23 +240,10 @@ def _check_input(content, data, path, hint):
         raise UserError(f"{path} was trained on another input: {'; '.join(differing)}", hint)
 
 
-def load_teacher(path, data, registry, tau=None):
-    """The frozen network of a checkpoint. UserError on a leak, and where classes or input are not those of `data`.
-
-    tau: of the logit adjustment that it was trained with, where the checkpoint does not say.
-    """
-    network, content = load_network(path, registry, data.class_names)
-    network.tau = content["provenance"].get("tau", tau)
-    _check_input(content, data, f"the teacher {path}", "Teacher and student see the same pixels.")
-    splits.refuse_leak(seen(content, path), data, f"the teacher {path}")
-    networks.fold_batch_norm(network.model)  # it stays in eval mode, and runs in every step
-    return network
-
-
 def load_network(path, registry, class_names=None):
     """(Network of a checkpoint, the checkpoint's content); another class list is an error."""
     model, content = checkpoint.load(path, registry.create, class_names=class_names)
-    info = _inside(registry.get("architecture", content["arch"]))
+    info = inside(registry.get("architecture", content["arch"]))
     return networks.Network(model, content["arch"], content["stem"], fingerprint=fingerprint(content["state_dict"]),
                           **{**info, **_normalisation(content)}), content
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kd.data import augment, loader
+from kd.data import augment, batching
 from kd.errors import progress
 from kd.files import read_npz, write_npz
 from kd.train import networks
@@ -77,7 +77,7 @@ def write(folder, student, teacher, data, device):
     every = -(-len(data.where("val")) // IMAGES)
     rows = data.where("val")[::every]
     features = {role: [] for role in pair}
-    batches = loader.evaluation_batches(data, "val", batch=BATCH, device=device, share=(0, every))
+    batches = batching.evaluation_batches(data, "val", batch=BATCH, device=device, share=(0, every))
     for images in progress(batches, "similarity", total=-(-len(rows) // BATCH), unit="batch"):
         for role, network in pair.items():
             outputs = network_outputs(role, network, extractors[role], images, ())

@@ -1,14 +1,23 @@
 """What one optimisation step needs: networks whose stages can be read, objective, optimiser, precision."""
 
 import contextlib
+import dataclasses
+import math
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd import losses, objective
-from kd.data import augment
+from kd.data import augment, sampling
+from kd.data.batching import Views
+from kd.data.mixing import mix_labels
 from kd.errors import UserError
-from kd.train import cpu_convolution, distributed, networks, teacher_cache
+from kd.selection import AVERAGE
+from kd.train import cpu_convolution, distributed, networks
+
+SIZE_STEP = 16  # px, in which --size-from grows
+NOT_OF_SEVERAL = {"teacher_features", "teacher_attention", "teacher_pooled"}  # what an ensemble of teachers has not
 
 
 def memory_format(device):
@@ -55,7 +64,13 @@ def dry_run(network, terms, data, options):
 
     The teacher may not exist yet; the network's own outputs stand for the teacher's.
     """
-    networks.check_input(network.model, network.arch, data.size, len(data.class_names))
+    for size in dict.fromkeys((options["size_from"] or data.size, data.size)):
+        networks.check_input(network.model, network.arch, size, len(data.class_names))
+    if options["size_from"] and options["size_from"] > data.size:
+        raise UserError(f"--size-from {options['size_from']} is above --size {data.size}",
+                        "The images grow from the one to the other.")
+    if options["select"] == "macro_auroc" and len(set(data.labels[data.where("val")].tolist())) < 2:
+        raise UserError("validation has images of one class alone, and no AUROC", "Leave out --select.")
     if options["head_lr"] is not None and not network.head:
         raise UserError(f"the head of {network.arch} is not known, and --head-lr is for it", "Leave out --head-lr.")
     needs = {need.replace("teacher_", "student_") for need in objective.needed(terms)}
@@ -66,31 +81,34 @@ def dry_run(network, terms, data, options):
         outputs = network_outputs("student", network, extractor, torch.rand(2, 3, data.size, data.size), needs)
         outputs.update({name.replace("student_", "teacher_"): value for name, value in outputs.items()})
         labels, index = torch.zeros(2, dtype=torch.int64), torch.arange(2)
+        if options["mixup"] or options["cutmix"]:
+            labels = mix_labels(labels, labels, np.full(2, 0.5), len(data.class_names))
         objective.Objective(terms, _shapes(outputs, data))(
             {**outputs, "labels": labels, "index": index, "epoch": 1, "epochs": options["epochs"],
-             "class_counts": _class_counts(data), "student_tau": objective.tau(terms), "teacher_tau": 0.0})
+             "class_counts": _class_counts(data, options["sampling"]), "student_tau": objective.tau(terms),
+             "teacher_tau": 0.0})
     network.model.train(training)
     extractor.close()
 
 
-def _class_counts(data):
-    """[C] training images a class."""
-    return torch.from_numpy(np.bincount(data.labels[data.where("train")], minlength=len(data.class_names)))
+def _class_counts(data, kind):
+    """[C] labelled training images of each class that an epoch shows. kind: of kd.data.sampling.KINDS."""
+    return torch.from_numpy(sampling.class_counts(data.labels[data.train], len(data.class_names), kind))
 
 
 def _shapes(outputs, data):
     """The shapes of network outputs: {name: shape, or a list of shapes}; "index": (number of training images,)."""
     shapes = {name: [tuple(x.shape) for x in value] if isinstance(value, list) else tuple(value.shape)
               for name, value in outputs.items() if value is not None}
-    return {**shapes, "index": (len(data.where("train")),)}
+    return {**shapes, "index": (len(data.train),)}
 
 
 class Step:
     """Student and teacher, ready for one optimisation step after the other.
 
-    student, teacher: kd.train.networks.Network; teacher is None where no loss reads one. terms: of kd.objective.plan.
-    targets: kd.train.teacher_cache.Targets, where the teacher's outputs come from disk. The teacher is frozen: eval
-    mode, no gradients, and check_teacher() raises where its batch statistics have moved.
+    student, teacher: kd.train.networks.Network; the teacher may be an Ensemble, and is None where no loss reads one.
+    terms: of kd.objective.plan. targets: kd.train.teacher_cache.Targets, where the teacher's outputs come from disk.
+    The teacher is frozen: eval mode, no gradients, and check_teacher() raises where its batch statistics have moved.
     """
 
     def __init__(self, student, teacher, terms, data, options, device, precision, targets=None):
@@ -99,15 +117,28 @@ class Step:
         self.needs = objective.needed(terms)
         share = len(range(distributed.rank(), options["batch"], distributed.world()))
         self.compiled = share if options["compile"] else None  # the number of images that networks are compiled for
-        self.extractors = {role: feature_extractor(network, self.needs, role, self.compiled)
-                           for role, network in (("student", student), ("teacher", teacher)) if network}
+        members = self._members()
+        self.average = None
+        if options["ema"]:  # before hooks are added to the model that it copies
+            self.average = AveragedModel(student.model, multi_avg_fn=get_ema_multi_avg_fn(options["ema"]),
+                                         use_buffers=True)
+        self.extractor = feature_extractor(student, self.needs, "student", self.compiled)
+        if teacher and len(members) != 1 and (needs := sorted(self.needs & NOT_OF_SEVERAL)):
+            raise UserError(f"a loss reads {', '.join(needs)}, and several teachers, or a file, give logits alone",
+                            "Use losses on logits (--beta 0, no such --term), or one network as teacher.")
+        self.teacher_extractors = [feature_extractor(member, self.needs, "teacher", self.compiled)
+                                   for member in members]
         self.teacher_fingerprint = teacher.fingerprint if teacher else None
-        if teacher:
-            teacher.model.eval().requires_grad_(False)
-            self.frozen_buffers = [buffer.clone() for buffer in teacher.model.buffers()]
-        self.undo_adaptations = [cpu_convolution.adapt(network.model) for network in (student, teacher)
-                                 if network and device.type == "cpu"]
-        self.class_counts = _class_counts(data).to(device)
+        for member in members:
+            member.model.eval().requires_grad_(False)
+        self.frozen_buffers = [buffer.clone() for buffer in self._teacher_buffers()]
+        self.undo_adaptations = [cpu_convolution.adapt(network.model) for network in (student, *members)
+                                 if device.type == "cpu"]
+        self.class_counts = _class_counts(data, options["sampling"]).to(device)
+        self.views = Views.of(options, kept=options["teacher_cache"] if targets else None)
+        self.unlabelled_share = options["unlabelled_share"] if data.unlabelled else 0.0
+        self.full_size, self.first_size = data.size, options["size_from"] or data.size
+        self.teacher_sizes = () if targets else tuple(member.size or data.size for member in members)
         self.epochs = options["epochs"]
         self.taus = {"student_tau": objective.tau(terms), "teacher_tau": teacher.tau if teacher else None}
         if "teacher_tau" in self.needs and self.taus["teacher_tau"] is None:
@@ -122,14 +153,20 @@ class Step:
     def _output_shapes(self, data):
         """The shapes of what both networks give for two images, in eval mode."""
         images = torch.zeros(2, 3, data.size, data.size, device=self.device)
-        modes = [(extractor.model, extractor.model.training) for extractor in self.extractors.values()]
+        crops = {size: torch.zeros(2, 3, size, size, device=self.device) for member in self._members()
+                 for size in [member.size or data.size]}
+        training = self.student.model.training
         with torch.no_grad():
-            for model, _ in modes:
-                model.eval()
-            outputs = {**(self.teacher_forward(images) if self.teacher else {}), **self.student_outputs(images)}
-            for model, training in modes:
-                model.train(training)
+            self.student.model.eval()
+            outputs = {**(self.teacher_forward(crops) if self.teacher else {}), **self.student_outputs(images)}
+            self.student.model.train(training)
         return _shapes(outputs, data)
+
+    def _members(self):
+        return self.teacher.members if self.teacher else []
+
+    def _teacher_buffers(self):
+        return [buffer for member in self._members() for buffer in member.model.buffers()]
 
     def _optimizer(self, options):
         """AdamW; head and body apart, each with its learning rate; weights decay, biases and normalisation do not."""
@@ -155,28 +192,58 @@ class Step:
         self.student.model.train()
         torch.manual_seed((seed * 1_000_003 + epoch) * distributed.world() + distributed.rank())
 
-    def view(self, epoch):
-        """(seed, epoch) of the augmentation that an epoch shows, where the teacher's targets fix it, else None."""
-        return teacher_cache.view(epoch, self.targets.views) if self.targets else None
+    def size(self, epoch):
+        """The side of the student's images in an epoch, px: it grows from --size-from in steps of SIZE_STEP.
 
-    def teacher_forward(self, images):
-        """What the losses read of the teacher for images [N, 3, H, W]: {"teacher_logits": [N, C], ...}."""
-        with torch.no_grad(), self.autocast():
-            return network_outputs("teacher", self.teacher, self.extractors["teacher"], images, self.needs)
-
-    def teacher_outputs(self, images, index, epoch):
-        """The same for a batch of training images, from disk where targets are kept; {} without a teacher.
-
-        index: [N] their positions in the training split.
+        Each side is shown in as many epochs as the others, the last one at least in the last epoch.
         """
+        sides = [*range(self.first_size, self.full_size, SIZE_STEP), self.full_size]
+        return sides[-1 - (self.epochs - epoch) * len(sides) // self.epochs]
+
+    def teacher_forward(self, crops):
+        """What the losses read of the teacher: {"teacher_logits": [N, C], ...}.
+
+        crops: {px: images [N, 3, px, px]}. Each teacher gets its own input size.
+        """
+        with torch.no_grad(), self.autocast():
+            outputs = [network_outputs("teacher", member, extractor, crops[member.size or self.full_size], self.needs)
+                       for member, extractor in zip(self._members(), self.teacher_extractors)]
+        if len(outputs) == 1:
+            return outputs[0]
+        log_p = torch.stack([output["teacher_logits"].float().log_softmax(1) for output in outputs])
+        return {"teacher_logits": log_p.logsumexp(0) - math.log(len(outputs)), "teacher_features": [],
+                "teacher_pooled": None}
+
+    def teacher_outputs(self, batch):
+        """The same for a kd.data.batching.Batch, from disk where targets are kept; {} without a teacher."""
         if self.targets:
-            return self.targets(index, epoch, self.device)
-        return self.teacher_forward(images) if self.teacher else {}
+            return self.targets(batch.index.numpy(), batch.views, self.device)
+        return self.teacher_forward(batch.crops) if self.teacher else {}
+
+    def teacher_record(self):
+        """What environment.json says of the teacher beside its fingerprint."""
+        members = [member.fingerprint for member in self._members()]
+        return {**({"teachers": members} if len(members) > 1 else {}),
+                **({"teacher_is_foreign": True} if self.teacher and self.teacher.is_foreign else {})}
+
+    def constants(self, epoch):
+        """What losses may read beside images: the epoch, class counts and taus."""
+        return {"epoch": epoch, "epochs": self.epochs, "class_counts": self.class_counts, **self.taus}
+
+    def average_weights(self):
+        """Add the weights to their moving average, where there is one."""
+        if self.average:
+            self.average.update_parameters(self.student.model)
+
+    def networks(self):
+        """{prefix of its scores in history.csv: Network}: the student, and that with the average of its weights."""
+        averaged = self.average and dataclasses.replace(self.student, model=self.average.module)
+        return {"": self.student, **({AVERAGE: averaged} if averaged else {})}
 
     def student_outputs(self, images):
         """What the losses read of the student: {"student_logits": [N, C], ...}."""
         with self.autocast():
-            return network_outputs("student", self.student, self.extractors["student"], images, self.needs)
+            return network_outputs("student", self.student, self.extractor, images, self.needs)
 
     def gradients(self):
         """The gradients of all trained parameters, a list of tensors."""
@@ -200,12 +267,12 @@ class Step:
         """Leave both networks as they were."""
         for undo in self.undo_adaptations:
             undo()
-        for extractor in self.extractors.values():
+        for extractor in (self.extractor, *self.teacher_extractors):
             extractor.close()
         if self.compiled:
             torch.compiler.reset()  # a process keeps the code of a few networks only, and a study trains many
 
     def check_teacher(self):
         """A teacher whose buffers moved was not frozen, and the run is worth nothing."""
-        if self.teacher and not all(map(torch.equal, self.frozen_buffers, self.teacher.model.buffers())):
+        if not all(map(torch.equal, self.frozen_buffers, self._teacher_buffers())):
             raise RuntimeError("the teacher's batch statistics changed while its student was trained")

@@ -161,6 +161,21 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
     return model
 
 
+def load_whole(model, file):
+    """Load a state dict from elsewhere into a model, in place, its head with it; returns the state dict as loaded.
+
+    Its names may have wrappers and prefixes, or be other ones in the same order. UserError for anything missing.
+    """
+    state, initial = unwrapped(safe_load(file), file), model.state_dict()
+    prefix = _prefix(state, initial, None)
+    state = _renamed({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
+                     initial, file, None)
+    state = {**{key: initial[key] for key in initial if key.endswith(COUNTER)}, **state}
+    check_keys(initial, state, file)
+    model.load_state_dict(state)
+    return state
+
+
 def _prefix(state, target, head):
     """The prefix under which `state` has all names of `target` but the head's: a file may hold further parts beside
     the network, such as the projection of self-supervised training. '' if there is none."""

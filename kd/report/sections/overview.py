@@ -152,8 +152,13 @@ def role_record(model, group):
 
 
 def teacher_name(run):
-    """The name of the teacher of a Run; of a teacher of another study `study/name`."""
-    folder = str(run.options.get("teacher") or "")
+    """The name of the teacher of a Run; of a teacher of another study `study/name`; of several, all of them."""
+    folders = run.options.get("teacher") or run.options.get("teacher_predictions") or ""
+    folders = folders if isinstance(folders, list) else [folders]
+    return ", ".join(_teacher_name(run, str(folder)) for folder in folders)
+
+
+def _teacher_name(run, folder):
     model = Path(folder).parent
     if model.parent.name in ("", run.folder.resolve().parents[1].name):
         return model.name or folder

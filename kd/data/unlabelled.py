@@ -1,0 +1,121 @@
+"""Training images without labels: whatever a dataset plugin or a folder has, less what validation and test show."""
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kd import perceptual_hash
+from kd.data import cache
+from kd.data.loader import resize_of
+from kd.errors import UserError, listing
+from kd.prediction_files import plain_id
+from kd.run_folder import fingerprint
+
+
+@dataclass
+class Unlabelled:
+    """Images without labels of one or several sets, as one."""
+
+    parts: list     # of Part, in the order of their images
+    larger: dict = field(default_factory=dict)  # {size: list of memory maps}, of what open_at() opened
+
+    def __len__(self):
+        return sum(len(part.rows) for part in self.parts)
+
+    @property
+    def fingerprint(self):
+        """Sixteen hex digits that depend on all ids and contents."""
+        return fingerprint(*([value for part in self.parts for value in values(part)]
+                             for values in (lambda part: part.ids, lambda part: part.sha256)))
+
+    def open_at(self, size):
+        """The memory maps of all parts for networks of input `size` px."""
+        return [part.open_at(size) for part in self.parts]
+
+    def pixels(self, index, size):
+        """The pixels uint8 [len(index), R, R, 3] of the images at these positions, for crops of `size` px."""
+        maps = self.larger.get(size) or [part.images for part in self.parts]
+        ends, result = np.cumsum([len(part.rows) for part in self.parts]), None
+        of_part = np.searchsorted(ends, index, side="right")
+        for k, part in enumerate(self.parts):
+            chosen = of_part == k
+            pixels = maps[k][part.rows[index[chosen] - (ends[k] - len(part.rows))]]
+            result = np.empty((len(index), *pixels.shape[1:]), np.uint8) if result is None else result
+            result[chosen] = pixels
+        return result
+
+    def record(self):
+        """What environment.json records: [{"name", "images", "left_out": {why: number}, "groups"}], one a set."""
+        return [{"name": part.name, "images": len(part.rows), "left_out": part.left_out,
+                 "groups": part.groups is not None} for part in self.parts]
+
+
+@dataclass
+class Part:
+    """The images of one set."""
+
+    name: str
+    images: np.ndarray  # the memory map, uint8 [M, R, R, 3]
+    rows: np.ndarray    # [N] position of each image in it
+    ids: np.ndarray     # [N] strings
+    sha256: list        # [N] of the contents
+    looks: list         # [N] perceptual hashes
+    groups: np.ndarray  # [N] strings, or None
+    left_out: dict      # {why: number of images}
+    open_at: object     # as of kd.data.loader.Data
+
+
+def prepare(dataset, data, *, cache_folder=None, root=None, skip_bad=False):
+    """Part of a kd.data.dataset.Dataset beside `data`, a kd.data.loader.Data, whose labels are ignored.
+
+    An image is left out, and a line says so, that is in the validation or test split of `data` by its content, its id,
+    look or its group, and one that is a labelled training image. cache_folder, root, skip_bad: as for
+    kd.data.loader.prepare(). UserError where no image is left.
+    """
+    open_at = functools.partial(_open, dataset, cache_folder, root, skip_bad, data.range)
+    images, sha256, bad, _ = open_at(data.size)
+    readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
+    held_out, train = np.flatnonzero(data.split != "train"), data.train
+    ids = np.array(dataset.ids)
+    looks = perceptual_hash.hashes(images[i] for i in readable)
+    alike = set(perceptual_hash.near(looks, sorted({data.perceptual_hashes[i] for i in held_out} - {""}))[0])
+
+    def known(rows):
+        """Contents, ids and groups of images of `data`."""
+        return ({data.sha256[i] for i in rows}, {plain_id(data.ids[i]) for i in rows},
+                {data.groups[i] for i in rows} if data.grouped else set())
+
+    (test_contents, test_ids, test_groups), (train_contents, _, _) = known(held_out), known(train)
+    reasons, rows = {}, []
+    for k, i in enumerate(readable):
+        if sha256[i] in test_contents or k in alike:
+            reason = "of validation or test"
+        elif plain_id(ids[i]) in test_ids:
+            reason = "with the id of an image of validation or test"
+        elif dataset.groups is not None and dataset.groups[i] in test_groups:
+            reason = "of groups of validation or test"
+        elif sha256[i] in train_contents:
+            reason = "among the labelled images"
+        else:
+            rows.append(i)
+            continue
+        reasons[reason] = reasons.get(reason, 0) + 1
+    if bad:
+        reasons["unreadable"] = len(bad)
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    if not rows:
+        raise UserError(f"no image of {dataset.name} can be used without its label: {counts}",
+                        "Give --unlabelled other images than those of --data.")
+    print(f"without labels: {dataset.name}, {len(rows)} images" + (f" (left out: {counts})" if counts else ""))
+    if bad:
+        print(f"note: left out, since unreadable: {listing([dataset.ids[i] for i, _ in bad])}")
+    looks = [looks[k] for k in np.searchsorted(readable, rows)]
+    rows = np.array(rows)
+    groups = None if dataset.groups is None else np.array(dataset.groups)[rows]
+    return Part(dataset.name, images, rows, ids[rows], [sha256[i] for i in rows], looks, groups, reasons,
+                lambda size: open_at(size)[0])
+
+
+def _open(dataset, folder, root, skip_bad, range, size):
+    return cache.open_cache(dataset, resize_of(dataset, size), folder=folder, root=root, skip_bad=skip_bad, range=range)
