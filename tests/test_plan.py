@@ -62,7 +62,7 @@ def test_a_command_has_the_options_of_all_of_its_section_and_of_its_method(read,
     expected = {
         "data": "lesions,images=100", "epochs": None, "alpha": 0.5, "temperature": 2.0, "beta": 0.0,
         "student": ["mobilenetv2"], "seeds": [1], "name": "mobilenetv2_kd", "study": "my_study", "train_only": True,
-        "teacher": "runs/my_study/teacher_resnet18/seed_0",
+        "teacher": ["runs/my_study/teacher_resnet18/seed_0"],
     }
     assert {key: kd[key] for key in expected} == expected
 

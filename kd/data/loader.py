@@ -32,7 +32,8 @@ class Data:
     range: tuple = None  # the values of images of more than 8 bits that became 0 and 255; None if there are none
     corruptions: tuple = ()  # registry entries for the augmentation of kind "corruption"
     unlabelled: object = None  # Unlabelled, further training images
-    open_at: object = None     # a function from a size, px, to the memory map of the same images for networks of it
+    resize_of: object = None   # a function from the input size of a network, px, to the side of the cached images
+    open_at: object = None     # a function from the same to the memory map of the images of that side
     larger: dict = field(default_factory=dict)  # {size: memory map}, of what open_at() opened
 
     @property
@@ -115,8 +116,9 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
     test split and no validation split, that is cut from its training images. cache_folder, root, skip_bad,
     range: as for cache.open_cache(). UserError if images cannot be read or the split is wrong.
     """
-    images, sha256, readable, skipped, used_range = _open(
-        dataset, resize_of(dataset, size), cache_folder, root, skip_bad, range)
+    has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
+    resize_of = image.resize_for if has_files else int
+    images, sha256, readable, skipped, used_range = _open(dataset, resize_of(size), cache_folder, root, skip_bad, range)
     ids, labels = np.array(dataset.ids)[readable], dataset.labels[readable]
     sha256 = [sha256[i] for i in readable]
     grouped = dataset.groups is not None
@@ -139,14 +141,8 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
     splits.check(split, groups, labels, dataset.class_names)
     _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
-                sha256, size, dataset.synthetic, skipped, used_range, open_at=lambda size: _open(
-                    dataset, resize_of(dataset, size), cache_folder, root, skip_bad, used_range)[0])
-
-
-def resize_of(dataset, size):
-    """The side of the cached images for networks of input `size` px: arrays, which are small already, have that one."""
-    has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
-    return image.resize_for(size) if has_files else size
+                sha256, size, dataset.synthetic, skipped, used_range, resize_of=resize_of, open_at=lambda size: _open(
+                    dataset, resize_of(size), cache_folder, root, skip_bad, used_range)[0])
 
 
 def external(dataset, *, size, resize, class_names, root=None, class_map=None, skip_bad=False, range=None):

@@ -1,13 +1,11 @@
 """Training images without labels: whatever a dataset plugin or a folder has, less what validation and test show."""
 
-import functools
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from kd import perceptual_hash
 from kd.data import cache
-from kd.data.loader import resize_of
 from kd.errors import UserError, listing
 from kd.prediction_files import plain_id
 from kd.run_folder import fingerprint
@@ -73,7 +71,11 @@ def prepare(dataset, data, *, cache_folder=None, root=None, skip_bad=False):
     look or its group, and one that is a labelled training image. cache_folder, root, skip_bad: as for
     kd.data.loader.prepare(). UserError where no image is left.
     """
-    open_at = functools.partial(_open, dataset, cache_folder, root, skip_bad, data.range)
+    def open_at(size):
+        """What the cache has of the images for networks of this size."""
+        return cache.open_cache(dataset, data.resize_of(size), folder=cache_folder, root=root, skip_bad=skip_bad,
+                                range=data.range)
+
     images, sha256, bad, _ = open_at(data.size)
     readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
     held_out, train = np.flatnonzero(data.split != "train"), data.train
@@ -115,7 +117,3 @@ def prepare(dataset, data, *, cache_folder=None, root=None, skip_bad=False):
     groups = None if dataset.groups is None else np.array(dataset.groups)[rows]
     return Part(dataset.name, images, rows, ids[rows], [sha256[i] for i in rows], looks, groups, reasons,
                 lambda size: open_at(size)[0])
-
-
-def _open(dataset, folder, root, skip_bad, range, size):
-    return cache.open_cache(dataset, resize_of(dataset, size), folder=folder, root=root, skip_bad=skip_bad, range=range)

@@ -30,7 +30,7 @@ STORED = {"teacher_logits", "teacher_attention", "teacher_pooled", "teacher_tau"
 
 
 def _checksum(key):
-    """CRC-32, eight hex digits, of a dict of plain values."""
+    """CRC-32, eight hex digits, of plain values."""
     return f"{zlib.crc32(json.dumps(key, sort_keys=True).encode()):08x}"
 
 
@@ -51,7 +51,8 @@ class Targets:
         if not_stored:
             raise UserError(f"a loss reads {', '.join(not_stored)}, which --teacher-cache does not keep",
                             "Leave it out.")
-        self.folder, self.data, self.views, self.size = Path(folder), data, views, teacher.size or data.size
+        self.folder, self.data, self.views = Path(folder), data, views
+        self.sizes = [member.size or data.size for member in teacher.members]
         self.first = len(data.train) if unlabelled else 0  # position of the first image
         self.count = len(data.unlabelled) if unlabelled else len(data.train)
         stages = range(len(teacher.stages)) if "teacher_attention" in needs else ()
@@ -60,15 +61,15 @@ class Targets:
         key = {
             "format": FORMAT,
             "teacher": teacher.fingerprint,
-            "normalisation": [list(teacher.mean), list(teacher.std)],
+            "normalisation": [list(values) for member in teacher.members for values in (member.mean, member.std)],
             "data": data.fingerprint,
             "split": data.split_fingerprint,
             "input": data.input(),
             "augmentation": views.settings(device) + corruptions,
             "precision": precision,
         }
-        if self.size != data.size:
-            key["teacher's size"] = self.size
+        if set(self.sizes) != {data.size}:
+            key["teacher's size"] = self.sizes
         if unlabelled:
             key["images without labels"] = data.unlabelled.fingerprint
         self.key_checksum = _checksum(key)
@@ -170,7 +171,7 @@ class Targets:
         ends = range(0, self.count, batch)
         chunks = [np.arange(start, min(start + batch, self.count)) + self.first for start in ends]
         chunks = [(chunk, np.full(len(chunk), number)) for chunk in chunks]
-        for crops, _ in augmented(self.data, chunks, KEPT_SEED, self.views, [self.size], device, workers):
+        for crops, _ in augmented(self.data, chunks, KEPT_SEED, self.views, self.sizes, device, workers):
             yield crops
 
     def _write(self, number, shapes, batches, teacher_forward, bar):
@@ -239,6 +240,8 @@ def kept(folder, teacher, data, options, needs):
     than a labelled one, and has no more views than visits.
     """
     views = Views.of(options, kept=options["teacher_cache"])
+    if views != Views(kept=views.kept):  # models of a study may differ in their views
+        folder = folder.with_name(f"{folder.name}_{_checksum(views.settings(options['device']))}")
     settings = {"needs": needs, "precision": options["precision"], "device": options["device"]}
     labelled = Targets(folder, teacher, data, views, **settings)
     if not data.unlabelled:
