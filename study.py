@@ -63,7 +63,7 @@ def main(argv=None):
         print("\n".join(overview(plan, ledger)), flush=True)
         for stage in stages.STAGES:
             start = time.monotonic()
-            tasks = [task for task in stages.tasks(plan, stage, finished(plan)) if not ledger.is_done(task)]
+            tasks = missing(stages.tasks(plan, stage, finished(plan)), ledger)
             failed.update(carry_out(tasks, stage, plan, ledger, options.jobs))
             if tasks:
                 count += len(tasks)
@@ -135,6 +135,17 @@ def choose(plan, model):
     best = sweeps.best(content["metric"], content["tries"])
     return (f"{model}: {sweeps.in_words(content['chosen'])}, the best of {sweeps.count(content)} tries on validation "
             f"({content['metric']} {best['value']:.4f}, seed {content['seed']})")
+
+
+def missing(tasks, ledger):
+    """The Tasks that are not done; and those that a choice precedes which is not: it may change their options."""
+    found, choices = [], set()
+    for task in tasks:
+        if not ledger.is_done(task) or not choices.isdisjoint(task.needs):
+            found.append(task)
+            if task.of_sweep and not task.run:
+                choices.add(task.name)
+    return found
 
 
 def carry_out(tasks, stage, plan, ledger, jobs):
@@ -214,7 +225,7 @@ def missing_commands(plan, ledger):
     """Lines of --dry-run: the commands that are not done, with comments on their order."""
     done = sum(map(ledger.is_done, plan.networks))
     lines = [f"# {plan.path}: {in_numbers(plan)}, of which {done} are done"]
-    groups = in_order([task for task in plan.training if not ledger.is_done(task)])
+    groups = in_order(missing(plan.training, ledger))
     for k, tasks in enumerate(groups):
         title = "first" if k == 0 and len(groups) > 1 else "then"
         title += ", in any order or all at once" if len(tasks) > 1 or k == len(groups) - 1 else ""

@@ -68,7 +68,8 @@ def _is_sweep(content):
     return (isinstance(content, dict) and all(isinstance(content.get(key), str) for key in ("metric", "chosen_on"))
             and are_options(content.get("chosen")) and bool(content.get("tries")) and are_tries(content["tries"])
             and are_tries(content.get("earlier", []))
-            and all(one["options"].keys() == content["chosen"].keys() for one in content["tries"]))
+            and all(one["options"].keys() == content["chosen"].keys() for one in content["tries"])
+            and any(one["options"] == content["chosen"] for one in content["tries"]))
 
 
 def value_of(history, metric):

@@ -70,6 +70,8 @@ def lists(parser, options, where):
 
 def _parsed(parser, key, value, where):
     """A value of an option as it is written down: a number where it is one for the option, else its text."""
+    if value is None or isinstance(value, (list, dict)):
+        raise UserError(f"{where}: {key} has {value!r} in its list", "A sweep has a number or a text for each try.")
     arguments = to_arguments(parser, {key: value}, where)
     parsed = getattr(parser.parse_args(arguments), key)
     return parsed if type(parsed) in (int, float) else str(value)
