@@ -106,6 +106,7 @@ def test_names_of_tries_are_folders_that_differ_and_do_not_depend_on_the_other_t
     ({"alpha": [0.5, None]}, "kd: alpha has None in its list", "a number or a text"),
     ({"alpha": [0.5, [0.2]]}, "kd: alpha has \\[0.2\\] in its list", "a number or a text"),
     ({"teacher": ["a", "b"]}, "kd: teacher takes one value", ""),
+    ({"temperature": ["8:1", "8:1"]}, "kd: temperature has '8:1' twice", ""),
     ({"split_seed": [0, 1]}, "kd: split_seed takes one value", ""),
     ({"device": ["cpu", "cuda"]}, "kd: device takes one value", ""),
     ({"compile": [True, False]}, "kd: compile is true or false", ""),
@@ -228,8 +229,9 @@ SWEPT = {**PLAN, "distill": {"student": "tiny", "seeds": [0, 1], "methods": {"kd
 
 def test_a_sweep_from_end_to_end(go, parsers):  # noqa: F811
     ran, printed = go(SWEPT)
-    assert ran == ["train_teacher", "distill", "distill", "study", "distill", "distill", "evaluate", "evaluate", "report"]
-    assert "tiny_kd       0 of 2 tries  to do" in printed and "the best of 2 tries on validation (macro_f1 0." in printed
+    assert ran == ["train_teacher", *["distill"] * 2, "study", *["distill"] * 2, *["evaluate"] * 2, "report"]
+    assert "tiny_kd       0 of 2 tries  to do" in printed
+    assert "the best of 2 tries on validation (macro_f1 0." in printed
     content = read_json(go.folder / "tiny_kd" / "sweep.json")
     values = [max(float(row["val_macro_f1"]) for row in read_csv(go.folder / one["run"] / "history.csv"))
               for one in content["tries"]]

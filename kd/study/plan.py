@@ -225,7 +225,7 @@ class _Training:
         for seed in seeds:
             task = self.train(script, options, model, seed, (choice.name, *needs))
             file = self.plan.sweeps[model].chosen_file
-            task.arguments.insert(0, f"--config={file.as_posix()}")
+            task.arguments.insert(0, "=".join(["--config", file.as_posix()]))
             task.inputs.insert(0, file)
 
     def with_teacher(self, where, options, parsed, teachers):
