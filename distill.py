@@ -17,7 +17,7 @@ from kd import errors, objective, runs
 from kd.errors import UserError
 from kd.run_folder import Run
 from kd.text import command, quoted
-from kd.train import distributed, engine, setup, similarity, teacher_cache, teachers
+from kd.train import distributed, engine, setup, similarity, teacher_cache, teachers, unlabelled_data
 from kd.train.options import NO_EFFECT, to_arguments, training_parser
 from kd.train.step import dry_run
 
@@ -33,7 +33,7 @@ def parser():
     group.add_argument("--teacher-arch", metavar="NAME", help="--teacher is a state dict from elsewhere, of this "
                        "architecture: NAME,size=PX,mean=[R, G, B],std=[R, G, B],classes=[A, B]")
     group.add_argument("--teacher-predictions", metavar="FILE", help="the teacher is a file with its answers to the "
-                       "training images, as evaluate.py reads it; needs --augment none")
+                       "training images, a table or arrays; needs --augment none")
     group.add_argument("--teacher-tau", type=errors.not_negative, metavar="X", help="tau of the logit adjustment that "
                        "the teacher was trained with, 0 for none; only where its checkpoint does not say")
     group.add_argument("--alpha", type=errors.ramp(errors.share), metavar="X[:Y]",
@@ -85,7 +85,7 @@ def main(argv=None):
         if all("labels" in term.needs for term in terms):
             raise UserError("no loss of this run reads images without labels", "Leave out --unlabelled, or give "
                             "--alpha 0.5: the loss on the teacher's logits reads them.")
-        setup.add_unlabelled(options, data, registry)
+        unlabelled_data.add(options, data, registry)
     study = Path(options["out"]) / options["study"]
     for student in options["student"]:  # an error in one of them must not come after the teacher's training
         network = setup.new_network(student, data, options, options["seeds"][0], registry)

@@ -3,6 +3,7 @@
     python study.py configs/quickstart.yaml
     python study.py configs/quickstart.yaml --dry-run      the commands, for a job array or any scheduler
     python study.py configs/quickstart.yaml --jobs 4       four at once on this machine
+    python study.py PLAN.yaml --choose tiny_kd             the choice among the tries of a sweep, as a step of its own
 
 What is done already is left as it is. A study that was stopped, killed or changed goes on with the same command.
 """
@@ -16,10 +17,10 @@ import traceback
 from pathlib import Path
 
 import registry
-from kd import errors, runs, text
+from kd import errors, runs, sweeps, text
 from kd.errors import UserError
 from kd.files import check_writable, lock
-from kd.study import stages, workers
+from kd.study import stages, sweep, workers
 from kd.study.ledger import Ledger
 from kd.study.plan import SECTIONS, read_plan
 
@@ -33,7 +34,10 @@ def parser():
         prog="study.py", description="Carry out a plan: run what is missing, and leave what is done."
     )
     result.add_argument("plan", metavar="PLAN.yaml", help="see configs/")
-    result.add_argument("--dry-run", action="store_true", help="print the missing commands, and run none")
+    other = result.add_mutually_exclusive_group()
+    other.add_argument("--dry-run", action="store_true", help="print the missing commands, and run none")
+    other.add_argument("--choose", metavar="MODEL", help="of a plan with a sweep: choose among the finished tries of "
+                       "this model, on validation; the command that --dry-run prints between tries and trainings")
     # 1: a training uses all threads of the processor, and a GPU's memory may not hold two
     result.add_argument("--jobs", type=errors.threads, default=1, metavar="N",
                         help="trainings and exports at once; they share the processor's threads, and write to logs/")
@@ -45,6 +49,9 @@ def main(argv=None):
     options = parser().parse_args(argv)
     parsers = script_parsers()
     plan = read_plan(options.plan, parsers)
+    if options.choose:
+        print(choose(plan, options.choose))
+        return plan.folder
     check(plan, parsers)
     if options.dry_run:
         print("\n".join(missing_commands(plan, Ledger(plan.folder))))
@@ -56,7 +63,7 @@ def main(argv=None):
         print("\n".join(overview(plan, ledger)), flush=True)
         for stage in stages.STAGES:
             start = time.monotonic()
-            tasks = [task for task in stages.tasks(plan, stage, finished(plan)) if not ledger.is_done(task)]
+            tasks = missing(stages.tasks(plan, stage, finished(plan)), ledger)
             failed.update(carry_out(tasks, stage, plan, ledger, options.jobs))
             if tasks:
                 count += len(tasks)
@@ -93,6 +100,8 @@ def check(plan, parsers):
     from kd import corruptions, objective  # torch
     from kd.report import notes
     for task in plan.training:
+        if task.of_sweep and not task.run or task.run.parent.name in plan.sweeps:
+            continue  # a choice; networks whose options it gives, and whose tries are checked
         options = vars(parsers[task.script].parse_args(task.arguments))
         for file in options["plugin"]:
             registry.load_plugin(file)
@@ -114,7 +123,29 @@ def finished(plan):
 
 def expected(plan):
     """The folders of all networks that there will be when the plan is carried out."""
-    return sorted({*finished(plan), *(task.run for task in plan.training)})
+    return sorted({*finished(plan), *(task.run for task in plan.networks)})
+
+
+def choose(plan, model):
+    """Choose among the tries of a model, and write it down. Returns the choice in words."""
+    if model not in plan.sweeps:
+        found = f"It has sweeps of {errors.listing(plan.sweeps)}." if plan.sweeps else "It has no sweeps."
+        raise UserError(f"{plan.path} has no sweep of {model!r}", found)
+    content = sweep.choose(plan.sweeps[model], plan.path)
+    best = sweeps.best(content["metric"], content["tries"])
+    return (f"{model}: {sweeps.in_words(content['chosen'])}, the best of {sweeps.count(content)} tries on validation "
+            f"({content['metric']} {best['value']:.4f}, seed {content['seed']})")
+
+
+def missing(tasks, ledger):
+    """The Tasks that are not done; and those that a choice precedes which is not: it may change their options."""
+    found, choices = [], set()
+    for task in tasks:
+        if not ledger.is_done(task) or not choices.isdisjoint(task.needs):
+            found.append(task)
+            if task.of_sweep and not task.run:
+                choices.add(task.name)
+    return found
 
 
 def carry_out(tasks, stage, plan, ledger, jobs):
@@ -192,14 +223,13 @@ def command(task):
 
 def missing_commands(plan, ledger):
     """Lines of --dry-run: the commands that are not done, with comments on their order."""
-    missing = [task for task in plan.training if not ledger.is_done(task)]
-    lines = [f"# {plan.path}: {len(plan.training)} networks, of which {len(plan.training) - len(missing)} are done"]
-    needed = {task.needs for task in missing}
-    first = [task for task in missing if task.name in needed]
-    others = [task for task in missing if task.name not in needed]
-    for title, tasks in (("first", first), ("then, in any order or all at once", others)):
-        if tasks:
-            lines += [f"# {title}:", *map(command, tasks)]
+    done = sum(map(ledger.is_done, plan.networks))
+    lines = [f"# {plan.path}: {in_numbers(plan)}, of which {done} are done"]
+    groups = in_order(missing(plan.training, ledger))
+    for k, tasks in enumerate(groups):
+        title = "first" if k == 0 and len(groups) > 1 else "then"
+        title += ", in any order or all at once" if len(tasks) > 1 or k == len(groups) - 1 else ""
+        lines += [f"# {title}:", *map(command, tasks)]
     after = [task for stage in stages.STAGES[1:] for task in stages.tasks(plan, stage, expected(plan))
              if not ledger.is_done(task)]
     if after:
@@ -208,18 +238,43 @@ def missing_commands(plan, ledger):
     return lines
 
 
+def in_numbers(plan):
+    """`3 networks`; `3 networks after 6 tries of sweeps`."""
+    tries = sum(len(of_model.tries) for of_model in plan.sweeps.values())
+    return f"{len(plan.networks)} networks" + (f" after {tries} tries of sweeps" if tries else "")
+
+
+def in_order(tasks):
+    """Lists of Tasks, each of which needs only those of the lists before it, and comes as late as that allows.
+
+    tasks: each after those that it needs.
+    """
+    following = {}  # name -> number of lists that come after it
+    for task in reversed(tasks):
+        following.setdefault(task.name, 0)
+        for name in task.needs:
+            following[name] = max(following.get(name, 0), following[task.name] + 1)
+    groups = {}
+    for task in tasks:
+        groups.setdefault(following[task.name], []).append(task)
+    return [groups[k] for k in sorted(groups, reverse=True)]
+
+
 def overview(plan, ledger):
-    """Lines that show the plan: a table of networks by seed, then the stages."""
-    seeds = sorted({task.run.name for task in plan.training}, key=lambda seed: (len(seed), seed))
-    models = list(dict.fromkeys(task.run.parent.name for task in plan.training))
-    states = {task.run: training_state(task, ledger) for task in plan.training}
+    """Lines that show the plan: a table of networks by seed, and of the tries before them; then the stages."""
+    seeds = sorted({task.run.name for task in plan.networks}, key=lambda seed: (len(seed), seed))
+    models = list(dict.fromkeys(task.run.parent.name for task in plan.networks))
+    states = {task.run: training_state(task, ledger) for task in plan.networks}
     rows = [["", *(seed.replace("_", " ") for seed in seeds)]]
     rows += [[model, *(states.get(plan.folder / model / seed, "") for seed in seeds)] for model in models]
+    if plan.sweeps:
+        column = ["sweep", *(sweep_state(plan.sweeps.get(model), ledger) for model in models)]
+        rows = [[row[0], cell, *row[1:]] for row, cell in zip(rows, column)]
     widths = [max(max(map(len, column)), 10) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     for stage in stages.STAGES[1:]:
         lines.append(f"{stage.ljust(widths[0])}  {stage_state(stages.tasks(plan, stage, expected(plan)), ledger)}")
-    return [f"{plan.path}: {len(plan.training)} networks, into {plan.folder}", "", *(f"  {line}" for line in lines)]
+    return [f"{plan.path}: {in_numbers(plan)}, into {plan.folder}", "", *(f"  {line}" for line in lines)]
 
 
 def stage_state(tasks, ledger):
@@ -230,6 +285,14 @@ def stage_state(tasks, ledger):
     if 0 < done < len(tasks):
         return f"{done} of {len(tasks)} done"
     return "done" if done else "to do"
+
+
+def sweep_state(of_model, ledger):
+    """How many of the tries of a Sweep are done; nothing for a model without one."""
+    if not of_model:
+        return ""
+    done = sum(ledger.is_done(task) for _, task in of_model.tries)
+    return f"{done} of {len(of_model.tries)} tries"
 
 
 def training_state(task, ledger):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import predictions, runs
+from kd import predictions, runs, sweeps
 from kd.errors import UserError, listing
 from kd.files import CSV, parse_csv, parse_number, read_bytes, read_csv, read_json, read_npz, read_yaml
 from kd.text import is_defined
@@ -450,7 +450,8 @@ def bounded(metric):
 
 
 class StudyFolder(_Folder):
-    """What stands over the runs of a study: seeds.json of each model, comparison.csv, robustness_summary.csv.
+    """What stands over the runs of a study: seeds.json and sweep.json of each model, comparison.csv,
+    robustness_summary.csv.
 
     Each is read once. A file that does not exist is None or empty; one that is damaged raises UserError.
     """
@@ -476,3 +477,7 @@ class StudyFolder(_Folder):
             return content
 
         return self.once(f"{model}/seeds.json", read)
+
+    def sweep(self, model):
+        """A model's sweep.json, as kd/sweeps.py describes it, or None."""
+        return self.once(f"{model}/sweep.json", lambda: sweeps.read(self.folder / model))

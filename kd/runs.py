@@ -6,6 +6,7 @@ from pathlib import Path
 from kd.errors import UserError
 
 TEST = Path("predictions", "test.npz")  # what training writes last
+TRIES = "sweep_tries"  # folder of a study: trainings that a choice on validation is made of, and no models of the study
 
 
 def finished(run):
@@ -15,7 +16,18 @@ def finished(run):
 
 def is_run(path):
     """Whether there is a finished run at or below `path`."""
-    return any(Path(path).glob(f"**/{TEST.as_posix()}"))
+    return any(below(path, f"**/{TEST.as_posix()}"))
+
+
+def below(path, pattern):
+    """Yield what matches a pattern below `path`, but for the tries of sweeps, where `path` is not itself one of them.
+
+    A try is chosen on validation: its scores on test are compared with nothing.
+    """
+    path = Path(path)
+    for file in path.glob(pattern):
+        if TRIES not in file.relative_to(path).parts[:-1]:
+            yield file
 
 
 def find(path):
@@ -23,7 +35,7 @@ def find(path):
     path = Path(path)
     if not path.exists():
         raise UserError(f"no such folder: {path}")
-    folders = sorted({file.parents[1] for file in path.glob(f"**/{TEST.as_posix()}")})
+    folders = sorted({file.parents[1] for file in below(path, f"**/{TEST.as_posix()}")})
     if not folders:
         raise UserError(f"no finished run at or below {path}", f"A run is finished when it has {TEST.as_posix()}.")
     return folders

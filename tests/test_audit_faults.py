@@ -508,3 +508,41 @@ def test_subgroups_add_up(root, what):
 @fault("subgroups-that-do-not-add-up")
 def a_subgroup_that_is_left_out(root):
     with_subgroups(root, lambda content: content["subgroups"].pop())
+
+
+# ---- choices among several tries
+
+
+def swept(root, model, chosen, values, option="lr", **changes):
+    """A sweep.json of a model over `option`: {value: macro-F1 on validation}."""
+    tries = [{"options": {option: value}, "value": score, "epoch": 2} for value, score in values.items()]
+    write_json(root / model / "sweep.json", {"chosen_on": "val", "metric": "macro_f1", "seed": 0, "tries": tries,
+                                             "chosen": {option: chosen}, **changes})
+
+
+@fault("not-best-on-validation")
+def a_try_that_was_chosen_on_test(root):
+    swept(root, "b_kd", .1, {.1: .6, .2: .5}, chosen_on="test")
+
+
+@fault("not-best-on-validation")
+def a_try_that_was_not_the_best(root):
+    swept(root, "b_kd", .2, {.1: .6, .2: .5})
+
+
+@fault("other-than-chosen")
+def a_run_of_other_options_than_the_chosen(root):
+    swept(root, "b_kd", .1, {.1: .6, .2: .5})
+    path = root / RUN / "config.yaml"
+    write_yaml(path, {**read_yaml(path), "lr": .2})
+
+
+@fault("unequal-tries")
+def a_student_that_alone_was_tuned(root):
+    swept(root, "b_kd", .1, {.1: .6, .2: .5})
+
+
+@fault("unequal-tries")
+def a_student_that_was_tuned_in_earlier_plans(root):
+    swept(root, "b_alone", .1, {.1: .6, .2: .5})
+    swept(root, "b_kd", .1, {.1: .6, .2: .5}, earlier=[{"options": {"lr": .3}, "value": .1, "epoch": 1}])

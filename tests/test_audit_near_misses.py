@@ -194,3 +194,16 @@ def a_mean_that_is_rounded(root):
 @near_miss("subgroups-that-do-not-add-up")
 def subgroups_as_they_are(root):
     test_audit_faults.with_subgroups(root)
+
+
+@near_miss("not-best-on-validation", "other-than-chosen", "unequal-tries")
+def a_student_and_its_baseline_that_were_tuned_alike(root):
+    for model in ("b_kd", "b_alone"):
+        test_audit_faults.swept(root, model, .1, {.1: .6, .2: .5})
+        for path in root.glob(f"{model}/*/config.yaml"):
+            write_yaml(path, {**read_yaml(path), "lr": .1})
+
+
+@near_miss("not-best-on-validation", "unequal-tries")
+def a_temperature_that_was_tuned_and_two_equal_tries(root):
+    test_audit_faults.swept(root, "b_kd", 2., {1.: .6, 2.: .6, 4.: .5}, option="temperature")

@@ -191,9 +191,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("distill:\n  methods:\n    kd: {alpha: 0}\n    kd: {alpha: 1}\n", "'kd' is given twice, in lines 3 and 4"),
     ("yes: 1\ntrue: 2\n", "twice"), (BOMB, "line 2 has the alias *a"), ("a: &a [*a]", "alias *a"),
     ('out: "a\\0b"', "line 1 has a character that no name can have"), ('out: "\\ud800"', "line 1"),
-    ("lr: 0x" + "f" * 10_000, "the number in line 1 is too large"), ("lr: 1" + ":1" * 5000, "too large"),
+    ("lr: 0x" + "f" * 10_000, "the number in line 1 is too large"),
     ("a: " + "[" * 60_000, "nested too deeply"), ("? " * 5000, "cannot read"), ("!!timestamp x", "cannot read"),
-], ids=range(13))
+], ids=range(12))
 def test_yaml_drops_nothing_and_stands_for_nothing_larger(tmp_path, text, words):
     (tmp_path / "x.yaml").write_text(text)
     assert words in refused(files.read_yaml, tmp_path / "x.yaml")

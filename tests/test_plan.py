@@ -70,7 +70,7 @@ def test_a_command_has_the_options_of_all_of_its_section_and_of_its_method(read,
 def test_only_what_reads_a_teacher_waits_for_it(read, parsers):
     for task in read().training[1:]:
         with_teacher = "alone" not in task.name
-        assert task.needs == ("teacher_resnet18/seed_0" if with_teacher else None)
+        assert task.needs == (("teacher_resnet18/seed_0",) if with_teacher else ())
         assert (options(task, parsers)["teacher"] is not None) == with_teacher == bool(task.inputs)
 
 
@@ -78,7 +78,7 @@ def test_a_teacher_that_is_there_needs_no_section(read, parsers, tmp_path):
     (tmp_path / "run" / "seed_2").mkdir(parents=True)
     (tmp_path / "run" / "seed_2" / "best.pt").touch()
     plan = read("distill: {student: tiny, teacher: '%s', methods: {kd: }}" % (tmp_path / "run").as_posix())
-    assert [task.needs for task in plan.training] == [None]
+    assert [task.needs for task in plan.training] == [()]
     assert plan.training[0].inputs == [tmp_path / "run" / "seed_2" / "best.pt"]
 
 

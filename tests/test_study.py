@@ -67,7 +67,7 @@ def here(tasks, work, *, count, threads, begin, end):
     """workers.run() without workers."""
     failed = set()
     for task in tasks:
-        error = f"it needs {task.needs}" if task.needs in failed else None
+        error = next((f"it needs {name}" for name in task.needs if name in failed), None)
         if error is None:
             begin(task)
             error = work(task)

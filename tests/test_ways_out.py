@@ -56,6 +56,8 @@ SHOWN_BY = {  # module or folder -> scripts whose users read its texts; the long
     "registry": TRAINING, "registry/datasets": (*TRAINING, "evaluate"), "kd/data/cache.py": (*TRAINING, "evaluate"),
     "kd/bootstrap.py": ("evaluate", "robustness"), "kd/evaluation": ("evaluate",),
     "kd/predictions.py": ("evaluate",), "kd/robustness": ("robustness",), "kd/edge": ("export",),
+    "kd/train/teachers.py": ("distill",),
+    "kd/train/unlabelled_data.py": ("distill",), "kd/data/unlabelled.py": ("distill",),
     "kd/edge/torch_model.py": ("benchmark",), "kd/onnx_model.py": ("predict",), "kd/report": ("report",),
     "kd/audit": ("evaluate",), "kd/study": ("study",), "kd/score_kinds.py": ("evaluate",),
     "kd/files.py": ("train_teacher", "distill", "evaluate", "report", "robustness"),
@@ -162,7 +164,7 @@ def test_the_option_that_is_suggested_does_instead(script, wrong, right):
 
 @pytest.mark.parametrize("script, flag, words", [
     ("train_teacher", "--resume", "The same command goes on"), ("study", "--resume", "The same command goes on"),
-    ("distill", "--metric", "macro-F1 on validation"), ("evaluate", "--metric", "Every metric is computed"),
+    ("distill", "--metric", "did you mean --select"), ("evaluate", "--metric", "Every metric is computed"),
     ("distill", "--seed", "--seeds N is of the training"), ("distill", "--kd-weight", "--alpha X weighs the labels"),
     ("train_teacher", "--optimizer", "AdamW"), ("distill", "--checkpoint", "--init FILE starts from a best.pt"),
 ])
@@ -395,11 +397,9 @@ def test_a_loss_that_is_named_under_the_wrong_option_names_the_right_one(here):
     assert "--soft" not in message and "--temperature" not in message
 
 
-def test_a_teacher_of_another_size_or_split_names_the_options(here):
+def test_a_teacher_of_another_split_names_the_options(here):
     start = ["distill", *DATA, "--student=tiny", f"--teacher={TEACHER}", "--train-only", "--study=other", "--name"]
-    message = fails("trained on another input", *start, "c1", "--size=24")
-    arrives([*start, "c1", "--size=24", *re.search(r"Give (--size) (\d+)\.", message).groups()])
-    message = fails("--split-seed, or its split.csv with --split", *start, "c2", "--split-seed=3")
+    fails("--split-seed, or its split.csv with --split", *start, "c2", "--split-seed=3")
     arrives([*start, "c2", "--split", f"{TEACHER}/split.csv"])
 
 

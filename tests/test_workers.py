@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 class Task:
     name: str
     does: str = ""
-    needs: str = None
+    needs: tuple = ()
 
 
 def work(task):
@@ -48,8 +48,8 @@ def test_one_process_does_one_task_after_another_and_says_what_went_wrong():
 
 
 def test_what_needs_a_failed_task_does_not_begin_and_the_others_go_on():
-    log = carry_out([Task("child", needs="a"), Task("a", "fail"), Task("grandchild", needs="child"),
-                     Task("other", needs="done earlier")])
+    log = carry_out([Task("child", needs=("other", "a")), Task("a", "fail"), Task("grandchild", needs=("child",)),
+                     Task("other", needs=("done earlier",))])
     assert log == ["a begins", "a: an error", "child: it needs a", "grandchild: it needs child",
                    "other begins", "other: well"]
 

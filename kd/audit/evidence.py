@@ -90,6 +90,7 @@ class Case:
     options: dict = field(default_factory=dict)       # config.yaml
     written: dict = None                              # the content of metrics.json, as it stands in the folder
     means: list = field(default_factory=list)         # Means over seeds
+    sweep: dict = None                                # content of the model's sweep.json
     inputs: dict = field(default_factory=dict)        # file -> {"size": 64, ...}
     texts: dict = field(default_factory=dict)         # file -> its words
     sources: list = field(default_factory=list)       # files that figures were read from
@@ -181,7 +182,7 @@ def over_runs(runs_, studies=()):
         models.setdefault(folder.resolve(), {})[run.model] = None
     for folder, names in models.items():
         for name in names:
-            cases += _of_seeds(folders[folder], name)
+            cases += [*_of_seeds(folders[folder], name), *_of_sweep(folders[folder], name)]
     for folder in models:
         cases += _of_comparison(folders[folder])
     return cases
@@ -210,6 +211,15 @@ def _of_seeds(study, model):
         case.traced = runs.finished(study.folder / model / case.seed)
         cases.append(case)
     return cases
+
+
+def _of_sweep(study, model):
+    """[Case] of the choice among the tries of a model, [] without one."""
+    try:
+        content = study.sweep(model)
+    except UserError as error:
+        return [Case(model, unreadable=[error.message])]
+    return [Case(model, sources=["sweep.json"], traced=True, sweep=content)] if content else []
 
 
 def _finished_seeds(study, model):

@@ -56,9 +56,9 @@ def audit_paths(paths):
     for path in map(Path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is no folder" if path.exists() else f"no such folder: {path}")
-        with_predictions = {file.parents[1] for file in path.rglob(runs.TEST.as_posix())}
-        with_metrics = {file.parent for file in path.rglob("metrics.json")}
-        candidates = {file.parent for name in other_tables.TABLES for file in path.rglob(name)}
+        with_predictions = {file.parents[1] for file in runs.below(path, f"**/{runs.TEST.as_posix()}")}
+        with_metrics = {file.parent for file in runs.below(path, "**/metrics.json")}
+        candidates = {file.parent for name in other_tables.TABLES for file in runs.below(path, f"**/{name}")}
         with_tables = list(filter(other_tables.has_tables, sorted(candidates)))
         if not with_predictions | with_metrics and not with_tables:
             raise UserError(f"nothing to audit in {path}",

@@ -1,4 +1,4 @@
-"""Rules about thresholds, and about scores under corruptions."""
+"""Rules about thresholds, about options that were chosen among several, and about scores under corruptions."""
 
 import itertools
 import math
@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from kd import sweeps
 from kd.audit.rule import rule
 from kd.errors import listing
 
@@ -49,6 +50,50 @@ def chosen_on_test(points):
     for point in points:
         if point.chosen_on not in ("", "val"):
             yield f"{point.name} was chosen on {point.chosen_on}"
+
+
+@rule("error", "Options were not chosen by validation alone. A choice by the test split makes the score on it too "
+      "high.", "Choose the try that is best on validation, and test it once.")
+def not_best_on_validation(sweep):
+    if sweep["chosen_on"] != "val":
+        yield f"its options were chosen on {sweep['chosen_on'] or 'nothing that sweep.json names'}"
+    best = sweeps.best(sweep["metric"], sweep["tries"])
+    chosen = next(one for one in sweep["tries"] if one["options"] == sweep["chosen"])
+    if chosen["value"] != best["value"]:
+        yield (f"{sweeps.in_words(chosen['options'])} was chosen with {sweep['metric']} {chosen['value']:.4f} on "
+               f"validation, and {sweeps.in_words(best['options'])} has {best['value']:.4f}")
+
+
+@rule("error", "The figures are of another network than the one that was chosen on validation.",
+      "Train the model with the options that sweep.json names, or choose anew: delete the model's folder.")
+def other_than_chosen(cases):
+    chosen = {case.model: case.sweep["chosen"] for case in cases if case.sweep}
+    for case in cases:
+        for option, value in chosen.get(case.model, {}).items() if case.folder else ():
+            of_run = case.options.get(option, value)
+            if of_run != value and str(of_run) != str(value):
+                yield f"{case.name} was trained with {option} {of_run}, and {value} was chosen"
+
+
+OF_DISTILLATION = {"alpha", "beta", "soft", "temperature"}  # nothing that a student without a teacher could try
+
+
+@rule("warning", "The best of several trainings is above what one gives, and a baseline without that choice loses for "
+      "this reason, too.",
+      "Give the baseline as many tries, over its learning rate or other options that it has.")
+def unequal_tries(cases):
+    tries = {case.model: case.sweep for case in cases if case.sweep}
+    models = {case.model: case for case in cases if case.folder and case.network and case.role == "student"}
+    for student, baseline in itertools.product(models.values(), repeat=2):
+        if (student.model not in tries or student.baseline or not baseline.baseline
+                or student.network != baseline.network):
+            continue
+        of_student = sweeps.count(tries[student.model])
+        of_baseline = sweeps.count(tries[baseline.model]) if baseline.model in tries else 1
+        if of_student > of_baseline:
+            alone = tries[student.model]["chosen"].keys() <= OF_DISTILLATION
+            yield "note" if alone else "warning", (
+                f"{student.model} is the best of {of_student} tries on validation, {baseline.model} of {of_baseline}")
 
 
 CLEAN = ("clean", "none", "identity", "original")

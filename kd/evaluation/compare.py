@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import bootstrap, calibration, estimate, metrics, paired, prediction_files, predictions, runs
+from kd import bootstrap, calibration, estimate, metrics, paired, prediction_files, predictions, runs, sweeps
 from kd.errors import UserError
 from kd.evaluation import protocol
 from kd.run_folder import Run
@@ -19,14 +19,16 @@ from kd.run_folder import Run
 COLUMNS = ("reference", "model", "reference_seeds", "model_seeds", "metric",
            "reference_value", "reference_lo", "reference_hi", "model_value", "model_lo", "model_hi",
            "difference", "lo", "hi", "p", "p_corrected",
-           "retention", "retention_lo", "retention_hi", "relative_gap", "withheld")
+           "retention", "retention_lo", "retention_hi", "relative_gap", "withheld",
+           "reference_tries", "model_tries")
 
 
 @dataclass
 class Model:
     """Seeds of one model: {seed: (val or None, test)}, both Predictions.
 
-    kind: teacher, alone, student, or '' if not known. network: as Run.network has it, '' if not known.
+    kind: teacher, alone, student, or '' if not known. network: as Run.network has it, '' if not known. tries: of the
+    sweep of which it is the best on validation, 1 without a sweep, None if not known.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Model:
     kind: str
     network: str
     seeds: dict
+    tries: int = None
     values: dict = None   # {seed: {NAME: Estimate}}
     answers: dict = None  # {seed: [n] predicted classes}, in the reference's order of images
 
@@ -80,7 +83,8 @@ def runs_by_model(folders):
 def model_of(folder, runs_):
     """The Model in `folder` whose seeds are these Runs. Raises UserError on faulty files and on leaks."""
     seeds = {run.seed: run.predictions() for run in runs_}
-    return Model(folder.name, folder, runs_[0].kind, runs_[0].network, seeds)
+    sweep = sweeps.read(folder)
+    return Model(folder.name, folder, runs_[0].kind, runs_[0].network, seeds, sweeps.count(sweep) if sweep else 1)
 
 
 def study_of(models):
@@ -99,8 +103,8 @@ def compare(models, settings, answers_only=False):
     """{"conventions", "split", "models": {name: [seeds]}, "pairs": [pair]} of Models on one test set.
 
     The first model is the reference of all others. A second reference of a student is its baseline: the same network
-    trained without a teacher. A pair is {"reference", "model", "rows" as paired.compare() gives them with intervals of
-    both models, with p_corrected and the reason why an interval is withheld, "agreement": {NAME: METRIC},
+    trained without a teacher. A pair is {"reference", "model", "tries", "rows" as paired.compare() gives them with
+    intervals of both models, with p_corrected and the reason why an interval is withheld, "agreement": {NAME: METRIC},
     "disagreements"}. p-values are corrected by Holm over the pairs, which are one family for each metric; they are NaN
     where a model has a single seed. answers_only: only of metrics that need no probabilities, which is much faster.
     Raises UserError where two models were tested on different images.
@@ -184,7 +188,7 @@ def pair(reference, model, first, draws):
     counts = [paired.disagreements(a == first.labels, b == first.labels) for a, b in answers]
     return {"reference": reference.name, "model": model.name,
             "seeds": {"reference": len(reference.seeds), "model": len(model.seeds)}, "rows": rows,
-            "agreement": agreement,
+            "tries": {"reference": reference.tries, "model": model.tries}, "agreement": agreement,
             "disagreements": {name: float(np.mean([count[name] for count in counts])) for name in counts[0]}}
 
 
@@ -216,7 +220,8 @@ def table(compared):
     rows = []
     for pair in compared["pairs"]:
         head = {"reference": pair["reference"], "model": pair["model"], "reference_seeds": pair["seeds"]["reference"],
-                "model_seeds": pair["seeds"]["model"]}
+                "model_seeds": pair["seeds"]["model"],
+                **{f"{side}_tries": tries for side, tries in pair["tries"].items() if tries}}
         rows += [{**head, **row} for row in pair["rows"]]
         rows += [{**head, "metric": name, "model_value": share["value"], "model_lo": share["lo"],
                   "model_hi": share["hi"], "withheld": share.get("withheld", "")}

@@ -10,6 +10,7 @@ from kd.report.sections import (
     robustness,
     students,
     subgroups,
+    sweeps,
     tensorboard,
 )
 
@@ -35,6 +36,7 @@ def build(study, notes=()):
         Section("efficiency", "Latency and memory", efficiency.efficiency(study)),
         Section("pareto", "Pareto: quality against latency", efficiency.pareto(study)),
         *last,
+        Section("sweeps", "Options chosen on validation", sweeps.chosen(study)),
         Section("training", "Training", overview.training(study)),
         Section("methods", "Methods", overview.methods(study)),
     ]

@@ -31,6 +31,7 @@ class Study:
     seeds: dict = field(default_factory=dict)     # model -> content of its seeds.json
     tables: list = field(default_factory=list)    # folders of other systems' tables
     summary: list = field(default_factory=list)   # rows of robustness_summary.csv, texts
+    sweeps: dict = field(default_factory=dict)    # model -> content of its sweep.json
     sheets: dict = field(default_factory=dict)    # suite -> its robustness_*sheet.png: example images
     files: StudyFolder = None                     # of the files that stand over the runs
 
@@ -97,12 +98,14 @@ def read_study(path):
     if not study.runs:
         folder, problem, _ = study.problems[0]
         raise UserError(f"no readable run at or below {path}", f"{folder}: {problem}")
-    for folder in sorted({file.parent for file in path.glob("**/config.yaml")} - set(folders)):
+    for folder in sorted({file.parent for file in runs.below(path, "**/config.yaml")} - set(folders)):
         study.problems.append((folder, "not finished: there is no predictions/test.npz", ""))
     study.runs.sort(key=lambda run: (run.kind != "teacher", run.kind != "alone", run.model, len(run.seed), run.seed))
     for model, group in study.evaluated.items():
         if len(group) > 1:
             _add_seeds(study, model, group)
+    for model in study.models:
+        _add_sweep(study, model)
     _add_summary(study)
     return study
 
@@ -158,6 +161,17 @@ def _add_seeds(study, model, group):
         study.problems.append((group[0].folder.parent, f"left out: {problem}", remedy))
     elif content:
         study.seeds[model] = content
+
+
+def _add_sweep(study, model):
+    """Add a model's sweep.json, where there is one."""
+    try:
+        content = study.files.sweep(model)
+    except UserError as error:
+        study.problems.append((study.files.folder / model, f"left out: {error.message}", ""))
+    else:
+        if content:
+            study.sweeps[model] = content
 
 
 def _add_summary(study):

@@ -9,15 +9,17 @@
       methods:                        a name, and the options of distill.py that make the method
         alone: {alpha: 1}
         kd: {alpha: 0.5}
+        tuned: {temperature: [1, 2, 4]}   a sweep: each is tried, validation chooses (kd/study/sweep.py)
     export:                           export, robustness and benchmark are done where they have a section
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kd import runs
+from kd import runs, sweeps
 from kd.errors import UserError, ends, expanded, suggestion
 from kd.files import read_yaml
+from kd.study import sweep
 from kd.train.options import settable, to_arguments, underscored
 
 SECTIONS = ("train_teacher", "distill", "evaluate", "export", "robustness", "benchmark", "report")
@@ -40,21 +42,28 @@ class Task:
     arguments: list
     inputs: list
     outputs: list
-    needs: str = None  # name of the task that must have ended well
+    needs: tuple = ()  # names of the tasks that must have ended well
     run: Path = None   # the folder that it trains into
+    of_sweep: str = "" # the model among whose tries this is, or whose choice
     log: Path = None   # file for its output; None: the terminal
 
 
 @dataclass
 class Plan:
-    """folder: of the study. training: Tasks, teachers first. arguments: {section: its options as command-line
-    arguments}. notes: files that the report quotes."""
+    """folder: of the study. training: Tasks, each after those that it needs. sweeps: {model: Sweep}. arguments:
+    {section: its options as command-line arguments}. notes: files that the report quotes."""
 
     path: Path
     folder: Path
     training: list = field(default_factory=list)
+    sweeps: dict = field(default_factory=dict)
     arguments: dict = field(default_factory=dict)
     notes: list = field(default_factory=list)
+
+    @property
+    def networks(self):
+        """The Tasks that train the networks of the study; the others belong to sweeps."""
+        return [task for task in self.training if not task.of_sweep]
 
 
 def run_name(run):
@@ -76,6 +85,9 @@ def read_plan(path, parsers):
     for key, options in sections.items():
         _check_allowed(options, f"{path}: {key}", key)
     study = runs.safe(str(shared.get("study") or path.stem))
+    if study == runs.TRIES:
+        raise UserError(f"{path}: a study cannot be called {study}, as the folder of the tries of a sweep is",
+                        "Give it another name with `study:`.")
     plan = Plan(path, Path(str(shared.get("out") or "runs")) / study)
     training = _Training(plan, {**shared, "study": study}, parsers)
     if "train_teacher" in sections:
@@ -128,7 +140,8 @@ def _check_shared(path, shared, parsers):
         raise UserError(f"{path}: unknown key {key!r} outside the sections",
                         hint or f"Sections are {', '.join(SECTIONS)}; options for all networks: "
                                 f"{', '.join(sorted(both))}.")
-    to_arguments(parsers["train_teacher"], shared, path)
+    found = sweep.lists(parsers["train_teacher"], shared, path)
+    to_arguments(parsers["train_teacher"], {**shared, **{key: values[0] for key, values in found.items()}}, path)
 
 
 def _check_allowed(options, where, section):
@@ -148,14 +161,16 @@ class _Training:
 
     def add_teachers(self, section):
         """Add the Tasks of the section train_teacher."""
+        where = f"{self.plan.path}: train_teacher"
         if not section.get("teacher"):
-            raise UserError(f"{self.plan.path}: train_teacher names no teacher", "For instance teacher: resnet50")
-        self.add("train_teacher", f"{self.plan.path}: train_teacher", f"teacher_{section['teacher']}", section)
+            raise UserError(f"{where} names no teacher", "For instance teacher: resnet50")
+        tries, options = self.divided("train_teacher", where, section)
+        self.add("train_teacher", where, f"teacher_{section['teacher']}", options, tries)
 
     def add_students(self, section):
         """Add the Tasks of the section distill: each student with each method."""
         where = f"{self.plan.path}: distill"
-        section, teachers = dict(section), list(self.plan.training)
+        section, teachers = dict(section), self.plan.networks
         methods = _mapping(section.pop("methods", None), f"{where}: methods")
         if not methods:
             raise UserError(f"{where} has no methods",
@@ -164,41 +179,95 @@ class _Training:
             where_method = f"{where}: methods: {method}"
             of_method = _options(content, where_method)
             _check_allowed(of_method, where_method, "distill")
-            options, needs = {**section, **of_method}, None
-            parsed = self.parsed("distill", where_method, options)
+            tries, options = self.divided("distill", where_method, {**section, **of_method})
+            parsed = self.parsed("distill", where_method, {**options, **tries[0]})
             if not parsed["student"]:
                 raise UserError(f"{where_method} has no student", "For instance student: [mobilenetv2], under distill")
-            if not may_read_teacher(parsed):
-                options["teacher"] = None
-            elif not parsed["teacher"]:
-                if not teachers:
-                    raise UserError(f"{where_method} needs a teacher, and the plan has none",
-                                    "Add a section train_teacher, or teacher: RUN under distill.")
-                needs, options["teacher"] = teachers[0].name, teachers[0].run.as_posix()
             for student in dict.fromkeys(parsed["student"]):
-                self.add("distill", where_method, f"{student}_{method}", {**options, "student": student}, needs)
+                self.add("distill", where_method, f"{student}_{method}", {**options, "student": student}, tries,
+                         teachers)
+
+    def divided(self, script, where, options):
+        """(tries, options): the combinations of the options to which lists are given, [{}] without any; the others."""
+        options = {**self.shared, **options}
+        found = sweep.lists(self.parsers[script], options, where)
+        return sweep.combinations(found, options, LARGEST, where)
 
     def parsed(self, script, where, options):
         """All options of a command, as the script will see them."""
-        arguments = to_arguments(self.parsers[script], {**self.shared, **options}, where)
-        return vars(self.parsers[script].parse_args(arguments))
+        return vars(self.parsers[script].parse_args(to_arguments(self.parsers[script], options, where)))
 
-    def add(self, script, where, model, options, needs=None):
-        """Add a Task for each seed of one model."""
-        model, seeds = runs.safe(model), dict.fromkeys(self.parsed(script, where, options)["seeds"])
-        if any(task.run.parent.name == model for task in self.plan.training):
+    def add(self, script, where, model, options, tries, teachers=()):
+        """Add the Tasks of one model: one for each seed; before them, those of its tries and of their choice."""
+        model, seeds = runs.safe(model), []
+        if any(task.run.parent.name == model for task in self.plan.networks):
             raise UserError(f"{self.plan.path}: two networks would be called {model}",
                             "Give one of the methods another name.")
-        if len(self.plan.training) + len(seeds) > LARGEST:
+        complete = []  # the options of each try, with its teacher; and the Tasks that it needs
+        for one in tries:
+            parsed = self.parsed(script, where, {**options, **one})
+            seeds = seeds or list(dict.fromkeys(parsed["seeds"]))
+            complete.append(self.with_teacher(where, {**options, **one}, parsed, teachers) if script == "distill"
+                            else ({**options, **one}, ()))
+        trained = len(self.plan.training) + len(seeds) + (len(tries) if len(tries) > 1 else 0)
+        if trained > LARGEST:
             raise UserError(f"{self.plan.path} trains more than {LARGEST} networks", "Divide it into several plans.")
+        if len(tries) == 1:
+            (options, needs), = complete
+            for seed in seeds:
+                self.train(script, options, model, seed, needs)
+            return
+        choice = self.add_tries(script, model, seeds[0], tries, complete)
+        # The chosen options may need no teacher; one that is not needed is not read.
+        needs = tuple(dict.fromkeys(name for _, names in complete for name in names))
+        teacher = next(filter(None, (of_try.get("teacher") for of_try, _ in complete)), None)
+        options = options if script == "train_teacher" else {**options, "teacher": teacher}
         for seed in seeds:
-            run = self.plan.folder / model / f"seed_{seed}"
-            of_study = {"seeds": seed, "name": model, "train_only": True}
-            arguments = _ordered_arguments(self.parsers[script], {**self.shared, **options, **of_study})
-            inputs = teacher_files(options.get("teacher")) if script == "distill" else []
-            name = run_name(run)
-            outputs = [f"{name}/best.pt", f"{name}/predictions/*.npz"]
-            self.plan.training.append(Task(name, script, arguments, inputs, outputs, needs, run))
+            task = self.train(script, options, model, seed, (choice.name, *needs))
+            file = self.plan.sweeps[model].chosen_file
+            task.arguments.insert(0, "=".join(["--config", file.as_posix()]))
+            task.inputs.insert(0, file)
+
+    def with_teacher(self, where, options, parsed, teachers):
+        """(options with the teacher to learn from, if one is, names of Tasks that this needs). parsed: of options."""
+        if not may_read_teacher(parsed):
+            return {**options, "teacher": None}, ()
+        if parsed["teacher"] or parsed["teacher_predictions"]:
+            return options, ()
+        if not teachers:
+            raise UserError(f"{where} needs a teacher, and the plan has none",
+                            "Add a section train_teacher, or teacher: RUN under distill.")
+        return {**options, "teacher": teachers[0].run.as_posix()}, (teachers[0].name,)
+
+    def add_tries(self, script, model, seed, tries, complete):
+        """Add the Tasks of a model's tries, and that of the choice among them, which is returned."""
+        of_model = self.plan.sweeps[model] = sweep.Sweep(model, self.plan.folder, seed)
+        for one, (options, needs) in zip(tries, complete):
+            name = sweep.name(model, one)
+            task = self.train(script, options, name, seed, needs, of_sweep=model)
+            of_model.tries.append((one, task))
+        tasks = [task for _, task in of_model.tries]
+        inputs = [task.run / file for task in tasks for file in ("config.yaml", "history.csv", runs.TEST)]
+        choice = Task(f"{model}/choice", "study", [self.plan.path.as_posix(), f"--choose={model}"], inputs,
+                      [f"{model}/{file}" for file in (sweeps.FILE, of_model.chosen_file.name)],
+                      tuple(task.name for task in tasks), of_sweep=model)
+        self.plan.training.append(choice)
+        return choice
+
+    def train(self, script, options, model, seed, needs, of_sweep=""):
+        """Add the Task that trains one model with one seed. Returns it."""
+        place = {"seeds": seed, "name": model, "train_only": True}
+        folder = self.plan.folder
+        if of_sweep:
+            place |= {"out": folder.as_posix(), "study": runs.TRIES}
+            folder = folder / runs.TRIES
+        run = folder / model / f"seed_{seed}"
+        arguments = _ordered_arguments(self.parsers[script], {**options, **place})
+        inputs = teacher_files(options.get("teacher")) if script == "distill" else []
+        name = run.relative_to(self.plan.folder).as_posix()
+        outputs = [f"{name}/best.pt", f"{name}/predictions/*.npz"]
+        self.plan.training.append(Task(name, script, arguments, inputs, outputs, needs, run, of_sweep))
+        return self.plan.training[-1]
 
 
 def may_read_teacher(options):

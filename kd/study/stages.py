@@ -1,11 +1,12 @@
 """The stages of a study: the commands of each, what they read and what they write."""
 
+from kd import sweeps
 from kd.study.plan import Task, run_name
 
 STAGES = ("train", "evaluate", "compare", "export", "robustness", "benchmark", "report")
 OPTIONAL = ("export", "robustness", "benchmark")  # done where the plan has a section; the others always
 TABLES = ("*/*/*.csv", "*/*/*.json", "*/*/*.npz", "*/*/predictions/*.npz", "*/*/config.yaml", "*/*/exports/parity.json",
-          "*/*/tb/*", "*/seeds.json", "*.csv")
+          "*/*/tb/*", "*/seeds.json", f"*/{sweeps.FILE}", "*.csv")
 
 
 def tasks(plan, stage, finished):
@@ -15,7 +16,7 @@ def tasks(plan, stage, finished):
     """
     if stage == "train":
         return plan.training
-    planned = [task.run for task in plan.training if task.run in finished]
+    planned = [task.run for task in plan.networks if task.run in finished]
     if not finished or stage in OPTIONAL and (stage not in plan.arguments or not planned):
         return []
     if stage == "compare" and len({run.parent for run in finished}) < 2:
@@ -29,7 +30,9 @@ def _evaluate(plan, planned, finished):
 
 def _compare(plan, planned, finished):
     arguments = ["--compare", plan.folder.as_posix(), *plan.arguments.get("evaluate", [])]
-    return [Task("compare", "evaluate", arguments, _predictions(finished), ["comparison.csv"])]
+    models = dict.fromkeys(run.parent for run in finished)  # sweep.json: comparison.csv has the number of tries
+    inputs = [*_predictions(finished), *(model / sweeps.FILE for model in models if (model / sweeps.FILE).exists())]
+    return [Task("compare", "evaluate", arguments, inputs, ["comparison.csv"])]
 
 
 def _export(plan, planned, finished):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 def run(tasks, work, *, count, threads, begin, end):
     """Carry out `tasks` in up to `count` processes, each in the first that is free.
 
-    tasks: objects with `name` and `needs`, the name of another task or None.
+    tasks: objects with `name` and `needs`, the names of other tasks.
     work: work(task) is called in a worker; a function of a module that returns '' or an error as text.
     threads: of a worker; None: its own choice.
     begin, end: begin(task) and end(task, error, seconds) are called in this process.
@@ -26,15 +26,15 @@ def run(tasks, work, *, count, threads, begin, end):
     try:
         while waiting or any(worker.task for worker in workers):
             # a task that can no longer begin
-            blocked = next((task for task in waiting if task.needs in failed), None)
+            blocked = next((task for task in waiting if not failed.isdisjoint(task.needs)), None)
             if blocked:
                 waiting.remove(blocked)
                 failed.add(blocked.name)
-                end(blocked, f"it needs {blocked.needs}", 0.0)
+                end(blocked, f"it needs {next(name for name in blocked.needs if name in failed)}", 0.0)
                 continue
             # the next task that needs none of the unfinished ones, and a free worker for it
             unfinished = {task.name for task in waiting} | {worker.task.name for worker in workers if worker.task}
-            task = next((task for task in waiting if task.needs not in unfinished), None)
+            task = next((task for task in waiting if unfinished.isdisjoint(task.needs)), None)
             worker = next((worker for worker in workers if not worker.task), None)
             if task and (worker or len(workers) < count):
                 if not worker:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from kd import image, image_files, objective, prediction_files, predictions, runs
-from kd.data import loader, splits, unlabelled
+from kd import image, objective, runs
+from kd.data import loader, splits
 from kd.data.dataset import Dataset
-from kd.errors import UserError, expanded, listing
+from kd.errors import UserError, listing
 from kd.files import check_writable
 from kd.train import checkpoint, distributed, engine, networks
 from kd.train.options import TRAINED_CORRUPTIONS, parse_options, to_arguments
@@ -72,46 +72,6 @@ def load_data(options, registry):
     if data.skipped:
         print(f"note: left out, since unreadable: {listing(data.skipped)}")
     return data
-
-
-def add_unlabelled(options, data, registry):
-    """Add the images of --unlabelled to `data`, a Data: folders, or data sets as NAME,root=PATH,key=value."""
-    parts = []
-    for spec in options["unlabelled"]:
-        root, dataset = unlabelled_dataset(spec, options, registry)
-        if dataset.name in [part.name for part in parts]:
-            raise UserError(f"--unlabelled names two sets called {dataset.name}", "Rename one, or name it once.")
-        parts.append(unlabelled.prepare(dataset, data, cache_folder=options["cache"], root=root,
-                                        skip_bad=options["skip_bad"]))
-    data.unlabelled = unlabelled.Unlabelled(parts)
-
-
-def unlabelled_dataset(spec, options, registry):
-    """(root, kd.data.dataset.Dataset) of one --unlabelled; its labels mean nothing. UserError if it is neither."""
-    folder = Path(expanded(spec))
-    if folder.is_dir():
-        files, others = image_files.find(folder)
-        if others:
-            print(f"note: {spec}: {image_files.left_out(others)}")
-        if not files:
-            raise UserError(f"--unlabelled {spec}: no image in this folder", "Name the folder that has them.")
-        ids = [file.relative_to(folder).as_posix() for file in files]
-        groups = None
-        if options["groups"]:
-            group = predictions.read_groups(options["groups"])
-            places = prediction_files.positions(ids, list(group))
-            groups = [list(group.values())[place] if place >= 0 else name for place, name in zip(places, ids)]
-        return folder, Dataset(folder.resolve().name, ["unlabelled"], files, ids, [0] * len(ids), groups=groups)
-    name, settings = objective.parse_spec(spec)
-    try:
-        registry.get("dataset", name)
-    except LookupError:
-        raise UserError(f"--unlabelled {spec}: there is no such folder, and no data set of this name",
-                        "Give a folder, or NAME,root=PATH,key=value of a data set (see --list).") from None
-    root = expanded(settings.pop("root", None))
-    named = ",".join([name, *(f"{key}={value}" for key, value in settings.items())])
-    return root and Path(root), load_dataset({**options, "data": named, "root": root, "groups": None, "testing": True},
-                                             registry)
 
 
 def data_of_run(run, registry, root=None, cache=None):

@@ -4,6 +4,7 @@ import math
 
 from kd.report import figures
 from kd.report.blocks import Column, aside, interval, missing, paragraph, spread, table
+from kd.report.sections import sweeps
 from kd.report.sections.overview import responsive_figure, seed_columns, seed_name
 from kd.text import format_bounds, format_count, format_metric, format_number, is_defined
 
@@ -28,7 +29,7 @@ def performance(study, compared):
         if rows:
             columns = [Column("Model", "model", kind="model")]
             columns += [interval(metric, f"{key}_mean", key) for key, metric in METRICS.items()]
-            columns.append(Column("Seeds", "seeds", "d"))
+            columns += [Column("Seeds", "seeds", "d"), Column("Sweep", "sweep", kind="text")]
             blocks.append(table(name, f"{title}, test split; {level(study)} intervals", columns, rows))
     if without_mean:
         blocks += missing(f"the mean over seeds of {', '.join(without_mean)}",
@@ -48,7 +49,8 @@ def model_record(study, model):
     for name in METRICS:
         record.update(spread(name, study.over_seeds(model, name), "_mean"))
     sources = "images and seeds" if len(group) > 1 else "images"
-    return {**record, "seeds": len(group), "role": group[0].kind, "interval": sources}
+    return {**record, "seeds": len(group), "role": group[0].kind, "interval": sources,
+            **sweeps.record(study, model)}
 
 
 def seeds_table(study):
@@ -146,6 +148,7 @@ def best_student(study, compared):
     if highest != best:
         sentences.append(f"The highest macro-F1 on test is that of {highest}, {format_metric(on_test[highest])}; to "
                          "choose it for that would be to choose on test.")
+    sentences += filter(None, [sweeps.caveat(study, (best, second))])
     single = [model for model in (best, second) if len(study.models[model]) == 1]
     if single:
         verb = "has" if len(single) == 1 else "have"

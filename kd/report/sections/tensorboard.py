@@ -4,6 +4,7 @@ import base64
 import io
 from pathlib import Path
 
+from kd import runs
 from kd.errors import UserError
 from kd.report import event_files, notes
 from kd.report.blocks import Column, aside, bullets, heading, missing, paragraph, picture, table
@@ -46,7 +47,7 @@ def event_folders(study):
         if any((run.folder / "tb").glob("*tfevents*")):
             folders[f"{run.model}/{run.seed}"] = run.folder / "tb"
     run_folders = {run.folder.resolve() for run in study.runs}
-    for file in sorted(study.path.rglob("*tfevents*")):
+    for file in sorted(runs.below(study.path, "**/*tfevents*")):
         if file.is_file() and not run_folders & set(file.resolve().parents):
             name = study.name if file.parent == study.path else file.parent.relative_to(study.path).as_posix()
             folders[name] = file.parent
