@@ -19,7 +19,7 @@ from kd.run_folder import Run
 from kd.text import command, quoted
 from kd.train import distributed, engine, setup, similarity, teacher_cache, teachers, unlabelled_data
 from kd.train.options import NO_EFFECT, to_arguments, training_parser
-from kd.train.step import dry_run
+from kd.train.step import dry_run, feature_extractor
 
 
 def parser():
@@ -103,6 +103,7 @@ def main(argv=None):
         teacher, files = teachers.load(paths, data, registry, arch=options["teacher_arch"], tau=options["teacher_tau"])
         teacher_runs = [file.parent if file.name == "best.pt" else file for file in files]
         for path, member in zip(teacher_runs, teacher.members):
+            feature_extractor(member, needs, "teacher").close()  # an error where its stages are not known
             print(f"teacher: {path}, a {member.arch}")
         if options["teacher_cache"]:
             targets = teacher_cache.kept(study / "targets" / teacher.fingerprint, teacher, data, options, needs)
@@ -169,7 +170,7 @@ def study_teacher(study, options):
         places = {key: options[key] for key in (*NO_EFFECT, "study")}  # the folder may have moved since
         return train_teacher.main(["--config", str(config), *to_arguments(teacher_parser, places)])[0]
     print(f"no teacher in {study}: training a {arch} first")
-    of_student = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr", "augment", "teacher")
+    of_student = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr", "augment", "teacher", "stages")
     shared = {key: value for key, value in options.items() if key not in of_student}
     return train_teacher.main([*to_arguments(teacher_parser, shared), "--teacher", arch])[0]
 

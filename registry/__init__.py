@@ -58,7 +58,8 @@ def register(kind, name, *aliases, **info):
 
     kind: a key of KINDS. info: becomes Entry.info; kd reads, for example, `stages` and `head` of an architecture.
     A name that ends in a colon is a family: `timm:` stands for every `timm:NAME`, and its function gets NAME as its
-    first argument. Raises UnknownName for an unknown kind, DuplicateName if the name is in use.
+    first argument; what differs between members is in info as a function of what it returns. Raises UnknownName for an
+    unknown kind, DuplicateName if the name is in use.
     """
     if kind not in KINDS:
         raise UnknownName(f"unknown kind {kind!r}; there are: {', '.join(KINDS)}")

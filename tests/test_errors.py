@@ -105,8 +105,8 @@ DISTILL = [
         "stages of torchvision:shufflenet_v2_x0_5 are not known",
     ),
     (
-        ["--student", "torchvision:shufflenet_v2_x0_5", "--size", "32", "--head-lr", "1"],
-        "head of torchvision:shufflenet_v2_x0_5 is not known",
+        ["--student", "torchvision:squeezenet1_1", "--size", "32", "--head-lr", "1"],
+        "head of torchvision:squeezenet1_1 is not known",
     ),
     (["--student", "tiny", "--teacher", "nowhere"], "no checkpoint at nowhere"),
 ]

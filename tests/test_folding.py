@@ -22,7 +22,8 @@ def used(name):
     return model.eval(), entry.info["stages"], entry.info["head"]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2", "efficientnetb0", "efficientnetlite0", "tiny"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2", "mobilenetv3small", "efficientnetb0",
+                                  "efficientnetlite0", "shufflenetv2", "regnety400mf", "tiny"])
 def test_logits_features_and_pooled_stay_and_no_normalisation_is_left(name):
     model, stages, head = used(name)
     images, reader = torch.randn(2, 3, 64, 64), networks.FeatureExtractor(model, stages, head)

@@ -26,7 +26,12 @@ def same_logits(name, source, file):
 
 
 @pytest.mark.parametrize("name, theirs", [("resnet18", "resnet18"), ("resnet34", "resnet34"), ("resnet50", "resnet50"),
-                                          ("mobilenetv2", "mobilenet_v2"), ("efficientnetb0", "efficientnet_b0")])
+                                          ("mobilenetv2", "mobilenet_v2"), ("efficientnetb0", "efficientnet_b0"),
+                                          ("mobilenetv3small", "mobilenet_v3_small"),
+                                          ("mobilenetv3large", "mobilenet_v3_large"),
+                                          ("regnety400mf", "regnet_y_400mf"), ("convnexttiny", "convnext_tiny"),
+                                          ("shufflenetv2", "shufflenet_v2_x1_0"),
+                                          ("efficientnetv2s", "efficientnet_v2_s")])
 def test_a_state_dict_of_torchvision_gives_the_logits_that_it_gives_in_torchvision(name, theirs, tmp_path):
     torch.manual_seed(0)
     source = statistics(torchvision.get_model(theirs))  # 1,000 classes

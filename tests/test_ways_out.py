@@ -415,7 +415,7 @@ def test_of_several_teachers_one_is_chosen(here):
     (["--groups=g.csv"], "--groups has no meaning", None), (["--root=x"], "--root has no meaning", None),
     (["--study=a/b"], "becomes a folder's name", r"(--study) (\S+) would"),
     (["--out=/dev/null"], "cannot write to", r"with (--out)()"),
-    (["--head-lr=1", "--student=torchvision:shufflenet_v2_x0_5", "--size=32"], "head of .* is not known", None),
+    (["--head-lr=1", "--student=torchvision:squeezenet1_1", "--size=32"], "head of .* is not known", None),
     (["--student=torchvision:squeezenet1_0", "--size=16"], "cannot take images of 16 px", "a larger (--size)()"),
     (["--data=folder"], "Give it with --root PATH", None),
 ])

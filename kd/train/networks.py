@@ -1,5 +1,6 @@
 """Stems, feature extraction, folding of batch normalisation, devices, size and cost of a network."""
 
+import difflib
 import hashlib
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import torch.fx
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd.errors import UserError
+from kd.errors import UserError, listing
 from kd.image import MEAN, STD
 
 
@@ -71,6 +72,12 @@ def resolve_stem(stem, size, small=True):
     return "small" if small and size <= SMALL else "imagenet"
 
 
+def refuse_small_stem(stem, arch):
+    """UserError for the stem "small", of an architecture that has none."""
+    if stem == "small":
+        raise UserError(f"{arch} has no small stem", "Give --stem imagenet, or a larger --size.")
+
+
 def unit_stride(*convolutions):
     """Set the stride of convolutions to 1, in place, so that they keep the resolution."""
     for convolution in convolutions:
@@ -84,11 +91,12 @@ class _Tracer(torch.fx.Tracer):
         return isinstance(module, torch.nn.Conv2d) or super().is_leaf_module(module, path)
 
 
-def fold_batch_norm(model):
+def fold_batch_norm(model, stages=()):
     """Fold each batch normalisation after a convolution into that convolution, in place; for eval mode only.
 
     The model computes the same with fewer passes over memory (Jacob et al. 2018, 1712.05877, sec. 3.2). A model that
-    torch.fx cannot trace is left unchanged. Returns the number of folded layers.
+    torch.fx cannot trace is left unchanged, and so are convolutions whose outputs are read: stages, module paths.
+    Returns the number of folded layers.
     """
     modules = dict(model.named_modules())
     try:
@@ -99,7 +107,7 @@ def fold_batch_norm(model):
     folded = 0
     for node in nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
-        if getattr(before, "op", None) != "call_module":
+        if getattr(before, "op", None) != "call_module" or before.target in stages:
             continue
         convolution, norm = modules[before.target], modules[node.target]
         if not isinstance(convolution, torch.nn.Conv2d) or not isinstance(norm, torch.nn.BatchNorm2d):
@@ -190,21 +198,75 @@ def check_input(model, arch, size, classes):
 
     arch: the name of the architecture for the message.
     """
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
-            logits = model(torch.zeros(2, 3, size, size))
+        logits = _evaluate(model, size)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{arch} cannot take images of {size} px: {reason}",
                         "Give a larger --size, or --stem small.") from error
-    finally:
-        model.train(training)
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         output = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise UserError(f"{arch} gives {output} for two images, not logits [2, {classes}]",
                         "An architecture returns one number for each image and class.")
+
+
+@torch.no_grad()
+def _evaluate(model, size):
+    """The output for two black images of `size` px, in eval mode; the mode is restored."""
+    training = model.training
+    try:
+        return model.eval()(torch.zeros(2, 3, size, size))
+    finally:
+        model.train(training)
+
+
+def check_stages(model, arch, stages, size):
+    """Run two images of `size` px through a model; raises UserError unless it has and runs each of its stages once, in
+    this order, with an output [2, C, H, W].
+
+    stages: module paths. arch: the name of the architecture for the message.
+    """
+    modules = dict(model.named_modules())
+    for path in stages:
+        if path not in modules:
+            close = difflib.get_close_matches(path, [name for name in modules if name])
+            outer = listing([name for name, _ in model.named_children()], 20)
+            raise UserError(f"{arch} has no module {path!r} for --stages",
+                            f"The nearest are: {listing(close)}." if close else f"Its outer modules are: {outer}.")
+    outputs = _outputs({path: modules[path] for path in stages}, model, size)
+    for path in stages:
+        count = len(outputs.get(path, ()))
+        if count != 1:
+            raise UserError(f"{arch} runs {path} {count} times for a batch of images, not once",
+                            "Name a module around it, or another one, in --stages.")
+        output, = outputs[path]
+        shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        # of a square image each stage is square; otherwise the channels are the last dimension
+        if not isinstance(shape, list) or len(shape) != 4 or shape[2] != shape[3]:
+            raise UserError(f"{path} of {arch} gives {shape} for two images of {size} px, not [2, channels, height, "
+                            "width]", "Name another module in --stages.")
+    if list(outputs) != list(stages):
+        raise UserError(f"{arch} runs its stages in the order {' '.join(outputs)}, not {' '.join(stages)}",
+                        "--stages takes four modules, in the order in which they are run.")
+
+
+def _outputs(modules, model, size):
+    """{path: its outputs for two black images of `size` px}, in the order in which they are run.
+
+    modules: {path: a module of the model}.
+    """
+    outputs = {}
+
+    def hook(path):
+        return lambda module, inputs, output: outputs.setdefault(path, []).append(output)
+
+    hooks = [module.register_forward_hook(hook(path)) for path, module in modules.items()]
+    try:
+        _evaluate(model, size)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return outputs
 
 
 def parameters(model):

@@ -60,6 +60,10 @@ def training_parser(prog, description):
     network.add_argument("--weights", metavar="imagenet|FILE|none",
                          default="none",  # imagenet needs a package or a download
                          help="pretrained weights to start from; the head starts fresh")
+    network.add_argument("--stages", nargs=4, metavar="PATH",
+                         help="four modules of the network, such as features.3, in the order in which they are run: "
+                         "losses on features read their outputs; default: those that the architecture is registered "
+                         "with; a teacher's are those of its own training")
     network.add_argument("--init", metavar="FILE", help="a best.pt of this project to start from, with its head")
 
     training = parser.add_argument_group("training")

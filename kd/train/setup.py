@@ -149,7 +149,6 @@ def new_network(arch, data, options, seed, registry):
     """A network of a registered architecture, fresh from `seed`, from --weights or from --init."""
     entry = registry.get("architecture", arch)
     name = canonical(arch, registry)
-    info = inside(entry)
     torch.manual_seed(seed)
     if options["init"]:
         if options["weights"] != "none":
@@ -158,30 +157,54 @@ def new_network(arch, data, options, seed, registry):
         model, content = checkpoint.load(options["init"], registry.create, arch=name, class_names=data.class_names)
         check_input(content, data.input(), options["init"], "Fine-tune at the size that it was trained at.")
         splits.refuse_leak(seen(content, options["init"]), data, "the network in --init")
-        return networks.Network(model, name, content["stem"], **{**info, **_normalisation(content)})
+        info = {**inside(entry, model), **_recorded(content, model, options["init"])}
+        return networks.Network(model, name, content["stem"], **{**info, **_given(options)})
     weights = None if options["weights"] == "none" else options["weights"]
     stem = networks.resolve_stem(options["stem"], data.size, entry.info.get("small_stem", True))
     model = registry.create("architecture", arch, num_classes=len(data.class_names), stem=stem, weights=weights)
-    return networks.Network(model, name, stem, **info)
+    return networks.Network(model, name, stem, **{**inside(entry, model), **_given(options)})
 
 
 def origin(options):
-    """{"init": ...} for the provenance of a run that starts from --init: that file, the fingerprint of its weights,
-    the epoch that they are from, and where they began in their turn. Empty for a run that starts anew."""
+    """What the provenance of a run says of --init and --stages, {} without them.
+
+    "init": that file, the fingerprint of its weights, the epoch that they are from, and where they began in their turn.
+    "stages": of --stages, else those that the file of --init was trained with.
+    """
     if not options["init"]:
-        return {}
+        return {"stages": options["stages"]} if options["stages"] else {}
     content = checkpoint.read(options["init"])
     before = {key: content["provenance"][key] for key in ("epoch", "init") if key in content["provenance"]}
-    return {"init": {"file": options["init"], "weights": fingerprint(content["state_dict"]), **before}}
+    stages = options["stages"] or content["provenance"].get("stages")
+    return {"init": {"file": options["init"], "weights": fingerprint(content["state_dict"]), **before},
+            **({"stages": stages} if stages else {})}
 
 
-def inside(entry):
-    """What the registry says of an architecture, as kd.train.networks.Network takes it."""
-    return {key: entry.info[key] for key in ("stages", "head", "mean", "std") if key in entry.info}
+def inside(entry, model):
+    """What the registry says of an architecture, as kd.train.networks.Network takes it.
+
+    A family registers functions of the model, since its members differ: stages=function.
+    """
+    known = {key: entry.info[key] for key in ("stages", "head", "mean", "std") if key in entry.info}
+    return {key: value(model) if callable(value) else value for key, value in known.items()}
 
 
-def _normalisation(content):
-    return {key: tuple(content["input"][key]) for key in ("mean", "std")}
+def _given(options):
+    """The stages of --stages, as kd.train.networks.Network takes them."""
+    return {"stages": tuple(options["stages"])} if options["stages"] else {}
+
+
+def _recorded(content, model, path):
+    """What a checkpoint says of its network beside the registry: normalisation, and stages that --stages named."""
+    recorded = {key: tuple(content["input"][key]) for key in ("mean", "std")}
+    stages = content["provenance"].get("stages")
+    if stages is None:
+        return recorded
+    modules = {name for name, _ in model.named_modules()}
+    if not isinstance(stages, list) or len(stages) != 4 or not all(type(stage) is str for stage in stages) \
+            or not modules.issuperset(stages):
+        raise UserError(f"{path} is damaged: its stages are not four modules of the network")
+    return {**recorded, "stages": tuple(stages)}
 
 
 def check_input(content, here, path, hint):
@@ -203,9 +226,9 @@ def check_input(content, here, path, hint):
 def load_network(path, registry, class_names=None):
     """(Network of a checkpoint, the checkpoint's content); another class list is an error."""
     model, content = checkpoint.load(path, registry.create, class_names=class_names)
-    info = inside(registry.get("architecture", content["arch"]))
+    info = {**inside(registry.get("architecture", content["arch"]), model), **_recorded(content, model, path)}
     return networks.Network(model, content["arch"], content["stem"], fingerprint=fingerprint(content["state_dict"]),
-                          **{**info, **_normalisation(content)}), content
+                            **info), content
 
 
 def seen(content, path):

@@ -40,9 +40,14 @@ def feature_extractor(network, needs, role, compiled=None):
     reads_stages = bool({f"{role}_features", f"{role}_attention"} & needs)
     stages = network.stages if reads_stages else ()
     head = network.head if f"{role}_pooled" in needs else None
-    if reads_stages and not stages or f"{role}_pooled" in needs and not head:
+    if reads_stages and not stages:
+        when = "" if role == "student" else " when it is trained"
         raise UserError(f"the stages of {network.arch} are not known, and this loss reads them",
-                        "Use losses on logits (--beta 0, no such --term), or another network.")
+                        f"Name four of its modules{when}, --stages A B C D; or use losses on logits (--beta 0, no such "
+                        "--term), or another network.")
+    if f"{role}_pooled" in needs and not head:
+        raise UserError(f"the head of {network.arch} is not known, and this loss reads its input",
+                        "Use losses without it (no such --term), or another network.")
     return networks.FeatureExtractor(network.model, stages, head, compiled)
 
 
@@ -73,6 +78,8 @@ def dry_run(network, terms, data, options):
         raise UserError("validation has images of one class alone, and no AUROC", "Leave out --select.")
     if options["head_lr"] is not None and not network.head:
         raise UserError(f"the head of {network.arch} is not known, and --head-lr is for it", "Leave out --head-lr.")
+    if options["stages"]:
+        networks.check_stages(network.model, network.arch, network.stages, data.size)
     needs = {need.replace("teacher_", "student_") for need in objective.needed(terms)}
     extractor = feature_extractor(network, needs, "student")
     training = network.model.training

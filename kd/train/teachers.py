@@ -31,7 +31,7 @@ def load(paths, data, registry, *, arch=None, tau=None):
     for member in members:
         member.tau = tau if member.tau is None else member.tau
         data.add_size(member.size or 0)
-        networks.fold_batch_norm(member.model)  # it stays in eval mode, and runs in every step
+        networks.fold_batch_norm(member.model, member.stages)  # it stays in eval mode, and runs in every step
     return members[0] if len(members) == 1 else networks.Ensemble(members), files
 
 
@@ -73,7 +73,7 @@ def foreign(file, spec, data, registry):
     print(f"note: {UNKNOWN}")
     network = networks.Network(model.eval(), setup.canonical(name, registry), stem, fingerprint=fingerprint(state),
                                size=None if size == data.size else size, is_foreign=True,
-                               **{**setup.inside(entry), "mean": settings["mean"], "std": settings["std"]})
+                               **{**setup.inside(entry, model), "mean": settings["mean"], "std": settings["std"]})
     networks.check_input(model, name, size, len(classes))
     return network
 

@@ -122,9 +122,10 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
     """Load pretrained weights into a model, in place; returns the model.
 
     weights: None, "imagenet" or the path of a state dict. imagenet: the weights enum of torchvision, or a function
-    that returns a state dict, for "imagenet". head, first: module paths of the head, which keeps its initial values,
-    and of the first convolution, which keeps them if a small stem gives it another shape. drop: prefixes of further
-    heads in the file that this model does not have. What is not taken from the file is printed.
+    that returns a state dict, for "imagenet". head: the module path of the head, or a tuple of several, which keep
+    their initial values. first: that of the first convolution, which keeps them if a small stem gives it another shape.
+    drop: prefixes of further heads in the file that this model does not have. What is not taken from the file is
+    printed.
     A file with the same tensors under other names (timm's) is matched by order. Raises UserError for any other
     difference in keys or shapes, and for a checkpoint of this project: --init loads one with its head and history.
     """
@@ -137,10 +138,10 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
         if isinstance(state, dict) and str(state.get("format", "")).startswith("medmnist-edgeai"):
             raise UserError(f"{weights} is a checkpoint of this project", f"Give it so: {quoted('--init', weights)}")
         state = unwrapped(state, weights)
-    initial = model.state_dict()
+    initial, heads = model.state_dict(), (head,) if isinstance(head, str) else head
     dropped = [key for key in state if key.startswith(tuple(drop))]
     state = {key: value for key, value in state.items() if key not in dropped}
-    prefix = _prefix(state, initial, head)
+    prefix = _prefix(state, initial, heads)
     dropped += [key for key in state if not key.startswith(prefix)]
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     state = _renamed(state, initial, weights, first)
@@ -150,7 +151,7 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
     fresh = []  # keys that keep their initial values
     for key in initial:
         module = key.rsplit(".", 1)[0]
-        if key in state and (module == head or module == first and state[key].shape != initial[key].shape):
+        if key in state and (module in heads or module == first and state[key].shape != initial[key].shape):
             fresh.append(key)
     # old files lack the counters of batch normalisation, which have no effect here
     state = {**{key: initial[key] for key in initial if key.endswith(COUNTER)}, **state}
@@ -167,7 +168,7 @@ def load_whole(model, file):
     Its names may have wrappers and prefixes, or be other ones in the same order. UserError for anything missing.
     """
     state, initial = unwrapped(safe_load(file), file), model.state_dict()
-    prefix = _prefix(state, initial, None)
+    prefix = _prefix(state, initial, ())
     state = _renamed({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
                      initial, file, None)
     state = {**{key: initial[key] for key in initial if key.endswith(COUNTER)}, **state}
@@ -176,10 +177,10 @@ def load_whole(model, file):
     return state
 
 
-def _prefix(state, target, head):
-    """The prefix under which `state` has all names of `target` but the head's: a file may hold further parts beside
+def _prefix(state, target, heads):
+    """The prefix under which `state` has all names of `target` but the heads': a file may hold further parts beside
     the network, such as the projection of self-supervised training. '' if there is none."""
-    body = [key for key in target if not key.endswith(COUNTER) and key.rsplit(".", 1)[0] != head]
+    body = [key for key in target if not key.endswith(COUNTER) and key.rsplit(".", 1)[0] not in heads]
     prefixes = [key.removesuffix(body[0]) for key in state if key.endswith(f".{body[0]}")]
     return next((prefix for prefix in prefixes if all(prefix + key in state for key in body)), "")
 
