@@ -9,6 +9,7 @@ Files may come from other systems, and hold anything; what has passed the checks
 
 import hashlib
 import math
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -129,6 +130,14 @@ def _are_subgroups(columns):
         for content in columns.values())
 
 
+def _is_fidelity(content):
+    """Whether this is what kd.evaluation.fidelity makes; or the same of seeds.json, with names of `teachers`."""
+    if not isinstance(content, dict) or not _is_metrics(content.get("test", {})):
+        return False
+    return all(isinstance(content.get(key, ""), str) for key in ("teacher", "reason", "fingerprint")) and all(
+        isinstance(name, str) for name in content.get("teachers", ()))
+
+
 def _is_split(parts):
     """Whether this is {part: {"images", "groups", "support": {class: images}}}."""
     return isinstance(parts, dict) and all(
@@ -197,7 +206,8 @@ def _metrics(run, path, content):
                 point["shortfall"] = point.pop("missed")
     sound = (_is_metrics(content.get("test")) and _is_metrics(content.get("val", {}))
              and _is_split(content.get("split", {}))
-             and _are_subgroups(content.get("subgroups", {})) and _is_metrics(content.get("majority", {}))
+             and _are_subgroups(content.get("subgroups", {})) and _is_fidelity(content.get("fidelity") or {})
+             and _is_metrics(content.get("majority", {}))
              and (confusion is None or _is_square(confusion, classes))
              and isinstance(conventions, dict) and _is_number(conventions.get("level"))
              and isinstance(points, list) and all(map(_is_point, points))
@@ -385,6 +395,29 @@ class Run(_Folder):
         arch = self.setting("arch")
         return " from ".join([str(arch), *begun]) if arch else ""
 
+    # ---- its teacher
+
+    @property
+    def teacher_name(self):
+        """STUDY/MODEL/SEED of the teacher that config.yaml names; None where there is none."""
+        teacher = self.options.get("teacher")
+        if self.kind == "teacher" or not isinstance(teacher, str) or not teacher:
+            return None
+        return "/".join(part.strip("/\\") for part in Path(teacher).parts[-3:])
+
+    @cached_property
+    def teacher(self):
+        """The Run of that teacher, or None where there is no such folder.
+
+        It is looked for in a study beside this run's, in its own study, and where config.yaml has it.
+        """
+        if self.teacher_name is None:
+            return None
+        path, study = Path(self.options["teacher"]), runs.study(self.folder)
+        places = [study.parent.joinpath(*path.parts[-3:]), study.joinpath(*path.parts[-2:])]
+        places = [*(places if len(path.parts) > 1 else ()), path]
+        return next((Run(place) for place in places if os.path.isdir(place)), None)  # it raises for no name
+
     # ---- predictions
 
     def predictions(self, split="test"):
@@ -467,11 +500,12 @@ class StudyFolder(_Folder):
             if not path.exists():
                 return None
             content = read_json(path)
-            if not isinstance(content, dict) or not _is_metrics(content.get("test")):
-                raise UserError(f"{path} is not what evaluate.py writes")
-            if not isinstance(content.get("seeds", []), list) or not all(
+            sound = isinstance(content, dict) and _is_metrics(content.get("test")) and _is_fidelity(
+                content.get("fidelity") or {}) and isinstance(content.get("seeds", []), list)
+            tables = [content["test"], (content.get("fidelity") or {}).get("test", {})] if sound else ()
+            if not sound or not all(
                     isinstance(metric.get("values", []), list) and all(map(_is_number, metric.get("values", [])))
-                    for metric in content["test"].values()):
+                    for table in tables for metric in table.values()):
                 raise UserError(f"{path} is not what evaluate.py writes")
             return content
 
