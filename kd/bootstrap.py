@@ -318,7 +318,8 @@ def _without_rarest(each, f1, draws, rarest):
 def _macro(figures, by_class, draws, classes=None):
     """Estimate of a mean over `classes`, by default those of the sample.
 
-    figures, by_class: each (of the sample, center, drawn). The variance of a rare class is known from few clusters, and dominates (Satterthwaite 1946).
+    figures, by_class: each (of the sample, center, drawn). The variance of a rare class is known from few clusters, and
+    dominates (Satterthwaite 1946).
     """
     classes = draws.present if classes is None else classes
     if np.ndim(figures[0]):

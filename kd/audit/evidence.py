@@ -312,8 +312,8 @@ def add_corruption(case, row, source):
 SYNONYMS = {"acc": "accuracy", "ece_uniform": "ece", "ece_adaptive": "ece_equal_mass", "f1_macro": "macro_f1",
             "f1": "macro_f1", "bal_acc": "balanced_accuracy", "auroc": "macro_auroc", "auc": "macro_auroc",
             "t": "temperature", "tau": "threshold"}
-METRICS = {"accuracy", "macro_f1", "macro_f1_without_rarest", "weighted_f1", "balanced_accuracy", "macro_auroc", "nll", "brier",
-           "ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc"}
+METRICS = {"accuracy", "macro_f1", "macro_f1_without_rarest", "weighted_f1", "balanced_accuracy", "macro_auroc", "nll",
+           "brier", "ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc"}
 
 
 def figures_in(row, source):

@@ -101,10 +101,11 @@ def compare(models, settings, answers_only=False):
 
     The first model is the reference of all others. A second reference of a student is its baseline: the same network
     trained without a teacher. A pair is {"reference", "model", "rows" as paired.compare() gives them with intervals of
-    both models, with p_corrected and the reason why an interval is withheld, "agreement": {NAME: METRIC},
-    "fidelity": {NAME: METRIC} of a student to a teacher, else empty, "disagreements"}. p-values are corrected by Holm over the pairs, which are one family for each metric; they are NaN
-    where a model has a single seed. answers_only: only of metrics that need no probabilities, which is much faster.
-    Raises UserError where two models were tested on different images.
+    both models, with p_corrected and the reason why an interval is withheld, "agreement": {NAME: METRIC}, "fidelity":
+    {NAME: METRIC} of a student to a teacher, else empty, "disagreements"}. p-values are corrected by Holm over the
+    pairs, which are one family for each metric; they are NaN where a model has a single seed. answers_only: only of
+    metrics that need no probabilities, which is much faster. Raises UserError where two models were tested on different
+    images.
     """
     first = common_test(models)
     draws = protocol.resampling(first, settings)
@@ -200,9 +201,10 @@ def couples_of(reference, model):
 
 
 def over_couples(estimates):
-    """{NAME: METRIC} of the means over couples of seeds, {(seed of the reference, seed of the model): {NAME: Estimate}}.
+    """{NAME: METRIC} of the means over couples of seeds.
 
-    Where each seed is coupled with each, the figures vary over the seeds of either model.
+    estimates: {(seed of the reference, seed of the model): {NAME: Estimate}}, in the order of couples_of(). Where each
+    seed is coupled with each, the figures vary over the seeds of either model.
     """
     sides = [list(dict.fromkeys(couple[side] for couple in estimates)) for side in (0, 1)]
     is_product = len(estimates) == len(sides[0]) * len(sides[1])

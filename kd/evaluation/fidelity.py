@@ -31,7 +31,8 @@ def measure(name, teacher, test, settings):
     order = matching_order(test, teacher.test)
     estimates = paired.fidelity(test.labels, teacher.test.probabilities[order], test.probabilities,
                                 protocol.resampling(test, settings))
-    return {"teacher": name, "fingerprint": fingerprint(teacher.test), "test": bootstrap.intervals(estimates)}, estimates
+    figures = bootstrap.intervals(estimates)
+    return {"teacher": name, "fingerprint": fingerprint(teacher.test), "test": figures}, estimates
 
 
 def unknown_because(name, teacher, test):

@@ -122,7 +122,7 @@ class Evaluated:
     test: predictions.Predictions
     result: dict
     values: dict
-    fidelity: dict = field(default_factory=dict)  # {NAME: Estimate} behind its "fidelity", see kd/evaluation/fidelity.py
+    fidelity: dict = field(default_factory=dict)  # {NAME: Estimate} behind its "fidelity"
 
 
 def evaluate(val, test, settings=Settings()):

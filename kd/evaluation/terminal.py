@@ -59,7 +59,7 @@ def overall(result):
 def titles_of(conventions):
     """TITLES of the metrics, with the name of the class that is left out; without this metric where there is none."""
     rarest = conventions["rarest_class"]
-    return {name: title.format(one_line(rarest, 20)) if "{}" in title else title for name, title in TITLES.items()
+    return {name: title.format(one_line(rarest, 18)) if "{}" in title else title for name, title in TITLES.items()
             if rarest is not None or "{}" not in title}
 
 
