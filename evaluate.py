@@ -138,7 +138,7 @@ def evaluate_run(folder, settings=protocol.Settings(), table=None, by=()):
 def add_fidelity(evaluated, run, settings):
     """Add how near a student is to its teacher, or why that is not known, to the content of metrics.json."""
     run.tolerate("options", "environment")  # which name the teacher; the audit names those that are damaged
-    content, evaluated.fidelity = fidelity.measure(run.teacher_name, run.teacher, evaluated.test, settings)
+    content, evaluated.fidelity = fidelity.measure(run.teacher_name, run.teachers, evaluated.test, settings)
     if content:
         evaluated.result["fidelity"] = content
 

@@ -395,28 +395,33 @@ class Run(_Folder):
         arch = self.setting("arch")
         return " from ".join([str(arch), *begun]) if arch else ""
 
-    # ---- its teacher
+    # ---- its teachers
+
+    @property
+    def _teacher_paths(self):
+        """Of the teachers that config.yaml names; several are one teacher, the mean of their probabilities."""
+        teacher = self.options.get("teacher") or self.options.get("teacher_predictions")
+        paths = teacher if isinstance(teacher, list) else [teacher]
+        return [path for path in paths if isinstance(path, str) and path] if self.kind != "teacher" else []
 
     @property
     def teacher_name(self):
-        """STUDY/MODEL/SEED of the teacher that config.yaml names; None where there is none."""
-        teacher = self.options.get("teacher")
-        if self.kind == "teacher" or not isinstance(teacher, str) or not teacher:
-            return None
-        return "/".join(part.strip("/\\") for part in Path(teacher).parts[-3:])
+        """STUDY/MODEL/SEED of the teacher, or of several, with ` + ` between them; None where there is none."""
+        names = ["/".join(part.strip("/\\") for part in Path(path).parts[-3:]) for path in self._teacher_paths]
+        return " + ".join(names) or None
 
     @cached_property
-    def teacher(self):
-        """The Run of that teacher, or None where there is no such folder.
+    def teachers(self):
+        """[Run of each teacher, None where there is no such folder].
 
         It is looked for in a study beside this run's, in its own study, and where config.yaml has it.
         """
-        if self.teacher_name is None:
-            return None
-        path, study = Path(self.options["teacher"]), runs.study(self.folder)
-        places = [study.parent.joinpath(*path.parts[-3:]), study.joinpath(*path.parts[-2:])]
-        places = [*(places if len(path.parts) > 1 else ()), path]
-        return next((Run(place) for place in places if os.path.isdir(place)), None)  # it raises for no name
+        study, found = runs.study(self.folder), []
+        for path in map(Path, self._teacher_paths):
+            places = [study.parent.joinpath(*path.parts[-3:]), study.joinpath(*path.parts[-2:])]
+            places = [*(places if len(path.parts) > 1 else ()), path]
+            found.append(next((Run(place) for place in places if os.path.isdir(place)), None))  # it raises for no name
+        return found
 
     # ---- predictions
 

@@ -135,7 +135,7 @@ def test_who_has_no_teacher_has_no_fidelity(study, tmp_path):
 
 def test_the_teacher_is_found_beside_its_student_wherever_the_study_was_moved(study, tmp_path):
     run = study / "tiny_kd" / "seed_0"
-    assert Run(run).teacher.folder.resolve() == (study / "teacher_big" / "seed_0").resolve()
+    assert Run(run).teachers[0].folder.resolve() == (study / "teacher_big" / "seed_0").resolve()
     moved = tmp_path / "elsewhere" / "renamed"
     study.rename(tmp_path / "x")
     (tmp_path / "elsewhere").mkdir()
@@ -143,6 +143,25 @@ def test_the_teacher_is_found_beside_its_student_wherever_the_study_was_moved(st
     assert fidelity_of(moved / "tiny_kd" / "seed_0")["test"].keys() == FIGURES
     far = teach(make_run(tmp_path / "far" / "other" / "tiny" / "seed_0"), str(moved / "teacher_big" / "seed_0"))
     assert fidelity_of(far)["teacher"] == "renamed/teacher_big/seed_0"
+
+
+def test_several_teachers_are_one_whose_probabilities_are_the_mean(study):
+    given, others = arrays_of("test", 90, 0), arrays_of("test", 90, 9)
+    order = np.random.default_rng(1).permutation(90)
+    make_run(study / "teacher_b" / "seed_0", **{f"test__{key}": others[key][order]
+                                               for key in ("ids", "labels", "logits", "groups")})
+    run = teach(study / "tiny_kd" / "seed_0", [TEACHER, "runs/study/teacher_b/seed_0"])
+    content = fidelity_of(run)
+    both = [metrics.softmax(logits.astype(np.float32)) for logits in (arrays_of("test", 90, 7)["logits"],
+                                                                     others["logits"])]
+    teacher, student = np.mean(both, 0), metrics.softmax(given["logits"].astype(np.float32))
+    assert content["teacher"] == "study/teacher_big/seed_0 + study/teacher_b/seed_0"
+    assert content["test"]["agreement"]["value"] == (teacher.argmax(1) == student.argmax(1)).mean()
+    assert content["test"]["kl_teacher_student"]["value"] == pytest.approx(
+        metrics.kl_divergences(teacher, student).mean())
+    assert not [finding for finding in evaluate.examine.audit_run(run) if finding["rule"] == "other-than-recomputed"]
+    (study / "teacher_b/seed_0/predictions/test.npz").unlink()
+    assert "has no predictions/test.npz" in fidelity_of(run)["reason"]
 
 
 def other_images(study):
@@ -182,6 +201,12 @@ def test_where_it_is_not_known_one_line_says_why(study, capsys, change, reason):
     assert reason in line
     content = read_json(run / "metrics.json")["fidelity"]
     assert content["test"] == {} and reason in content["reason"] and "fingerprint" not in content
+
+
+def test_a_teacher_that_is_a_file_of_answers_has_none_to_the_test_images(study):
+    run = study / "tiny_kd" / "seed_0"
+    write_yaml(run / "config.yaml", {"teacher": None, "teacher_predictions": "answers.npz"})
+    assert fidelity_of(run)["reason"] == "no run folder of its teacher answers.npz was found"
 
 
 @pytest.mark.parametrize("teacher", ["", "net.pt", "/", "..", "\\x", "x" * 5000, ["a", "b"], 3, {"a": 1}, True])

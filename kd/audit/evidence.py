@@ -13,7 +13,7 @@ from kd import metrics, predictions, runs
 from kd.errors import UserError
 from kd.files import last_digit, parse_number
 from kd.prediction_files import SUFFIXES
-from kd.run_folder import Run, StudyFolder
+from kd.run_folder import StudyFolder
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Case:
     curves: dict = field(default_factory=dict)        # column -> its numbers
     split: list = field(default_factory=list)         # rows of split.csv
     teacher_split: list = field(default_factory=list) # rows of its teacher's split.csv
-    teacher: Run = None                               # its teacher's run
+    teachers: list = field(default_factory=list)      # Runs of its teacher or teachers, None where there is none
     teacher_name: str = None                          # as metrics.json names it
     environment: dict = field(default_factory=dict)   # environment.json
     options: dict = field(default_factory=dict)       # config.yaml
@@ -123,10 +123,10 @@ def of_run(run, result=None):
     case.role = "teacher" if run.kind == "teacher" else "student" if run.setting("role") else ""
     case.split, case.environment, case.options = run.split, run.environment, run.options
     case.written = run.metrics if result is None else None
-    case.teacher, case.teacher_name = run.teacher, run.teacher_name
-    if case.teacher:
-        case.teacher.tolerate("split", "test")
-        case.teacher_split = case.teacher.split
+    case.teachers, case.teacher_name = run.teachers, run.teacher_name
+    for teacher in filter(None, case.teachers):
+        teacher.tolerate("split", "test")
+        case.teacher_split = [*case.teacher_split, *teacher.split]
     case.network, case.baseline = run.network, run.kind == "alone"
     case.curves = curves_of(run.history)
     add_predictions(case, run.val, run.test)

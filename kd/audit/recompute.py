@@ -48,10 +48,10 @@ def is_current(written):
     return written.get("conventions", {}).get("interval") == protocol.INTERVALS
 
 
-def differences(written, val, test, teacher=None, teacher_name=None):
+def differences(written, val, test, teachers=(), teacher_name=None):
     """[(path, stated, recomputed)] of what differs between a metrics.json and what Predictions give.
 
-    teacher, teacher_name: the Run of a student's teacher, None where there is none or it cannot be read; and its name.
+    teachers, teacher_name: as a Run has them; what cannot be read counts as missing.
     Of a file of another version only what depends on no method of intervals is compared. One of FAILURES where the
     file states settings with which nothing can be computed.
     """
@@ -62,7 +62,7 @@ def differences(written, val, test, teacher=None, teacher_name=None):
             recomputed["conventions"].pop("rarest_class")
             for split in ("val", "test"):
                 recomputed.get(split, {}).pop(RAREST, None)
-        recomputed.update(_fidelity(written, test, teacher, teacher_name, settings))
+        recomputed.update(_fidelity(written, test, teachers, teacher_name, settings))
         return [difference for key, value in recomputed.items() for difference in _differences(
             (key,), written.get(key), value)]
     recomputed, found = protocol.evaluate(val, test, protocol.Settings(100, settings.bins)).result, []
@@ -71,7 +71,7 @@ def differences(written, val, test, teacher=None, teacher_name=None):
             again = recomputed.get(split, {}).get(name)
             if again is not None and name.removesuffix("_calibrated") not in REDEFINED:
                 found += _differences((split, name), metric.get("value"), again["value"], rounded=True)
-    of_teacher = _fidelity(written, test, teacher, teacher_name, protocol.Settings(100)).get("fidelity", {}) or {}
+    of_teacher = _fidelity(written, test, teachers, teacher_name, protocol.Settings(100)).get("fidelity", {}) or {}
     for name, metric in of_teacher.get("test", {}).items():
         stated = written["fidelity"]["test"].get(name, {}).get("value")
         found += _differences(("fidelity", "test", name), stated, metric["value"], rounded=True)
@@ -84,14 +84,14 @@ def differences(written, val, test, teacher=None, teacher_name=None):
     return found
 
 
-def _fidelity(written, test, teacher, teacher_name, settings):
+def _fidelity(written, test, teachers, teacher_name, settings):
     """{"fidelity": what it is}, where the file states one; empty where it cannot be computed."""
     stated = written.get("fidelity")
     if not stated or not stated.get("test"):  # of an older version; or its teacher was not known
         return {}
-    if teacher_name and (teacher is None or teacher.test is None):
+    if any(teacher is None or teacher.test is None for teacher in teachers):
         return {}  # it may have been left behind
-    return {"fidelity": fidelity.measure(teacher_name, teacher, test, settings)[0]}
+    return {"fidelity": fidelity.measure(teacher_name, teachers, test, settings)[0]}
 
 
 def _differences(path, stated, recomputed, rounded=False):

@@ -1,6 +1,6 @@
 """Fidelity: how near a student is to the teacher that it was trained from, on the test images.
 
-    content, estimates = measure(run.teacher_name, run.teacher, test, settings)     metrics.json's "fidelity"
+    content, estimates = measure(run.teacher_name, run.teachers, test, settings)     metrics.json's "fidelity"
 
 It is known where the teacher's run has predictions/test.npz of the same images, matched by id. A student of lower
 fidelity is not a worse student: it may be right where its teacher is wrong.
@@ -16,27 +16,27 @@ from kd.evaluation import protocol
 from kd.predictions import difference_between, matching_order
 
 
-def measure(name, teacher, test, settings):
+def measure(name, teachers, test, settings):
     """({"teacher", "fingerprint", "test": {NAME: METRIC}}, {NAME: Estimate}), of kd.paired.fidelity().
 
-    name: STUDY/MODEL/SEED of the teacher, or None where there is none: (None, {}). teacher: its Run, or None where no
-    folder was found. test: Predictions of the student. fingerprint: of the teacher's predictions. Where the fidelity
-    is not known, ({"teacher", "reason", "test": {}}, {}).
+    name: of the teacher, as Run.teacher_name has it, or None where there is none: (None, {}). teachers: its Runs, None
+    where no folder was found; several are one teacher, the mean of their probabilities. test: Predictions of the
+    student. fingerprint: of the teacher's predictions. Where the fidelity is not known, ({"teacher", "reason",
+    "test": {}}, {}).
     """
     if name is None:
         return None, {}
-    reason = unknown_because(name, teacher, test)
+    reason = next(filter(None, (unknown_because(name, teacher, test) for teacher in teachers)), "")
     if reason:
         return {"teacher": name, "reason": reason, "test": {}}, {}
-    order = matching_order(test, teacher.test)
-    estimates = paired.fidelity(test.labels, teacher.test.probabilities[order], test.probabilities,
-                                protocol.resampling(test, settings))
-    figures = bootstrap.intervals(estimates)
-    return {"teacher": name, "fingerprint": fingerprint(teacher.test), "test": figures}, estimates
+    of_teacher = np.mean([teacher.test.probabilities[matching_order(test, teacher.test)] for teacher in teachers], 0)
+    estimates = paired.fidelity(test.labels, of_teacher, test.probabilities, protocol.resampling(test, settings))
+    return {"teacher": name, "fingerprint": "+".join(fingerprint(teacher.test) for teacher in teachers),
+            "test": bootstrap.intervals(estimates)}, estimates
 
 
 def unknown_because(name, teacher, test):
-    """Why the fidelity of Predictions `test` is not known; '' where it is."""
+    """Why the fidelity of Predictions `test` is not known, by one of the teachers, a Run or None; '' where it is."""
     if teacher is None:
         return f"no run folder of its teacher {name} was found"
     try:
