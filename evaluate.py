@@ -28,7 +28,7 @@ from kd import (
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
-from kd.evaluation import compare, protocol, subgroups, terminal
+from kd.evaluation import compare, fidelity, protocol, subgroups, terminal
 from kd.files import read_csv, write_csv, write_json
 from kd.run_folder import Run
 from kd.text import command, quoted
@@ -128,10 +128,19 @@ def evaluate_run(folder, settings=protocol.Settings(), table=None, by=()):
     """
     run = Run(folder)
     evaluated = protocol.evaluate(*run.predictions(), settings)
+    add_fidelity(evaluated, run, settings)
     add_subgroups(evaluated, table or (find_table(run, by) if by else None), by, settings)
     evaluated.result["audit"] = examine.audit_run(run, evaluated.result)
     write_json(Path(folder) / "metrics.json", evaluated.result)
     return evaluated
+
+
+def add_fidelity(evaluated, run, settings):
+    """Add how near a student is to its teacher, or why that is not known, to the content of metrics.json."""
+    run.tolerate("options", "environment")  # which name the teacher; the audit names those that are damaged
+    content, evaluated.fidelity = fidelity.measure(run.teacher_name, run.teachers, evaluated.test, settings)
+    if content:
+        evaluated.result["fidelity"] = content
 
 
 def add_subgroups(evaluated, table, by, settings):

@@ -239,15 +239,16 @@ def _replicates_last(counts, classes):
 # ---- all metrics
 
 
-def replicate(probabilities, draws, class_names, calibrated=None, bins=calibration.BINS):
+def replicate(probabilities, draws, class_names, calibrated=None, bins=calibration.BINS, rarest=None):
     """{NAME: Estimate} of all metrics of probabilities [n, C].
 
     calibrated: probabilities [n, C] after temperature scaling; with them the result also has NAME_calibrated for each
-    metric that they change. bins: of the calibration errors. The prediction is the class of highest probability (the
-    first of equals).
+    metric that they change. bins: of the calibration errors. rarest: the class number that macro_f1_without_rarest
+    leaves out, in the sample and in each replicate; None: it is undefined. The prediction is the class of highest
+    probability (the first of equals).
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
-    estimates, by_class = _of_confusions(draws.confusions(probabilities.argmax(1)), draws, class_names)
+    estimates, by_class = _of_confusions(draws.confusions(probabilities.argmax(1)), draws, class_names, rarest)
     areas = draws.areas(probabilities)
     estimates["macro_auroc"] = _macro(areas, areas, draws)
     estimates.update(probabilistic(probabilities, draws, bins))
@@ -257,9 +258,9 @@ def replicate(probabilities, draws, class_names, calibrated=None, bins=calibrati
     return {**estimates, **by_class, **_each_class("auroc", areas, draws, class_names)}
 
 
-def replicate_answers(answers, draws, class_names):
+def replicate_answers(answers, draws, class_names, rarest=None):
     """Like replicate(), but only the metrics of the predicted classes, answers [n]: much faster."""
-    estimates, by_class = _of_confusions(draws.confusions(answers), draws, class_names)
+    estimates, by_class = _of_confusions(draws.confusions(answers), draws, class_names, rarest)
     return {**estimates, **by_class}
 
 
@@ -274,8 +275,11 @@ def constant(answer, draws):
     return _of_confusions((counts[0], counts[0], counts[1:]), draws, None)[0]
 
 
-def _of_confusions(confusions, draws, class_names):
-    """({NAME: Estimate} over all classes, the same of each class; empty if class_names is None)."""
+def _of_confusions(confusions, draws, class_names, rarest=None):
+    """({NAME: Estimate} over all classes, the same of each class; empty if class_names is None).
+
+    macro_f1_without_rarest is among them where the classes have names.
+    """
     def each(metric):
         return tuple(metric(matrix) for matrix in confusions)
 
@@ -283,6 +287,8 @@ def _of_confusions(confusions, draws, class_names):
     withheld = too_few(draws.count)
     estimates = {"accuracy": _share(each(metrics.accuracy), withheld),
                  "macro_f1": _macro(each(metrics.macro_f1), f1, draws),
+                 **({} if class_names is None else {
+                     "macro_f1_without_rarest": _without_rarest(each, f1, draws, rarest)}),
                  "weighted_f1": _share(each(metrics.weighted_f1), withheld),
                  "balanced_accuracy": _macro(each(metrics.balanced_accuracy), recall, draws)}
     if class_names is None:
@@ -301,15 +307,25 @@ def _share(figures, withheld="", freedom=np.inf):
     return Estimate(float(value), drawn, float(center), "share", freedom, withheld=withheld)
 
 
-def _macro(figures, by_class, draws):
-    """Estimate of a mean over the classes of the sample; figures, by_class: each (of the sample, center, drawn).
+def _without_rarest(each, f1, draws, rarest):
+    """Estimate of macro-F1 without the class number `rarest`. each, f1: as _of_confusions() has them."""
+    classes = draws.present[draws.present != rarest]
+    if rarest is None or len(classes) < 2:
+        return Estimate(NAN, None, NAN, "share")
+    return _macro(each(lambda confusion: metrics.macro_f1_without(confusion, rarest)), f1, draws, classes)
 
-    The variance of a rare class is known from few clusters, and dominates (Satterthwaite 1946).
+
+def _macro(figures, by_class, draws, classes=None):
+    """Estimate of a mean over `classes`, by default those of the sample.
+
+    figures, by_class: each (of the sample, center, drawn). The variance of a rare class is known from few clusters, and
+    dominates (Satterthwaite 1946).
     """
+    classes = draws.present if classes is None else classes
     if np.ndim(figures[0]):
-        figures = tuple(figure[..., draws.present].mean(-1) for figure in figures)
-    variances = np.var(by_class[2][:, draws.present], axis=0, ddof=1)
-    inverse = (variances ** 2 / (draws.clusters[draws.present] + PSEUDO)).sum()
+        figures = tuple(figure[..., classes].mean(-1) for figure in figures)
+    variances = np.var(by_class[2][:, classes], axis=0, ddof=1)
+    inverse = (variances ** 2 / (draws.clusters[classes] + PSEUDO)).sum()
     freedom = variances.sum() ** 2 / inverse if inverse else np.inf
     return _share(figures, too_few(draws.count), max(freedom, 1.0))
 
@@ -351,6 +367,23 @@ def probabilistic(probabilities, draws, bins=calibration.BINS):
     return {**estimates, **calibration.estimates(labels, probabilities, index, bins, withheld)}
 
 
+def mean_loss(losses, draws):
+    """Estimate of the mean over the images of losses [n] that are 0 or more.
+
+    Where a few clusters have most of the loss its variance is known as badly as from so few: the degrees of freedom
+    follow from the fourth moment of what the clusters add to it.
+    """
+    losses = np.asarray(losses, dtype=np.float64)
+    columns = np.stack([np.bincount(draws.index, values, draws.count) for values in (np.ones(len(losses)), losses)], 1)
+    sizes, totals = sums(draws.weights, columns).T
+    means = totals / sizes
+    squares = (columns[:, 1] - means[0] * columns[:, 0]) ** 2
+    uncertainty = (squares ** 2).sum() - squares.sum() ** 2 / draws.count
+    freedom = 2 * squares.sum() ** 2 / uncertainty if uncertainty > 0 else draws.count
+    return Estimate(float(means[0]), means[1:], float(means[0]), "loss", min(max(float(freedom), 1.0), draws.count),
+                    withheld=too_few(draws.count))
+
+
 def intervals(estimates):
     """{NAME: METRIC} of {NAME: Estimate}, which replicate() returns.
 
@@ -364,4 +397,5 @@ def intervals(estimates):
 def measure(labels, probabilities, groups, class_names, replicates=REPLICATES, calibrated=None, bins=calibration.BINS):
     """{NAME: METRIC} of all metrics of labels [n] and probabilities [n, C] with groups [n]."""
     drawn = draws(labels, groups, len(class_names), replicates)
-    return intervals(replicate(probabilities, drawn, class_names, calibrated, bins))
+    rarest = metrics.rarest_class(drawn.support, class_names)
+    return intervals(replicate(probabilities, drawn, class_names, calibrated, bins, rarest))

@@ -55,6 +55,26 @@ def macro_f1(confusion):
     return mean_defined(np.where(confusion.sum(-1) > 0, f1(confusion), np.nan))
 
 
+def macro_f1_without(confusion, left_out):
+    """macro_f1() over the classes but the class number `left_out`, in [0, 1]; [...]. NaN where fewer than two are left.
+
+    The images of that class stay: one that is taken for another class lowers the precision of this one.
+    """
+    of_class = np.where(confusion.sum(-1) > 0, f1(confusion), np.nan)
+    of_class[..., left_out] = np.nan
+    return np.where((~np.isnan(of_class)).sum(-1) > 1, mean_defined(of_class), np.nan)[()]
+
+
+def rarest_class(support, class_names):
+    """The number of the class with the fewest images, of those that have any; of equals the first by name.
+
+    support: images of each class, [C]. None where fewer than three classes have images: what is left without the
+    rarest is then the F1 of one class, and no mean.
+    """
+    present = np.flatnonzero(support).tolist()
+    return min(present, key=lambda k: (support[k], class_names[k])) if len(present) > 2 else None
+
+
 def weighted_f1(confusion):
     """Mean F1 of the classes, weighted by their number of images, in [0, 1]; [...]."""
     support = confusion.sum(-1)
@@ -90,6 +110,16 @@ def square_losses(labels, probabilities):
     errors = np.array(probabilities, dtype=np.float64)
     errors[np.arange(len(errors)), labels] -= 1
     return (errors ** 2).sum(1)
+
+
+def kl_divergences(reference, probabilities):
+    """KL(reference || probabilities) of each image in nats, [n], both [n, C]: 0 where they are equal, at most 36.04.
+
+    As in log_losses() the logarithm is of at least 2.2e-16, so none is infinite.
+    """
+    reference, probabilities = (np.asarray(p, dtype=np.float64) for p in (reference, probabilities))
+    of_reference, of_other = (np.log(np.maximum(p, np.finfo(np.float64).eps)) for p in (reference, probabilities))
+    return np.maximum((reference * (of_reference - of_other)).sum(1), 0)
 
 
 def auroc(labels, scores, weights=None):

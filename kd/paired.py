@@ -6,6 +6,8 @@ kd.estimate.Estimate and kd.bootstrap.Draws.
 
 import numpy as np
 
+from kd import bootstrap, metrics
+
 
 def compare(reference, model, differences=None):
     """A list of rows, one for each metric that is in both of {NAME: Estimate}, in the order of the reference.
@@ -60,3 +62,18 @@ def agreement(labels, reference, model, draws):
              "wrong_to_right": ~reference_right & model_right,
              "wrong_to_wrong": differ & ~reference_right & ~model_right}
     return draws.rates({name: (mask, np.ones(len(labels), bool)) for name, mask in masks.items()})
+
+
+def fidelity(labels, teacher, student, draws):
+    """How near a student is to its teacher (Stanton et al. 2021, 2106.05945), as Estimates over the images.
+
+    labels [n]; teacher, student: probabilities [n, C] of the same images. Returns
+    agreement: the share of the images with the same most probable class, as agreement() has it;
+    agreement_where_teacher_wrong: the same among the images that the teacher gets wrong; undefined where there is none;
+    kl_teacher_student: the mean of KL(teacher || student), in nats, at the temperature 1.
+    """
+    labels, answer_of_teacher = np.asarray(labels), np.argmax(teacher, 1)
+    same = answer_of_teacher == np.argmax(student, 1)
+    shares = draws.rates({"agreement": (same, np.ones(len(labels), bool)),
+                          "agreement_where_teacher_wrong": (same, answer_of_teacher != labels)})
+    return {**shares, "kl_teacher_student": bootstrap.mean_loss(metrics.kl_divergences(teacher, student), draws)}

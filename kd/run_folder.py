@@ -9,6 +9,7 @@ Files may come from other systems, and hold anything; what has passed the checks
 
 import hashlib
 import math
+import os
 from functools import cached_property
 from pathlib import Path
 
@@ -129,6 +130,14 @@ def _are_subgroups(columns):
         for content in columns.values())
 
 
+def _is_fidelity(content):
+    """Whether this is what kd.evaluation.fidelity makes; or the same of seeds.json, with names of `teachers`."""
+    if not isinstance(content, dict) or not _is_metrics(content.get("test", {})):
+        return False
+    return all(isinstance(content.get(key, ""), str) for key in ("teacher", "reason", "fingerprint")) and all(
+        isinstance(name, str) for name in content.get("teachers", ()))
+
+
 def _is_split(parts):
     """Whether this is {part: {"images", "groups", "support": {class: images}}}."""
     return isinstance(parts, dict) and all(
@@ -197,7 +206,8 @@ def _metrics(run, path, content):
                 point["shortfall"] = point.pop("missed")
     sound = (_is_metrics(content.get("test")) and _is_metrics(content.get("val", {}))
              and _is_split(content.get("split", {}))
-             and _are_subgroups(content.get("subgroups", {})) and _is_metrics(content.get("majority", {}))
+             and _are_subgroups(content.get("subgroups", {})) and _is_fidelity(content.get("fidelity") or {})
+             and _is_metrics(content.get("majority", {}))
              and (confusion is None or _is_square(confusion, classes))
              and isinstance(conventions, dict) and _is_number(conventions.get("level"))
              and isinstance(points, list) and all(map(_is_point, points))
@@ -385,6 +395,34 @@ class Run(_Folder):
         arch = self.setting("arch")
         return " from ".join([str(arch), *begun]) if arch else ""
 
+    # ---- its teachers
+
+    @property
+    def _teacher_paths(self):
+        """Of the teachers that config.yaml names; several are one teacher, the mean of their probabilities."""
+        teacher = self.options.get("teacher") or self.options.get("teacher_predictions")
+        paths = teacher if isinstance(teacher, list) else [teacher]
+        return [path for path in paths if isinstance(path, str) and path] if self.kind != "teacher" else []
+
+    @property
+    def teacher_name(self):
+        """STUDY/MODEL/SEED of the teacher, or of several, with ` + ` between them; None where there is none."""
+        names = ["/".join(part.strip("/\\") for part in Path(path).parts[-3:]) for path in self._teacher_paths]
+        return " + ".join(names) or None
+
+    @cached_property
+    def teachers(self):
+        """[Run of each teacher, None where there is no such folder].
+
+        It is looked for in a study beside this run's, in its own study, and where config.yaml has it.
+        """
+        study, found = runs.study(self.folder), []
+        for path in map(Path, self._teacher_paths):
+            places = [study.parent.joinpath(*path.parts[-3:]), study.joinpath(*path.parts[-2:])]
+            places = [*(places if len(path.parts) > 1 else ()), path]
+            found.append(next((Run(place) for place in places if os.path.isdir(place)), None))  # it raises for no name
+        return found
+
     # ---- predictions
 
     def predictions(self, split="test"):
@@ -468,11 +506,12 @@ class StudyFolder(_Folder):
             if not path.exists():
                 return None
             content = read_json(path)
-            if not isinstance(content, dict) or not _is_metrics(content.get("test")):
-                raise UserError(f"{path} is not what evaluate.py writes")
-            if not isinstance(content.get("seeds", []), list) or not all(
+            sound = isinstance(content, dict) and _is_metrics(content.get("test")) and _is_fidelity(
+                content.get("fidelity") or {}) and isinstance(content.get("seeds", []), list)
+            tables = [content["test"], (content.get("fidelity") or {}).get("test", {})] if sound else ()
+            if not sound or not all(
                     isinstance(metric.get("values", []), list) and all(map(_is_number, metric.get("values", [])))
-                    for metric in content["test"].values()):
+                    for table in tables for metric in table.values()):
                 raise UserError(f"{path} is not what evaluate.py writes")
             return content
 

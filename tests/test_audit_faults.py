@@ -59,6 +59,7 @@ def test_each_fault_is_found(root, change, rules):
 EDITS = {
     "balanced_accuracy": .91, "macro_auroc": .99, "ece": .001, "nll": .1, "brier": .05, "weighted_f1": .95, "aurc": .01,
     "rms_ce_debiased": .0001, "recall/mel": .97, "f1/df": .9, "nll_calibrated": .2, "accuracy": .97, "macro_f1": .93,
+    "macro_f1_without_rarest": .94,
 }
 
 
@@ -80,6 +81,47 @@ def an_interval_that_is_narrower(root):
 @fault("outside-its-interval")
 def an_interval_that_excludes_its_value(root):
     edit(root, lambda content: content["test"]["accuracy"].update(lo=.97, hi=.99))
+
+
+@fault("other-than-recomputed")
+def another_class_that_is_left_out(root):
+    edit(root, lambda content: content["conventions"].update(rarest_class="nv"))
+
+
+@pytest.mark.parametrize("name, value", [("agreement", .99), ("agreement_where_teacher_wrong", .9),
+                                         ("kl_teacher_student", .01)])
+def test_an_edited_fidelity_is_found(root, name, value):
+    edit(root, lambda content: content["fidelity"]["test"][name].update(value=value, lo=value - .005, hi=value + .005))
+    text, = findings(root)["other-than-recomputed"]
+    assert f"fidelity/test/{name}/value: {value:.6g} stated" in text
+
+
+@fault("other-than-recomputed")
+def a_fidelity_edited_in_what_says_that_it_is_of_an_older_version(root):
+    def change(content):
+        of_another_version(content)
+        content["fidelity"]["test"]["agreement"].update(value=.99, lo=.98, hi=1.)
+    edit(root, change)
+
+
+@fault("other-than-recomputed")
+def a_fidelity_to_another_teacher_than_is_stated(root):
+    """The teacher was trained again after its student."""
+    evaluated_again(root, lambda part: with_logits(part, part.logits[:, ::-1].copy()), "teacher_a/seed_0")
+
+
+@fault("other-than-recomputed")
+def a_fidelity_of_a_student_that_has_no_teacher(root):
+    content = read_json(root / RUN / "metrics.json")["fidelity"]
+    edit(root, lambda other: other.update(fidelity=content), "b_alone/seed_0")
+
+
+@fault("mean-of-seeds")
+def a_fidelity_over_seeds(root):
+    path = root / "b_kd/seeds.json"
+    content = read_json(path)
+    content["fidelity"]["test"]["agreement"].update(mean=.97, lo=.9, hi=.99)
+    write_json(path, content)
 
 
 @fault("other-than-recomputed")

@@ -63,6 +63,21 @@ def figures_that_another_machine_rounds_otherwise(root):
     edit(root, change)
 
 
+@near_miss("other-than-recomputed", "mean-of-seeds", "two-figures")
+def a_student_whose_teacher_was_left_behind(root):
+    (root / "teacher_a/seed_0/predictions/test.npz").unlink()
+    (root / "comparison.csv").unlink()
+
+
+@near_miss("other-than-recomputed", "another-version")
+def a_metrics_json_from_before_fidelity_and_the_rarest_class(root):
+    def change(content):
+        del content["fidelity"], content["conventions"]["rarest_class"]
+        for split in ("val", "test"):
+            del content[split]["macro_f1_without_rarest"]
+    edit(root, change)
+
+
 @near_miss("auroc-below-half", "test-far-below-val")
 def a_network_that_knows_next_to_nothing(root):
     def change(part):

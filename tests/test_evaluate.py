@@ -60,11 +60,13 @@ def test_a_run_is_measured_and_its_metrics_can_be_read_back(run):
     assert sample == [.95, 100, "group", 45]
     assert (conventions["bins"], conventions["closed"], conventions["seed"]) == (15, "right", 0)
     assert conventions["majority_class"] in NAMES
+    assert conventions["rarest_class"] == NAMES[2]  # 18 images of 90
     assert read["class_names"] == NAMES
     assert read["split"]["val"] == {"images": 40, "groups": 20, "support": dict(zip(NAMES, (16, 16, 8)))}
     assert read["split"]["test"]["support"] == dict(zip(NAMES, (36, 36, 18)))
     probabilistic = {"nll", "brier", "ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc"}
-    names = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "macro_auroc", *probabilistic} | {
+    names = {"accuracy", "macro_f1", "macro_f1_without_rarest", "weighted_f1", "balanced_accuracy", "macro_auroc",
+             *probabilistic} | {
         f"{metric}/{name}" for metric in ("f1", "recall", "precision", "auroc") for name in NAMES}
     assert set(read["val"]) == names  # the temperature was fitted there: calibrated figures would flatter
     assert set(read["test"]) == names | {f"{name}_calibrated" for name in probabilistic}
@@ -163,7 +165,7 @@ def test_one_run_prints_the_full_tables(run, capsys):
     assert f"{accuracy['value']:.3f} [{accuracy['lo']:.3f}, {accuracy['hi']:.3f}]" in shown
     for word in (*NAMES, "macro AUROC", "support", "majority rule (nv)", "true \\ predicted"):
         assert word in shown
-    table = shown[shown.index("class "):].split("\n\n")[0].splitlines()
+    table = shown[shown.index("\nclass ") + 1:].split("\n\n")[0].splitlines()
     assert len({line.index("[") for line in table[1:]}) == 1  # aligned, however long the names
     assert table[1].split()[-1] == "36"
 

@@ -23,7 +23,7 @@ def models(n=300, groups=200, shift=.8, seed=0):
 
 def replicates(labels, groups, *probabilities, b=400):
     draws = bootstrap.draws(labels, groups, 3, b)
-    return [bootstrap.replicate(p, draws, NAMES) for p in probabilities]
+    return [bootstrap.replicate(p, draws, NAMES, rarest=1) for p in probabilities]
 
 
 def test_a_paired_difference_is_narrower_than_that_of_independent_models():

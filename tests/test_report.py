@@ -93,8 +93,8 @@ def test_differences_are_those_that_evaluate_compares(study):
     root, page = study
     compared = compare.compare(compare.models([root]), protocol.Settings())
     rows, classes = page.rows("deltas"), page.rows("deltas_per_class")
-    titles = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
-    assert len(rows) == 4 * len(compared["pairs"]) == 12
+    titles = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_f1_without_rarest": "macro-F1 without df"}
+    assert len(rows) == 5 * len(compared["pairs"]) == 15
     for pair in compared["pairs"]:
         for row in pair["rows"]:
             if row["metric"] in titles:

@@ -13,7 +13,7 @@ from kd import metrics, predictions, runs
 from kd.errors import UserError
 from kd.files import last_digit, parse_number
 from kd.prediction_files import SUFFIXES
-from kd.run_folder import Run, StudyFolder
+from kd.run_folder import StudyFolder
 
 
 @dataclass
@@ -86,6 +86,8 @@ class Case:
     curves: dict = field(default_factory=dict)        # column -> its numbers
     split: list = field(default_factory=list)         # rows of split.csv
     teacher_split: list = field(default_factory=list) # rows of its teacher's split.csv
+    teachers: list = field(default_factory=list)      # Runs of its teacher or teachers, None where there is none
+    teacher_name: str = None                          # as metrics.json names it
     environment: dict = field(default_factory=dict)   # environment.json
     options: dict = field(default_factory=dict)       # config.yaml
     written: dict = None                              # the content of metrics.json, as it stands in the folder
@@ -122,7 +124,10 @@ def of_run(run, result=None):
     case.role = "teacher" if run.kind == "teacher" else "student" if run.setting("role") else ""
     case.split, case.environment, case.options = run.split, run.environment, run.options
     case.written = run.metrics if result is None else None
-    case.teacher_split = _split_of_teacher(run)
+    case.teachers, case.teacher_name = run.teachers, run.teacher_name
+    for teacher in filter(None, case.teachers):
+        teacher.tolerate("split", "test")
+        case.teacher_split = [*case.teacher_split, *teacher.split]
     case.network, case.baseline = run.network, run.kind == "alone"
     case.curves = curves_of(run.history)
     add_predictions(case, run.val, run.test)
@@ -133,19 +138,6 @@ def of_run(run, result=None):
                    **case.inputs}
     case.unreadable = [error.message for error in run.errors.values()]
     return case
-
-
-def _split_of_teacher(run):
-    """Rows of the split.csv of the run that config.yaml names as teacher, beside this run or in a study beside its."""
-    teacher = run.options.get("teacher")
-    parts = Path(str(teacher)).parts[-3:] if isinstance(teacher, str) and teacher else ()
-    if len(parts) < 2:
-        return []
-    study = runs.study(run.folder)
-    places = [study.parent.joinpath(*parts), study.joinpath(*parts[-2:])]
-    teacher_run = Run(next((place for place in places if place.is_dir()), places[0]))
-    teacher_run.tolerate("split")
-    return teacher_run.split
 
 
 OWN = "best.pt", "default"
@@ -198,13 +190,14 @@ def _of_seeds(study, model):
         return []
     over = Case(model, sources=["seeds.json"], traced=True, seeds=_finished_seeds(study, model))
     cases, seeds = [over], content.get("seeds", ())
-    for name, metric in content["test"].items():
+    figures = {**content["test"], **_of_fidelity(content)}
+    for name, metric in figures.items():
         mean, lo, hi = (parse_number(metric.get(key)) for key in ("mean", "lo", "hi"))
         if math.isfinite(mean):
             over.means.append(Mean(name, mean, "seeds.json", len(seeds), metric.get("values"), lo, hi))
     for place, seed in enumerate(seeds):
         case = Case(model, f"seed_{seed}", stated=True, sources=["seeds.json"])
-        for name, metric in content["test"].items():
+        for name, metric in figures.items():
             values = metric.get("values", [])
             if place < len(values) and math.isfinite(parse_number(values[place])):
                 case.figures.append(Figure("test", name, parse_number(values[place]), "seeds.json"))
@@ -220,6 +213,12 @@ def _of_sweep(study, model):
     except UserError as error:
         return [Case(model, unreadable=[error.message])]
     return [Case(model, sources=["sweep.json"], traced=True, sweep=content)] if content else []
+
+
+def _of_fidelity(content):
+    """{"fidelity/NAME": METRIC} of a metrics.json or seeds.json."""
+    figures = (content.get("fidelity") or {}).get("test", {})
+    return {f"fidelity/{name}": metric for name, metric in figures.items()}
 
 
 def _finished_seeds(study, model):
@@ -280,7 +279,8 @@ def add_metrics(case, result):
         return
     source = "metrics.json" if case.folder else "as evaluated"
     for split in ("val", "test"):
-        for name, metric in result.get(split, {}).items():
+        figures = {**result.get(split, {}), **(_of_fidelity(result) if split == "test" else {})}
+        for name, metric in figures.items():
             value, lo, hi = (parse_number(metric.get(key)) for key in ("value", "lo", "hi"))
             if math.isfinite(value):
                 case.stated = True
@@ -322,8 +322,8 @@ def add_corruption(case, row, source):
 SYNONYMS = {"acc": "accuracy", "ece_uniform": "ece", "ece_adaptive": "ece_equal_mass", "f1_macro": "macro_f1",
             "f1": "macro_f1", "bal_acc": "balanced_accuracy", "auroc": "macro_auroc", "auc": "macro_auroc",
             "t": "temperature", "tau": "threshold"}
-METRICS = {"accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "macro_auroc", "nll", "brier", "ece",
-           "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc"}
+METRICS = {"accuracy", "macro_f1", "macro_f1_without_rarest", "weighted_f1", "balanced_accuracy", "macro_auroc", "nll",
+           "brier", "ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce", "aurc"}
 
 
 def figures_in(row, source):

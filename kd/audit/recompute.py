@@ -6,7 +6,7 @@ import math
 from numbers import Number
 
 from kd.errors import UserError
-from kd.evaluation import protocol
+from kd.evaluation import fidelity, protocol
 from kd.files import last_digit
 
 TOLERANCE = 1e-6  # of a figure above 1 relative, otherwise absolute; machines and versions of NumPy differ by 1e-12
@@ -15,6 +15,7 @@ BOUNDS = {"replicates": ((int,), 1, 20_000), "bins": ((int,), 1, 1000), "sensiti
           "risk": ((int, float), 0, 1), "assurance": ((int, float), 1e-6, 1 - 1e-6)}
 FAILURES = (UserError, TypeError, ValueError, KeyError)
 REDEFINED = {"rms_ce_debiased"}  # since older versions
+RAREST = "macro_f1_without_rarest"
 # In files of older versions these can be outside their own intervals.
 CALIBRATION_ERRORS = {"ece", "ece_equal_mass", "ece_classwise", "rms_ce_debiased", "mce"}
 
@@ -47,15 +48,21 @@ def is_current(written):
     return written.get("conventions", {}).get("interval") == protocol.INTERVALS
 
 
-def differences(written, val, test):
+def differences(written, val, test, teachers=(), teacher_name=None):
     """[(path, stated, recomputed)] of what differs between a metrics.json and what Predictions give.
 
+    teachers, teacher_name: as a Run has them; what cannot be read counts as missing.
     Of a file of another version only what depends on no method of intervals is compared. One of FAILURES where the
     file states settings with which nothing can be computed.
     """
     settings = settings_of(written)
     if is_current(written):
         recomputed = protocol.evaluate(val, test, settings).result
+        if "rarest_class" not in written["conventions"]:  # of a version that did not have it
+            recomputed["conventions"].pop("rarest_class")
+            for split in ("val", "test"):
+                recomputed.get(split, {}).pop(RAREST, None)
+        recomputed.update(_fidelity(written, test, teachers, teacher_name, settings))
         return [difference for key, value in recomputed.items() for difference in _differences(
             (key,), written.get(key), value)]
     recomputed, found = protocol.evaluate(val, test, protocol.Settings(100, settings.bins)).result, []
@@ -64,6 +71,10 @@ def differences(written, val, test):
             again = recomputed.get(split, {}).get(name)
             if again is not None and name.removesuffix("_calibrated") not in REDEFINED:
                 found += _differences((split, name), metric.get("value"), again["value"], rounded=True)
+    of_teacher = _fidelity(written, test, teachers, teacher_name, protocol.Settings(100)).get("fidelity", {}) or {}
+    for name, metric in of_teacher.get("test", {}).items():
+        stated = written["fidelity"]["test"].get(name, {}).get("value")
+        found += _differences(("fidelity", "test", name), stated, metric["value"], rounded=True)
     temperatures = [(content.get("calibration") or {}).get("temperature") for content in (written, recomputed)]
     if None not in temperatures:
         found += _differences(("calibration", "temperature"), *temperatures, rounded=True)
@@ -71,6 +82,16 @@ def differences(written, val, test):
         if written.get(key) is not None:
             found += _differences((key,), written[key], recomputed[key])
     return found
+
+
+def _fidelity(written, test, teachers, teacher_name, settings):
+    """{"fidelity": what it is}, where the file states one; empty where it cannot be computed."""
+    stated = written.get("fidelity")
+    if not stated or not stated.get("test"):  # of an older version; or its teacher was not known
+        return {}
+    if any(teacher is None or teacher.test is None for teacher in teachers):
+        return {}  # it may have been left behind
+    return {"fidelity": fidelity.measure(teacher_name, teachers, test, settings)[0]}
 
 
 def _differences(path, stated, recomputed, rounded=False):

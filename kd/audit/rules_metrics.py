@@ -119,9 +119,9 @@ def temperature_at_bound(temperature):
 @rule("error", "The figure was changed after it was computed, it belongs to other predictions, or a version of this "
       "project computed it that differs and does not say so.",
       "Evaluate again: `python evaluate.py RUN` writes metrics.json anew from the predictions.")
-def other_than_recomputed(written, test, val=None):
+def other_than_recomputed(written, test, val=None, teachers=(), teacher_name=None):
     try:
-        differing = recompute.differences(written, val, test)
+        differing = recompute.differences(written, val, test, teachers, teacher_name)
     except recompute.FAILURES as error:
         what = error.message if isinstance(error, UserError) else "they do not fit its predictions"
         yield f"metrics.json states settings with which nothing can be computed: {what}"

@@ -10,8 +10,7 @@ def divergence(reference, logits):
 
     reference, logits: [n, C], of the checkpoint and of the exported model.
     """
-    log_reference, log_model = _log_softmax(reference), _log_softmax(logits)
-    return float((np.exp(log_reference) * (log_reference - log_model)).sum(1).mean())
+    return float(metrics.kl_divergences(metrics.softmax(reference), metrics.softmax(logits)).mean())
 
 
 def flips(reference, logits):
@@ -46,9 +45,3 @@ def compare(predictions, reference, logits, temperature=None, replicates=bootstr
             before, after = (calibration.ece(labels, metrics.softmax(z / divisor)) for z in both)
             result[name] = {"reference": before, "model": after, "shift": after - before}
     return result
-
-
-def _log_softmax(logits):
-    logits = np.asarray(logits, dtype=np.float64)
-    shifted = logits - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

@@ -39,6 +39,7 @@ class Model:
     tries: int = None
     values: dict = None   # {seed: {NAME: Estimate}}
     answers: dict = None  # {seed: [n] predicted classes}, in the reference's order of images
+    probabilities: dict = None  # {seed: [n, C]}, in the same order
 
 
 # ---- what is compared
@@ -105,9 +106,10 @@ def compare(models, settings, answers_only=False):
     The first model is the reference of all others. A second reference of a student is its baseline: the same network
     trained without a teacher. A pair is {"reference", "model", "tries", "rows" as paired.compare() gives them with
     intervals of both models, with p_corrected and the reason why an interval is withheld, "agreement": {NAME: METRIC},
-    "disagreements"}. p-values are corrected by Holm over the pairs, which are one family for each metric; they are NaN
-    where a model has a single seed. answers_only: only of metrics that need no probabilities, which is much faster.
-    Raises UserError where two models were tested on different images.
+    "fidelity": {NAME: METRIC} of a student to a teacher, else empty, "disagreements"}. p-values are corrected by Holm
+    over the pairs, which are one family for each metric; they are NaN where a model has a single seed. answers_only:
+    only of metrics that need no probabilities, which is much faster. Raises UserError where two models were tested on
+    different images.
     """
     first = common_test(models)
     draws = protocol.resampling(first, settings)
@@ -149,19 +151,20 @@ def is_baseline(baseline, model):
 
 def measure(model, first, draws, settings, answers_only=False):
     """Fill in the values and answers of every seed of a Model, its images in the order of `first`."""
-    model.values, model.answers = {}, {}
-    names = first.class_names
+    model.values, model.answers, model.probabilities = {}, {}, {}
+    names, rarest = first.class_names, protocol.rarest_class(first)
     for seed, (val, test) in model.seeds.items():
         order = predictions.matching_order(first, test)
-        probabilities, calibrated = test.probabilities[order], None
+        model.probabilities[seed], calibrated = test.probabilities[order], None
+        probabilities = model.probabilities[seed]
         model.answers[seed] = answers = probabilities.argmax(1)
         if answers_only:
-            model.values[seed] = bootstrap.replicate_answers(answers, draws, names)
+            model.values[seed] = bootstrap.replicate_answers(answers, draws, names, rarest)
             continue
         if val is not None:
             fit = calibration.fit_temperature(val.scores, val.labels)
             calibrated = metrics.softmax(test.scores[order] / fit.value) if fit.ok else None
-        model.values[seed] = bootstrap.replicate(probabilities, draws, names, calibrated, settings.bins)
+        model.values[seed] = bootstrap.replicate(probabilities, draws, names, calibrated, settings.bins, rarest)
 
 
 def pair(reference, model, first, draws):
@@ -179,17 +182,50 @@ def pair(reference, model, first, draws):
         row["withheld"] = differences[row["metric"]].withheld  # often for both models, too: the images are the same
         if not has_trainings:
             row["p"] = float("nan")  # two trainings differ by their seeds alone: it would say nothing of the method
-    same_seeds = list(reference.seeds) == list(model.seeds)
-    couple = zip if same_seeds else itertools.product
-    answers = list(couple(reference.answers.values(), model.answers.values()))
-    shares = [paired.agreement(first.labels, a, b, draws) for a, b in answers]
-    agreement = bootstrap.intervals({name: estimate.Estimate.mean([share[name] for share in shares])
-                                     for name in shares[0]})
-    counts = [paired.disagreements(a == first.labels, b == first.labels) for a, b in answers]
+    couples = couples_of(reference, model)
+    shares = {couple: paired.agreement(first.labels, reference.answers[couple[0]], model.answers[couple[1]], draws)
+              for couple in couples}
+    fidelity = {}
+    if reference.kind == "teacher" and model.kind in ("alone", "student"):
+        fidelity = over_couples({couple: paired.fidelity(
+            first.labels, reference.probabilities[couple[0]], model.probabilities[couple[1]], draws)
+            for couple in couples})
+    counts = [paired.disagreements(reference.answers[a] == first.labels, model.answers[b] == first.labels)
+              for a, b in couples]
     return {"reference": reference.name, "model": model.name,
             "seeds": {"reference": len(reference.seeds), "model": len(model.seeds)}, "rows": rows,
-            "tries": {"reference": reference.tries, "model": model.tries}, "agreement": agreement,
+            "tries": {"reference": reference.tries, "model": model.tries}, "agreement": over_couples(shares),
+            "fidelity": fidelity,
             "disagreements": {name: float(np.mean([count[name] for count in counts])) for name in counts[0]}}
+
+
+def couples_of(reference, model):
+    """[(seed of the reference, seed of the model)]: equal seeds where both have the same, else each with each."""
+    same_seeds = list(reference.seeds) == list(model.seeds)
+    return list((zip if same_seeds else itertools.product)(reference.seeds, model.seeds))
+
+
+def over_couples(estimates):
+    """{NAME: METRIC} of the means over couples of seeds.
+
+    estimates: {(seed of the reference, seed of the model): {NAME: Estimate}}, in the order of couples_of(). Where each
+    seed is coupled with each, the figures vary over the seeds of either model.
+    """
+    sides = [list(dict.fromkeys(couple[side] for couple in estimates)) for side in (0, 1)]
+    is_product = len(estimates) == len(sides[0]) * len(sides[1])
+    means = {}
+    for name in next(iter(estimates.values())):
+        of_couples = {couple: of_couple[name] for couple, of_couple in estimates.items()}
+        if is_product:  # of the seeds of one side, each the mean over those of the other
+            by_reference, by_model = ([estimate.Estimate.mean([figure for couple, figure in of_couples.items()
+                                                               if couple[side] == seed]) for seed in sides[side]]
+                                      for side in (0, 1))
+            spreads = over_seeds(by_reference).spreads
+            means[name] = over_seeds(by_model)
+            means[name] = dataclasses.replace(means[name], spreads=means[name].spreads + spreads)
+        else:
+            means[name] = over_seeds(list(of_couples.values()))
+    return bootstrap.intervals(means)
 
 
 def over_seeds(estimates):
@@ -214,7 +250,7 @@ def difference(name, reference, model):
 def table(compared):
     """Rows of comparison.csv, of what compare() gives.
 
-    Of agreement and of the three kinds of disagreement, shares of the images stand under model_value; of
+    Of agreement, of the three kinds of disagreement and of fidelity, the figures stand under model_value; of
     only_one_right, the numbers of images that only the reference and only the model has right.
     """
     rows = []
@@ -225,7 +261,7 @@ def table(compared):
         rows += [{**head, **row} for row in pair["rows"]]
         rows += [{**head, "metric": name, "model_value": share["value"], "model_lo": share["lo"],
                   "model_hi": share["hi"], "withheld": share.get("withheld", "")}
-                 for name, share in pair["agreement"].items()]
+                 for name, share in {**pair["agreement"], **pair["fidelity"]}.items()]
         counts = pair["disagreements"]
         rows.append({**head, "metric": "only_one_right", "reference_value": counts["reference_only"],
                      "model_value": counts["model_only"]})

@@ -7,7 +7,7 @@
 `choose` reads validation alone, and nothing that `evaluate` finds on test changes what was chosen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -122,6 +122,7 @@ class Evaluated:
     test: predictions.Predictions
     result: dict
     values: dict
+    fidelity: dict = field(default_factory=dict)  # {NAME: Estimate} behind its "fidelity"
 
 
 def evaluate(val, test, settings=Settings()):
@@ -134,8 +135,8 @@ def evaluate(val, test, settings=Settings()):
     choices = choose(val, settings) if val else None
     majority = choices.majority if choices else int(np.bincount(test.labels).argmax())
     calibrated = choices.calibrated(test) if choices else None
-    draws = resampling(test, settings)
-    values = bootstrap.replicate(test.probabilities, draws, names, calibrated, settings.bins)
+    draws, rarest = resampling(test, settings), rarest_class(test)
+    values = bootstrap.replicate(test.probabilities, draws, names, calibrated, settings.bins, rarest)
     majority_rule = bootstrap.constant(majority, draws)
     confusion = metrics.confusion(test.labels, test.probabilities.argmax(1), len(names))
     result = {
@@ -150,7 +151,7 @@ def evaluate(val, test, settings=Settings()):
     if choices:
         # uncalibrated only: the temperature was fitted on these images, so calibrated figures would be too good
         result["val"] = bootstrap.intervals(bootstrap.replicate(
-            val.probabilities, resampling(val, settings), names, bins=settings.bins))
+            val.probabilities, resampling(val, settings), names, bins=settings.bins, rarest=rarest))
         result["calibration"] = calibration_of(test, calibrated, choices.temperature, settings.bins)
         result["operating_points"] = test_points(choices.points, test, draws)
         if not choices.temperature.ok:
@@ -164,11 +165,21 @@ def resampling(test, settings):
     return bootstrap.draws(test.labels, test.clusters, len(test.class_names), settings.replicates)
 
 
+def rarest_class(test):
+    """The number of the class of Predictions `test` that macro_f1_without_rarest leaves out, or None.
+
+    Of test: all models of a test set leave out the same class, on validation, too.
+    """
+    return metrics.rarest_class(np.bincount(test.labels, minlength=len(test.class_names)), test.class_names)
+
+
 def conventions(test, majority, settings):
     """How the figures of metrics.json are computed. majority: the name of the class that the majority rule gives."""
+    rarest = rarest_class(test)
     stated = {"level": estimate.LEVEL, "interval": INTERVALS,
               "replicates": settings.replicates, "clusters": "image" if test.groups is None else "group",
               "n_clusters": test.size()["groups"], "seed": bootstrap.SEED, "majority_class": majority,
+              "rarest_class": None if rarest is None else test.class_names[rarest],
               "bins": settings.bins, "closed": "right"}
     return {**stated, "note": test.note} if test.note else stated
 
@@ -250,6 +261,10 @@ def over_seeds(evaluated):
         content = {"seeds": [runs.describe(folder)[2].removeprefix("seed_") for folder in folders],
                    "conventions": first.result["conventions"],
                    "test": {name: over_seeds_of([seed.values[name] for seed in seeds]) for name in names}}
+        if all(seed.fidelity for seed in seeds):
+            teachers = dict.fromkeys(seed.result["fidelity"]["teacher"] for seed in seeds)
+            content["fidelity"] = {"teachers": list(teachers), "test": {
+                name: over_seeds_of([seed.fidelity[name] for seed in seeds]) for name in first.fidelity}}
         write_json(model / "seeds.json", content)
         written[model] = content
     return written

@@ -6,12 +6,15 @@ from kd import bootstrap, paired, prediction_files, runs
 from kd.errors import listing
 from kd.text import align_columns, format_count, format_metric, format_number, format_p, one_line
 
-TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1",
+TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "macro_f1_without_rarest": "macro F1 without {}",
+          "weighted_f1": "weighted F1",
           "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC",
           "nll": "NLL", "brier": "Brier score", "aurc": "AURC",
           "rms_ce_debiased": "debiased calibration error", "ece": "ECE"}
 SHORT = ("accuracy", "macro_f1", "balanced_accuracy")  # the metrics of tables with one line a run
 SHORT_TITLES = [TITLES[name] for name in SHORT]
+FIDELITY = {"agreement": "same answer", "agreement_where_teacher_wrong": "same, where teacher wrong",
+            "kl_teacher_student": "KL(teacher || student), nats"}
 MAX_CLASSES = 25  # with more, the confusion matrix is wider than the terminal
 
 
@@ -24,7 +27,9 @@ def run_table(path, result):
     columns, rows = class_labels(names)
     head = f"{label(path, [path])}: {format_count(size['images'], 'test image')}, {len(names)} classes"
     note = f"\nNote: {result['conventions']['note']}." if "note" in result["conventions"] else ""
-    parts = [f"{head}\n{describe_intervals(result)}{note}", overall(result), by_class(result), operating_points(result)]
+    fidelity = [fidelity_table({label(path, [path]): result})] if "fidelity" in result else []
+    parts = [f"{head}\n{describe_intervals(result)}{note}", overall(result), *fidelity, by_class(result),
+             operating_points(result)]
     parts += [subgroup_table(column, content) for column, content in result.get("subgroups", {}).items()]
     if len(names) > MAX_CLASSES:
         parts.append(f"The confusion matrix of {len(names)} classes is too wide to print; metrics.json has it.")
@@ -38,16 +43,49 @@ def overall(result):
     """Table of the overall metrics, before and after temperature, beside those of the majority rule."""
     test, majority, calibration = result["test"], result["majority"], result["calibration"] or {}
     temperature, reason = calibration.get("temperature"), calibration.get("reason")
+    titles = titles_of(result["conventions"])
     rows = [["test", "", f"majority rule ({result['conventions']['majority_class']})"]]
     rows += [[title, format_metric(test[name]), format_metric(majority[name]) if name in majority else ""]
-             for name, title in TITLES.items()]
+             for name, title in titles.items()]
     if temperature is not None:
         rows[0].insert(2, f"after temperature {temperature:.3f}")
-        for row, name in zip(rows[1:], TITLES):
+        for row, name in zip(rows[1:], titles):
             calibrated = test.get(f"{name}_calibrated")
             row.insert(2, format_metric(calibrated) if calibrated else "")
     no_fit = [f"No temperature is fitted: {reason}."] if temperature is None and reason else []
     return "\n".join([align_columns(rows), *consistency(result), *no_fit])
+
+
+def titles_of(conventions):
+    """TITLES of the metrics, with the name of the class that is left out; without this metric where there is none."""
+    rarest = conventions["rarest_class"]
+    return {name: title.format(one_line(rarest, 18)) if "{}" in title else title for name, title in TITLES.items()
+            if rarest is not None or "{}" not in title}
+
+
+def fidelity_table(results, seeds=()):
+    """A line for each student: how near it is to its teacher, or why that is not known.
+
+    results: {label: content of metrics.json}; seeds: {label: content of seeds.json}.
+    """
+    rows, unknown = [], []
+    for name, result in results.items():
+        content = result.get("fidelity", {})
+        if content.get("reason"):
+            unknown.append(f"No fidelity of {name}: {content['reason']}.")
+        elif content:
+            rows.append([name, content["teacher"], *(format_metric(content["test"][metric]) for metric in FIDELITY)])
+    for name, content in dict(seeds).items():
+        if "fidelity" in content:
+            figures = content["fidelity"]["test"]
+            rows.append([name, ", ".join(content["fidelity"]["teachers"]), *(
+                format_metric({**figures[metric], "value": figures[metric]["mean"]}) for metric in FIDELITY)])
+    teachers = list(dict.fromkeys(row[1] for row in rows))
+    head = ["fidelity", "teacher", *FIDELITY.values()]
+    if len(teachers) == 1:
+        head, *rows = ([name, *figures] for name, _, *figures in [head, *rows])
+        unknown.insert(0, f"teacher: {teachers[0]}")
+    return "\n".join(([align_columns([head, *rows])] if rows else []) + unknown)
 
 
 def consistency(result):
@@ -154,10 +192,11 @@ def study_table(results, seeds):
     labels = {path: label(path, results) for path in results}
     rows = [[labels[path], *(format_metric(result["test"][name]) for name in SHORT)]
             for path, result in results.items()]
+    titles = {model: f"{label(model / 'seed', results).removesuffix('/seed')}, {len(content['seeds'])} seeds"
+              for model, content in seeds.items()}
     for model, content in seeds.items():
-        title = f"{label(model / 'seed', results).removesuffix('/seed')}, {len(content['seeds'])} seeds"
         metrics = [content["test"][name] for name in SHORT]
-        rows.append([title, *(format_metric({**metric, "value": metric["mean"]}) for metric in metrics)])
+        rows.append([titles[model], *(format_metric({**metric, "value": metric["mean"]}) for metric in metrics)])
     test_sets = {repr((result["majority"], result["split"]["test"], result["class_names"])): result
                  for result in results.values()}
     for result in test_sets.values():
@@ -172,6 +211,9 @@ def study_table(results, seeds):
         lines += [f"{labels[path]}: {result['conventions']['note']}."] if "note" in result["conventions"] else []
         errors = [finding for finding in result["audit"] if finding["severity"] == "error"]
         lines += [f"{labels[path]}: {finding['rule']}: {finding['saw']}" for finding in errors]
+    fidelity = fidelity_table({labels[path]: result for path, result in results.items()},
+                              {titles[model]: content for model, content in seeds.items()})
+    lines += ["", fidelity, ""] if fidelity else []
     if not all(map(prediction_files.is_file, results)):
         lines.append("Calibration, operating points and every class are in each run's metrics.json.")
     return "\n".join(lines)
@@ -210,7 +252,7 @@ def comparison_table(compared):
     parts = [f"{size['images']:,} test images, the same for all; {stated['level']:.0%} intervals, "
              f"{stated['replicates']:,} paired replicates over {stated['n_clusters']:,} {units}"]
     if len(pairs) == 1:
-        parts.append(pair_in_full(pairs[0], compared["class_names"], size["support"]))
+        parts.append(pair_in_full(pairs[0], compared["class_names"], size["support"], stated))
     else:
         parts.append(one_line_a_pair(pairs))
     tested = [pair for pair in pairs if min(pair["seeds"].values()) > 1]
@@ -227,11 +269,11 @@ def comparison_table(compared):
     return "\n\n".join(parts)
 
 
-def pair_in_full(pair, names, support):
+def pair_in_full(pair, names, support, conventions):
     """Tables of all metrics and all classes of one pair, and how often the two models agree."""
     rows = {row["metric"]: row for row in pair["rows"]}
     after = ("nll", "brier", "rms_ce_debiased", "ece")
-    titles = {**TITLES, **{f"{name}_calibrated": f"{TITLES[name]}, after T" for name in after}}
+    titles = {**titles_of(conventions), **{f"{name}_calibrated": f"{TITLES[name]}, after T" for name in after}}
     overall_table = [["test", *(model_title(pair, side) for side in ("reference", "model")),
                       "difference", "p", "retained"]]
     listed = [metric for metric in titles if metric in rows]
@@ -257,6 +299,11 @@ def pair_in_full(pair, names, support):
         f"in different ways, in {agreement['wrong_to_wrong']}.\n"
         f"Right alone: {pair['reference']} in {counts['reference_only']:g} images, {pair['model']} in "
         f"{counts['model_only']:g}.")
+    if pair["fidelity"]:
+        fidelity = {name: format_metric(figure) for name, figure in pair["fidelity"].items()}
+        sentences += (f"\nOf the images that {pair['reference']} gets wrong, {pair['model']} has the same answer to\n"
+                      f"{fidelity['agreement_where_teacher_wrong']}. KL(teacher || student) is "
+                      f"{fidelity['kl_teacher_student']} nats.")
     return "\n\n".join([align_columns(overall_table), align_columns(class_table), sentences])
 
 
@@ -265,15 +312,22 @@ def one_line_a_pair(pairs):
     tables = []
     for reference in dict.fromkeys(pair["reference"] for pair in pairs):
         members = [pair for pair in pairs if pair["reference"] == reference]
-        lines = [[f"less {model_title(members[0], 'reference')}", *SHORT_TITLES[:2], "p of macro F1", "agree"]]
+        has_kl = any(pair["fidelity"] for pair in members)
+        lines = [[f"less {model_title(members[0], 'reference')}", *SHORT_TITLES[:2], "p of macro F1", "agree",
+                  *(["KL"] if has_kl else [])]]
         for pair in members:
             rows = {row["metric"]: row for row in pair["rows"]}
             differences = [format_difference(rows[name]) for name in SHORT[:2]]
             agreement = format_number(pair["agreement"]["agreement"]["value"], ".2f")
             lines.append([model_title(pair, "model"), *differences, format_p(rows["macro_f1"]["p_corrected"]),
-                          agreement])
+                          agreement, *([kl_cell(pair)] if has_kl else [])])
         tables.append(align_columns(lines))
     return "\n\n".join(tables)
+
+
+def kl_cell(pair):
+    """KL(teacher || student) of a pair as `0.218`, or nothing where its reference is no teacher."""
+    return format_number(pair["fidelity"]["kl_teacher_student"]["value"]) if pair["fidelity"] else ""
 
 
 def model_title(pair, side):

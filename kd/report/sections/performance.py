@@ -10,6 +10,7 @@ from kd.text import format_bounds, format_count, format_metric, format_number, i
 
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "weighted_f1": "Weighted F1",
            "balanced_accuracy": "Balanced accuracy", "macro_auroc": "Macro AUROC"}
+WITHOUT_RAREST = "macro_f1_without_rarest"
 MAX_ROWS = 24  # of the forest
 
 
@@ -17,7 +18,8 @@ def performance(study, compared):
     """Blocks: the metrics of teachers and students, the best student, and each run with its interval."""
     if not study.firsts:
         return missing("performance", "No run was evaluated.", f"python evaluate.py {study.command}")
-    records = [model_record(study, model) for model in study.evaluated]
+    names = titles(study)
+    records = [model_record(study, model, names) for model in study.evaluated]
     without_mean = [
         record["model"] for record in records if record["seeds"] > 1 and not is_defined(record["macro_f1_mean"])
     ]
@@ -28,7 +30,7 @@ def performance(study, compared):
         rows = [record for record in records if record["role"] in roles and record["model"] not in without_mean]
         if rows:
             columns = [Column("Model", "model", kind="model")]
-            columns += [interval(metric, f"{key}_mean", key) for key, metric in METRICS.items()]
+            columns += [interval(metric, f"{key}_mean", key) for key, metric in names.items()]
             columns += [Column("Seeds", "seeds", "d"), Column("Sweep", "sweep", kind="text")]
             blocks.append(table(name, f"{title}, test split; {level(study)} intervals", columns, rows))
     if without_mean:
@@ -38,31 +40,44 @@ def performance(study, compared):
     blocks += map(paragraph, best_student(study, compared))
     blocks += forest(study)
     if any(len(group) > 1 for group in study.models.values()):
-        blocks.append(seeds_table(study))
+        blocks.append(seeds_table(study, names))
     return blocks
 
 
-def model_record(study, model):
-    """A model's row with the reference columns: a seed's metrics, or means whose intervals cover images and seeds."""
+def titles(study):
+    """METRICS and, where it is known, macro-F1 without the rarest class, by the name of this class."""
+    if not any(is_defined(run.metric(WITHOUT_RAREST)["value"]) for run in study.runs if run.evaluation):
+        return METRICS
+    left_out = {run.evaluation.get("conventions", {}).get("rarest_class") for run in study.firsts}
+    name = left_out.pop() if len(left_out) == 1 else None
+    title = f"Macro-F1 without {name}" if isinstance(name, str) else "Macro-F1 without the rarest class"
+    return {**{key: METRICS[key] for key in ("accuracy", "macro_f1")}, WITHOUT_RAREST: title, **METRICS}
+
+
+def model_record(study, model, names):
+    """A model's row with the reference columns: a seed's metrics, or means whose intervals cover images and seeds.
+
+    names: of titles(), as for seeds_table().
+    """
     group = study.models[model]
     record = {"model": model}
-    for name in METRICS:
+    for name in names:
         record.update(spread(name, study.over_seeds(model, name), "_mean"))
     sources = "images and seeds" if len(group) > 1 else "images"
     return {**record, "seeds": len(group), "role": group[0].kind, "interval": sources,
             **sweeps.record(study, model)}
 
 
-def seeds_table(study):
+def seeds_table(study, names):
     """The metrics of each evaluated Run, with intervals over its images."""
     records = []
     for run in study.runs:
         if run.evaluation:
             record = {"model": run.model, "role": run.kind, "seed": run.seed}
-            for name in METRICS:
+            for name in names:
                 record.update(spread(name, run.metric(name)))
             records.append(record)
-    columns = [*seed_columns(), *(interval(title, name) for name, title in METRICS.items())]
+    columns = [*seed_columns(), *(interval(title, name) for name, title in names.items())]
     return table("seeds", "Each run, test split; intervals over its images alone", columns, records)
 
 

@@ -9,12 +9,13 @@ from kd.evaluation.terminal import format_difference
 from kd.paired import holm
 from kd.report import figures, figures_quality
 from kd.report.blocks import Column, aside, code, figure, grid, heading, interval, missing, paragraph, spread, table
+from kd.report.sections import fidelity
 from kd.report.sections.overview import drawable, merged, responsive_figure, seed_columns, seed_name
 from kd.report.study_files import command_path
 from kd.text import format_count, format_number, is_defined
 
-OVERALL = {"accuracy": "accuracy", "macro_f1": "macro-F1", "weighted_f1": "weighted F1",
-           "balanced_accuracy": "balanced accuracy"}
+OVERALL = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_f1_without_rarest": "macro-F1 without {}",
+           "weighted_f1": "weighted F1", "balanced_accuracy": "balanced accuracy"}
 AGREEMENTS = {"agreement": "Agree", "right_to_wrong": "Only the reference is right",
               "wrong_to_right": "Only the model is right", "wrong_to_wrong": "Wrong in different ways"}
 ALPHA = 0.05
@@ -175,7 +176,8 @@ def students(study, compared):
     """Blocks: the differences of each model from its reference, confusion matrices, and attention."""
     if compared is None:
         why = "They need two models that were evaluated on the same test images."
-        return [*caveats(study, None), *missing("comparisons", why), *confusions(study)]
+        return [*caveats(study, None), *missing("comparisons", why), *fidelity.fidelity(study, None),
+                *confusions(study)]
     size = compared.test.size()
     clusters = "images, taken as independent" if compared.test.groups is None else "groups (lesions, patients)"
     notes = [f"The same {size['images']:,} test images for all; paired bootstrap over {size['groups']:,} {clusters}."]
@@ -189,15 +191,15 @@ def students(study, compared):
     blocks = [*caveats(study, compared), aside(" ".join(notes))]
     for model, why in compared.left_out:
         blocks += missing(model, f"It cannot be compared: {why}.")
-    return [*blocks, differences_table(compared), *per_class(compared), agreement_table(compared), *confusions(study),
-            *attention(study)]
+    return [*blocks, differences_table(compared), *per_class(compared), agreement_table(compared),
+            *fidelity.fidelity(study, compared), *confusions(study), *attention(study)]
 
 
 def differences_table(compared):
     """The OVERALL metrics of each pair."""
-    records = []
+    records, names = [], overall_names(compared.test)
     for pair in compared.pairs:
-        records += [difference_record(pair, row, compared) for row in pair["rows"] if row["metric"] in OVERALL]
+        records += [difference_record(pair, row, compared, names) for row in pair["rows"] if row["metric"] in names]
     columns = [
         Column("Model", "model", kind="model"), Column("Compared with", "reference", kind="text"),
         Column("Metric", "metric_name"), interval("Reference", "reference_value", "reference"),
@@ -208,13 +210,20 @@ def differences_table(compared):
     return table("deltas", caption, columns, records)
 
 
-def difference_record(pair, row, compared):
-    """The record of one metric (`row`) of a pair."""
+def overall_names(test):
+    """OVERALL with the name of the class that is left out; without this metric where Predictions `test` have none."""
+    rarest = protocol.rarest_class(test)
+    return {metric: name if "{}" not in name else name.format(test.class_names[rarest])
+            for metric, name in OVERALL.items() if rarest is not None or "{}" not in name}
+
+
+def difference_record(pair, row, compared, names):
+    """The record of one metric (`row`) of a pair. names: of the metrics."""
     of_both = ("reference_value", "reference_lo", "reference_hi", "model_value", "model_lo", "model_hi", "difference")
     of_pair = ("p", "p_corrected", "retention", "retention_lo", "retention_hi", "relative_gap")
     return {
         "reference": pair["reference"], "model": pair["model"], "role": compared.roles(pair)[1],
-        "metric": row["metric"], "metric_name": OVERALL[row["metric"]], **{key: row[key] for key in of_both},
+        "metric": row["metric"], "metric_name": names[row["metric"]], **{key: row[key] for key in of_both},
         "difference_lo": row["lo"], "difference_hi": row["hi"], **{key: row[key] for key in of_pair},
         "p_shown": row["p_corrected"] if row["metric"] == DECIDES else None,
         "reference_seeds": pair["seeds"]["reference"], "model_seeds": pair["seeds"]["model"],

@@ -1,0 +1,66 @@
+"""Fidelity of the students to their teachers, from metrics.json and seeds.json."""
+
+from kd.report.blocks import Column, aside, heading, interval, missing, spread, table
+from kd.run_folder import bounded
+
+COLUMNS = {"agreement": ("Agreement", ".1%"),
+           "agreement_where_teacher_wrong": ("Agreement where the teacher is wrong", ".1%"),
+           "kl_teacher_student": ("KL(teacher ‖ student)", ".3f")}
+
+
+def fidelity(study, compared):
+    """Blocks: a table of the students, and of the same for students without a teacher; why a student is not in it.
+
+    compared: of kd.report.sections.students.compare(), or None.
+    """
+    records, unknown = [], []
+    for model, group in study.evaluated.items():
+        if group[0].teacher_name is not None:
+            contents = [run.evaluation.get("fidelity") or {} for run in group]
+            figures, why = of_model(study, model, contents)
+            if figures:
+                names = dict.fromkeys(content["teacher"] for content in contents if content.get("teacher"))
+                records.append(record(model, group[0].kind, ", ".join(names), figures, len(group)))
+            else:
+                unknown += missing(f"the fidelity of {model} to its teacher", *why)
+    of_others = [record(pair["model"], "alone", f"{study.name}/{pair['reference']}", pair["fidelity"],
+                        pair["seeds"]["model"])
+                 for pair in (compared.pairs if compared else ())
+                 if pair["fidelity"] and compared.roles(pair)[1] == "alone"] if records else []
+    if not records:
+        return [heading("Fidelity to the teacher"), *unknown] if unknown else []
+    note = ("Agreement: the share of the test images to which student and teacher give the same class; then the same "
+            "among the images that the teacher gets wrong. KL(teacher ‖ student): mean over the images, in nats, at "
+            "the temperature 1; 0 where both give the same probabilities.")
+    if of_others:
+        note += " A student without a teacher shows what comes from learning the same labels."
+    columns = [Column("Model", "model", kind="model"), Column("Teacher", "teacher", kind="text"),
+               *(interval(title, name, form=form) for name, (title, form) in COLUMNS.items()),
+               Column("Seeds", "seeds", "d")]
+    return [heading("Fidelity to the teacher"), aside(note),
+            table("fidelity", "Fidelity to the teacher, test split", columns, records + of_others), *unknown]
+
+
+def of_model(study, model, contents):
+    """({NAME: METRIC}, None), or (None, (why it is not known, the remedy)). contents: of metrics.json, one a seed."""
+    remedy = f"python evaluate.py {study.command}"
+    reason = next((content["reason"] for content in contents if content.get("reason")), None)
+    if reason:
+        return None, (f"{reason[:1].upper()}{reason[1:]}.", "")
+    if not all(content.get("test") for content in contents):
+        return None, ("An older version wrote its metrics.json.", remedy)
+    if len(contents) == 1:
+        return {name: bounded(contents[0]["test"].get(name)) for name in COLUMNS}, None
+    over_seeds = (study.seeds.get(model, {}).get("fidelity") or {}).get("test", {})
+    if not over_seeds:
+        return None, ("The mean over its seeds is in seeds.json, which is missing or of an older version.", remedy)
+    metrics = {name: over_seeds.get(name) or {} for name in COLUMNS}
+    return {name: bounded({**metric, "value": metric.get("mean")}) for name, metric in metrics.items()}, None
+
+
+def record(model, role, teacher, figures, seeds):
+    """The record of a model. figures: {NAME: METRIC}."""
+    result = {"model": model, "role": role, "teacher": teacher, "seeds": seeds}
+    for name in COLUMNS:
+        result.update(spread(name, figures[name]))
+    return result
