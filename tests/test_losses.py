@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from kd import losses
-from registry.losses.class_balanced import class_balanced, effective_number_weights
+from kd.losses import effective_number_weights
+from registry.losses.class_balanced import class_balanced
 from registry.losses.focal import focal
 from registry.losses.logit_adjusted import logit_adjusted
 
