@@ -3,6 +3,9 @@
 import copy
 import inspect
 import math
+import re
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +21,9 @@ SPECS = ["kd", "dkd", "dist", "logit_std", "logit_std,of=dkd", "bkd", "ltkd", "p
 NOT_OF_TWO = ("dist", "logit_std", "logit_std,of=dkd")
 HARD = ("ce", "focal", "class_balanced", "logit_adjusted")
 COUNTS = torch.tensor([4694, 778, 769, 360, 229, 100, 80])  # nv, bkl, mel, bcc, akiec, vasc, df of a training split
+
+
+DOCS = (Path(__file__).parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
 def find(name):
@@ -431,7 +437,7 @@ def test_crd_by_hand():
         return total / 2, z
 
     (first, z_s), (second, z_t) = contrast("student", "teacher"), contrast("teacher", "student")
-    assert float(loss(given)[0]) == pytest.approx(first + second, rel=1e-6)
+    assert float(loss(given)[0].detach()) == pytest.approx(first + second, rel=1e-6)
     for side in ("student", "teacher"):
         moved = 0.25 * memories[side][[0, 2]] + 0.75 * embedded[side]
         memories[side][[0, 2]] = moved / np.linalg.norm(moved, axis=1, keepdims=True)
@@ -439,7 +445,7 @@ def test_crd_by_hand():
         memories[side][1] = memories[side][0]
         getattr(crd, f"{side}_memory")[1] = getattr(crd, f"{side}_memory")[0]
     again = contrast("student", "teacher", z_s)[0] + contrast("teacher", "student", z_t)[0]
-    assert float(loss(given)[0]) == pytest.approx(again, rel=1e-6)  # with Z of the first batch
+    assert float(loss(given)[0].detach()) == pytest.approx(again, rel=1e-6)  # with Z of the first batch
 
 
 def test_crd_draws_evenly_from_images_of_other_labels_and_from_those_not_seen():
@@ -636,3 +642,37 @@ def test_focal_with_a_power_below_1_has_a_gradient_where_the_label_is_certain():
     logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
     find("focal")(logits, torch.tensor([0]), gamma=0.5).backward()
     assert torch.isfinite(logits.grad).all()
+
+
+# ---- docs/methods.md
+
+def test_the_docs_have_each_method_in_the_table_and_as_a_run_prints_it():
+    for name in registry.names("loss"):
+        if name not in HARD:
+            assert f"| `{name}`" in DOCS, name
+            term = objective.Term(name, 1.0, find(name), objective.check_options(find(name), {}, name))
+            assert str(term).removeprefix("1 ") in DOCS, term
+    for name in HARD:
+        assert f"`{name}`" in DOCS
+    assert all(f"`{need}`" in DOCS for need in objective.NEEDS)
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """The registered losses, to which a test may add."""
+    registry.names("loss")
+    monkeypatch.setitem(registry._entries, "loss", dict(registry._entries["loss"]))
+
+
+def test_the_losses_that_the_docs_show_work(tmp_path, own_registry):
+    sources = re.findall(r"\n\n((?:    from .*\n)(?:(?:    .*)?\n)+)", DOCS)
+    assert len(sources) == 2
+    for number, source in enumerate(sources):
+        path = tmp_path / f"mine{number}.py"
+        path.write_text(textwrap.dedent(source))
+        registry.load_plugin(path)
+    s, t = S - S.mean(1, keepdims=True), T - T.mean(1, keepdims=True)
+    cosine = np.mean((s * t).sum(1) / np.linalg.norm(s, axis=1) / np.linalg.norm(t, axis=1))
+    assert float(value("cosine", GIVEN)) == pytest.approx(1 - cosine)
+    loss = built("mapped_logits,bias=false", GIVEN)
+    assert [tuple(p.shape) for p in loss.parameters()] == [(7, 7)] and loss(GIVEN)[0] > 0
