@@ -17,17 +17,17 @@ class CRD(nn.Module):
     Both networks' pooled features are embedded by a linear layer and scaled to length 1, f_s and f_t. With
     h = exp(f_s f_t / tau) / Z, sec. 3.1 and 3.2: -log h / (h + K/n) for the same image, summed with
     -log (1 - h / (h + K/n)) over K negatives; the mean over images; and the same with the roles exchanged. The other
-    side comes from a memory of n training images, which moves with each image seen: m <- momentum m + (1 - momentum) f,
+    side comes from a memory of n images, which moves with each image seen: m <- momentum m + (1 - momentum) f,
     to length 1. Z is n times the mean of exp(f_s f_t / tau) in the first batch, and fixed from then on.
 
     student_pooled, teacher_pooled: [N, D], where D may differ. labels: int64 [N]; UserError for mixed ones. index: [N],
-    rows of the training split. dim 128, temperature (tau) .07, momentum .5 and negatives 16384 are the paper's; its
-    weight is .8 beside cross-entropy of 1. K = min(negatives, n), drawn with replacement from the images known to have
-    other labels and from those not seen yet or without label, whose memory is a random direction; where there is none
-    of either, from the same label. The layers and the memory, 8 n dim bytes, are kept for resuming, and are no part of
-    the student. Exact with kept pooled features up to their rounding. The memory and so the loss depend on the order of
-    batches; each of several processes has a memory of its own, of the images of its share, and a resumed run gives that
-    of the first to all. Features of 0 are embedded by the bias alone.
+    positions among the n labelled training images. dim 128, temperature (tau) .07, momentum .5 and negatives 16384 are
+    the paper's; its weight is .8 beside cross-entropy of 1. K = min(negatives, n), drawn with replacement from the
+    images known to have other labels and from those not seen yet, whose memory is a random direction; where there is
+    none of either, from the same label. The layers and the memory, 8 n dim bytes, are kept for resuming, and are no
+    part of the student. Exact with kept pooled features up to their rounding. The memory and so the loss depend on the
+    order of batches; each of several processes has a memory of its own, of the images of its share, and a resumed run
+    gives that of the first to all. Features of 0 are embedded by the bias alone.
     """
 
     def __init__(self, shapes, *, dim=128, negatives=16384, temperature=0.07, momentum=0.5):
