@@ -65,10 +65,15 @@ class Term:
 
     @property
     def needs(self):
-        """The parameters of the loss before its `*`, a list of names from NEEDS. UserError if it has others."""
+        """The parameters of the loss before its `*`, a list of names from NEEDS. UserError if it has others.
+
+        A loss whose hyperparameters decide what it reads has an attribute `needs`, a function of them to that list.
+        """
         call = self.loss.forward if inspect.isclass(self.loss) else self.loss
         names = [key for key, parameter in inspect.signature(call).parameters.items()
                  if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and key != "self"]
+        if hasattr(self.loss, "needs"):
+            names = self.loss.needs(**self.hyperparameters)
         unknown = [name for name in names if name not in NEEDS]
         if unknown:
             suggestion = nearest(unknown[0], NEEDS) or f"There are: {', '.join(NEEDS)}."

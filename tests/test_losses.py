@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from kd import losses
-from registry.losses.class_balanced import class_balanced, effective_number_weights
+from kd.losses import effective_number_weights
+from registry.losses.class_balanced import class_balanced
 from registry.losses.focal import focal
 from registry.losses.logit_adjusted import logit_adjusted
 
@@ -106,6 +107,16 @@ def test_effective_numbers_by_hand_and_in_their_limits():
 def test_class_balanced_with_beta_0_is_cross_entropy():
     counts = torch.tensor([7, 1, 3, 2])
     assert torch.allclose(class_balanced(STUDENT, LABELS, counts, beta=0.0), losses.cross_entropy(STUDENT, LABELS))
+
+
+def test_class_balanced_weighs_each_image_by_its_class():
+    counts = torch.tensor([7, 1, 3, 2])
+    weights = effective_number_weights(counts, 0.9)
+    log_p = F.log_softmax(STUDENT, 1)
+    expected = -(weights[LABELS] * log_p[range(6), LABELS]).mean()
+    assert torch.allclose(class_balanced(STUDENT, LABELS, counts, beta=0.9), expected)
+    smooth = (weights[LABELS] * F.cross_entropy(STUDENT, LABELS, label_smoothing=0.1, reduction="none")).mean()
+    assert torch.allclose(class_balanced(STUDENT, LABELS, counts, beta=0.9, smoothing=0.1), smooth)
 
 
 def test_logit_adjustment_adds_the_log_prior():

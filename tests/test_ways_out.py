@@ -52,7 +52,8 @@ FLAGS = {script: set(parser(script)._option_string_actions) for script in SCRIPT
 TRAINING = ("train_teacher", "distill")
 SHOWN_BY = {  # module or folder -> scripts whose users read its texts; the longest match counts
     **{f"{script}.py": (script,) for script in SCRIPTS},
-    "kd/objective.py": TRAINING, "kd/train": TRAINING, "kd/data": TRAINING,  # setup.data_of_run() has words for others
+    "kd/objective.py": TRAINING, "kd/losses.py": TRAINING, "kd/train": TRAINING,
+    "kd/data": TRAINING,  # setup.data_of_run() has words for others
     "registry": TRAINING, "registry/datasets": (*TRAINING, "evaluate"), "kd/data/cache.py": (*TRAINING, "evaluate"),
     "kd/bootstrap.py": ("evaluate", "robustness"), "kd/evaluation": ("evaluate",),
     "kd/predictions.py": ("evaluate",), "kd/robustness": ("robustness",), "kd/edge": ("export",),
