@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import predictions, runs, sweeps
+from kd import predictions, runs, selection, sweeps
 from kd.errors import UserError, listing
 from kd.files import CSV, parse_csv, parse_number, read_bytes, read_csv, read_json, read_npz, read_yaml
 from kd.text import is_defined
@@ -471,10 +471,21 @@ class Run(_Folder):
         return bounded((self.evaluation or {}).get(table, {}).get(name))
 
     @property
+    def select(self):
+        """The metric of kd.selection that chose the epoch; macro-F1 where the files do not say."""
+        named = self.options.get("select")
+        return named if named in selection.METRICS and all(
+            selection.METRICS[named][0] in row for row in self.history) else "macro_f1"
+
+    @property
+    def kept_history(self):
+        """`history` with the validation metrics of the network or of its average, whichever counts in an epoch."""
+        return [selection.kept(row, self.select) for row in self.history]
+
+    @property
     def best_epoch(self):
-        """Index into `history` of the epoch with the highest validation macro-F1, the first on ties, or None."""
-        scores = np.array([row["val_macro_f1"] for row in self.history])
-        return int(np.nanargmax(scores)) if np.isfinite(scores).any() else None
+        """Index into `history` of the epoch that was best on validation, the first on ties, or None."""
+        return selection.best(self.history, self.select)
 
 
 def bounded(metric):

@@ -22,6 +22,12 @@ def score(row, metric="macro_f1"):
     return max(scores, key=lambda pair: pair[0])
 
 
+def kept(row, metric="macro_f1"):
+    """The row with the metrics of the network or of its average, whichever counts, under the plain names."""
+    _, prefix = score(row, metric)
+    return {name: row.get(prefix + name, value) for name, value in row.items() if not name.startswith(AVERAGE)}
+
+
 def best(rows, metric="macro_f1"):
     """Index of the epoch that is kept, the first of equal ones; None where no row has a score that is a number."""
     scores = [score(row, metric)[0] for row in rows]

@@ -20,7 +20,7 @@ import torch._dynamo  # noqa: E402,F401  (otherwise an optimizer imports it at i
 import distill  # noqa: E402,F401  (imports all that a run needs before the forks)
 import small  # noqa: E402
 from kd.files import read_csv, read_npz  # noqa: E402
-from kd.train import engine  # noqa: E402
+from kd.train import engine, networks  # noqa: E402
 from kd.train.weights import safe_load  # noqa: E402
 
 with contextlib.suppress(ImportError):
@@ -28,12 +28,26 @@ with contextlib.suppress(ImportError):
     import tensorboard.summary.writer.record_writer  # noqa: F401
 
 
+# What a run may have beside its defaults: the options, and whether it has images without labels and two teachers.
+SETTINGS = {
+    "usual": (["--beta", "100"], False),
+    "further": (["--mixup", "0.4", "--cutmix", "1", "--ema", "0.8", "--sampling", "sqrt", "--size-from", "16",
+                 "--alpha", "0.5:0.1", "--temperature", "4:1", "--select", "nll", "--term", "ltkd=1"], True),
+}
+
+
 def train(folder):
-    """Train a student with dropout for four epochs, with KD and AT; a thread prepares the batches."""
+    """Train a student with dropout for four epochs, with a setting of SETTINGS; a thread prepares the batches."""
     torch.set_num_threads(1)
+    arguments, has_more = SETTINGS[sys.argv[3]]
     data = small.data(folder=folder.parent / "cache")
-    options = small.options("--epochs", "4", "--beta", "100", "--workers", "1")
+    options = small.options("--epochs", "4", "--workers", "1", *arguments)
     teacher = small.network(options, data, seed=7)
+    teacher.fingerprint = "a"
+    if has_more:
+        data.unlabelled = small.unlabelled(data)
+        teacher = networks.Ensemble([teacher, small.network(options, data, seed=8)])
+        teacher.members[1].fingerprint = "b"
     student = small.network(options, data, seed=0)
     student.model.flatten = torch.nn.Sequential(student.model.flatten, torch.nn.Dropout(0.3))
     engine.run(folder, student, small.terms(options), data, options, seed=0, teacher=teacher, role="student",

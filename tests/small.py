@@ -1,5 +1,7 @@
 """Parts for tests: a small learnable data set, and runs that take a second."""
 
+import dataclasses
+import tempfile
 from unittest import mock
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 import registry
 from kd import objective
 from kd.data import batching, loader
+from kd.data import unlabelled as further
 from kd.data.dataset import Dataset
 from kd.train import loop, setup
 from kd.train.options import parse_options
@@ -24,6 +27,15 @@ def data(count=96, classes=3, size=32, seed=0, split_seed=0, folder=None, name="
                             [f"i{k}" for k in range(count)], labels, groups=[f"g{k // 2}" for k in range(count)],
                             version=f"{count} {classes} {size} {seed}")
     return loader.prepare(found, size=size, split_seed=split_seed, cache_folder=folder)
+
+
+def unlabelled(data, count=30, size=32, seed=1):
+    """A kd.data.unlabelled.Unlabelled of further noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+    found = Dataset("noise", ["any"], list(pixels), [f"u{k}" for k in range(count)], [0] * count, version=f"{seed}")
+    with tempfile.TemporaryDirectory() as folder:
+        part = further.prepare(found, data, cache_folder=folder)
+        return further.Unlabelled([dataclasses.replace(part, images=np.array(part.images), open_at=None)])
 
 
 def options(*argv):

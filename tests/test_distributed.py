@@ -46,15 +46,22 @@ def fatal(student_logits, labels, epoch):
 '''
 
 
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory):
+    """The file of PLUGIN, one for all tests, since its names are registered once."""
+    path = tmp_path_factory.mktemp("plugin") / "plain.py"
+    path.write_text(PLUGIN, encoding="utf-8")
+    return path
+
+
 @pytest.fixture
-def study(tmp_path, no_report):
+def study(tmp_path, no_report, plugin):
     """(folder of a study with a teacher, function from the name of an output folder to a student's arguments)."""
-    (tmp_path / "plain.py").write_text(PLUGIN, encoding="utf-8")
     common = ["--data", "lesions,images=300", "--size", "32", "--epochs", "3", "--batch", "30", "--device", "cpu",
               "--precision", "fp32", "--workers", "0", "--cache", str(tmp_path / "cache")]
     train_teacher.main([*common, "--out", str(tmp_path), "--teacher", "tiny"])
     teacher = tmp_path / "lesions_32px" / "teacher_tiny" / "seed_0"
-    of_student = ["--plugin", str(tmp_path / "plain.py"), "--student", "plain", "--teacher", str(teacher),
+    of_student = ["--plugin", str(plugin), "--student", "plain", "--teacher", str(teacher),
                   "--term", "fatal=1"]
     return tmp_path, lambda out: [*common, *of_student, "--out", str(tmp_path / out)]
 
@@ -70,14 +77,17 @@ def student(root, out):
     return root / out / "lesions_32px" / "plain_kd_fatal" / "seed_0"
 
 
-def test_two_processes_give_the_loss_curve_of_one(study):
+@pytest.mark.parametrize("further", [[], [
+    "--mixup", "0.4", "--cutmix", "1", "--ema", "0.8", "--sampling", "sqrt", "--size-from", "16", "--alpha", "0.5:0.1",
+    "--unlabelled", "lesions,images=200", "--unlabelled-share", "0.3"]], ids=["usual", "further"])
+def test_two_processes_give_the_loss_curve_of_one(study, further):
     root, arguments = study
-    distill.main(arguments("one"))
-    process = torchrun(arguments("two"))
+    distill.main([*arguments("one"), *further])
+    process = torchrun([*arguments("two"), *further])
     assert process.returncode == 0, process.stderr
     single, double = (read_csv(student(root, out) / "history.csv") for out in ("one", "two"))
     assert len(single) == len(double) == 3
-    for name in ("loss", "logit_adjusted", "kd", "val_loss"):
+    for name in ("loss", "logit_adjusted", "kd", "val_loss", *(["ema_val_loss"] if further else [])):
         curves = [[float(row[name]) for row in history] for history in (single, double)]
         assert np.allclose(*curves, atol=1e-4), name
     assert read_json(student(root, "two") / "environment.json")["processes"] == 2

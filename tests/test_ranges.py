@@ -270,10 +270,10 @@ def test_a_teacher_of_another_range_is_refused_and_a_missing_one_means_8_bits(tm
         for limits, accepted in (([0, 4095], name == "deep"), ([0, 65535], False), (None, name == "plain")):
             content = {"input": {**INPUT, **({"range": limits} if limits else {})}}
             if accepted:
-                setup._check_input(content, data, "best.pt", "")
+                setup.check_input(content, data.input(), "best.pt", "")
                 continue
             with pytest.raises(UserError, match="best.pt was trained on another input: values of ") as caught:
-                setup._check_input(content, data, "best.pt", "")
+                setup.check_input(content, data.input(), "best.pt", "")
             assert caught.value.hint.startswith("Train it on these images")
 
 

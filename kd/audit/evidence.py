@@ -84,6 +84,7 @@ class Case:
     points: list = field(default_factory=list)
     corruptions: dict = field(default_factory=dict)   # tag -> {metric: Figure}
     curves: dict = field(default_factory=dict)        # column -> its numbers
+    best_epoch: int = None                            # the row that was best on validation; None for macro-F1
     split: list = field(default_factory=list)         # rows of split.csv
     teacher_split: list = field(default_factory=list) # rows of its teacher's split.csv
     teachers: list = field(default_factory=list)      # Runs of its teacher or teachers, None where there is none
@@ -129,7 +130,7 @@ def of_run(run, result=None):
         teacher.tolerate("split", "test")
         case.teacher_split = [*case.teacher_split, *teacher.split]
     case.network, case.baseline = run.network, run.kind == "alone"
-    case.curves = curves_of(run.history)
+    case.curves, case.best_epoch = curves_of(run.kept_history), run.best_epoch
     add_predictions(case, run.val, run.test)
     add_metrics(case, run.metrics if result is None else result)
     for row in by_file(run.robustness).get(OWN, ()):

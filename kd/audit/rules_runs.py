@@ -72,7 +72,7 @@ def _copied(ours, theirs, first, second, of_first, of_second):
 @rule("error", "Either the pixels were not prepared as in training (size, crop, colours, normalisation), or the "
       "predictions were made with other weights than those of best.pt.",
       "Write the predictions again from best.pt, with the preprocessing that it records.")
-def other_preprocessing(inputs, curves=None, val=None):
+def other_preprocessing(inputs, curves=None, val=None, best_epoch=None):
     stated = {source: options for source, options in inputs.items() if isinstance(options, dict)}
     for (a, options), (b, others) in itertools.combinations(stated.items(), 2):
         common = [key for key in options if None not in (options[key], others.get(key))]
@@ -81,7 +81,7 @@ def other_preprocessing(inputs, curves=None, val=None):
             yield f"{b} states another input than {a}: {', '.join(differing)}"
     curves = curves or {}
     if val is not None and {"val_accuracy", "val_macro_f1"} <= set(curves) and curves["val_macro_f1"]:
-        best = int(np.argmax(curves["val_macro_f1"]))
+        best = int(np.argmax(curves["val_macro_f1"])) if best_epoch is None else best_epoch
         in_training = curves["val_accuracy"][best]
         in_predictions = float((val.probabilities.argmax(1) == val.labels).mean())
         if abs(in_training - in_predictions) > 0.02 + 1 / len(val.labels):
@@ -92,14 +92,14 @@ def other_preprocessing(inputs, curves=None, val=None):
 @rule("error", "The weights that were kept are not those of the epoch that was best on validation. To choose an epoch "
       "by another score, such as that on test, makes this score too high.",
       "Keep the weights of the epoch that was best on validation, and write the predictions again.")
-def another_epoch(curves, val):
+def another_epoch(curves, val, best_epoch=None):
     if not {"val_accuracy", "val_macro_f1"} <= set(curves) or len(curves["val_macro_f1"]) < 2:
         return
     counts = metrics.confusion(val.labels, val.probabilities.argmax(1), len(val.class_names))
     scores = np.array([curves["val_accuracy"], curves["val_macro_f1"]])
     here = np.array([np.trace(counts) / counts.sum(), float(metrics.macro_f1(counts))])
     distance = np.abs(scores - here[:, None]).max(0)
-    best, nearest = int(np.argmax(scores[1])), int(np.argmin(distance))
+    best, nearest = int(np.argmax(scores[1])) if best_epoch is None else best_epoch, int(np.argmin(distance))
     if distance[nearest] <= 1e-6 and distance[best] > 1e-3:
         yield (f"predictions/val.npz has the scores of row {nearest + 1} of history.csv (macro-F1 "
                f"{scores[1, nearest]:.4f}), and row {best + 1} is the best on validation ({scores[1, best]:.4f})")

@@ -8,7 +8,6 @@ import torch
 from kd import prediction_files, predictions
 from kd.data import splits
 from kd.errors import UserError, listing
-from kd.image import MEAN, STD
 from kd.objective import check_options, parse_spec
 from kd.train import networks, setup
 from kd.train.weights import fingerprint, load_whole
@@ -71,19 +70,25 @@ def foreign(file, spec, data, registry):
     else:
         print(f"note: {file}: its logits are taken to be of {listing(classes, 12)}, in this order")
     print(f"note: {UNKNOWN}")
+    given = {key: tuple(settings[key]) for key in ("mean", "std", "stages") if settings[key]}
+    if any(len(given.get(key, (0, 0, 0))) != 3 for key in ("mean", "std")):
+        raise UserError(f"--teacher-arch {name}: mean and std have three numbers each", "Write mean=[0.5, 0.5, 0.5].")
     network = networks.Network(model.eval(), setup.canonical(name, registry), stem, fingerprint=fingerprint(state),
                                size=None if size == data.size else size, is_foreign=True,
-                               **{**setup.inside(entry, model), "mean": settings["mean"], "std": settings["std"]})
+                               **{**setup.inside(entry, model), **given})
     networks.check_input(model, name, size, len(classes))
+    if network.stages:
+        networks.check_stages(model, name, network.stages, size)
     return network
 
 
-def input_of_foreign(*, size=0, mean=MEAN, std=STD, stem="", classes=()):
+def input_of_foreign(*, size=0, mean=(), std=(), stem="", classes=(), stages=()):
     """The options of --teacher-arch.
 
-    size: of its input, px; 0 for that of the student. mean, std: of the three channels of pixels in [0, 1]. stem:
-    "imagenet" or "small"; "" for what --stem auto gives at its size. classes: in the order of its logits; () for that
-    of the data.
+    size: of its input, px; 0 for that of the student. mean, std: of the three channels of pixels in [0, 1]; () for
+    those of the architecture. stem: "imagenet" or "small"; "" for what --stem auto gives at its size. classes: in the
+    order of its logits; () for that of the data. stages: four module paths, as --stages has them; () for those of the
+    architecture.
     """
 
 

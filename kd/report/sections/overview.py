@@ -4,6 +4,8 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from kd import selection
+from kd.errors import listing
 from kd.report import figures
 from kd.report.blocks import (
     Column,
@@ -232,7 +234,7 @@ def training(study):
     trained = [run for run in study.runs if run.history]
     if not trained:
         return missing("training curves", "No run has history.csv.")
-    rows = [row for run in trained for row in run.history]
+    rows = [row for run in trained for row in run.kept_history]
     scores = [row["val_macro_f1"] for row in rows if math.isfinite(row["val_macro_f1"])]
     top = min(1, math.ceil(10 * max(scores, default=1) + .5) / 10)
     last = max(row["epoch"] for row in rows)
@@ -245,7 +247,8 @@ def training(study):
         *seed_columns(), Column("Epochs", "epochs", "d"), Column("Best epoch", "best_epoch", "d"),
         Column("Validation macro-F1 there", "best_val_macro_f1"), Column("Training time", "seconds", "duration"),
     ]
-    caption = ("Epochs with the highest macro-F1 on validation; time is the sum of the epochs on the machine named "
+    chosen_by = listing(sorted({selection.named(run.select) for run in trained}))
+    caption = (f"Epochs that were best on validation ({chosen_by}); time is the sum of the epochs on the machine named "
                "under Methods")
     return [aside("One line for each seed; the mark is its best epoch, whose weights were evaluated. The losses of "
                   "different objectives have different scales."),
@@ -254,7 +257,7 @@ def training(study):
 
 def training_record(run):
     """The record of a Run with `history`: its best epoch, and the seconds of all epochs."""
-    best = {} if run.best_epoch is None else run.history[run.best_epoch]
+    best = {} if run.best_epoch is None else run.kept_history[run.best_epoch]
     return {
         "model": run.model, "role": run.kind, "seed": run.seed, "epochs": len(run.history),
         "best_epoch": int(best["epoch"]) if best else None, "best_val_macro_f1": best.get("val_macro_f1"),
@@ -266,7 +269,7 @@ def training_figure(model, group, top, last):
     """The curves of a model's seeds. top: of the axis of macro-F1; last: the last epoch of the study."""
     lines, best_epochs = [], []
     for run in group:
-        epochs, losses, scores = ([row[key] for row in run.history] for key in ("epoch", "loss", "val_macro_f1"))
+        epochs, losses, scores = ([row[key] for row in run.kept_history] for key in ("epoch", "loss", "val_macro_f1"))
         best = run.best_epoch
         lines.append((seed_name(run), epochs, losses, scores, best))
         if best is not None:
