@@ -7,8 +7,6 @@
     loss = alpha * hard + (1 - alpha) * soft + beta * attention + sum(weight_i * term_i)
 """
 
-from pathlib import Path
-
 import evaluate
 import registry
 import report
@@ -86,7 +84,7 @@ def main(argv=None):
             raise UserError("no loss of this run reads images without labels", "Leave out --unlabelled, or give "
                             "--alpha 0.5: the loss on the teacher's logits reads them.")
         unlabelled_data.add(options, data, registry)
-    study = Path(options["out"]) / options["study"]
+    study, _ = setup.place(options, "")
     for student in options["student"]:  # an error in one of them must not come after the teacher's training
         network = setup.new_network(student, data, options, options["seeds"][0], registry)
         dry_run(network, terms, data, options)
@@ -115,7 +113,7 @@ def main(argv=None):
     for student in options["student"]:
         for seed in options["seeds"]:
             network = setup.new_network(student, data, options, seed, registry)
-            name = options["name"] or f"{runs.safe(network.arch)}_{method}"
+            _, name = setup.place(options, options["name"] or f"{runs.safe(network.arch)}_{method}")
             folder = study / name / f"seed_{seed}"
             run_options = {**options, "student": [network.arch], "stem": network.stem, "name": name, "seeds": [seed]}
             engine.run(folder, network, terms, data, run_options, seed=seed, teacher=teacher, targets=targets,
@@ -132,6 +130,9 @@ def main(argv=None):
     evaluated = [*filter(runs.is_run, teacher_runs), *folders]
     print()
     evaluate.main([str(folder) for folder in evaluated])
+    if options["fold"]:
+        print("next: " + setup.next_fold("distill.py", options, folders[0]))
+        return folders
     try:
         report.main([str(study)])
     except UserError as error:
@@ -145,7 +146,8 @@ def study_teacher(study, options):
 
     Raises UserError where the study has several teachers, or an unfinished one that this command would not train.
     """
-    candidates = sorted(study.glob("*/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
+    of_fold = setup.place(options, "*")[1] if options["fold"] else "*"
+    candidates = sorted(study.glob(f"{of_fold}/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
     begun = [run for run in candidates if Run(run).environment.get("role") == "teacher"]
     unfinished = [run for run in begun if (run / "last.pt").exists()]
     finished = [run for run in begun if runs.finished(run) and run not in unfinished]
@@ -162,7 +164,7 @@ def study_teacher(study, options):
     if unfinished:
         run = unfinished[0]
         config = run / "config.yaml"
-        if run.parent.name != f"teacher_{runs.safe(arch)}":
+        if run.parent.name != setup.place(options, f"teacher_{runs.safe(arch)}")[1]:
             raise UserError(f"the training of the teacher {run} has not ended",
                             "Name another with --teacher, delete that folder, or finish it: "
                             + command("train_teacher.py", "--config", config))

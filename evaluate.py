@@ -28,7 +28,7 @@ from kd import (
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
-from kd.evaluation import compare, fidelity, protocol, subgroups, terminal
+from kd.evaluation import compare, fidelity, folds, protocol, subgroups, terminal
 from kd.files import read_csv, write_csv, write_json
 from kd.run_folder import Run
 from kd.text import command, quoted
@@ -45,6 +45,10 @@ def main(argv=None):
     if options.compare:
         compare_models(options, settings, files)
         return
+    for path in options.paths:
+        if not prediction_files.is_file(path):
+            for note in folds.pool(path):
+                print(f"note: {note}")
     folders = [run for path in options.paths if not prediction_files.is_file(path) for run in runs.find(path)]
     folders = list({run.resolve(): run for run in folders}.values())
     check(options, files, folders)

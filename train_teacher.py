@@ -4,8 +4,6 @@
     python train_teacher.py --teacher resnet50 --data ham10000 --root PATH --size 64
 """
 
-from pathlib import Path
-
 import evaluate
 import registry
 from kd import errors, objective, runs
@@ -36,10 +34,11 @@ def main(argv=None):
     setup.check_architecture(options["teacher"], registry)
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
     data = setup.load_data(options, registry)
-    options["name"] = options["name"] or f"teacher_{runs.safe(options['teacher'])}{objective.variant(options)}"
+    name = options["name"] or f"teacher_{runs.safe(options['teacher'])}{objective.variant(options)}"
+    study, options["name"] = setup.place(options, name)
     began, folders = setup.origin(options), []
     for seed in options["seeds"]:
-        folder = Path(options["out"]) / options["study"] / options["name"] / f"seed_{seed}"
+        folder = study / options["name"] / f"seed_{seed}"
         network = setup.new_network(options["teacher"], data, options, seed, registry)
         dry_run(network, terms, data, options)
         run_options = {**options, "stem": network.stem, "seeds": [seed]}
@@ -49,7 +48,9 @@ def main(argv=None):
     if train_only or not distributed.first():
         return folders
     evaluate.main([str(folder) for folder in folders])
-    if argv is None:
+    if argv is None and options["fold"]:
+        print("next: " + setup.next_fold("train_teacher.py", options, folders[0]))
+    elif argv is None:
         print("next: " + command("distill.py", "--student", "mobilenetv2", "--teacher", folders[0],
                                  *setup.data_arguments(options, parser())))
     return folders

@@ -118,6 +118,15 @@ def ends(value):
     return float(first), float(last or first)
 
 
+def fold(text):
+    """An argparse type: `K/N`, the K-th of N parts, which stays a text."""
+    part, slash, count = text.partition("/")
+    if not (slash and part.isdecimal() and count.isdecimal() and 1 <= int(part) <= int(count) <= 100 and
+            int(count) > 1):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not K/N with K from 1 to N, and N from 2 to 100")
+    return f"{int(part)}/{int(count)}"
+
+
 def whole(lower, upper):
     """An argparse type: a whole number from `lower` to `upper`."""
     return _bounded(int, lower, upper, f"a whole number from {lower} to {upper}")

@@ -428,8 +428,12 @@ class Run(_Folder):
     def predictions(self, split="test"):
         """(val, test) Predictions, checked for leaks; `split` may name another file than test beside it.
 
-        Raises UserError on missing or faulty files, and on an image or a group that two splits share.
+        val is None for a run that joins the folds of a cross-validation, each of which has its own. Raises UserError on
+        missing or faulty files, and on an image or a group that two splits share.
         """
+        if split == "test" and (self.folder / runs.RECORD).exists():
+            self.require("test")
+            return None, self.test
         self.require("val")
         val = self.val
         if split == "test":

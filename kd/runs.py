@@ -6,6 +6,8 @@ from pathlib import Path
 from kd.errors import UserError
 
 TEST = Path("predictions", "test.npz")  # what training writes last
+FOLDS = "folds"  # folder of a study: the trainings of a cross-validation, which are evaluated together
+RECORD = "folds.json"  # in a run that joins the answers of all folds: where they come from
 TRIES = "sweep_tries"  # folder of a study: trainings that a choice on validation is made of, and no models of the study
 
 
@@ -20,13 +22,13 @@ def is_run(path):
 
 
 def below(path, pattern):
-    """Yield what matches a pattern below `path`, but for the tries of sweeps, where `path` is not itself one of them.
+    """Yield what matches a pattern below `path`, but for tries of sweeps and single folds, unless `path` is in them.
 
-    A try is chosen on validation: its scores on test are compared with nothing.
+    A try is chosen on validation: its scores on test are compared with nothing. A fold has a test set of its own.
     """
     path = Path(path)
     for file in path.glob(pattern):
-        if TRIES not in file.relative_to(path).parts[:-1]:
+        if not {TRIES, FOLDS} & set(file.relative_to(path).parts[:-1]):
             yield file
 
 

@@ -196,7 +196,7 @@ DOCS = (Path(__file__).parent.parent / "docs" / "methods.md").read_text(encoding
 
 def test_the_docs_have_each_method_in_the_table_and_as_a_run_prints_it():
     for name in registry.names("loss"):
-        if name not in HARD:
+        if name not in HARD and Path(registry.__file__).parent in registry.get("loss", name).path.parents:
             assert f"| `{name}`" in DOCS, name
             term = objective.Term(name, 1.0, find(name), objective.check_options(find(name), {}, name))
             assert str(term).removeprefix("1 ") in DOCS, term

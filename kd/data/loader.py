@@ -106,14 +106,15 @@ class Data:
         return {"resize": self.images.shape[1], "size": self.size, "interpolation": image.INTERPOLATION, **deep}
 
 
-def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, root=None, skip_bad=False,
-            range=None):
+def prepare(dataset, *, size, split_seed=0, split_file=None, fold=None, cache_folder=None, root=None,
+            skip_bad=False, range=None):
     """Cache, split and check a kd.data.dataset.Dataset: returns Data.
 
     size: of the network's input, px. Files are cached at image.resize_for(size), and evaluation uses the centre;
     arrays, which are small already, are cached at `size`. The split comes from `split_file`, a CSV with the columns
     id and split, else from the data set, else from splits.stratified() with `split_seed`; where the data set has a
-    test split and no validation split, that is cut from its training images. cache_folder, root, skip_bad,
+    test split and no validation split, that is cut from its training images. fold: (K, N), part K of a cross-validation
+    instead. cache_folder, root, skip_bad,
     range: as for cache.open_cache(). UserError if images cannot be read or the split is wrong.
     """
     has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
@@ -128,7 +129,12 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, cache_folder=None, 
         groups = ids  # official splits are not changed, even if equal images are in two of them
     else:  # equal images are one group, so that no image is in two splits
         groups = np.array([f"image_{sha[:12]}" for sha in sha256])
-    if split_file is not None:
+    if fold is not None:
+        if dataset.split is not None or split_file is not None:
+            given = "official splits" if split_file is None else "a split from --split"
+            raise UserError(f"{dataset.name} has {given}, and --fold makes others", "Leave out --fold, or the split.")
+        split = splits.fold(labels, groups, *fold, seed=split_seed)
+    elif split_file is not None:
         split = splits.read(split_file, ids, skipped)
     elif dataset.split is not None:
         split = np.array(dataset.split)[readable]

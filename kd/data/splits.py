@@ -22,6 +22,13 @@ def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
     less than a group. A class with as many groups as there are splits is in every split, even if the shares of a small
     class then differ more. The order of the images has no effect.
     """
+    order = [k for k in (0, 2, 1) if fractions[k]]  # the first groups go to different splits: the class is in each
+    return np.array(NAMES)[_parts(labels, groups, fractions, order, seed)].astype("<U5")
+
+
+def _parts(labels, groups, fractions, first, seed):
+    """[N] numbers of the parts that images belong to; see stratified(). first: the parts of the first groups."""
+    first = list(first)
     members = defaultdict(list)
     for position, group in enumerate(groups):
         members[group].append(position)
@@ -29,8 +36,7 @@ def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
     for group, positions in sorted(members.items()):
         counts = Counter(int(labels[p]) for p in positions)
         by_class[min(counts, key=lambda c: (-counts[c], c))].append(group)
-    first = [k for k in (0, 2, 1) if fractions[k]]  # the first groups go to different splits: the class is in each
-    split = np.empty(len(labels), dtype="<U5")
+    part = np.empty(len(labels), int)
     for label, names in sorted(by_class.items()):
         order = np.random.default_rng((seed, label)).permutation(len(names))
         names = [names[i] for i in order]
@@ -38,9 +44,19 @@ def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
         missing = [fraction * total for fraction in fractions]
         for place, name in enumerate(names):
             target = first[place] if place < len(first) <= len(names) else int(np.argmax(missing))
-            split[members[name]] = NAMES[target]
+            part[members[name]] = target
             missing[target] -= len(members[name])
-    return split
+    return part
+
+
+def fold(labels, groups, number, count, *, seed=0):
+    """The split [N] of one fold of a cross-validation: test is part `number` of `count`, an eighth of the rest is val.
+
+    labels, groups, seed: as for stratified(), which also says how the parts are made: each image is in one of them.
+    """
+    parts = _parts(labels, groups, [1 / count] * count, range(count), seed)
+    split = np.where(parts == number - 1, "test", "train").astype("<U5")
+    return with_validation(split, labels, groups, seed=seed)
 
 
 def with_validation(split, labels, groups, *, seed=0):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from kd.data.sampling import KINDS
-from kd.errors import Parser, UserError, images, not_negative, positive, seed, share, side, suggestion, whole
+from kd.errors import Parser, UserError, fold, images, not_negative, positive, seed, share, side, suggestion, whole
 from kd.files import read_json, read_yaml
 from kd.selection import METRICS
 from kd.text import command
@@ -46,6 +46,9 @@ def training_parser(prog, description):
     data.add_argument("--split-seed", type=seed, default=0, metavar="N",
                       help="seed of the 70/10/20 split by groups; --seeds does not change the split, "
                       "so that all runs share one test set")
+    data.add_argument("--fold", type=fold, metavar="K/N",
+                      help="test on the K-th of N parts of the groups, train and validate on the others; evaluate.py "
+                      "joins the answers of all N, in which each image is tested once")
     data.add_argument("--skip-bad", action=argparse.BooleanOptionalAction,
                       default=False,  # without some images the test set is another one: only the user can want that
                       help="leave out images that cannot be read, instead of an error")

@@ -14,6 +14,7 @@ from kd.data import loader, splits
 from kd.data.dataset import Dataset
 from kd.errors import UserError, listing
 from kd.files import check_writable
+from kd.text import command
 from kd.train import checkpoint, distributed, engine, networks
 from kd.train.options import TRAINED_CORRUPTIONS, parse_options, to_arguments
 from kd.train.weights import fingerprint
@@ -60,7 +61,7 @@ def load_data(options, registry):
                             f"--{key} {runs.safe(options[key])} would.")
     check_writable(Path(options["out"]) / options["study"])
     data = loader.prepare(dataset, size=options["size"], split_seed=options["split_seed"],
-                          split_file=options["split"], cache_folder=options["cache"],
+                          split_file=options["split"], fold=fold_of(options), cache_folder=options["cache"],
                           root=options["root"] and Path(options["root"]), skip_bad=options["skip_bad"],
                           range=options.get("range"))
     if options.get("augment") == "corruption":
@@ -74,6 +75,34 @@ def load_data(options, registry):
     return data
 
 
+def fold_of(options):
+    """(K, N) of --fold, or None."""
+    return tuple(map(int, options["fold"].split("/"))) if options.get("fold") else None
+
+
+def place(options, name):
+    """(folder of the study's models, name of the model): with --fold those of one fold.
+
+    name: the model's, to which that of the fold is added.
+    """
+    study, fold = Path(options["out"]) / options["study"], fold_of(options)
+    name = re.sub(r"_fold\d+of\d+$", "", name)
+    return (study / runs.FOLDS, f"{name}_fold{fold[0]}of{fold[1]}") if fold else (study, name)
+
+
+def next_fold(script, options, folder):
+    """The command that trains the first fold that is missing, or that evaluates all of them together.
+
+    folder: the run of this fold.
+    """
+    _, count = fold_of(options)
+    for k in range(1, count + 1):
+        model = re.sub(r"_fold\d+of", f"_fold{k}of", folder.parent.name)
+        if not runs.finished(folder.parents[1] / model / folder.name):
+            return command(script, "--config", folder / "config.yaml", "--fold", f"{k}/{count}")
+    return f"{command('evaluate.py', folder.parents[2])}   # all {count} folds as one"
+
+
 def data_of_run(run, registry, root=None, cache=None):
     """The Data that a Run was made on, with its split. root, cache: where images and decoded images are now.
 
@@ -83,7 +112,7 @@ def data_of_run(run, registry, root=None, cache=None):
     fingerprint = run.environment.get("data", {}).get("fingerprint")
     options = {"download": False, **run.options, "study": None, "name": None, "out": str(run.folder),
                "split": str(run.folder / "split.csv")}
-    options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None})
+    options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None}, fold=None)
     try:
         data = load_data(options, registry)
         if data.range is not None and list(data.range) != _range_of(run):
