@@ -100,7 +100,7 @@ def check(plan, parsers):
     from kd import corruptions, objective  # torch
     from kd.report import notes
     for task in plan.training:
-        if task.of_sweep and not task.run or task.run.parent.name in plan.sweeps:
+        if task.of_sweep and not task.run or task.model in plan.sweeps:
             continue  # a choice; networks whose options it gives, and whose tries are checked
         options = vars(parsers[task.script].parse_args(task.arguments))
         for file in options["plugin"]:
@@ -118,7 +118,9 @@ def check(plan, parsers):
 
 def finished(plan):
     """The folders of all trained networks of the study, of the plan and others."""
-    return runs.find(plan.folder) if runs.is_run(plan.folder) else []
+    found = runs.find(plan.folder) if runs.is_run(plan.folder) else []
+    found = [run for run in found if not (run / runs.RECORD).exists()]
+    return found + [task.run for task in plan.networks if task.fold and runs.finished(task.run)]
 
 
 def expected(plan):
@@ -263,10 +265,12 @@ def in_order(tasks):
 def overview(plan, ledger):
     """Lines that show the plan: a table of networks by seed, and of the tries before them; then the stages."""
     seeds = sorted({task.run.name for task in plan.networks}, key=lambda seed: (len(seed), seed))
-    models = list(dict.fromkeys(task.run.parent.name for task in plan.networks))
-    states = {task.run: training_state(task, ledger) for task in plan.networks}
+    models = list(dict.fromkeys(task.model for task in plan.networks))
+    states = {}
+    for task in plan.networks:
+        states.setdefault((task.model, task.run.name), []).append(training_state(task, ledger))
     rows = [["", *(seed.replace("_", " ") for seed in seeds)]]
-    rows += [[model, *(states.get(plan.folder / model / seed, "") for seed in seeds)] for model in models]
+    rows += [[model, *(in_short(states.get((model, seed), [""])) for seed in seeds)] for model in models]
     if plan.sweeps:
         column = ["sweep", *(sweep_state(plan.sweeps.get(model), ledger) for model in models)]
         rows = [[row[0], cell, *row[1:]] for row, cell in zip(rows, column)]
@@ -275,6 +279,11 @@ def overview(plan, ledger):
     for stage in stages.STAGES[1:]:
         lines.append(f"{stage.ljust(widths[0])}  {stage_state(stages.tasks(plan, stage, expected(plan)), ledger)}")
     return [f"{plan.path}: {in_numbers(plan)}, into {plan.folder}", "", *(f"  {line}" for line in lines)]
+
+
+def in_short(states):
+    """The state of one training; of several folds, how many are done."""
+    return states[0] if len(set(states)) == 1 else f"{states.count('done')} of {len(states)} done"
 
 
 def stage_state(tasks, ledger):

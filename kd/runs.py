@@ -43,6 +43,16 @@ def find(path):
     return folders
 
 
+def of_fold(model, fold):
+    """The name of a model on a fold "K/N"."""
+    return f"{model}_fold{fold.replace('/', 'of')}"
+
+
+def without_fold(model):
+    """The name of a model without that of its fold."""
+    return re.sub(r"_fold\d+of\d+$", "", model)
+
+
 def study(run):
     """The folder of the study that a run folder belongs to, spelled as the run is where that is possible."""
     run = Path(run)

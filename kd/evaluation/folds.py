@@ -14,7 +14,7 @@ import numpy as np
 
 from kd import runs
 from kd.errors import UserError, listing
-from kd.files import read_json, read_npz, read_yaml, write_json, write_npz, write_yaml
+from kd.files import read_csv, read_json, read_npz, read_yaml, write_csv, write_json, write_npz, write_yaml
 from kd.runs import RECORD
 
 
@@ -69,6 +69,8 @@ def _write(target, folds):
     write_yaml(target / "config.yaml", {
         **config, "fold": None, "name": target.parent.name,
         "teacher": _pooled_name(teacher, target) if isinstance(teacher, str) else teacher})
+    rows = [row for run in folds for row in read_csv(run / "split.csv") if row["split"] == "test"]
+    write_csv(target / "split.csv", rows)
     write_json(target / RECORD, record)
     write_npz(target / runs.TEST, **{key: np.concatenate([part[key] for part in parts])
                                      for key in ("ids", "labels", "logits", "groups")},

@@ -1,6 +1,7 @@
 """A study's plan: read, checked, and expanded into the commands that train its networks.
 
     size: 48                          outside the sections: options of both training scripts
+    folds: 5                          cross-validation: each network is trained on each of five folds
     train_teacher:                    a section is named after a script, and holds its options
       teacher: resnet18
     distill:
@@ -45,6 +46,8 @@ class Task:
     needs: tuple = ()  # names of the tasks that must have ended well
     run: Path = None   # the folder that it trains into
     of_sweep: str = "" # the model among whose tries this is, or whose choice
+    model: str = ""    # the model that it trains
+    fold: str = None   # "K/N" of a cross-validation
     log: Path = None   # file for its output; None: the terminal
 
 
@@ -78,6 +81,7 @@ def read_plan(path, parsers):
     """
     path = Path(path)
     shared = _options(read_yaml(path), path)
+    folds = _folds(shared.pop("folds", None), path)
     sections = {key: _options(shared.pop(key), f"{path}: {key}") for key in SECTIONS if key in shared}
     if not sections.keys() & {"train_teacher", "distill"}:
         raise UserError(f"{path} trains nothing", "A plan has a section train_teacher, or distill, or both.")
@@ -85,11 +89,11 @@ def read_plan(path, parsers):
     for key, options in sections.items():
         _check_allowed(options, f"{path}: {key}", key)
     study = runs.safe(str(shared.get("study") or path.stem))
-    if study == runs.TRIES:
-        raise UserError(f"{path}: a study cannot be called {study}, as the folder of the tries of a sweep is",
+    if study in (runs.TRIES, runs.FOLDS):
+        raise UserError(f"{path}: a study cannot be called {study}, as a folder in a study is",
                         "Give it another name with `study:`.")
     plan = Plan(path, Path(str(shared.get("out") or "runs")) / study)
-    training = _Training(plan, {**shared, "study": study}, parsers)
+    training = _Training(plan, {**shared, "study": study}, parsers, folds)
     if "train_teacher" in sections:
         training.add_teachers(sections["train_teacher"])
     if "distill" in sections:
@@ -104,6 +108,15 @@ def read_plan(path, parsers):
         plugin = {"plugin": shared.get("plugin")} if opens_networks else {}
         plan.arguments[key] = _ordered_arguments(parsers[key], {**sections[key], **plugin})
     return plan
+
+
+def _folds(count, path):
+    """["1/5", "2/5" ...] of `folds: 5`; [None] without it."""
+    if count is None:
+        return [None]
+    if type(count) is not int or not 2 <= count <= 100:
+        raise UserError(f"{path}: folds is a whole number from 2 to 100, not {count!r}", "For instance folds: 5")
+    return [f"{k}/{count}" for k in range(1, count + 1)]
 
 
 def _find_file(path, file):
@@ -133,7 +146,7 @@ def _options(content, where):
 def _check_shared(path, shared, parsers):
     """UserError for an option outside the sections that the two training scripts do not both have."""
     both = settable(parsers["train_teacher"]).keys() & settable(parsers["distill"]).keys()
-    both -= {"name", "seeds", "train_only"}
+    both -= {"name", "seeds", "train_only", "fold"}
     for key in shared.keys() - both:
         owners = [section for section in SECTIONS if key in settable(parsers[section])]
         hint = f"It belongs under {' or '.join(owners)}." if owners else suggestion(key, [*SECTIONS, *both])
@@ -153,11 +166,12 @@ def _check_allowed(options, where, section):
 
 @dataclass
 class _Training:
-    """Adds Tasks of training to a Plan. shared: options of all networks."""
+    """Adds Tasks of training to a Plan. shared: options of all networks. folds: those that each is trained on."""
 
     plan: Plan
     shared: dict
     parsers: dict
+    folds: list
 
     def add_teachers(self, section):
         """Add the Tasks of the section train_teacher."""
@@ -200,36 +214,42 @@ class _Training:
     def add(self, script, where, model, options, tries, teachers=()):
         """Add the Tasks of one model: one for each seed; before them, those of its tries and of their choice."""
         model, seeds = runs.safe(model), []
-        if any(task.run.parent.name == model for task in self.plan.networks):
+        if any(task.model == model for task in self.plan.networks):
             raise UserError(f"{self.plan.path}: two networks would be called {model}",
                             "Give one of the methods another name.")
-        complete = []  # the options of each try, with its teacher; and the Tasks that it needs
-        for one in tries:
-            parsed = self.parsed(script, where, {**options, **one})
-            seeds = seeds or list(dict.fromkeys(parsed["seeds"]))
-            complete.append(self.with_teacher(where, {**options, **one}, parsed, teachers) if script == "distill"
-                            else ({**options, **one}, ()))
-        trained = len(self.plan.training) + len(seeds) + (len(tries) if len(tries) > 1 else 0)
-        if trained > LARGEST:
-            raise UserError(f"{self.plan.path} trains more than {LARGEST} networks", "Divide it into several plans.")
-        if len(tries) == 1:
-            (options, needs), = complete
+        choice = None
+        for fold in self.folds:
+            complete = []  # the options of each try, with its teacher; and the Tasks that it needs
+            for one in tries:
+                parsed = self.parsed(script, where, {**options, **one})
+                seeds = seeds or list(dict.fromkeys(parsed["seeds"]))
+                complete.append(self.with_teacher(where, {**options, **one}, parsed, teachers, fold)
+                                if script == "distill" else ({**options, **one}, ()))
+            trained = len(self.plan.training) + len(seeds) + (len(tries) if len(tries) > 1 else 0)
+            if trained > LARGEST:
+                raise UserError(f"{self.plan.path} trains more than {LARGEST} networks",
+                                "Divide it into several plans.")
+            if len(tries) == 1:
+                (with_teacher, needs), = complete
+                for seed in seeds:
+                    self.train(script, with_teacher, model, seed, needs, fold=fold)
+                continue
+            choice = choice or self.add_tries(script, model, seeds[0], tries, complete, fold)  # on the first fold
+            # The chosen options may need no teacher; one that is not needed is not read.
+            needs = tuple(dict.fromkeys(name for _, names in complete for name in names))
+            teacher = next(filter(None, (of_try.get("teacher") for of_try, _ in complete)), None)
+            with_teacher = options if script == "train_teacher" else {**options, "teacher": teacher}
             for seed in seeds:
-                self.train(script, options, model, seed, needs)
-            return
-        choice = self.add_tries(script, model, seeds[0], tries, complete)
-        # The chosen options may need no teacher; one that is not needed is not read.
-        needs = tuple(dict.fromkeys(name for _, names in complete for name in names))
-        teacher = next(filter(None, (of_try.get("teacher") for of_try, _ in complete)), None)
-        options = options if script == "train_teacher" else {**options, "teacher": teacher}
-        for seed in seeds:
-            task = self.train(script, options, model, seed, (choice.name, *needs))
-            file = self.plan.sweeps[model].chosen_file
-            task.arguments.insert(0, "=".join(["--config", file.as_posix()]))
-            task.inputs.insert(0, file)
+                task = self.train(script, with_teacher, model, seed, (choice.name, *needs), fold=fold)
+                file = self.plan.sweeps[model].chosen_file
+                task.arguments.insert(0, "=".join(["--config", file.as_posix()]))
+                task.inputs.insert(0, file)
 
-    def with_teacher(self, where, options, parsed, teachers):
-        """(options with the teacher to learn from, if one is, names of Tasks that this needs). parsed: of options."""
+    def with_teacher(self, where, options, parsed, teachers, fold):
+        """(options with the teacher to learn from, if one is, names of Tasks that this needs).
+
+        parsed: of options. fold: of the student, and so of its teacher, or None.
+        """
         if not may_read_teacher(parsed):
             return {**options, "teacher": None}, ()
         if parsed["teacher"] or parsed["teacher_predictions"]:
@@ -237,14 +257,15 @@ class _Training:
         if not teachers:
             raise UserError(f"{where} needs a teacher, and the plan has none",
                             "Add a section train_teacher, or teacher: RUN under distill.")
-        return {**options, "teacher": teachers[0].run.as_posix()}, (teachers[0].name,)
+        teacher = next(task for task in teachers if task.fold == fold)
+        return {**options, "teacher": teacher.run.as_posix()}, (teacher.name,)
 
-    def add_tries(self, script, model, seed, tries, complete):
+    def add_tries(self, script, model, seed, tries, complete, fold):
         """Add the Tasks of a model's tries, and that of the choice among them, which is returned."""
         of_model = self.plan.sweeps[model] = sweep.Sweep(model, self.plan.folder, seed)
         for one, (options, needs) in zip(tries, complete):
             name = sweep.name(model, one)
-            task = self.train(script, options, name, seed, needs, of_sweep=model)
+            task = self.train(script, options, name, seed, needs, of_sweep=model, fold=fold)
             of_model.tries.append((one, task))
         tasks = [task for _, task in of_model.tries]
         inputs = [task.run / file for task in tasks for file in ("config.yaml", "history.csv", runs.TEST)]
@@ -254,7 +275,7 @@ class _Training:
         self.plan.training.append(choice)
         return choice
 
-    def train(self, script, options, model, seed, needs, of_sweep=""):
+    def train(self, script, options, model, seed, needs, of_sweep="", fold=None):
         """Add the Task that trains one model with one seed. Returns it."""
         place = {"seeds": seed, "name": model, "train_only": True}
         folder = self.plan.folder
@@ -262,11 +283,15 @@ class _Training:
             place |= {"out": folder.as_posix(), "study": runs.TRIES}
             folder = folder / runs.TRIES
         run = folder / model / f"seed_{seed}"
+        if fold:
+            place |= {"fold": fold}
+            run = folder / runs.FOLDS / runs.of_fold(model, fold) / run.name
         arguments = _ordered_arguments(self.parsers[script], {**options, **place})
         inputs = teacher_files(options.get("teacher")) if script == "distill" else []
         name = run.relative_to(self.plan.folder).as_posix()
         outputs = [f"{name}/best.pt", f"{name}/predictions/*.npz"]
-        self.plan.training.append(Task(name, script, arguments, inputs, outputs, needs, run, of_sweep))
+        self.plan.training.append(Task(name, script, arguments, inputs, outputs, needs, run, of_sweep, model=model,
+                                       fold=fold))
         return self.plan.training[-1]
 
 

@@ -1,6 +1,6 @@
 """The stages of a study: the commands of each, what they read and what they write."""
 
-from kd import sweeps
+from kd import runs, sweeps
 from kd.study.plan import Task, run_name
 
 STAGES = ("train", "evaluate", "compare", "export", "robustness", "benchmark", "report")
@@ -16,21 +16,33 @@ def tasks(plan, stage, finished):
     """
     if stage == "train":
         return plan.training
-    planned = [task.run for task in plan.networks if task.run in finished]
+    first = next((task.fold for task in plan.networks), None)  # of folds, the networks of the first one are measured
+    planned = [task.run for task in plan.networks if task.run in finished and task.fold == first]
     if not finished or stage in OPTIONAL and (stage not in plan.arguments or not planned):
         return []
-    if stage == "compare" and len({run.parent for run in finished}) < 2:
+    if stage == "compare" and len({runs.without_fold(run.parent.name) for run in finished}) < 2:
         return []
     return BUILD[stage](plan, planned, finished)
 
 
 def _evaluate(plan, planned, finished):
-    return [_on_study(plan, "evaluate", _predictions(finished), ["*/*/metrics.json", "*/seeds.json"])]
+    tasks = [_on_study(plan, "evaluate", _predictions(finished), ["*/*/metrics.json", "*/seeds.json"])]
+    if is_of_folds(plan) and plan.arguments.keys() & set(OPTIONAL):  # they read thresholds of a network
+        arguments = [*(run.as_posix() for run in planned), *plan.arguments.get("evaluate", [])]
+        tasks.append(Task("evaluate one fold", "evaluate", arguments, _predictions(planned),
+                          [f"{runs.FOLDS}/*/*/metrics.json"]))
+    return tasks
+
+
+def is_of_folds(plan):
+    """Whether the networks of a Plan are trained on the folds of a cross-validation."""
+    return any(task.fold for task in plan.networks)
 
 
 def _compare(plan, planned, finished):
     arguments = ["--compare", plan.folder.as_posix(), *plan.arguments.get("evaluate", [])]
-    models = dict.fromkeys(run.parent for run in finished)  # sweep.json: comparison.csv has the number of tries
+    # sweep.json, since comparison.csv has the number of tries
+    models = dict.fromkeys(plan.folder / runs.without_fold(run.parent.name) for run in finished)
     inputs = [*_predictions(finished), *(model / sweeps.FILE for model in models if (model / sweeps.FILE).exists())]
     return [Task("compare", "evaluate", arguments, inputs, ["comparison.csv"])]
 
@@ -48,6 +60,9 @@ def _export(plan, planned, finished):
 
 def _robustness(plan, planned, finished):
     inputs = [*_predictions(finished), *_networks(finished), *(run / "metrics.json" for run in finished)]
+    if is_of_folds(plan):
+        arguments = [*(run.as_posix() for run in planned), *plan.arguments["robustness"]]
+        return [Task("robustness", "robustness", arguments, inputs, [f"{runs.FOLDS}/*/*/robustness.csv"])]
     return [_on_study(plan, "robustness", inputs, ["*/*/robustness.csv", "robustness_*"])]
 
 

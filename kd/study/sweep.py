@@ -152,7 +152,9 @@ def _adopt(sweep, try_folder):
 
     The copy's config.yaml has the names of its new place; it is complete before it is seen.
     """
-    run = sweep.folder / sweep.model / try_folder.name
+    fold = read_yaml(try_folder / "config.yaml").get("fold")
+    model = runs.of_fold(sweep.model, fold) if fold else sweep.model
+    run = sweep.folder / (runs.FOLDS if fold else "") / model / try_folder.name
     if run.exists():
         return
     copy = sweep.folder / runs.TRIES / f".{sweep.model}.copy"
@@ -160,6 +162,6 @@ def _adopt(sweep, try_folder):
     shutil.copytree(try_folder, copy, ignore=shutil.ignore_patterns(".*"))
     config = read_yaml(copy / "config.yaml")
     write_yaml(copy / "config.yaml", {**config, "out": sweep.folder.parent.as_posix(), "study": sweep.folder.name,
-                                      "name": sweep.model})
-    run.parent.mkdir(exist_ok=True)
+                                      "name": model})
+    run.parent.mkdir(parents=True, exist_ok=True)
     copy.rename(run)

@@ -85,9 +85,9 @@ def place(options, name):
 
     name: the model's, to which that of the fold is added.
     """
-    study, fold = Path(options["out"]) / options["study"], fold_of(options)
-    name = re.sub(r"_fold\d+of\d+$", "", name)
-    return (study / runs.FOLDS, f"{name}_fold{fold[0]}of{fold[1]}") if fold else (study, name)
+    study, fold = Path(options["out"]) / options["study"], options["fold"]
+    name = runs.without_fold(name)
+    return (study / runs.FOLDS, runs.of_fold(name, fold)) if fold else (study, name)
 
 
 def next_fold(script, options, folder):
@@ -97,7 +97,7 @@ def next_fold(script, options, folder):
     """
     _, count = fold_of(options)
     for k in range(1, count + 1):
-        model = re.sub(r"_fold\d+of", f"_fold{k}of", folder.parent.name)
+        model = runs.of_fold(runs.without_fold(folder.parent.name), f"{k}/{count}")
         if not runs.finished(folder.parents[1] / model / folder.name):
             return command(script, "--config", folder / "config.yaml", "--fold", f"{k}/{count}")
     return f"{command('evaluate.py', folder.parents[2])}   # all {count} folds as one"

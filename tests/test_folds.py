@@ -1,0 +1,193 @@
+"""Cross-validation by groups: each image is tested once, and its answer is by a network that did not see its group."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+import distill
+import evaluate
+import study
+import train_teacher
+from kd import runs
+from kd.data import splits
+from kd.errors import UserError
+from kd.evaluation import folds
+from kd.files import read_csv, read_json, read_npz, write_npz, write_yaml
+from kd.run_folder import Run
+
+pytestmark = pytest.mark.usefixtures("no_report")
+COMMON = ["--data", "lesions,images=150", "--size", "32", "--epochs", "1", "--batch", "32", "--workers", "0",
+          "--device", "cpu", "--precision", "fp32", "--train-only"]
+LABELS = np.repeat([0, 1, 2], [60, 30, 10])
+GROUPS = np.array([f"g{k // 2}" for k in range(100)])
+
+
+# ---- the split
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_each_group_is_in_the_test_part_of_one_fold_and_classes_are_shared_out(count):
+    tests = []
+    for k in range(1, count + 1):
+        split = splits.fold(LABELS, GROUPS, k, count)
+        splits.check(split, GROUPS, LABELS, ["a", "b", "c"])  # no group in two splits
+        tests.append(split == "test")
+        for label, total in enumerate((60, 30, 10)):
+            in_test = np.sum(LABELS[split == "test"] == label)
+            assert abs(in_test - total / count) <= 2  # at most a group more or less
+        rest = split != "test"
+        assert np.mean(split[rest] == "val") == pytest.approx(1 / 8, abs=0.06)
+    assert (np.sum(tests, 0) == 1).all()
+
+
+def test_the_parts_depend_on_the_seed_and_not_on_the_order_of_images():
+    order = np.random.default_rng(0).permutation(100)
+    first = splits.fold(LABELS, GROUPS, 2, 5)
+    assert np.array_equal(splits.fold(LABELS[order], GROUPS[order], 2, 5), first[order])
+    assert not np.array_equal(splits.fold(LABELS, GROUPS, 2, 5, seed=1), first)
+
+
+@pytest.mark.parametrize("text", ["0/5", "6/5", "1/1", "1", "a/b", "1/101", "-1/5"])
+def test_a_fold_that_is_none_is_refused(text):
+    with pytest.raises(UserError, match="is not K/N with K from 1 to N"):
+        train_teacher.main([*COMMON, f"--fold={text}"])
+
+
+# ---- trainings and their evaluation
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A study of three folds: a teacher, and a student with it."""
+    root = tmp_path_factory.mktemp("cv")
+    for k in (1, 2, 3):
+        fold = ["--fold", f"{k}/3", "--out", str(root)]
+        train_teacher.main([*COMMON, *fold, "--teacher", "tiny"])
+        distill.main([*COMMON, *fold, "--student", "tiny"])
+    return root / "lesions_32px"
+
+
+@pytest.fixture
+def cv(trained, tmp_path):
+    """A copy of the study."""
+    return shutil.copytree(trained, tmp_path / "lesions_32px")
+
+
+def test_folds_are_no_models_of_the_study_until_they_are_joined(cv):
+    assert not runs.is_run(cv)
+    assert folds.pool(cv) == [] and {run.parent.name for run in runs.find(cv)} == {"teacher_tiny", "tiny_kd"}
+
+
+def test_the_joined_run_has_the_answer_of_each_fold_to_its_test_images(cv):
+    folds.pool(cv)
+    for model in ("teacher_tiny", "tiny_kd"):
+        joined = read_npz(cv / model / "seed_0" / runs.TEST)
+        assert len(set(joined["ids"])) == len(joined["ids"]) == 150
+        for k in (1, 2, 3):
+            run = cv / "folds" / f"{model}_fold{k}of3" / "seed_0"
+            part, rows = read_npz(run / runs.TEST), joined["fold"] == k
+            assert joined["ids"][rows].tolist() == part["ids"].tolist()
+            assert np.array_equal(joined["logits"][rows], part["logits"])
+            trained_on = {row["group"] for row in read_csv(run / "split.csv") if row["split"] != "test"}
+            assert not trained_on & set(joined["groups"][rows])
+
+
+def test_evaluation_is_of_all_images_and_the_student_is_compared_with_the_joined_teacher(cv, capsys):
+    evaluate.main([str(cv)])
+    result = read_json(cv / "tiny_kd" / "seed_0" / "metrics.json")
+    joined = read_npz(cv / "tiny_kd" / "seed_0" / runs.TEST)
+    assert result["split"]["test"]["images"] == 150 and result["calibration"] is None
+    assert result["test"]["accuracy"]["value"] == np.mean(joined["logits"].argmax(1) == joined["labels"])
+    assert result["conventions"]["n_clusters"] == len(set(joined["groups"]))
+    assert result["fidelity"]["teacher"].endswith("teacher_tiny/seed_0") and result["fidelity"]["test"]
+    assert Run(cv / "tiny_kd" / "seed_0").kind == "student"
+    evaluate.main([str(cv), "--compare"])
+    assert "150 test images, the same for all" in capsys.readouterr().out
+
+
+def test_a_missing_fold_is_named_and_nothing_is_joined(cv, capsys):
+    shutil.rmtree(cv / "folds" / "tiny_kd_fold2of3")
+    evaluate.main([str(cv)])
+    assert "tiny_kd seed_0 is not pooled: of its 3 folds, 2 is not trained" in capsys.readouterr().out
+    assert not (cv / "tiny_kd").exists() and (cv / "teacher_tiny").exists()
+
+
+def test_joining_again_changes_nothing_and_new_answers_are_taken_over(cv):
+    folds.pool(cv)
+    file = cv / "tiny_kd" / "seed_0" / runs.TEST
+    before = file.stat().st_mtime_ns
+    folds.pool(cv)
+    assert file.stat().st_mtime_ns == before
+    part = cv / "folds" / "tiny_kd_fold1of3" / "seed_0" / runs.TEST
+    arrays = read_npz(part)
+    write_npz(part, **{**arrays, "logits": arrays["logits"] + 1})
+    folds.pool(cv)
+    assert np.array_equal(read_npz(file)["logits"][:len(arrays["logits"])], arrays["logits"] + 1)
+
+
+@pytest.mark.parametrize("change, words", [
+    ("option", "the folds of tiny_kd_fold1of3 differ in lr"),
+    ("image", "ids are in the test parts of several folds"),
+    ("own", "is a run of its own"),
+])
+def test_folds_that_do_not_fit_together_are_refused(cv, change, words):
+    run = cv / "folds" / "tiny_kd_fold2of3" / "seed_0"
+    if change == "option":
+        write_yaml(run / "config.yaml", {**Run(run).options, "lr": 5.0})
+    elif change == "image":
+        other = read_npz(cv / "folds" / "tiny_kd_fold1of3" / "seed_0" / runs.TEST)
+        write_npz(run / runs.TEST, **other)
+    else:
+        shutil.copytree(run, cv / "tiny_kd" / "seed_0")
+    with pytest.raises(UserError, match=words):
+        folds.pool(cv)
+
+
+def test_a_student_takes_the_teacher_of_its_fold_and_no_other(trained):
+    for k in (1, 2, 3):
+        run = Run(trained / "folds" / f"tiny_kd_fold{k}of3" / "seed_0")
+        assert run.options["teacher"].endswith(f"teacher_tiny_fold{k}of3/seed_0") and run.options["fold"] == f"{k}/3"
+    with pytest.raises(UserError, match="was trained on .* groups of the val and test split"):
+        distill.main([*COMMON, "--out", str(trained.parent), "--student", "tiny", "--fold", "1/3", "--name", "other",
+                      "--teacher", str(trained / "folds" / "teacher_tiny_fold2of3" / "seed_0")])
+
+
+def test_the_same_options_with_another_fold_are_the_other_fold(trained, tmp_path):
+    out = shutil.copytree(trained, tmp_path / "lesions_32px").parent
+    shutil.rmtree(out / "lesions_32px" / "folds" / "tiny_kd_fold3of3")
+    config = out / "lesions_32px" / "folds" / "tiny_kd_fold1of3" / "seed_0" / "config.yaml"
+    run, = distill.main(["--config", str(config), "--fold", "3/3", "--out", str(out), "--train-only", "--teacher",
+                         str(out / "lesions_32px" / "folds" / "teacher_tiny_fold3of3" / "seed_0")])
+    assert run.parent.name == "tiny_kd_fold3of3"
+    assert np.array_equal(read_npz(run / runs.TEST)["logits"],
+                          read_npz(trained / "folds" / "tiny_kd_fold3of3" / "seed_0" / runs.TEST)["logits"])
+
+
+def test_official_splits_and_folds_exclude_each_other(trained, tmp_path):
+    split = trained / "folds" / "tiny_kd_fold1of3" / "seed_0" / "split.csv"
+    with pytest.raises(UserError, match="has a split from --split, and --fold makes others"):
+        train_teacher.main([*COMMON, "--out", str(tmp_path), "--teacher", "tiny", "--fold=1/3", f"--split={split}"])
+
+
+# ---- plans
+
+def test_a_plan_with_folds_trains_each_network_on_each_and_chooses_on_the_first(tmp_path):
+    write_yaml(tmp_path / "cv.yaml", {
+        "data": "lesions,images=150", "size": 32, "epochs": 1, "batch": 32, "workers": 0, "folds": 2,
+        "out": str(tmp_path), "train_teacher": {"teacher": "tiny"},
+        "distill": {"student": ["tiny"], "methods": {"kd": {"alpha": [0.3, 0.7]}}}})
+    folder = study.main([str(tmp_path / "cv.yaml")])
+    assert sorted(path.name for path in (folder / "folds").iterdir() if path.name != "targets") == [
+        "teacher_tiny_fold1of2", "teacher_tiny_fold2of2", "tiny_kd_fold1of2", "tiny_kd_fold2of2"]
+    assert {path.name for path in (folder / "sweep_tries" / "folds").iterdir()} == {
+        "tiny_kd+alpha_0.3_fold1of2", "tiny_kd+alpha_0.7_fold1of2"}
+    chosen = read_json(folder / "tiny_kd" / "sweep.json")["chosen"]["alpha"]
+    for k in (1, 2):
+        assert Run(folder / "folds" / f"tiny_kd_fold{k}of2" / "seed_0").options["alpha"] == chosen
+    assert read_json(folder / "tiny_kd" / "seed_0" / "metrics.json")["split"]["test"]["images"] == 150
+
+
+@pytest.mark.parametrize("count", [1, 101, "five", 2.5, True])
+def test_a_plan_with_a_number_of_folds_that_is_none_is_refused(tmp_path, count):
+    write_yaml(tmp_path / "cv.yaml", {"folds": count, "train_teacher": {"teacher": "tiny"}})
+    with pytest.raises(UserError, match="folds is a whole number from 2 to 100"):
+        study.main([str(tmp_path / "cv.yaml"), "--dry-run"])
