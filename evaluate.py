@@ -67,6 +67,7 @@ def main(argv=None):
     if not evaluated:
         raise next(iter(damaged.values()))
     show(evaluated, folders, options, argv is None)
+    note_foreign_teachers(folders)
     if damaged:
         raise UserError(
             f"{len(damaged)} of {len(folders + files)} not evaluated: "
@@ -193,6 +194,14 @@ def show(evaluated, folders, options, next_step):
         print("next: " + command("report.py", runs.study(path)))
 
 
+def note_foreign_teachers(folders):
+    """Say of which runs it is not known what their teacher saw."""
+    foreign = {Run(folder).model for folder in folders if Run(folder).setting("teacher_is_foreign")}
+    if foreign:
+        print(f"note: the teacher of {errors.listing(sorted(foreign))} was trained elsewhere, and may have seen the "
+              "test images")
+
+
 def compare_models(options, settings, files):
     """Paired differences: a table, and comparison.csv in --out, or in the study where these are all of its runs."""
     if options.val or options.val_labels:
@@ -204,6 +213,8 @@ def compare_models(options, settings, files):
         for note in {test.note for _, test in model.seeds.values()} - {""}:
             print(f"note: {model.name}: {note}")
     print(terminal.comparison_table(compared))
+    note_foreign_teachers([folder for path in options.paths if not prediction_files.is_file(path)
+                           for folder in runs.find(path)])
     where = Path(options.out) if options.out else compare.study_of(models)
     if where:
         write_csv(where / "comparison.csv", compare.table(compared))

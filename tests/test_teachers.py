@@ -10,12 +10,15 @@ from PIL import Image
 from torchvision import models
 
 import distill
+import evaluate
 import registry
 import small
+import study as study_script
 import train_teacher
 from kd.errors import UserError
 from kd.files import read_csv, read_json, read_npz, read_yaml, write_csv, write_npz, write_yaml
 from kd.run_folder import Run
+from kd.study import plan
 from kd.train import engine, networks, teachers, unlabelled_data
 from kd.train.step import normalise_for
 
@@ -274,3 +277,22 @@ def test_a_run_without_a_loss_for_images_without_labels_is_refused(study):
 def test_images_without_labels_that_are_none_are_one_line(study, spec, words):
     with pytest.raises(UserError, match=words):
         student(study, "bad", "--teacher", teacher(study, 0), "--unlabelled", spec)
+
+
+def test_evaluation_and_report_say_that_the_teacher_is_unknown(study, resnet, capsys):
+    folder = student(study, "said", "--teacher", str(resnet[1]), "--teacher-arch", "resnet18,stem=imagenet")
+    evaluate.main([str(folder)])
+    assert "note: the teacher of said was trained elsewhere, and may have seen the test images" in (
+        capsys.readouterr().out)
+    findings = Run(folder).metrics["audit"]
+    assert not [finding for finding in findings if finding["severity"] == "error"], findings
+
+
+def test_an_assistant_of_a_plan_is_waited_for(tmp_path):
+    write_yaml(tmp_path / "p.yaml", {
+        "data": "lesions,images=150", "size": 32, "out": str(tmp_path), "train_teacher": {"teacher": "tiny"},
+        "distill": {"methods": {"assistant": {"student": ["tiny"]}, "chain": {
+            "student": ["tiny"], "teacher": (tmp_path / "p" / "tiny_assistant").as_posix()}}}})
+    tasks = {task.name: task for task in plan.read_plan(tmp_path / "p.yaml", study_script.script_parsers()).training}
+    assert tasks["tiny_chain/seed_0"].needs == ("tiny_assistant/seed_0",)
+    assert tasks["tiny_assistant/seed_0"].needs == ("teacher_tiny/seed_0",)

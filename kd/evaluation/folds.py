@@ -102,4 +102,4 @@ def _check(folds, parts):
         twice = [name for name, count in counts.items() if count > 1]
         if twice:
             raise UserError(f"{len(twice)} {what} are in the test parts of several folds of {folds[0].parent.name}: "
-                            f"{listing(twice)}", "All folds need the same data and --split-seed.")
+                            f"{listing(twice)}", "All folds need the same data and seed of the split.")

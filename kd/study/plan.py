@@ -253,12 +253,26 @@ class _Training:
         if not may_read_teacher(parsed):
             return {**options, "teacher": None}, ()
         if parsed["teacher"] or parsed["teacher_predictions"]:
-            return options, ()
+            planned = {path: self.planned(path, fold) for path in parsed["teacher"] or ()}
+            named = [task.run.as_posix() if task else path for path, task in planned.items()]
+            needs = tuple(task.name for task in planned.values() if task)
+            return {**options, "teacher": named or None}, needs
         if not teachers:
             raise UserError(f"{where} needs a teacher, and the plan has none",
                             "Add a section train_teacher, or teacher: RUN under distill.")
         teacher = next(task for task in teachers if task.fold == fold)
         return {**options, "teacher": teacher.run.as_posix()}, (teacher.name,)
+
+    def planned(self, path, fold):
+        """The Task that trains the network at the path that --teacher names, a run or a model; None for another one.
+
+        A network of this plan may be the teacher of a later one: an assistant between teacher and student.
+        """
+        model, seed = Path(path).parent, Path(path).name
+        if not seed.startswith("seed_"):
+            model, seed = Path(path), ""
+        return next((task for task in self.plan.networks if self.plan.folder / task.model == model
+                     and task.fold == fold and task.run.name.startswith(seed)), None)
 
     def add_tries(self, script, model, seed, tries, complete, fold):
         """Add the Tasks of a model's tries, and that of the choice among them, which is returned."""

@@ -29,6 +29,10 @@ def audited(study):
 def not_shown(study):
     """Blocks about what limits the whole report, and which runs, files and tables are left out of it."""
     blocks = []
+    foreign = sorted({run.model for run in study.runs if run.environment.get("teacher_is_foreign")})
+    if foreign:
+        blocks.append(paragraph(f"The teacher of {listing(foreign)} was trained elsewhere, and may have seen the test "
+                                "images of these results.", "note"))
     if synthetic(study):
         note = ("Synthetic data. The images are drawn by a program, not photographed. The figures below show that the "
                 "pipeline works; they say nothing about real patients.")
