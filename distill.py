@@ -78,6 +78,9 @@ def main(argv=None):
     if options["name"] and len(options["student"]) > 1:
         raise UserError("--name names one model, and there are several students", "Leave out --name.")
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
+    if options["temperature"] != parser().get_default("temperature") and objective.reads_teacher(terms) and not any(
+            term.name == "kd" for term in terms):
+        print("note: --temperature is of kd, which this run does not have; of another loss: --soft NAME,temperature=T")
     data = setup.load_data(options, registry)
     if options["unlabelled"]:
         if all("labels" in term.needs for term in terms):

@@ -95,7 +95,7 @@ def make(side, args, folder):
     def from_cache(kind):
         batches = batching.training_batches(data, batch=BATCH, seed=0, epoch=1, device=CPU, workers=0,
                                             views=batching.Views(kind))
-        for images, _, _ in batches:
+        for images, *_ in batches:
             augment.normalise(images, image.MEAN, image.STD)
 
     def resampled():

@@ -18,13 +18,10 @@ class Epoch:
     def epochs(self):
         yield self.number
 
-    def best(self):
-        return 0.0
-
     def step_done(self):
         pass
 
-    def write(self, row, best):
+    def write(self, row):
         pass
 
 

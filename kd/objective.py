@@ -321,7 +321,7 @@ def needed(terms):
 def method(options):
     """The part of a run's folder name that says how it was trained: `kd_at` for example, or `alone`.
 
-    It has the names of the losses beside the hard one, and the augmentation unless that is heavy.
+    It has the names of the losses beside the hard one, and what variant() adds.
     """
     parts = [parse_spec(options["soft"])[0]] if min(ends(options["alpha"])) < 1 else []
     parts += ["at"] if options["beta"] else []
@@ -331,6 +331,8 @@ def method(options):
 
 
 def variant(options):
-    """The suffix of a run's folder name for the augmentation: `_light` for example, '' for heavy."""
-    kind = options.get("augment", "heavy")
-    return "" if kind == "heavy" else f"_{kind}"
+    """The suffix of a run's folder name for what it shows and averages: `_light_mixup` for example, '' for defaults."""
+    usual = {"augment": "heavy", "sampling": "natural"}
+    parts = [options[key] for key, value in usual.items() if options.get(key, value) != value]
+    parts += [key for key in ("mixup", "cutmix", "ema", "unlabelled") if options.get(key)]
+    return "".join(f"_{part}" for part in parts)

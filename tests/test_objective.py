@@ -296,3 +296,11 @@ def test_the_losses_of_several_processes_add_up_to_that_of_the_whole_batch():
                  "labels": labels[[row for row in rows if row < 3]]}
         parts.append(Objective(plan())({**rest, **share}, batch=(3, 7))[0])
     assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_the_name_of_a_run_says_what_it_shows_and_averages():
+    def name(*argv):
+        return method(parse_options(distill.parser(), argv))
+    assert name() == "kd" and name("--alpha", "1") == "alone"
+    assert name("--augment", "light", "--mixup", "0.2", "--sampling", "sqrt", "--ema", "0.9") == "kd_light_sqrt_mixup_ema"
+    assert name("--unlabelled", "x", "--cutmix", "1") == "kd_cutmix_unlabelled"
