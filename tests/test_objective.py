@@ -302,5 +302,5 @@ def test_the_name_of_a_run_says_what_it_shows_and_averages():
     def name(*argv):
         return method(parse_options(distill.parser(), argv))
     assert name() == "kd" and name("--alpha", "1") == "alone"
-    assert name("--augment", "light", "--mixup", "0.2", "--sampling", "sqrt", "--ema", "0.9") == "kd_light_sqrt_mixup_ema"
+    assert name("--augment=light", "--mixup=0.2", "--sampling=sqrt", "--ema=0.9") == "kd_light_sqrt_mixup_ema"
     assert name("--unlabelled", "x", "--cutmix", "1") == "kd_cutmix_unlabelled"
