@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from kd import errors, image_files, onnx_model
+from kd import errors, image, image_files, onnx_model
 from kd.errors import UserError
 from kd.files import csv_line
 
@@ -28,20 +28,42 @@ def main(argv=None):
         return 0
     files = find(options.images)
     printers = {"table": print_table, "csv": print_csv, "jsonl": print_jsonl}
-    unreadable = 0
-
-    def counted_rows():
-        nonlocal unreadable
-        for row in answers(model, files, options.batch):
-            unreadable += "error" in row
-            yield row
-
-    printers[options.format](counted_rows(), model)
-    if unreadable:
-        print(f"note: {unreadable} of {len(files)} files could not be read", file=sys.stderr)
+    odd = {"unreadable": [], "depth": [], "beyond": [], "narrow": []}
+    printers[options.format](answers(model, files, options.batch, odd), model)
+    for note in notes(odd, model, len(files)):
+        print(f"note: {note}", file=sys.stderr)
+    unreadable = len(odd["unreadable"]) + len(odd["depth"])
     if unreadable == len(files):
-        raise UserError("not one image could be read")
+        raise UserError("not one image could be read", IN_8_BITS * (len(odd["depth"]) == unreadable))
     return unreadable
+
+
+IN_8_BITS = "Save them in 8 bits, with the scale of the images that the model was trained on."
+
+
+def notes(odd, model, count):
+    """The sentences on files that could not be read, or whose values do not fit the model's range.
+
+    odd: as answers() fills it. count: of all files.
+    """
+    def some(what, one, more):
+        return f"{len(odd[what])} of {count} files {one if len(odd[what]) == 1 else more}"
+
+    lines = []
+    if odd["unreadable"]:
+        lines.append(f"{some('unreadable', 'could not be read', 'could not be read')}")
+    if odd["depth"]:
+        lines.append(f"{some('depth', 'has', 'have')} more than 8 bits, and the model was trained on images of 8 bits: "
+                     f"{errors.listing(odd['depth'])}. {IN_8_BITS}")
+    for kind, what in (("beyond", "go beyond"), ("narrow", "lie in a 16th of")):
+        if odd[kind]:
+            paths, lows, highs = zip(*odd[kind])
+            lines.append(
+                f"the values of {some(kind, what, what)} {model.range[0]:,.6g}..{model.range[1]:,.6g}, the scale of "
+                f"the images that the model was trained on: they go from {min(lows):,.6g} to {max(highs):,.6g} "
+                f"({errors.listing(paths)}). If they are of another scale, their answers are worth nothing: save them "
+                "with that of the training images.")
+    return lines
 
 
 def parse(argv):
@@ -87,17 +109,25 @@ def find(paths):
     return files
 
 
-def answers(model, files, batch):
-    """Yield a dict for each file, in order: "file" with the answer of Model.answers(), or with "error"."""
+def answers(model, files, batch, odd):
+    """Yield a dict for each file, in order: "file" with the answer of Model.answers(), or with "error".
+
+    odd: {"unreadable", "depth", "beyond", "narrow": [...]}, to which files are added that cannot be read or have more
+    bits than the model knows, and (file, least value, largest value) of those that do not fit its range.
+    """
     files = iter(errors.progress(files, "classifying", leave=False))
     while chunk := list(itertools.islice(files, batch)):
         rows, pixels = [], []
         for path in chunk:
             row = {"file": str(path)}
             try:
-                pixels.append(model.pixels(path))
+                square, misfit = model.examined(path)
+                pixels.append(square)
+                if misfit:
+                    odd[misfit[0]].append((row["file"], *misfit[1:]))
             except UserError as error:
                 row["error"] = error.message
+                odd["depth" if isinstance(error, image.OtherDepth) else "unreadable"].append(row["file"])
             rows.append(row)
         results = iter(model.answers(pixels) if pixels else ())
         for row in rows:

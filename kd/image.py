@@ -10,7 +10,6 @@ import ctypes
 import functools
 import io
 import os
-import struct
 import sys
 import threading
 import warnings
@@ -40,17 +39,25 @@ HEADER_BYTES = 64_000_000   # read before the pixels: text, colour profiles, pre
 READS = 300_000             # pieces in which a file is read; a hostile one has millions of empty parts
 SCANS = 30                  # passes over the most pixels of a JPEG; a usual progressive one has ten
 SLOW_PIXELS = {"BMP": 10_000_000, "JPEG2000": 6_000_000, "PPM": 1_500_000}  # if a BMP is compressed, a PPM is text
-TAG_VALUES = 50_000         # of a TIFF tag, such as the places of its strips: each becomes an object
 TILE_PIXELS = 25_000_000    # of a TIFF tile, which may be larger than its image
 EXIF_BYTES = 1_000_000
 LARGE = 2 ** 21             # pixels of an image from which on its memory counts
 STRIP = 2 ** 20             # pixels that are converted to RGB at a time
 
-# What Image.info has of a file in addition: two flags of its header, and an image of the lower 8 bits of 16
-WHITE_IS_ZERO, SEVERAL_FRAMES, LOWER_BITS = "white is zero", "several frames", "lower bits"
+# What Image.info has of a file in addition: three flags of its header, and an image of the lower 8 bits of 16 (and of
+# that: whether its colours are the four bytes of grey and alpha)
+WHITE_IS_ZERO, SEVERAL_FRAMES, UNSIGNED, LOWER_BITS = "white is zero", "several frames", "unsigned", "lower bits"
+FOUR_BYTES = "four bytes"
+
+# Of a range, from which on values do not fit it: as resampling does not go beyond it, and as 12 bits lie in 16.
+BEYOND, NARROW = 1 / 100, 1 / 16
 
 # Pillow warns about large images and odd metadata: the former are refused here, the latter are not used.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class OtherDepth(UserError):
+    """An image has more than 8 bits, and the network was trained on images of 8 bits."""
 
 
 class _Share:
@@ -116,14 +123,11 @@ def decode(source, range=None):
 
     range: as for to_rgb(). UserError if it cannot be read.
     """
-    return _decoded(source, lambda image: to_rgb(image, range).copy(), range is not None)
+    return _decoded(source, lambda image: to_rgb(image, range).copy())
 
 
-def _decoded(source, use, deep):
-    """use(image) of the loaded, upright image in a file, of any mode; waits until there is enough memory for it.
-
-    deep: whether the lower 8 of 16 bits of colours are needed, too.
-    """
+def _decoded(source, use):
+    """use(image) of the loaded, upright image in a file, of any mode; waits until there is enough memory for it."""
     is_path = isinstance(source, (str, os.PathLike))
     try:
         with contextlib.ExitStack() as stack:
@@ -134,28 +138,28 @@ def _decoded(source, use, deep):
             if not size:
                 raise ValueError("it is empty")
             stack.enter_context(_headers.take(size))
-            _check_tags(file)
-            file.seek(0)
-            start = file.read(352)
+            tags = image_files.tiff_tags(file)
             file.seek(0)
             reader = _Reader(file)
-            image = Image.open(reader, formats=_formats(getattr(source, "name", source)))
+            try:
+                image = Image.open(reader, formats=_formats(getattr(source, "name", source)))
+            except UnidentifiedImageError:
+                raise ValueError(image_files.unread(file, tags)) from None
             pixels, pixel_bytes = image.width * image.height, PIXEL_BYTES.get(image.format, ANY_PIXEL_BYTES)
             if pixels * pixel_bytes > MEMORY:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             _check_cost(image, file)
             image.info[SEVERAL_FRAMES] = _has_several_frames(image, file)
             reader.begin_pixels(image)
-            lower = _lower_bits(image, file) if deep else None
+            lower = _lower_bits(image, file)
             stack.enter_context(_memory.take(pixels * pixel_bytes * (1 if lower is None else 2)))
             if pixels <= LARGE:
                 return _use_pixels(image, lower, use)
             return _threads.submit(_use_pixels, image, lower, use).result()
+    except OtherDepth as error:
+        raise OtherDepth(f"{source if is_path else 'the image'} {error.message}", error.hint) from None
     except UserError:
         raise
-    except UnidentifiedImageError:
-        found = image_files.kind(start).replace("image", "")  # what begins like an image is a damaged one
-        reason = f"it is {found}, which is not read" if found else "it is not a JPEG, PNG, TIFF or other image"
     except Exception as error:  # for broken files Pillow raises anything, from OSError to struct.error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     raise UserError(f"cannot read {source if is_path else 'the image'}: {' '.join(reason.split())}")
@@ -171,17 +175,18 @@ def _formats(name):
 def _lower_bits(image, file):
     """For an opened Pillow image with 16 bits a colour, of which Pillow reads the upper 8: one of the lower 8, or None.
 
-    It is the same image, read as if its bytes were in the other order.
+    It is the same image, read as if its bytes were in the other order. Pillow has no such reader for grey and alpha,
+    whose four bytes are read as the colours of RGBA: green is the lower one of the grey.
     """
     tiles = []
     for tile in image.tile:
         args = tile[3]
         rawmode, *rest = [args] if isinstance(args, str) else args or [""]
         colours, _, order = str(rawmode).partition(";16")
-        if colours not in ("RGB", "RGBA", "RGBX") or order not in ("L", "B", "N"):
+        if colours not in ("RGB", "RGBA", "RGBX", "LA") or order not in ("L", "B", "N"):
             return None
         is_little = order == "L" or order == "N" and sys.byteorder == "little"
-        other = f"{colours};16{'B' if is_little else 'L'}"
+        other = "RGBA" if colours == "LA" else f"{colours};16{'B' if is_little else 'L'}"
         args = other if isinstance(args, str) else (other, *rest)
         tiles.append(tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args))  # Pillow before 11.1
     if not tiles:
@@ -190,40 +195,30 @@ def _lower_bits(image, file):
     reader = _Reader(file)
     lower = Image.open(reader, formats=[image.format])
     lower.tile = tiles
+    lower.info[FOUR_BYTES] = other == "RGBA"
+    if other == "RGBA":
+        lower._mode = other
     reader.begin_pixels(lower)
     return lower
 
 
 def _use_pixels(image, lower, use):
     image.load()
-    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    white_is_zero = tags.get(262) == 0
     upright = _upright(image)
+    # Pillow has integers with a sign alone
+    upright.info[UNSIGNED] = upright.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)
     upright.info[WHITE_IS_ZERO] = white_is_zero and is_deep(upright)  # of others Pillow gives the inverse itself
     if lower is not None:
         lower.load()
-        upright.info[LOWER_BITS] = _upright(lower)
+        lower, are_four = _upright(lower), lower.info[FOUR_BYTES]
+        upright.info[LOWER_BITS] = lower.getchannel("G").convert("RGB") if are_four else lower
     result = use(upright)
     if image.width * image.height > LARGE:
         image.close()
         _return_memory()
     return result
-
-
-def _check_tags(file):
-    """ValueError if a tag of a TIFF's first directory has more values than Pillow can make objects of in time."""
-    file.seek(0)
-    start = file.read(16)
-    if start[:2] not in (b"II", b"MM"):
-        return
-    order, big = "<" if start[:2] == b"II" else ">", 43 in start[2:4]
-    entry = order + ("HHQ8s" if big else "HHI4s")
-    file.seek(struct.unpack_from(order + ("Q" if big else "I"), start, 8 if big else 4)[0])
-    count, = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
-    data = file.read(min(count, 65535) * struct.calcsize(entry))
-    data = data[:len(data) // struct.calcsize(entry) * struct.calcsize(entry)]
-    for tag, kind, values, _ in struct.iter_unpack(entry, data):
-        if kind not in (1, 2, 7) and values > TAG_VALUES:  # bytes and text stay as they are
-            raise ValueError(f"its tag {tag} has {values:,} values")
 
 
 def _check_cost(image, file):
@@ -281,17 +276,31 @@ def extremes(image):
 def to_rgb(image, range=None):
     """A Pillow image of any mode as RGB: grey is repeated, transparency becomes white, deep values get 8 bits.
 
-    range: (low, high), the deep values that become 0 and 255; those beyond are clipped. Without it 16 bits have
-    (0, 65535), and floating-point and 32-bit values, whose range is unknown, are a ValueError.
+    range: (low, high), the deep values that become 0 and 255; those beyond are clipped. None is that of a network that
+    was trained on images of 8 bits: which deep values would look like those is not known, and they are an OtherDepth.
     """
     if image.mode == "RGB" and "transparency" not in image.info and not is_deep(image):
         return image
     if image.width * image.height <= STRIP:
         return _strip_to_rgb(image, range)
+    if is_deep(image) and range is None:
+        _refuse(image)
     result = Image.new("RGB", image.size)
     for strip, corner in _strips(image, lambda strip: _strip_to_rgb(strip, range)):
         result.paste(strip, corner)
     return result
+
+
+def misfit(extremes, range):
+    """How the values of a deep image do not fit the range of a network: "beyond" its ends, "narrow", or "" if they do.
+
+    extremes: as of extremes(). range: as for to_rgb(). Narrow are those in a 16th of the range: nearly one grey.
+    """
+    (least, largest, _), (low, high) = extremes, range
+    span = high - low
+    if least < low - BEYOND * span or largest > high + BEYOND * span:
+        return "beyond"
+    return "narrow" if largest - least < NARROW * span else ""
 
 
 def is_range(values):
@@ -319,6 +328,8 @@ def _values(image):
         upper, lower = (np.asarray(part)[..., :3] for part in (image, image.info[LOWER_BITS]))
         return upper.astype(np.uint16) << 8 | lower
     values = np.asarray(image)
+    if image.info.get(UNSIGNED):
+        values = values.view(np.uint32)
     if image.mode == "F" and not np.isfinite(values).all():
         raise ValueError("it has values that are not numbers")
     return values
@@ -336,15 +347,18 @@ def _table(low, high):
     return _scaled(np.arange(65536), low, high)
 
 
+def _refuse(image):
+    _, high, is_float = extremes(image)
+    kind = "floating-point values" if is_float else "more than 8 bits, with values"
+    raise OtherDepth(f"has {kind} up to {high:,.6g}, and the network was trained on images of 8 bits",
+                     "Save it in 8 bits, with the scale of the training images.")
+
+
 def _strip_to_rgb(image, range):
     if is_deep(image):
-        values = _values(image)
         if range is None:
-            if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-                kind = "floating-point" if image.mode == "F" else "32-bit"
-                raise ValueError(f"an image of {kind} values has no known range")
-            range = 0, 65535
-        low, high = range
+            _refuse(image)
+        values, (low, high) = _values(image), range
         scaled = _table(low, high)[values] if values.dtype.itemsize == 2 else _scaled(values, low, high)
         if image.mode == "RGBA":
             scaled = np.dstack([scaled, np.asarray(image)[..., 3]])
@@ -363,7 +377,7 @@ def square(source, side, range=None):
     to_rgb(). UserError if it cannot be used.
     """
     if not isinstance(source, np.ndarray):
-        return _decoded(source, lambda image: _square(to_rgb(image, range), side), range is not None)
+        return _decoded(source, lambda image: _square(to_rgb(image, range), side))
     is_image = source.ndim >= 2 and source.shape[2:] in ((), (3,)) and source.size
     if source.dtype != np.uint8 or not is_image:
         raise UserError(f"an image is uint8 [H, W] or [H, W, 3], not {source.dtype} {list(source.shape)}")
@@ -381,7 +395,7 @@ def examine(source, side, range=None):
         pixels = None if values and range is None else _square(to_rgb(image, range), side)
         return pixels, values, image.info[SEVERAL_FRAMES]
 
-    return (square(source, side), None, False) if isinstance(source, np.ndarray) else _decoded(source, use, True)
+    return (square(source, side), None, False) if isinstance(source, np.ndarray) else _decoded(source, use)
 
 
 def _square(image, side):

@@ -1,7 +1,9 @@
-"""Which files in a folder are images: by their suffix or their first bytes. What is left out is counted by kind."""
+"""Which files in a folder are images: by their suffix or their first bytes. What is left out is counted by kind, and
+of what cannot be read the header is looked at."""
 
 import os
 import re
+import struct
 import sys
 from collections import Counter
 from pathlib import Path
@@ -17,6 +19,7 @@ SIGNATURES = {"image": rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|BM.{4}\0{4}|(
                        rb".{4}ftypavi[fs]|\x01\xda[\0\1][\1\2]",
               "DICOM": rb".{128}DICM", "HEIC": rb".{4}ftyp(hei|hev|mif|msf)", "PDF": rb"%PDF-", "zip": rb"PK\x03\x04",
               "NIfTI": rb".{344}(n\+1|ni1)\0", "HTML": rb"\s*<(?i:!doctype html|html)"}
+TAG_VALUES = 50_000  # of a TIFF tag, such as the places of its strips: each becomes an object
 # These begin as TIFF does, but Pillow finds a preview in them and not the picture.
 CAMERAS = {".dng", ".nef", ".nrw", ".cr2", ".arw", ".sr2", ".pef", ".srw", ".3fr", ".erf", ".kdc", ".dcr", ".iiq",
            ".mef", ".svs", ".ndpi", ".scn"}
@@ -71,6 +74,57 @@ def content(path):
 def kind(start):
     """What begins with these 352 bytes: a key of SIGNATURES, or ""."""
     return next((name for name, pattern in SIGNATURES.items() if re.match(pattern, start, re.DOTALL)), "")
+
+
+def tiff_tags(file):
+    """{tag: (kind, number of values, the bytes of these or of their place)} of a TIFF's first directory, else {}.
+
+    ValueError where a tag has more values than Pillow can make objects of in time.
+    """
+    file.seek(0)
+    start = file.read(16)
+    if start[:2] not in (b"II", b"MM"):
+        return {}
+    order, big = "<" if start[:2] == b"II" else ">", 43 in start[2:4]
+    entry = order + ("HHQ8s" if big else "HHI4s")
+    file.seek(struct.unpack_from(order + ("Q" if big else "I"), start, 8 if big else 4)[0])
+    count, = struct.unpack(order + ("Q" if big else "H"), file.read(8 if big else 2))
+    data = file.read(min(count, 65535) * struct.calcsize(entry))
+    data = data[:len(data) // struct.calcsize(entry) * struct.calcsize(entry)]
+    result = {}
+    for tag, kind, values, place in struct.iter_unpack(entry, data):
+        if kind not in (1, 2, 7) and values > TAG_VALUES:  # bytes and text stay as they are
+            raise ValueError(f"its tag {tag} has {values:,} values")
+        result[tag] = kind, values, place
+    return result
+
+
+def unread(file, tags):
+    """Why Pillow finds no image in an open file, for an error. tags: of tiff_tags()."""
+    file.seek(0)
+    start = file.read(352)
+    found = kind(start)
+    if found not in ("", "image"):
+        return f"it is {found}, which is not read"
+    if not tags:
+        return "it is damaged" if found else "it is not a JPEG, PNG, TIFF or other image"
+    order = "<" if start[:1] == b"I" else ">"
+
+    def number(tag, default):
+        """The first value of a tag of 16-bit values, which lie elsewhere if there are many."""
+        _, count, data = tags.get(tag, (3, 0, b""))
+        if 2 * count > len(data):
+            file.seek(struct.unpack(order + ("Q" if len(data) == 8 else "I"), data)[0])
+            data = file.read(2)
+        return struct.unpack_from(order + "H", data)[0] if count else default
+
+    bits, samples, form = number(258, 1), number(277, 1), number(339, 1)
+    if form == 1 and samples != 2 and bits <= 16:
+        return "it is damaged, or a TIFF of a rare kind"
+    sort = {2: "signed ", 3: "floating-point ", 5: "complex ", 6: "complex "}.get(form, "")
+    several = f"{samples} " if samples > 1 else ""
+    return (f"a TIFF with {several}{sort}values of {bits} bits a pixel is not read; save it with whole numbers of 8 or "
+            "16 bits, or with one floating-point value of 32 bits a pixel")
 
 
 def left_out(others):

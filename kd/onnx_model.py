@@ -38,7 +38,8 @@ def session(model, threads=0):
 class Model:
     """The exported model in a file. UserError if the file cannot be loaded or its metadata are wrong.
 
-    class_names: [C]; size: side of its input in px; temperature: float, or None if calibration failed or was
+    class_names: [C]; size: side of its input in px; range: of deep values, as kd.image.to_rgb() takes it, or None;
+    temperature: float, or None if calibration failed or was
     not done; points: operating points, [{"name", "kind", "class", "threshold", "promised"}], whose thresholds are for
     raw probabilities.
     """
@@ -60,11 +61,22 @@ class Model:
         self.path, self.metadata = path, _metadata(path, self.session)
         self.class_names, self.temperature = self.metadata["class_names"], self.metadata["temperature"]
         self.points, self.size = self.metadata["operating_points"], self.metadata["input"]["size"]
+        self.range = self.metadata["input"].get("range")
 
     def pixels(self, source):
         """The pixels uint8 [S, S, 3] of an image, the same as in evaluation. source: as for image.square()."""
-        preprocessing = self.metadata["input"]
-        return image.evaluation_pixels(source, preprocessing["resize"], self.size, preprocessing.get("range"))
+        return image.evaluation_pixels(source, self.metadata["input"]["resize"], self.size, self.range)
+
+    def examined(self, source):
+        """(pixels, misfit) of an image: those of pixels(), and how its deep values do not fit the model's range.
+
+        misfit: ("beyond" or "narrow", least value, largest value) as kd.image.misfit() judges them, or None.
+        """
+        if self.range is None:
+            return self.pixels(source), None
+        square, extremes, _ = image.examine(source, self.metadata["input"]["resize"], self.range)
+        how = image.misfit(extremes, self.range) if extremes else ""
+        return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None
 
     def logits(self, images):
         """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if the shape is wrong or one is not finite."""

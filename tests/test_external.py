@@ -211,7 +211,7 @@ def test_unreadable_images_are_left_out_where_asked_and_this_is_said(run, tmp_pa
     (root / "nv" / "0.png").write_bytes(b"no picture")
     refused(run, root, "1 of 12 images cannot be used")
     score(run, root, "--skip-bad")
-    assert "left out, since unreadable: 1 images: nv/0.png" in capsys.readouterr().out
+    assert "left out, since they cannot be used: 1 images: nv/0.png" in capsys.readouterr().out
     assert len(read_npz(run / "predictions" / "clinic.npz")["ids"]) == 11
 
 

@@ -156,7 +156,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from kd import image
 with ThreadPoolExecutor(16) as pool:
-    list(pool.map(lambda path: image.square(path, 64), sys.argv[1:] * 10))
+    list(pool.map(lambda path: image.square(path, 64, (0, 65535)), sys.argv[1:] * 10))
 status = open("/proc/self/status").read()  # getrusage() counts the process that started this one, too
 print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
 """
@@ -198,9 +198,9 @@ def test_strips_of_a_large_image_are_those_of_the_whole(mode, shape, monkeypatch
         picture = Image.fromarray(values[..., 0].astype(np.uint16) * 251)
     else:
         picture = Image.fromarray(values).convert(mode) if mode != "CMYK" else Image.fromarray(values, "CMYK")
-    whole = np.asarray(image.to_rgb(picture))
+    whole = np.asarray(image.to_rgb(picture, (0, 65535)))
     monkeypatch.setattr(image, "STRIP", 100)
-    assert np.array_equal(np.asarray(image.to_rgb(picture)), whole)
+    assert np.array_equal(np.asarray(image.to_rgb(picture, (0, 65535))), whole)
 
 
 # ---- things that are not files

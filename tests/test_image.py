@@ -87,10 +87,11 @@ def test_sixteen_bits_are_scaled_to_eight():
     values = np.array([[0, 128, 129, 257, 32768, 65535]], ">u2")
     expected = np.round(values[0] / 257).astype(int).tolist()  # [0, 0, 1, 1, 128, 255]
     for data in (png(6, 1, 16, 0, [values.tobytes()]), saved(Image.fromarray(values.astype("<u2")), "TIFF")):
-        assert np.asarray(image.decode(data))[0, :, 0].tolist() == expected
+        assert np.asarray(image.decode(data, (0, 65535)))[0, :, 0].tolist() == expected
+        assert "more than 8 bits, with values up to 65,535, and the network was trained on" in refused(data)
     wide = Image.fromarray(np.array([[0, 70000]], np.int32))
-    assert "32-bit" in refused(saved(wide, "TIFF"))
-    assert "floating" in refused(saved(Image.fromarray(np.float32([[0.5]])), "TIFF"))
+    assert "values up to 70,000" in refused(saved(wide, "TIFF"))
+    assert "floating-point values up to 0.5" in refused(saved(Image.fromarray(np.float32([[0.5]])), "TIFF"))
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (1, 50), (50, 1), (7, 3), (33, 64), (4000, 3), (3, 4000), (9, 9)])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import exported as parts
 import predict
@@ -23,7 +24,8 @@ from kd.files import read_csv, read_json, read_npz
 from kd.run_folder import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-ALONE = ("predict.py", *(f"kd/{name}.py" for name in ("__init__", "errors", "files", "image", "metrics", "onnx_model")))
+ALONE = ("predict.py", *(f"kd/{name}.py" for name in ("__init__", "errors", "files", "image", "image_files", "metrics",
+                                                     "onnx_model")))
 
 
 @pytest.fixture
@@ -148,6 +150,65 @@ def test_bad_files_are_marked_and_passed_over(exported, model, tmp_path, capsys)
         predict.main([str(model), str(tmp_path / "a_text.jpg")])
 
 
+def deep(folder, **files):
+    """{name: values} as images of more than 8 bits in a new folder."""
+    folder.mkdir()
+    for name, values in files.items():
+        Image.fromarray(values).save(folder / (name.replace("_", ".")))
+    return folder
+
+
+GREY = np.random.default_rng(0).random((40, 40))
+
+
+def test_a_model_of_8_bits_refuses_deeper_files_and_their_8_bits_are_answered(exported, model, tmp_path, capsys):
+    run, root = exported
+    spec = onnx_model.Model(model).metadata["input"]
+    file = changed(model, tmp_path / "m.onnx", input={key: spec[key] for key in spec if key != "range"})
+    folder = deep(tmp_path / "x", a_png=(GREY * 4095).astype(np.uint16), b_tif=GREY.astype(np.float32),
+                  c_png=(GREY * 255).astype(np.uint8))
+    assert predict.main([str(file), str(folder), "--format", "csv"]) == 2
+    out, err = capsys.readouterr()
+    first, second, third = csv.DictReader(io.StringIO(out))
+    assert first["error"].endswith("a.png has more than 8 bits, with values up to 4,092, and the network was trained "
+                                   "on images of 8 bits") and not first["most_probable"]
+    assert "b.tif has floating-point values up to" in second["error"] and third["most_probable"]
+    assert err.splitlines()[-1].startswith("note: 2 of 3 files have more than 8 bits, and the model was trained on "
+                                           "images of 8 bits:") and "Save them in 8 bits" in err
+    with pytest.raises(UserError, match="not one image could be read") as caught:
+        predict.main([str(file), str(folder / "a.png")])
+    assert "8 bits" in caught.value.hint
+    Image.fromarray((GREY * 255).astype(np.uint8)).save(folder / "a.png")
+    Image.fromarray((GREY * 255).astype(np.uint8)).save(folder / "b.png")
+    (folder / "b.tif").unlink()
+    capsys.readouterr()
+    bad, rows = answered(capsys, file, folder)
+    assert bad == 0 and rows[0]["probabilities"] == rows[1]["probabilities"] == rows[2]["probabilities"]
+
+
+def test_values_that_do_not_fit_the_range_of_the_model_are_named_in_a_line_for_each_kind(
+        exported, model, tmp_path, capsys):
+    run, root = exported
+    spec = onnx_model.Model(model).metadata["input"]
+    file = changed(model, tmp_path / "m.onnx", input={**spec, "range": [0, 4095]})
+    folder = deep(tmp_path / "x", a_png=(GREY * 4095).astype(np.uint16), b_tif=GREY.astype(np.float32),
+                  c_png=(GREY * 65535).astype(np.uint16), d_png=(GREY * 255).astype(np.uint16),
+                  e_png=(GREY * 255).astype(np.uint8))
+    bad = predict.main([str(file), str(folder), "--format", "jsonl"])
+    out, err = capsys.readouterr()
+    beyond, narrow = err.splitlines()
+    assert bad == 0 and len(out.splitlines()) == 5
+    assert beyond.startswith("note: the values of 1 of 5 files go beyond 0..4,095,") and "c.png" in beyond
+    assert narrow.startswith("note: the values of 2 of 5 files lie in a 16th of 0..4,095,") and "to 254 (" in narrow
+    assert "b.tif" in narrow and "d.png" in narrow and "a.png" not in err and "e.png" not in err
+    for name, scale in (("b.tif", 4095), ("c.png", 1 / 16), ("d.png", 16)):  # as it says
+        values = np.asarray(Image.open(folder / name)) * np.float32(scale)
+        Image.fromarray(values.astype(np.uint16)).save(folder / name.replace("tif", "png"))
+    (folder / "b.tif").unlink()
+    predict.main([str(file), str(folder)])
+    assert not capsys.readouterr().err
+
+
 def broken_models(model, folder):
     content = model.read_bytes()
     (folder / "cut.onnx").write_bytes(content[:len(content) // 2])
@@ -220,7 +281,7 @@ class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] not in self.allowed:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Refuse())
+sys.meta_path[:] = [Refuse(), *(finder for finder in sys.meta_path if "editable" not in repr(finder).lower())]
 sys.argv = sys.argv[1:]
 sys.path.insert(0, ".")
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -234,7 +295,7 @@ def blocked(folder, *words):
     )
 
 
-def test_seven_files_and_a_model_in_an_empty_folder_are_enough_without_torch(exported, model, tmp_path):
+def test_eight_files_and_a_model_in_an_empty_folder_are_enough_without_torch(exported, model, tmp_path):
     for name in ALONE:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)

@@ -28,14 +28,15 @@ CHUNK_BYTES = 2 ** 26  # the bytes of their pixels at most; both limit the memor
 COLUMNS = ("id", "sha256", "error", "facts", "crc32")  # of the index; facts: see kd.data.values
 
 
-def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range=None):
+def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range=None, eight_bits=False):
     """The images of a Dataset from its cache, which is built if there is none.
 
     resize: side of the images in px. folder: where the cache is; None for beside the data in `root`, or in the user's
     cache folder if that place cannot be written. The file name contains a key of every image's name, size and time of
     change, so that changed data get a new cache. Old ones are not deleted, because another program may be reading them.
     range: (low, high) of the network that the images are for, to which deep values are scaled; None to choose one that
-    suits all images of the set.
+    suits all images of the set. eight_bits: the network was trained on images of 8 bits alone, and deep ones, whose
+    scale it does not have, cannot be used.
 
     Returns (images, sha256, bad, range): images is a memory map uint8 [N, resize, resize, 3]; sha256 are N strings, of
     the bytes of each file, or of the pixels if an image is no file; bad is a list of (position, reason) for images that
@@ -54,18 +55,25 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range
         place = _writable(places, damage)
         if damage:
             print(f"note: {damage}; it is made again")
-        found = _built(dataset, resize, place, stem, range)
+        found = _built(dataset, resize, place, stem, range, eight_bits)
     images, rows = found
+    deep = values.deep_extremes(rows) if eight_bits else {}
+    rows = [{**row, "facts": "", "error": f"values up to {deep[row['id']][1]:,.6g}, in more than 8 bits"}
+            if row["id"] in deep else row for row in rows]
     bad = [(i, row["error"]) for i, row in enumerate(rows) if row["error"]]
     if bad and not skip_bad:
         names = listing([f"{dataset.ids[i]} ({reason})" for i, reason in bad])
         used = np.delete(dataset.labels, [i for i, _ in bad])
         lost = [name for k, name in enumerate(dataset.class_names) if k in dataset.labels and k not in used]
         hint = "or leave them out with --skip-bad" if not lost else f"without them {listing(lost)} has no image"
-        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used: {names}", f"Repair them, {hint}.")
+        in_8_bits = "ave them in 8 bits, with the scale of the images that the network was trained on"
+        mend = f"S{in_8_bits}" if len(deep) == len(bad) else "Repair them" + (
+            f" (those of more than 8 bits: s{in_8_bits})" if deep else "")
+        of_8_bits = " by a network that was trained on images of 8 bits" if len(deep) == len(bad) else ""
+        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used{of_8_bits}: {names}", f"{mend}, {hint}.")
     extremes = values.deep_extremes(rows)
     used = (range or values.choose_range(extremes)) if extremes else None
-    for line in values.notes(rows, used, range is not None, Path(images.filename).with_suffix(".csv")):
+    for line in values.notes(rows, used, range is not None or eight_bits, Path(images.filename).with_suffix(".csv")):
         print(f"note: {line}")
     return images, [row["sha256"] for row in rows], bad, used
 
@@ -85,13 +93,13 @@ def _find(dataset, resize, places, stem):
     return None, damage
 
 
-def _built(dataset, resize, place, stem, limits):
+def _built(dataset, resize, place, stem, limits, eight_bits):
     """(images, rows of the index) of a cache that is built here, unless another process builds it at this moment."""
     pixels = place / f"{stem}.npy"
     with lock(place / f"{stem}.lock", wait=True, what=f"the image cache {pixels}"):
         found, _ = _find(dataset, resize, [place], stem)
         if found is None:
-            _build(dataset, resize, pixels, place / f"{stem}.csv", limits)
+            _build(dataset, resize, pixels, place / f"{stem}.csv", limits, eight_bits)
     return found or _load(dataset, resize, place, stem)
 
 
@@ -216,10 +224,11 @@ def _read(source, resize, limits):
         return 0, "", [], error.strerror or str(error) or "unreadable"
 
 
-def _build(dataset, resize, pixels, index, limits):
+def _build(dataset, resize, pixels, index, limits, eight_bits):
     """Decode all images, in threads, and write both files of the cache.
 
     limits: the range of deep images; without one they are decoded twice, since it is known when all have been read.
+    eight_bits: as for open_cache(). Deep images that have no common range are then left black, as nobody uses them.
     """
     for remnant in pixels.parent.glob(f".{pixels.stem}.*.tmp"):  # of a build that was killed
         with contextlib.suppress(OSError):
@@ -258,8 +267,13 @@ def _build(dataset, resize, pixels, index, limits):
         extremes = values.deep_extremes(rows)
         if extremes and limits is None:
             deep = [i for i, name in enumerate(dataset.ids) if name in extremes]
+            try:
+                limits = values.choose_range(extremes)
+            except UserError:
+                if not eight_bits:
+                    raise
+                deep = []
             bar.total += len(deep)
-            limits = values.choose_range(extremes)
             for part in in_parts(deep):
                 decode(part, limits)
     for i in looks.inverted():

@@ -156,9 +156,9 @@ def external(dataset, *, size, resize, class_names, root=None, class_map=None, s
 
     size, resize, range and class_names are those of the network. The set need not have all classes, nor several images
     of any. class_map, skip_bad: as for known_classes() and prepare(). UserError if an image is of a class that the
-    network does not know, or cannot be read.
+    network does not know, cannot be read, or has more than 8 bits and the network no range.
     """
-    images, sha256, rows, skipped, used_range = _open(dataset, resize, None, root, skip_bad, range)
+    images, sha256, rows, skipped, used_range = _open(dataset, resize, None, root, skip_bad, range, range is None)
     if dataset.split is not None:
         rows = rows[np.array(dataset.split)[rows] == "test"]
         if not len(rows):
@@ -174,7 +174,7 @@ def external(dataset, *, size, resize, class_names, root=None, class_map=None, s
     if not len(rows):
         raise UserError(f"{dataset.name}: --class-map leaves out every image")
     if skipped:
-        print(f"note: left out, since unreadable: {len(skipped)} images: {listing(skipped)}")
+        print(f"note: left out, since they cannot be used: {len(skipped)} images: {listing(skipped)}")
     ids, sha256 = np.array(dataset.ids)[rows], [sha256[i] for i in rows]
     grouped = dataset.groups is not None
     groups = np.array(dataset.groups)[rows] if grouped else ids
@@ -213,10 +213,10 @@ def known_classes(dataset, theirs, class_names, class_map):
     return found
 
 
-def _open(dataset, resize, folder, root, skip_bad, range=None):
+def _open(dataset, resize, folder, root, skip_bad, range=None, eight_bits=False):
     """(images and sha256 of all, positions of the images that can be read, ids of the others, range of deep values)."""
     images, sha256, bad, used_range = cache.open_cache(dataset, resize, folder=folder, root=root, skip_bad=skip_bad,
-                                                       range=range)
+                                                       range=range, eight_bits=eight_bits)
     readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
     if not len(readable):
         raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")

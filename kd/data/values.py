@@ -7,6 +7,7 @@ pixel, if below DARK) and `inverted` (grey, and dark where the others are bright
 
 import numpy as np
 
+from kd import image
 from kd.errors import UserError, listing
 
 BITS = {255: 8, 1023: 10, 4095: 12, 16383: 14, 65535: 16}  # {largest value: bits} of cameras, scanners and detectors
@@ -20,9 +21,6 @@ ENOUGH = 20     # grey images from which on it can be said what most of them loo
 RESEMBLANCE = 0.7  # the least median of the correlations, without their signs, with the pattern that all have in common
 OPPOSITE = -0.5    # the largest correlation of an inverted image with that pattern
 NEARER = 2         # so many times nearer to the median of the others is its inverse, in square distance
-
-INVERT = ("python -c \"import sys; from PIL import Image; "
-          "[Image.open(f).point(lambda v: {high} - v).save(f) for f in sys.argv[1:]]\" FILE ...")
 
 
 def deep_word(low, high, is_float):
@@ -140,6 +138,11 @@ def notes(rows, range, given, index):
     extremes = deep_extremes(rows)
     if extremes:
         lines.append(_range_note(extremes, range, given, readable))
+    depths = "" if given or not extremes else _depths_note(extremes, range)
+    if depths:
+        lines.append(depths)
+    if readable > 2 and len({row["sha256"] for row in rows if not row["error"]}) == 1:
+        lines.append(f"all {readable} images have the same content, so that there is nothing to split or to learn")
     if names := having("frames"):
         lines.append(f"{several(names, 'has', 'have')} several frames or pages, of which the first is used: "
                      f"{listing(names)}")
@@ -148,24 +151,34 @@ def notes(rows, range, given, index):
         of_them = f", {black} of them black" if black < len(names) else ", which is black"
         lines.append(f"{several(names, 'is', 'are')} of one colour{of_them if black else ''}: {listing(names)}")
     dark = [int(word[5:]) for words in facts.values() for word in words if word.startswith("dark:")]
-    if readable and len(dark) == readable and len(having("constant")) < readable:
-        lines.append(f"the brightest pixel of all images is {max(dark)} of 255. " + (
-            "The network was trained on larger values; if these are of another scale, scale them alike."
-            if given and extremes else
-            "If their files were made from deeper values, export these again, scaled to 8 bits or in 16 bits."))
+    if readable and len(dark) == readable and len(having("constant")) < readable and not depths:
+        lines.append(f"the brightest pixel of all images is {max(dark)} of 255. {_advice(extremes, given)}")
     if names := having("inverted"):
-        high = range[1] if range and extremes.keys() & set(names) else 255
         all_names = f" (all are marked in {index})" if len(names) > 5 else ""
         lines.append(f"{several(names, 'looks', 'look')} inverted, dark where most others are bright: "
-                     f"{listing(names)}{all_names}. If so, invert the files; this does it in place: "
-                     f"{INVERT.format(high=high)}")
+                     f"{listing(names)}{all_names}. If so, export them again from the program that made them, with "
+                     "white as the largest value (in DICOM: photometric interpretation MONOCHROME2), or leave them out")
     return lines
+
+
+def _advice(extremes, given):
+    """What to do about a set of dark images."""
+    if given and extremes:
+        return "The network was trained on larger values; if these are of another scale, scale them alike."
+    if extremes:
+        return ("The scale goes up to the largest value that some pixels of most images have: if those are burnt-in "
+                "text or defects, remove them, or save the images in 8 bits, scaled without them.")
+    if given:
+        return ("If their files were made from deeper values, export these again in 8 bits, with the scale of the "
+                "images that the network was trained on.")
+    return "If their files were made from deeper values, export these again, scaled to 8 bits or in 16 bits."
 
 
 def _range_note(extremes, range, given, readable):
     low, high = range
     slack = 1e-3 * (high - low) if any(is_float for *_, is_float in extremes.values()) else 0
     clipped = [name for name, (least, largest, _) in extremes.items() if least < low - slack or largest > high + slack]
+    narrow = [name for name, values in extremes.items() if given and image.misfit(values, range) == "narrow"]
     least, largest = min(e[0] for e in extremes.values()), max(e[1] for e in extremes.values())
     bits = f" ({BITS[high]} bits)" if low == 0 and high in BITS and isinstance(least, int) else ""
     others = readable - len(extremes)
@@ -173,4 +186,32 @@ def _range_note(extremes, range, given, readable):
             f"{largest:,.6g}: {low:.6g}..{high:.6g}{bits} is scaled to 0..255 for all of them"
             + (", as for the images that the network was trained on" if given else "")
             + (f"; {len(clipped)} have values beyond, which are clipped: {listing(clipped)}" if clipped else "")
+            + (f"; {len(narrow)} have values in a 16th of that alone: {listing(narrow)}" if narrow else "")
             + (f"; the other {others} have 8 bits and stay as they are" if others else ""))
+
+
+def _depths_note(extremes, range):
+    """A sentence where some images are nearly black in the range that the others need; "" otherwise.
+
+    Of two depths in one set, or for a defect in few images, there is no scale that suits all.
+    """
+    low, high = range
+    dark = {name: largest for name, (least, largest, _) in extremes.items()
+            if least < largest < low + image.NARROW * (high - low)}
+    bright = {name: largest for name, (_, largest, _) in extremes.items()
+              if largest >= low + image.NARROW * (high - low)}
+    if not dark or not bright:
+        return ""
+
+    def up_to(images):
+        top = max(images.values())
+        bits = min((value for value in BITS if value >= top), default=None)
+        is_whole = low == 0 and isinstance(top, int) and bits
+        return f"up to {top:,.6g}" + (f" ({BITS[bits]} bits)" if is_whole else "") + f": {listing(images)}"
+
+    brightest = (max(dark.values()) - low) * 255 / (high - low)
+    few = len(bright) <= max(1, len(extremes) // 20)
+    return (f"the values of {len(dark)} images go {up_to(dark)}; those of {len(bright)} go {up_to(bright)}. On one "
+            f"scale the former are dark, {brightest:.0f} of 255 at most. If these are two depths, save all images with "
+            "one scale"
+            + (f"; if the large values are burnt-in text or a defect, mend or leave out {listing(bright)}" * few))
