@@ -3,12 +3,14 @@
     read(path)                      Columns of a file
     with_labels(columns, labels)    those with the true classes of a second file, joined by ids, else by order
 
-Nothing here knows what the scores are (kd/score_kinds.py tells that); only names, headers and encodings.
+Nothing here knows what the scores are (kd/score_kinds.py tells that); only names, headers and encodings. Which columns
+of a table are scores is the matter of kd/score_columns.py.
 """
 
 import csv
 import io
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from kd.errors import UserError, listing
 from kd.files import CSV, parse_csv, parse_number, read_bytes, read_npz, reading_errors, table_text
+from kd.score_columns import ANSWERS, LABELS, LOGITS, MAYBE_LABELS, SCORES, find_scores, loose, numbers_of, plain
 
 TABLES = (".csv", ".tsv", ".txt")
 SUFFIXES = (".npz", ".npy", *TABLES)
@@ -27,30 +30,11 @@ IDS = ("ids", "id", "image_id", "isic_id", "image", "images", "image_name", "img
 GROUPS = ("groups", "group", "patient_id", "patient_ids", "patient", "patients", "subject_id", "subject", "lesion_id",
           "lesion_ids", "lesion", "lesions", "case_id", "case")
 NAMES = ("class_names", "classes", "label_names", "target_names", "categories")
-LABELS = ("labels", "y_true", "true_labels", "true_label", "true_class", "true", "truth", "ground_truth", "gt",
-          "targets", "target", "y_test", "actual")
-MAYBE_LABELS = ("label", "dx", "diagnosis", "class", "category", "y")  # a model's answer may be called so, too
-LOGITS = ("logits", "logit")
-SCORES = ("y_prob", "probabilities", "probability", "probs", "prob", "y_probs", "y_proba", "proba", "predict_proba",
-          "pred_probs", "pred_prob", "predicted_probabilities", "softmax", "sigmoid", "y_score", "y_scores", "scores",
-          "score", "log_probs", "logprobs", "log_probabilities", "percent", "p")
-ANSWERS = ("outputs", "output", "preds", "predictions", "y_pred", "y_preds", "pred", "prediction", "predicted",
-           "y_hat", "predicted_class", "predicted_label", "pred_label", "pred_class", "most_probable", "answer")
 NO_CLASS = {"confidence", "conf", "max_prob", "called", "error", "age", "sex", "fold", "split", "epoch", "index",
             "loss", "entropy", "uncertainty", "correct", "seed", "time", "width", "height", "temperature", ""}
 MISSING = {"", "na", "n/a", "nan", "none", "null", "-", "inf", "-inf"}
 
 OURS = {"ids", "labels", "logits", "groups", "class_names"}  # what a run's file has
-
-
-
-def _words(*names):
-    """A pattern of the words before or after the class in a column's name, the longest first."""
-    return "|".join(sorted((name for name in names if not name.endswith(("class", "label"))), key=len, reverse=True))
-
-
-_SCORE = _words(*LOGITS, *SCORES, *ANSWERS, "pr", "conf", "out", "pct")
-_TRUTH = _words(*LABELS, "y", "onehot", "one_hot") + "|label"
 
 
 @dataclass
@@ -84,21 +68,18 @@ def is_file(path):
     return False
 
 
-def read(path, limit, expected=None):
+def read(path, limit, expected=None, truth=None):
     """Columns of a file. limit: bytes of all arrays. expected: Columns of the predictions that a file of labels is for.
 
-    UserError for a damaged file.
+    truth: Columns of a second file with the labels of this one, by which the columns of classes are known. UserError
+    for a damaged file.
     """
     suffix = Path(path).suffix.lower()
     if suffix in TABLES:
-        return _of_table(path, expected)
+        return _of_table(path, expected, truth)
     if suffix == ".npy":
         return _of_array(path, limit, expected)
     return _of_arrays(path, read_npz(path, (), limit))
-
-
-def _plain(name):
-    return re.sub(r"[\s\-]+", "_", name.strip().lower())
 
 
 def _pick(found, *names):
@@ -130,7 +111,7 @@ def _of_array(path, limit, expected):
 
 def _of_arrays(path, arrays):
     """Columns of {name: array}."""
-    found = {_plain(name): name for name in reversed(arrays)} | {name: name for name in arrays}
+    found = {plain(name): name for name in reversed(arrays)} | {name: name for name in arrays}
     result = Columns(path, names=list(arrays), is_ours=OURS <= set(arrays))
     result.ids, result.groups, result.class_names = (
         arrays.get(_pick(found, *names)) for names in (IDS, GROUPS, NAMES))
@@ -173,7 +154,7 @@ def _rows(path, expected):
         words = text.partition("\n")[0].split(" ")
         if len(words) > 1 and not np.isnan([parse_number(word) for word in filter(None, words)]).any():
             text = "\n".join(",".join(line.split()) for line in text.split("\n"))  # of np.savetxt
-        separator = max(",;\t", key=text.partition("\n")[0].count)
+        separator = max(",;\t|", key=text.partition("\n")[0].count)
         line, _, rest = text.partition("\n")
         text = f"{line.rstrip(separator + ' ')}\n{rest}"  # spreadsheet programs end lines with empty cells
         first = next(csv.reader([text.partition("\n")[0]], delimiter=separator), [])
@@ -192,8 +173,7 @@ def _rows(path, expected):
 
 def _is_header(first, text, expected):
     """Whether the first line's cells are the names of columns."""
-    plain = [_plain(cell) for cell in first]
-    if set(plain) & {*LABELS, *MAYBE_LABELS, *IDS}:
+    if {plain(cell) for cell in first} & {*LABELS, *MAYBE_LABELS, *IDS}:
         return True
     if len(first) > 1 and [cell for cell in first if cell] == [str(k) for k in range(len(first) - ("" in first))]:
         return True  # as pandas writes an array
@@ -204,27 +184,22 @@ def _is_header(first, text, expected):
             return size == count - 1
         if expected.ids is not None and {first[0], plain_id(first[0])} & {*expected.ids, *map(plain_id, expected.ids)}:
             return False
-    return bool(np.isnan(_numbers(first)).any())
+    return bool(np.isnan(numbers_of(first)).any())
 
 
-def _numbers(cells):
-    """[n] float64 of text cells; percent signs are dropped, NaN for what is no number."""
-    return np.array([parse_number(cell.rstrip(" %")) for cell in cells])
-
-
-def _of_table(path, expected=None):
-    """Columns of a table of text."""
+def _of_table(path, expected=None, truth=None):
+    """Columns of a table of text. expected, truth: as for read()."""
     table, notes = _rows(path, expected)
-    found = {_plain(name): name for name in reversed(table)}
+    found = {plain(name): name for name in reversed(table)}
     result = Columns(path, names=[name for name in table if name], notes=notes)
     left = dict(table)
 
     def take(*names):
-        name = _pick({plain: name for plain, name in found.items() if name in left}, *names)
+        name = _pick({word: name for word, name in found.items() if name in left}, *names)
         return (None, name) if name is None else (np.array(left.pop(name)), name)
 
     if list(table) == [str(k) for k in range(len(table))] and expected is not None and len(table) < 3 and not (
-            len(table) == 2 and not np.isnan(_numbers(table["0"] + table["1"])).any()):  # labels without a header
+            len(table) == 2 and not np.isnan(numbers_of(table["0"] + table["1"])).any()):  # labels without a header
         result.labels, result.label_name = np.array(table[str(len(table) - 1)]), "labels"
         result.ids = np.array(table["0"]) if len(table) == 2 else None
         return result
@@ -244,139 +219,28 @@ def _of_table(path, expected=None):
             if len(set(zip(result.labels, other))) > max(len(set(result.labels)), len(set(other))):
                 raise UserError(f"{path}: {result.label_name} and {name} differ, and either may be the truth",
                                 "Save the file without the predicted classes.")
-    for name in [name for name in left if _plain(name) in (*MAYBE_LABELS, *NO_CLASS) or name.startswith("Unnamed:")]:
+    for name in [name for name in left if plain(name) in (*MAYBE_LABELS, *NO_CLASS) or name.startswith("Unnamed:")]:
         del left[name]
     numbers = {}
     for name, cells in left.items():
-        values = _numbers(cells)
+        values = numbers_of(cells)
         is_number = np.array([cell.lower() in MISSING for cell in cells]) | ~np.isnan(values)
         if is_number.all() and not np.isnan(values).all():
             numbers[name] = values
-    result.answers = next((name for name in table if _plain(name) in ANSWERS), "label" if is_answer_sheet else "")
-    _columns_of_classes(result, numbers, errors, expected is not None)
+    result.answers = next((name for name in table if plain(name) in ANSWERS), "label" if is_answer_sheet else "")
+    find_scores(result, numbers, errors, expected is not None, truth or result)
     if result.label_name is None:
         result.label_name = ""
     return result
 
 
-def _columns_of_classes(result, numbers, errors, are_labels):
-    """Fill in scores, their names, and one-hot labels of Columns from {column: [n] numbers}.
-
-    errors: reasons why images have no scores, [n] or none. are_labels: of a file that was given for its labels.
-    """
-    truths, affixed, bare, single = {}, {}, {}, []  # {affix: {class: column}}, {class: column}, columns
-    for name in numbers:
-        affix, of_class = _affix(name)
-        if _plain(name) in (*LOGITS, *SCORES, *ANSWERS):
-            single.append(name)
-        elif affix:
-            affixes = truths if re.fullmatch(_TRUTH, affix) else affixed
-            affixes.setdefault(affix, {})[of_class] = name
-        else:
-            bare[name] = name
-    one_hot = next((columns for columns in truths.values() if len(columns) > 1), None) or _binary(bare, numbers)
-    several = [affix for affix in affixed if len(affixed[affix]) > 1]
-    chosen, affix = {}, ""
-    if several:
-        affix = min(several, key=lambda affix: "logit" not in affix)
-        chosen = affixed[affix]
-    elif len(bare) > 1 and not (are_labels and one_hot) and one_hot is not bare:
-        chosen = _classes_of(result, bare, numbers)
-    elif single:
-        is_score = [name for name in single if not _is_whole(numbers[name])]
-        chosen = {name: name for name in is_score[:1]}
-        result.answers = result.answers or single[0]
-    elif affixed:
-        affix = next(iter(affixed))
-        chosen = affixed[affix]
-    elif bare and not are_labels and result.labels is not None:  # answers of 0 and 1
-        chosen = one_hot or {}
-    if one_hot and result.labels is None:
-        result.labels = np.stack([numbers[name] for name in one_hot.values()], 1)
-        result.one_hot, result.label_name = list(one_hot), listing(list(one_hot.values()), 2)
-    if chosen:
-        scores = np.stack([numbers[name] for name in chosen.values()], 1)
-        broken = ~np.isfinite(scores).all(1)
-        reasons = [reason for reason, is_broken in zip(errors, broken) if is_broken and reason]
-        if reasons:
-            raise UserError(f"{result.path}: {broken.sum()} of {len(scores)} images have no scores: {listing(reasons)}",
-                            "Repair these images, or delete their rows to evaluate the others.")
-        is_one = len(chosen) == 1
-        result.scores = scores[:, 0] if is_one else scores
-        result.score_name = next(iter(chosen.values())) if is_one else f"{affix} columns".strip()
-        if not is_one or affix:  # of one class, the other has the name of the other label
-            result.class_names = list(chosen)
-    unread = [name for name in numbers if name not in {*chosen.values(), *(one_hot or {}).values()}]
-    if unread:
-        result.notes.append(f"{listing(unread)} not read")
-
-
-def _binary(columns, numbers):
-    """{class: column} of the columns with only 0 and 1, where these are all or have one 1 in each row; else None."""
-    binary = {name: name for name in columns if set(numbers[name]) <= {0, 1}}
-    if len(binary) < 2 or len(binary) < len(columns) and (sum(numbers[name] for name in binary) != 1).any():
-        return None
-    return columns if len(binary) == len(columns) else binary
-
-
-def _affix(name):
-    """(kind, class) of a column such as p_nv, nv_prob, `logit nv` or prob0; ('', name) of any other."""
-    match = re.fullmatch(f"(?i)({_SCORE}|{_TRUTH})(?:[\\s_.:\\-(\\[]+(.+?)[)\\]]?|(\\d+))", name)
-    if match:
-        return match[1].lower(), match[2] or match[3]
-    match = re.fullmatch(f"(?i)(.+?)[\\s_.:\\-]+({_SCORE}|{_TRUTH})", name)
-    return (match[2].lower(), match[1]) if match else ("", name)
-
-
-def _classes_of(result, columns, numbers):
-    """{class: column} of those among columns without an affix that are classes.
-
-    All, where they sum to 1 or 100 in each row; the numbers 0, 1, ... alone; those that labels name; those that labels
-    count. UserError where that leaves it open.
-    """
-    def is_total(names):
-        totals = np.sum([numbers[name] for name in names], 0)
-        return any(np.nanmax(np.abs(totals - total)) < 0.02 * total for total in (1, 100))
-
-    digits = [str(k) for k in range(len(columns)) if str(k) in columns]
-    in_percent = [name for name in columns if np.nanmin(numbers[name]) >= 0 and np.nanmax(numbers[name]) <= 1]
-    labels, known = result.labels, None
-    values = np.zeros(0) if labels is None else _numbers(labels)
-    if is_total(columns):
-        return columns
-    if len(digits) > 1 and digits == [str(k) for k in range(len(digits))]:
-        known = digits
-    elif len(in_percent) > 1 and is_total(in_percent):
-        known = in_percent
-    elif np.isnan(values).any():
-        loose = {_loose(label) for label in labels}
-        others = [name for name in columns if _loose(name) not in loose]
-        known = None if others and len(others) < len(columns) else list(columns)
-    elif labels is None or np.max(values, initial=-1) + 1 == len(columns):
-        known = list(columns)
-    if known is None:
-        others = listing(others if np.isnan(values).any() else list(columns), 12)
-        raise UserError(f"{result.path}: whether {others} are classes cannot be told",
-                        "Name the columns of classes p_CLASS or logit_CLASS, and no others.")
-    return {name: name for name in known}
-
-
-def _is_whole(values):
-    return bool(np.all(np.isfinite(values)) and np.all(values == np.round(values)))
-
-
-def _loose(name):
-    """A class name without case, spaces and underscores."""
-    return re.sub(r"[\s_\-]+", "", str(name)).casefold()
-
-
 def matched(names, known):
     """{name: the known name that it stands for, or None}: the same, else the only one but for case, space, _ and -."""
-    loose = {}
+    by_name = {}
     for name in known:
-        loose.setdefault(_loose(name), []).append(name)
+        by_name.setdefault(loose(name), []).append(name)
     same = set(known)
-    return {name: name if name in same else loose[_loose(name)][0] if len(loose.get(_loose(name), ())) == 1 else None
+    return {name: name if name in same else by_name[loose(name)][0] if len(by_name.get(loose(name), ())) == 1 else None
             for name in names}
 
 
@@ -400,6 +264,7 @@ def positions(ids, others):
         return str(path.with_name(plain_id(name))) if path.name else str(name)
 
     best = np.full(len(ids), -1)
+    ids, others = ([unicodedata.normalize("NFC", str(name)) for name in names] for names in (ids, others))
     for way in (str, without_suffix, plain_id):
         a, b = [way(name) for name in ids], [way(name) for name in others]
         if len(set(a)) < len(a) or len(set(b)) < len(b):

@@ -120,7 +120,9 @@ def read(path, labels=None, scores=None):
     """
     columns = prediction_files.read(path, FILE)
     if labels is not None:
-        prediction_files.with_labels(columns, prediction_files.read(labels, FILE, columns))
+        truth = prediction_files.read(labels, FILE, columns)
+        columns = prediction_files.read(path, FILE, truth=truth)
+        prediction_files.with_labels(columns, truth)
     return of_columns(columns, scores)
 
 
@@ -133,8 +135,9 @@ def of_columns(columns, kind=None):
 
     def need(values, *names):
         if values is None:
-            fail(f"it has neither {' nor '.join(names)}", f"It has: {listing(columns.names, 12) or 'nothing'}."
-                 + (" True classes in a second file are given with --labels FILE." if "labels" in names else ""))
+            fail(f"it has neither {' nor '.join(names)}", f"It has: {listing(columns.names, 12) or 'nothing'}. "
+                 + ("If one of these has the true classes, call it label; those in a second file are given with "
+                    "--labels FILE." if "labels" in names else "Call the scores p_CLASS, a column a class."))
 
     if columns.scores is None and columns.answers:
         fail(*score_kinds.no_scores(columns.answers))
@@ -147,7 +150,7 @@ def of_columns(columns, kind=None):
 
     name, scores, count = columns.score_name, columns.scores, len(np.atleast_1d(columns.labels))
     if scores.dtype.kind not in "iufb":
-        fail(f"{name} holds {scores.dtype.name} values, not numbers")
+        fail(f"{name} holds {kind_of(scores)}, not numbers", f"Save numbers [{count}, C], a column a class.")
     if scores.ndim > 2:
         fail(f"{name} has shape {scores.shape}: that is segmentation, or several heads, and only one label an image is "
              "evaluated", f"Save [{count}, C], a column a class.")
@@ -185,6 +188,10 @@ def of_columns(columns, kind=None):
     if single and kind is None and count > 1 and np.isin(scores, np.arange(len(np.unique(columns.labels)))).all():
         fail(*score_kinds.no_scores(name))
     names = texts["class_names"].tolist() if "class_names" in texts else None
+    if single and columns.labels.ndim == 1 and (found := len(np.unique(columns.labels))) > 2 and (
+            columns.labels.dtype.kind in "US"):
+        fail(f"{name} is one score an image, and {columns.label_name} has {found} classes",
+             "Save a column of scores for each class, called p_CLASS.")
     labels, names = class_numbers(columns, classes, names, name if not single else f"{name} [N]", fail, notes)
     scores = scores.astype(np.float64)
     broken = ~np.isfinite(scores.reshape(count, -1)).all(1)
@@ -194,8 +201,35 @@ def of_columns(columns, kind=None):
         logits, probabilities, note = score_kinds.of_two_classes(scores.reshape(-1), name, fail, kind)
     else:
         logits, probabilities, note = score_kinds.of_classes(scores, name, fail, kind, columns.is_ours)
+        _check_base(columns, labels, probabilities, fail)
     note = "; ".join(filter(None, [note, *notes]))
     return Predictions(labels, logits, probabilities, texts.get("ids"), groups, names, note)
+
+
+def kind_of(array):
+    """What an array holds, in words, for errors."""
+    words = {"U": "text", "S": "text", "V": "records of several fields", "O": "objects", "c": "complex numbers",
+             "M": "dates", "m": "durations", "b": "truth values", "f": "floating-point numbers"}
+    return words.get(array.dtype.kind, "whole numbers")
+
+
+def _check_base(columns, labels, probabilities, fail):
+    """fail() where labels that are numbers begin at 1, and fit the scores much better if they count from 1.
+
+    Then the first class, or the last, has no image. Much better: by more than two standard deviations of the
+    difference (McNemar 1947).
+    """
+    of_names = columns.labels.dtype.kind in "US" and np.isnan(
+        [parse_number(text) for text in np.unique(strings(columns.labels.reshape(-1))).tolist()]).any()
+    if columns.is_ours or columns.labels.ndim != 1 or of_names or labels.min() != 1:
+        return
+    best = probabilities.argmax(1)
+    from_0, from_1 = int((best == labels).sum()), int((best == labels - 1).sum())
+    if from_1 - from_0 > 2 * (from_0 + from_1) ** 0.5:
+        fail(f"{columns.label_name} go from 1 to {labels.max()} of {probabilities.shape[1]} classes: if they count "
+             f"from 0, {from_0} of {len(labels)} answers are right, and {from_1} if they count from 1",
+             "If they count from 1, subtract 1 from each. If they count from 0, write the names of the classes instead "
+             "of numbers, and call the columns p_NAME.")
 
 
 def class_numbers(columns, classes, names, what, fail, notes):
@@ -215,7 +249,7 @@ def class_numbers(columns, classes, names, what, fail, notes):
         labels, names = _of_names(strings(labels), classes, names, name, what, fail, notes)
     numbers = labels.astype(np.float64) if labels.dtype.kind in "iufb" else np.array(np.nan)
     if not (np.isfinite(numbers) & (numbers == np.round(numbers))).all():
-        fail(f"{name} ({labels.dtype.name}) are not all class numbers: 0, 1, 2, ...")
+        fail(f"{name} ({kind_of(labels)}) are not all class numbers: 0, 1, 2, ...")
     if numbers.min() < 0 or numbers.max() >= classes:
         fail(f"{what} has {classes} classes, but {name} go from {numbers.min():g} to {numbers.max():g}",
              f"Labels count from 0: here they are 0 to {classes - 1}."
@@ -282,7 +316,7 @@ def _of_names(texts, classes, names, name, what, fail, notes):
         notes.append(f"class 1 is the positive one of {name}")
         labels = np.array([text.lower() in positive for text in texts.tolist()]).astype(int)
         return labels, pair if len(pair) == 2 else None
-    fail(f"{name} ({texts.dtype.name}) are not all class numbers but names ({listing(distinct)}), and nothing says "
+    fail(f"{name} are not all class numbers but names ({listing(distinct)}), and nothing says "
          f"which class each column of {what} is",
          "Name the classes in the order of the columns: an array class_names, or columns called p_CLASS in a table.")
 
@@ -311,7 +345,8 @@ def read_groups(file):
     twice = {row["id"] for row in rows if row["group"] != group[row["id"]]}
     if twice:
         raise UserError(f"{file} gives {len(twice)} images two groups: {listing(sorted(twice))}",
-                        "Each image needs one row.")
+                        "Each image needs one row. Where files in several folders have one name, an id is the path "
+                        "below --root, such as nevus/1.png.")
     return group
 
 

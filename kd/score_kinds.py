@@ -109,6 +109,7 @@ class Scores:
         self.unit = 10.0 ** -decimals
         self.sums_to_1 = np.abs(self.totals - 1) <= self.slack(1)
         self.sums_to_100 = np.abs(self.totals - 100) <= self.slack(100)
+        self.sums_to_255 = (np.abs(self.totals - 255) <= self.slack(255)) & (self.unit == 1)  # 8 bits
 
     def slack(self, total):
         """How far rounding may move a sum from `total`. Whole numbers are no rounded probabilities."""
@@ -142,6 +143,8 @@ def _look(told, name, fail, ours):
         return "probabilities", "since they sum to 1 in each image"
     if told.sums_to_100.all():
         return "percent", "since they sum to 100 in each image"
+    if told.sums_to_255.all() and count > 1:
+        return "probabilities", "since they sum to 255 in each image"
     if ours:
         return "logits", ""
     for total, fits, kind in ((1, told.sums_to_1, "sigmoid"), (100, told.sums_to_100, "percent")):
@@ -159,6 +162,9 @@ def _look(told, name, fail, ours):
                  _ask("logits or sigmoid"))
         return "sigmoid", "since they go from 0 to 1 and do not sum to 1"
     is_whole = told.unit == 1
+    if not is_logits and is_whole and 100 < told.high <= 255:
+        fail(f"{spread}: whether they are logits or probabilities in 8 bits cannot be told",
+             "If they are logits, add: --scores logits. If they go from 0 to 255, save them divided by 255.")
     if not is_logits and (is_open or is_whole or LARGE < told.high <= 100):
         fail(f"{spread} and do not sum to 100: whether they are logits or percent cannot be told",
              _ask("logits or percent" + (" or probabilities" if told.is_shared else "")))
@@ -177,7 +183,7 @@ def _check(told, name, fail, kind):
     highest = {"probabilities": np.inf, "sigmoid": 1 + NEAR, "percent": 100 * (1 + NEAR)}.get(kind)
     if highest and (told.is_signed or told.high > highest or kind == "percent" and told.high <= 1):
         fail(f"--scores {kind}: {spread}", hint)
-    if kind == "probabilities" and not told.sums_to_1.all() and not told.is_shared:
+    if kind == "probabilities" and not (told.sums_to_1 | told.sums_to_255).all() and not told.is_shared:
         fail(f"--scores probabilities: {name} do not sum to 1 in each image "
              f"(they sum to {told.totals.min():.4g} to {told.totals.max():.4g})", hint)
 

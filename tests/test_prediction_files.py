@@ -363,3 +363,134 @@ def test_a_file_of_labels_has_as_many_ids_and_groups_as_labels(tmp_path, name):
     np.savez(tmp_path / "y.npz", labels=np.arange(4), **{name: np.array(["a", "b", "c", "d", "e"])})
     with pytest.raises(UserError, match=rf"y.npz: {name} has shape \(5,\); \(4,\) is needed"):
         read(tmp_path / "x.npz", labels=tmp_path / "y.npz")
+
+
+# ---- columns that are no class
+
+FIGURES = {"p_max": P.max(1), "max_p": P.max(1), "p_true": P[np.arange(N), LABELS], "p_sum": P.sum(1),
+           "prob_threshold": np.full(N, .01), "p_value": RNG.random(N) / 100, "p_entropy": RNG.random(N),
+           "p_max_value": P.max(1), "score_margin": RNG.random(N), "p_conf": P.max(1)}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("truth", ["names", "numbers", "other file", "one-hot"])
+@pytest.mark.parametrize("kind", ["p_{}", "{}"])
+@pytest.mark.parametrize("scores", [P, LOGITS, SIGMOID], ids=["probabilities", "logits", "sigmoid"])
+def test_a_figure_beside_the_scores_is_no_class_and_is_named(tmp_path, name, truth, kind, scores):
+    affix = name.replace("prob", "p").replace("score", "p") if kind == "p_{}" else name
+    columns = {"id": IDS, **per_class(scores, kind), affix: FIGURES[name].tolist()}
+    labels = {"names": {"label": [NAMES[k] for k in LABELS]}, "numbers": {"label": LABELS.tolist()},
+              "one-hot": per_class(np.eye(3)[LABELS], "true_{}")}.get(truth, {})
+    second = {}
+    if truth == "other file":
+        second["labels"] = table(tmp_path / "y.csv", {"id": IDS, "label": [NAMES[k] for k in LABELS]})
+    expected = SIGMOID / SIGMOID.sum(1, keepdims=True) if scores is SIGMOID else P
+    found = read(table(tmp_path / "x.csv", {**columns, **labels}), scores="sigmoid" if scores is SIGMOID else None,
+                 **second)
+    np.testing.assert_array_equal(found.labels, LABELS)
+    np.testing.assert_allclose(found.probabilities, expected, atol=1e-4)
+    assert found.class_names == NAMES and f"{affix} not read" in found.note
+
+
+@pytest.mark.parametrize("names, labels", [
+    (["max", "min", "sum"], ["max", "min", "sum"]), (["true", "false"], ["true", "false"]), (["value", "p"], None)])
+def test_a_class_that_is_called_like_a_figure_is_one(tmp_path, names, labels):
+    """The labels name it, or the others alone do not sum to 1."""
+    count = len(names)
+    scores = P[:, :count] / P[:, :count].sum(1, keepdims=True)
+    y = LABELS % count
+    for values in (scores, 4 * scores - 2):
+        found = same(table(tmp_path / "x.csv", {"label": [labels[k] for k in y] if labels else y.tolist(),
+                                                **per_class(values, "prob_{}", names)}), metrics.softmax(values)
+                     if values is not scores else scores, y)
+        assert found.class_names == names
+
+
+def test_a_column_without_which_all_sum_to_one_is_no_class_whatever_its_name(tmp_path):
+    columns = per_class(P)
+    for labels in ([NAMES[k] for k in LABELS], LABELS.tolist()):
+        found = same(table(tmp_path / "x.csv", {"label": labels, **columns, "p_foo": RNG.random(N).tolist()}))
+        assert "p_foo not read" in found.note
+    # a class of which there is no image, and that is never predicted, stays one
+    zero = table(tmp_path / "y.csv", {"label": LABELS.tolist(), **columns, "p_rare": [0.0] * N})
+    assert read(zero).class_names == [*NAMES, "rare"]
+
+
+def test_a_single_figure_is_no_score(tmp_path):
+    path = table(tmp_path / "x.csv", {"label": TWO.tolist(), "p_value": ONE.tolist()})
+    assert "it has neither logits nor y_prob" in refused(path) and "p_CLASS" in refused(path)
+
+
+def test_one_column_is_the_score_of_the_class_that_it_is_called_after(tmp_path):
+    words = np.array(["benign", "malignant"])
+    for pattern in ("{}", "p_{}"):
+        for k, share in ((1, ONE), (0, 1 - ONE)):
+            path = table(tmp_path / "x.csv", {"image": IDS, "label": words[TWO].tolist(), "age": [30.5] * N,
+                                              pattern.format(words[k]): share.tolist()})
+            found = read(path)
+            np.testing.assert_allclose(found.probabilities[:, found.class_names.index("malignant")], ONE, atol=1e-5)
+            assert [found.class_names[label] for label in found.labels] == words[TWO].tolist()
+    path = table(tmp_path / "y.csv", {"label": [NAMES[k] for k in LABELS], "p_mel": ONE.tolist()})
+    assert "p_mel is one score an image, and label has 3 classes" in refused(path)
+
+
+def test_a_truth_under_an_unknown_name_is_asked_for_and_renaming_leads_out(tmp_path):
+    columns = {"id": IDS, "Klasse": [NAMES[k] for k in LABELS], **per_class(P)}
+    error = refused(table(tmp_path / "x.csv", columns))
+    assert "It has: id, Klasse," in error and "call it label" in error
+    same(table(tmp_path / "x.csv", {"label" if name == "Klasse" else name: cells for name, cells in columns.items()}))
+
+
+def test_numbers_that_count_from_one_are_found_though_the_last_class_has_no_image(tmp_path):
+    rows = LABELS < 2
+    path = npz(tmp_path / "x.npz", labels=LABELS[rows] + 1, y_prob=P[rows])
+    error = refused(path)
+    assert "labels go from 1 to 2 of 3 classes" in error and "subtract 1" in error
+    same(npz(tmp_path / "x.npz", labels=LABELS[rows], y_prob=P[rows]), P[rows], LABELS[rows])
+    named = npz(tmp_path / "x.npz", labels=np.array(NAMES)[LABELS[rows] + 1], y_prob=P[rows], class_names=NAMES)
+    same(named, P[rows], LABELS[rows] + 1)  # bad answers, but it is said which classes they are
+    others = LABELS > 0
+    same(npz(tmp_path / "y.npz", labels=LABELS[others], y_prob=P[others]), P[others], LABELS[others])
+
+
+def test_two_encodings_of_one_accent_are_one_class_and_one_image(tmp_path):
+    one, two = "N\u00e4vus", "Na\u0308vus"
+    found = same(npz(tmp_path / "x.npz", labels=np.array([one, "mel", "b c"])[LABELS], y_prob=P,
+                     class_names=np.array([two, "mel", "b c"])))
+    assert found.class_names[0] == two
+    ids = [f"{one}_{k}.png" for k in range(N)]
+    labels = table(tmp_path / "y.csv", {"id": [i.replace(one, two) for i in ids], "label": LABELS.tolist()})
+    np.testing.assert_array_equal(read(npz(tmp_path / "y.npz", ids=ids, y_prob=P), labels=labels).labels, LABELS)
+
+
+def test_a_table_may_be_separated_by_bars(tmp_path):
+    same(table(tmp_path / "x.csv", {"id": IDS, "label": [NAMES[k] for k in LABELS], **per_class(P)}, "|"))
+
+
+@pytest.mark.parametrize("scores, words", [
+    (P.astype(str), "holds text"), (P.astype(complex), "holds complex numbers"),
+    (np.array([tuple(row) for row in P], dtype=[("a", "f4"), ("b", "f4"), ("c", "f4")]), "holds records")])
+def test_what_is_no_number_is_said_in_words(tmp_path, scores, words):
+    np.save(tmp_path / "x.npy", scores)
+    np.save(tmp_path / "y.npy", LABELS)
+    error = refused(tmp_path / "x.npy", "--labels", tmp_path / "y.npy")
+    assert words in error and not any(name in error for name in ("str", "void", "complex128"))
+
+
+def test_probabilities_in_8_bits_are_divided_by_their_sum_and_sigmoids_asked_for(tmp_path):
+    found = same(npz(tmp_path / "x.npz", labels=LABELS, scores=np.round(255 * P).astype(np.uint8)), tolerance=5e-3)
+    assert "sum to 255 in each image and are divided by it" in found.note
+    same(tmp_path / "x.npz", tolerance=5e-3, scores="probabilities")
+    error = refused(npz(tmp_path / "y.npz", labels=LABELS, scores=np.round(255 * SIGMOID).astype(np.uint8)))
+    assert "probabilities in 8 bits cannot be told" in error and "percent" not in error and "divided by 255" in error
+    assert read(tmp_path / "y.npz", scores="logits").logits is not None
+    same(npz(tmp_path / "y.npz", labels=LABELS, scores=np.round(255 * SIGMOID) / 255),
+         SIGMOID / SIGMOID.sum(1, keepdims=True), tolerance=5e-3)
+
+
+def test_ids_that_stand_for_several_images_are_explained(tmp_path):
+    (tmp_path / "g.csv").write_text("id,group\n1.png,a\n1.png,b\n", encoding="utf-8")
+    from kd.predictions import read_groups
+    with pytest.raises(UserError, match="gives 1 images two groups") as caught:
+        read_groups(tmp_path / "g.csv")
+    assert "the path below --root" in caught.value.hint
