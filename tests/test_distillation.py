@@ -1,10 +1,12 @@
 """Faults found in published distillation code; each test fails when the fault is put in."""
 
+import shlex
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import distill
@@ -211,6 +213,99 @@ def test_without_a_teacher_one_is_trained_first_and_used_again(tmp_path, capsys,
     train_teacher.main([*COMMON, "--out", str(tmp_path), "--teacher", "tiny", "--split-seed", "3", "--name", "another"])
     with pytest.raises(UserError, match="several teachers: another, teacher_tiny"):
         distill.main([*common, "--name", "third"])
+
+
+def following(capsys):
+    """The words of the command of distill.py that was printed last as the next one, and what it is."""
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    words, _, what = line.removeprefix("next: python ").partition("   # ")
+    return shlex.split(words), what
+
+
+def options_of(run):
+    return read_yaml(run / "config.yaml")
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch, capsys):
+    """Words of every command of one study, whose teacher is trained."""
+    monkeypatch.setattr(setup, "default_teacher", lambda options, registry: options["teacher"] or "tiny")
+    monkeypatch.setattr(distill.evaluate, "main", lambda argv: None)
+    common = [*COMMON, "--out", str(tmp_path / "runs")]
+    train_teacher.main([*common, "--teacher", "tiny"])
+    return [*common, "--student", "tiny", "--stem", "small"]
+
+
+@pytest.mark.parametrize("more", [
+    ["--soft", "dkd,alpha=1,beta=8"], ["--term", "rkd=25"], ["--teacher-cache", "2"], ["--beta", "100"],
+    ["--temperature", "2", "--seeds", "0", "1"], ["--unlabelled", "FOLDER", "--unlabelled-share", "0.25"],
+    ["--augment", "light", "--soft", "dist"], ["--init", "FILE"]], ids=lambda words: words[0][2:])
+def test_the_baseline_has_nothing_of_the_distillation_and_all_else(tmp_path, study, capsys, more):
+    """Whatever the student was distilled with, --init of another student and images without labels among it."""
+    if "--init" in more:
+        run, = distill.main([*study, "--alpha", "1", "--name", "before", "--split-seed", "1"])
+        more = ["--init", str(run / "best.pt"), "--split-seed", "1"]
+    if "--unlabelled" in more:
+        (tmp_path / "more").mkdir()
+        for k in range(8):
+            pixels = np.random.default_rng(k).integers(0, 255, (40, 40, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "more" / f"{k}.png")
+        more[1] = str(tmp_path / "more")
+    if "--split-seed" in more:
+        train_teacher.main([*study[:study.index("--student")], "--teacher", "tiny", "--study", "other", "--split-seed",
+                            "1"])
+        more += ["--study", "other"]
+    capsys.readouterr()
+    student, *others = distill.main([*study, *more])
+    command, what = following(capsys)
+    assert command[0] == "distill.py" and what.startswith("the same student without a teacher")
+    alone, *alike = distill.main(command[1:])
+    of_method = {*distill.OF_METHOD, "name", "seeds"}
+    ours, theirs = options_of(alone), options_of(student)
+    assert {key: value for key, value in ours.items() if key not in of_method} == {
+        key: value for key, value in theirs.items() if key not in of_method}
+    assert ours["teacher"] is None and ours["alpha"] == 1 and ours["beta"] == 0 and not ours["term"]
+    assert len(alike) == len(others) and not distill.has_teacher(ours)
+    if len(more) != 4 or "--seeds" not in more:
+        defaults = distill.parser()
+        assert all(ours[key] == defaults.get_default(key) for key in ("soft", "teacher_cache", "unlabelled",
+                                                                      "unlabelled_share", "teacher_predictions"))
+    assert read_json(alone / "environment.json")["formula"] == "loss = 1 * ce(smoothing=0.0)"
+    assert following(capsys)[0][:2] == ["evaluate.py", "--compare"]
+
+
+def test_the_baseline_of_a_student_that_was_trained_on_begins_with_a_student_without_a_teacher(study, capsys):
+    """Which is trained first; weights that learned from a teacher are no baseline."""
+    first, = distill.main(study)
+    longer, = distill.main([*study, "--init", str(first / "best.pt"), "--epochs", "1", "--name", "tiny_longer"])
+    command, what = following(capsys)
+    assert "the student that --init names, without a teacher; then the last command again" in what
+    alone, = distill.main(command[1:])
+    assert alone.parent.name == "tiny_alone" and options_of(alone)["init"] is None
+    capsys.readouterr()
+    distill.main([*study, "--init", str(first / "best.pt"), "--epochs", "1", "--name", "tiny_longer"])
+    command, what = following(capsys)
+    assert what == "the same student without a teacher, from its own start"
+    alone_longer, = distill.main(command[1:])
+    ours = options_of(alone_longer)
+    assert ours["init"] == str(alone / "best.pt") and ours["epochs"] == 1 and ours["alpha"] == 1
+    assert not distill.is_distilled(alone_longer / "best.pt") and distill.is_distilled(longer / "best.pt")
+    assert following(capsys)[0][:2] == ["evaluate.py", "--compare"]
+
+
+def test_the_counterpart_with_a_teacher_begins_alike(study, capsys):
+    alone, = distill.main([*study, "--alpha", "1"])
+    command, what = following(capsys)
+    assert what == "the same student with a teacher"
+    longer, = distill.main([*study, "--alpha", "1", "--init", str(alone / "best.pt"), "--name", "longer"])
+    command, what = following(capsys)
+    assert what == "the same student with a teacher, from the same start"
+    with_teacher, = distill.main(command[1:])
+    ours = options_of(with_teacher)
+    assert ours["init"] == str(alone / "best.pt") and ours["alpha"] == 0.5 and ours["soft"] == "kd"
+    # without a teacher, but from weights that had one: no baseline of anything
+    distill.main([*study, "--alpha", "1", "--init", str(with_teacher / "best.pt"), "--name", "mixed"])
+    assert following(capsys)[0][:2] == ["evaluate.py", "--compare"]
 
 
 def interrupted(monkeypatch, *argv):

@@ -321,6 +321,18 @@ def test_a_finished_run_is_trained_on_as_a_run_of_its_own(script, run, more, her
     assert last["init"] == began
 
 
+def test_each_seed_is_trained_on_from_its_own_weights(here):
+    start = ["train_teacher", *DATA, "--teacher=tiny", "--name=seeds", "--seeds", "0", "1", "--train-only"]
+    arrives(start)
+    message = fails("epochs was 1, now 2", *start, "--epochs=2")
+    commands = [[script, *shlex.split(rest)] for script, rest in re.findall(r"python (\w+)\.py ([^\n]*)", message)]
+    assert len(commands) == 2 and "`init:" in message and "begin anew" in message
+    for seed, command in enumerate(commands):
+        arrives(command, "--train-only")
+        began = checkpoint.read(here / f"my runs/s/seeds_2/seed_{seed}/best.pt")["provenance"]["init"]
+        assert Path(began["file"]) == Path(f"my runs/s/seeds/seed_{seed}/best.pt")
+
+
 def test_fewer_epochs_are_a_run_of_their_own(here):
     arrives(["train_teacher", *DATA, "--teacher=tiny", "--epochs=2", "--name=two", "--train-only"])
     message = fails("epochs was 2, now 1", "train_teacher", *DATA, "--teacher=tiny", "--name=two")

@@ -271,20 +271,29 @@ def claim_folder(folder, options, role=None):
 
 
 def _other_length(folder, before, options, role):
-    """How to get a run of another number of epochs than that of a folder, a hint: its schedule cannot be changed."""
+    """How to get a run of another number of epochs than that of a folder, a hint: its schedule cannot be changed.
+
+    Each seed has its own best epoch, and so a command of its own.
+    """
     epochs, name = options["epochs"], f"{folder.resolve().parent.name}_{options['epochs']}"
     if (folder / "last.pt").exists():
         return (f"The schedule of a run that has begun cannot be changed: end it with --epochs {before['epochs']}, "
                 f"or begin another with --name {name}.")
     if epochs < before["epochs"]:
         return f"Fewer epochs are another schedule, and a run of its own: give it --name {name}, or delete that folder."
-    words = ["--config", folder / "config.yaml", "--init", folder / "best.pt", "--epochs", epochs, "--name", name]
+    more = ["--epochs", epochs, "--name", name]
     if before.get("weights", "none") != "none":
-        words += ["--weights", "none"]  # --init takes their place
+        more += ["--weights", "none"]  # --init takes their place
     for key in ("root", "groups", "split", "out", "cache", *(["teacher"] if role == "student" else [])):
         if options.get(key) not in (None, before.get(key)):  # moved since
-            words += [f"--{key}", options[key]]
-    return (f"To train on from its best epoch, with a new schedule, as a run of its own: "
-            f"{command(SCRIPTS[role], *words)}\n"
-            "In a plan: give its method another name, or the plan a new `study:`, with "
-            f"`init: {(folder / 'best.pt').as_posix()}` and `epochs: {epochs}`; or delete that folder to begin anew.")
+            more += [f"--{key}", options[key]]
+    others = [seed for seed in sorted(folder.parent.glob("seed_*")) if seed.name != folder.name
+              and (seed / "best.pt").exists() and not (seed / "last.pt").exists() and (seed / "config.yaml").exists()]
+    commands = [command(SCRIPTS[role], "--config", seed / "config.yaml", "--init", seed / "best.pt", *more)
+                for seed in (folder, *others)]
+    in_plan = f"with `init: {(folder / 'best.pt').as_posix()}` and `epochs: {epochs}`" if not others else (
+        f"with `epochs: {epochs}`: its seeds begin anew, as `init:` would be one file for all of them")
+    each = ", each seed from its own" if others else ""
+    first = f"To train on from its best epoch{each}, with a new schedule, as a run of its own: {commands[0]}"
+    return "\n".join([first, *commands[1:], "In a plan: give its method another name, or the plan a new `study:`, "
+                      f"{in_plan}; or delete that folder to begin anew."])
