@@ -113,6 +113,8 @@ def _of_arrays(path, arrays):
     """Columns of {name: array}."""
     found = {plain(name): name for name in reversed(arrays)} | {name: name for name in arrays}
     result = Columns(path, names=list(arrays), is_ours=OURS <= set(arrays))
+    if result.is_ours and arrays.get("note", np.zeros(1)).shape == ():  # of an external set
+        result.notes.append(str(arrays["note"]))
     result.ids, result.groups, result.class_names = (
         arrays.get(_pick(found, *names)) for names in (IDS, GROUPS, NAMES))
     labels = [found[name] for name in (*LABELS, *MAYBE_LABELS) if name in found]

@@ -237,9 +237,10 @@ def study(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("more", [
-    ["--soft", "dkd,alpha=1,beta=8"], ["--term", "rkd=25"], ["--teacher-cache", "2"], ["--beta", "100"],
     ["--temperature", "2", "--seeds", "0", "1"], ["--unlabelled", "FOLDER", "--unlabelled-share", "0.25"],
-    ["--augment", "light", "--soft", "dist"], ["--init", "FILE"]], ids=lambda words: words[0][2:])
+    ["--init", "FILE"], *(pytest.param(words, marks=pytest.mark.slow) for words in (
+        ["--soft", "dkd,alpha=1,beta=8"], ["--term", "rkd=25"], ["--teacher-cache", "2"], ["--beta", "100"],
+        ["--augment", "light", "--soft", "dist"]))], ids=lambda words: words[0][2:])
 def test_the_baseline_has_nothing_of_the_distillation_and_all_else(tmp_path, study, capsys, more):
     """Whatever the student was distilled with, --init of another student and images without labels among it."""
     if "--init" in more:

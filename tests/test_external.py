@@ -1,5 +1,7 @@
 """An external data set is seen through best.pt by the way of all pixels, and judged by choices made before."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -134,13 +136,54 @@ def test_what_does_not_fit_is_one_clear_line(run, tmp_path, capsys):
     refused(run, root, "no checkpoint at")
 
 
-def test_images_that_the_network_was_trained_or_selected_on_are_refused(run, tmp_path):
+def kept(run, name="clinic"):
+    """Ids in the file of an external set."""
+    return [i.removeprefix(f"{name}/") for i in read_npz(run / "predictions" / f"{name}.npz")["ids"]]
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("has_ids", [True, False])
+def test_images_that_the_network_was_trained_or_selected_on_are_left_out_and_named(
+        run, tmp_path, capsys, split, has_ids):
     root = pictures(tmp_path / "clinic")
-    import hashlib
-    known = hashlib.sha256((root / "mel" / "1.png").read_bytes()).hexdigest()[:16]
-    for split, how in (("train", "trained"), ("val", "selected")):
-        save(run, seen={split: {"images": [known], "groups": []}})
-        refused(run, root, f"clinic is no external data set: .* was {how} on 1 images")
+    known = digest(root / "mel" / "1.png")
+    save(run, seen={split: {"images": [known[:16]], "groups": []}})
+    if has_ids:
+        write_csv(run / "split.csv", [{"id": "IM7", "group": "", "label": "mel", "split": split, "sha256": known}])
+    else:
+        (run / "split.csv").unlink(missing_ok=True)
+    score(run, root, "--out", tmp_path / "out")
+    note = ("1 of 12 images of clinic are left out, since the network was trained or selected on them: 1 the same "
+            f"files: mel/1.png{' = IM7' * has_ids}")
+    assert f"note: {note}" in capsys.readouterr().out
+    assert len(kept(run)) == 11 and "mel/1.png" not in kept(run)
+    result = read_json(tmp_path / "out" / "metrics.json")
+    assert note in str(result["conventions"]) + str(result.get("note")) and result["split"]["test"]["images"] == 11
+    score(run, root)  # it is the same set
+
+
+def test_a_set_of_which_nothing_is_left_is_refused(run, tmp_path):
+    root = pictures(tmp_path / "clinic")
+    known = [digest(path)[:16] for path in sorted(root.glob("*/*.png"))]
+    save(run, seen={"train": {"images": known[:-1], "groups": []}})
+    refused(run, root, "clinic is no external data set: 11 of 12 images of clinic are left out")
+    save(run, seen={"train": {"images": known[:-2], "groups": []}})
+    score(run, root)
+    assert len(kept(run)) == 2
+
+
+def test_images_of_patients_that_the_network_knows_are_left_out(run, tmp_path, capsys):
+    root = pictures(tmp_path / "clinic")
+    write_csv(tmp_path / "groups.csv", [{"id": f"{name}/{k}.png", "group": f"p{k}"} for name in NAMES
+                                        for k in range(4)])
+    save(run, seen={"train": {"images": [], "groups": [splits.key("clinic/p2")]}})
+    score(run, root, "--groups", tmp_path / "groups.csv")
+    assert sorted(kept(run)) == sorted(f"{name}/{k}.png" for name in NAMES for k in (0, 1, 3))
+    assert "3 of its patients or lesions: " in capsys.readouterr().out
 
 
 # ---- checks of training do not apply to testing
@@ -192,11 +235,20 @@ def test_a_class_map_names_merges_and_leaves_out(run, tmp_path, capsys):
     assert "2 of 8 images are of classes that --class-map leaves out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("separator", [", ", " ,", ";", " | ", "\t"])
+def test_a_class_map_is_read_whatever_stands_around_its_words(run, tmp_path, separator):
+    root = pictures(tmp_path / "theirs", classes=["melanoma", "in situ"], each=2)
+    lines = [f"{theirs}{separator}mel" for theirs in ("melanoma", "in situ")]
+    (tmp_path / "map.csv").write_text("\n".join([f"theirs{separator}ours", *lines]), encoding="utf-8")
+    assert measured(run, root, "--class-map", tmp_path / "map.csv")["split"]["test"]["support"]["mel"] == 4
+
+
 @pytest.mark.parametrize("lines, words", [
     ("theirs,ours\nmelanom,mel\n", "names classes that theirs has not: melanom"),
     ("theirs,ours\nmelanoma,mell\n", "classes that the network does not know: mell"),
     ("theirs,ours\nmelanoma,mel\nmelanoma,nv\n", "has a class of theirs twice"),
-    ("a,b\n", "has no column theirs, ours"), ("theirs,ours\nmelanoma,\nnv,\n", "leaves out every image"),
+    ("a,b\nc,d\n", "has no column theirs, ours"), ("a,b\n", "has no column theirs, ours"),
+    ("theirs,ours\nmelanoma,\nnv,\n", "leaves out every image"),
 ])
 def test_a_class_map_that_does_not_fit_is_one_line(run, tmp_path, lines, words):
     root = pictures(tmp_path / "theirs", classes=["melanoma", "nv"], each=2)
@@ -258,18 +310,23 @@ def test_a_predictions_file_has_no_checkpoint(run):
     lambda picture: picture.transpose(Image.Transpose.ROTATE_90),
     lambda picture: picture,
 ], ids=["scaled", "mirrored", "turned", "saved again"])
-def test_pictures_that_the_network_was_trained_on_are_refused_though_every_byte_differs(run, tmp_path, change):
+def test_pictures_that_the_network_was_trained_on_are_left_out_though_every_byte_differs(
+        run, tmp_path, capsys, change):
     root, pictures_ = tmp_path / "clinic", photographs(4)
     for k, picture in enumerate(pictures_):
         (root / NAMES[k % 3]).mkdir(parents=True, exist_ok=True)
         picture.save(root / NAMES[k % 3] / f"{k}.png")
     trained = [np.asarray(picture.resize((36, 36))) for picture in pictures_[:1]]
-    save(run, seen={"train": {"images": [], "groups": [], "pictures": perceptual_hash.hashes(trained)}})
+    looks = perceptual_hash.hashes(trained)
+    save(run, seen={"train": {"images": [], "groups": [], "pictures": looks}})
+    write_csv(run / "split.csv", [{"id": "IM7", "group": "", "label": "nv", "split": "train", "sha256": "",
+                                   "perceptual_hash": looks[0]}])
     change(pictures_[0]).save(root / NAMES[0] / "0.jpg", quality=70)
     (root / NAMES[0] / "0.png").unlink()
-    refused(run, root, rf"is no external data set: .* trained on pictures that look like 1 images \({NAMES[0]}/0.jpg\)")
-    (root / NAMES[0] / "0.jpg").unlink()  # as the hint says
     score(run, root)
+    assert "1 of 4 images of clinic are left out" in (out := capsys.readouterr().out)
+    assert f"1 pictures that look like one of these, such as a copy that was saved again: {NAMES[0]}/0.jpg ~ IM7" in out
+    assert len(kept(run)) == 3 and f"{NAMES[0]}/0.jpg" not in kept(run)
 
 
 def photographs(count):
