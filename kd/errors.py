@@ -322,7 +322,8 @@ def draws(stream):
 
 
 def run(main, *users):
-    """Run a script's main(): the exit status is 2 for an error that the user can correct, 130 for Ctrl-C.
+    """Run a script's main(): the exit status is 2 for an error that the user can correct, 130 for Ctrl-C, and 141 where
+    the reader of a pipe, such as `head`, has ended.
 
     users: further exception classes that are reported in this way. All others keep their traceback.
     """
@@ -349,7 +350,7 @@ def _status(main, users, make_parser):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return 1
+        return 141  # as a shell reports it of other programs: 128 + SIGPIPE
     except Exception as error:
         message, status = of_user(error, *users, flags=make_parser().flags() if make_parser else ()), 2
         if message is None:

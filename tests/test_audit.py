@@ -784,3 +784,12 @@ def test_a_split_of_other_classes_is_described_without_the_notation_of_a_program
     write_csv(folder / "split.csv", rows)
     saw = only_finding(examine.audit_run(folder), "other-than-split")["saw"]
     assert not set("{}'[]") & set(saw) and f"{np.sum(TEST.labels == TEST.class_names.index('nv')):,} nv" in saw
+
+
+def test_of_two_classes_of_one_size_the_majority_is_the_one_that_is_predicted():
+    for predicted in (0, 1):
+        counts = np.zeros((3, 3), int)
+        counts[0, predicted] = counts[1, predicted] = 6
+        case = evidence.Case(class_names=["a", "b", "c"], confusions={"test": counts})
+        evidence._add_majority(case)
+        assert case.majority == (case.class_names[predicted], 0.5, True)

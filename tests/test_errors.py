@@ -276,7 +276,7 @@ def test_a_closed_pipe_is_silent(body):
     process.stdout.close()  # as `| head` does
     process.stdin.write(b"\n")
     process.stdin.close()
-    assert process.stderr.read() == b"" and process.wait() == 1
+    assert process.stderr.read() == b"" and process.wait() == 141
     process.stderr.close()
 
 

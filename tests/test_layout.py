@@ -103,6 +103,27 @@ def test_what_is_in_doubt_is_asked_and_the_answer_is_taken(tmp_path, names, word
         assert set(answered(root, hint, way).classes) == set(expected)
 
 
+@pytest.mark.parametrize("names, renamed", [
+    (["Train", "holdout"], {"holdout": "test"}), (["Train", "val", "unseen"], {"unseen": "test"}),
+    (["Train", "Test", "eval"], {"eval": "val"}), (["Trn", "Tst"], {}), (["trn", "vald", "test"], {"vald": "val"}),
+    (["learning", "checking"], {"learning": "train", "checking": "test"}), (["train", "X"], {"X": "test"}),
+    (["seg_train", "seg_test"], {"seg_train": "train", "seg_test": "test"})])
+@pytest.mark.parametrize("inside", [False, True])
+def test_splits_by_other_names_are_renamed_first_and_no_test_set_is_lost(tmp_path, names, renamed, inside):
+    """Whether the classes lie in the splits or the splits in the classes."""
+    root = tree(tmp_path, *[f"{c}/{split}/{k}.png" if inside else f"{split}/{c}/{k}.png"
+                            for c in ("nevus", "wart") for split in names for k in range(2)])
+    if renamed:
+        hint = question(root)[1]
+        assert re.match(r"(If .+ (is a split|ones are splits), r|R)ename (it|them) to ", hint), hint
+        for old, new in renamed.items():
+            assert new in hint.partition(".")[0]
+            for path in [root] if not inside else [root / "nevus", root / "wart"]:
+                (path / old).rename(path / new)
+    found = layout.read(root)
+    assert set(found.classes) == {"nevus", "wart"} and found.split.count("test") == 4
+
+
 def test_a_split_alone_is_asked_about(tmp_path):
     tree(tmp_path, *classes("train/"))
     message, hint = question(tree(tmp_path, *classes("val/")))

@@ -312,6 +312,8 @@ def test_a_bundle_runs_alone_proves_itself_and_finds_what_is_wrong(exported, tmp
         *bundle.FILES, "model.int8.onnx", "check.npz", "RUN.md", "MODEL_CARD.md", "SHA256SUMS"}
     done = blocked(box, "predict.py", "model.int8.onnx", "--check")
     assert done.returncode == 0 and "8 images: logits agree" in done.stdout, done.stderr
+    assert "`check.npz` holds 8 validation images" in (box / "RUN.md").read_text(encoding="utf-8")
+    assert "`check.npz` holds 6 validation images" in bundle.how_to_run("model.onnx", 6)
     done = blocked(box, "predict.py", "model.int8.onnx", next((exported[1] / "red").iterdir()), "--format", "jsonl")
     assert done.returncode == 0 and json.loads(done.stdout)["most_probable"], done.stderr
     done = blocked(box, "benchmark.py", "model.int8.onnx", "--seconds", "0.05", "--queries", "16", "--no-memory")

@@ -1,11 +1,15 @@
 """Pretrained weights: files of torchvision and timm fit the registered networks, and other files are refused."""
 
+import json
+import struct
+
 import pytest
 import torch
 from torchvision import models as torchvision
 
 import registry
 from kd.errors import UserError
+from kd.train import weights
 
 
 def statistics(model, size=64):
@@ -166,3 +170,90 @@ def test_a_checkpoint_of_medmnist_gives_the_logits_that_it_gives_there(channels,
     images = torch.randn(2, 1, 28, 28).expand(2, channels, 28, 28)
     with torch.no_grad():
         assert torch.allclose(ours(images.expand(2, 3, 28, 28)), source(images), atol=1e-4)
+
+
+# ---- files without a head, and in other formats
+
+def of(state, path, names=None):
+    """Write a state dict as .safetensors by the description of the format, not with our reader's code."""
+    kinds = {torch.float32: "F32", torch.int64: "I64", torch.float16: "F16", torch.bfloat16: "BF16"}
+    header, body = {"__metadata__": {"format": "pt"}}, b""
+    for key, value in state.items():
+        data = value.contiguous().view(torch.uint8).numpy().tobytes() if value.ndim else value.numpy().tobytes()
+        header[key] = {"dtype": kinds[value.dtype], "shape": list(value.shape),
+                       "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps({**header, **(names or {})}).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("prefix", ["", "model.", "module.backbone."])
+def test_a_file_without_the_head_gives_its_body_and_the_head_starts_fresh(tiny, tmp_path, capsys, suffix, prefix):
+    state = {f"{prefix}{key}": value for key, value in body(tiny).items()}
+    path = tmp_path / f"x{suffix}"
+    of(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    model = registry.create("architecture", "tiny", num_classes=3, stem="small", weights=path)
+    taken = body(model.state_dict())
+    assert all(torch.equal(taken[key], value) for key, value in body(tiny).items())
+    assert "it has no head (" in capsys.readouterr().out
+    del state[next(iter(state))]
+    of(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    with pytest.raises(UserError, match="does not fit this network: missing"):
+        registry.create("architecture", "tiny", num_classes=3, stem="small", weights=path)
+
+
+def test_a_network_of_timm_without_head_is_matched_by_order(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    source = statistics(timm.create_model("resnet18", num_classes=0))
+    theirs = timm.create_model("mobilenetv2_100", num_classes=0)
+    for name, model in (("resnet18", source), ("mobilenetv2", theirs)):
+        file = of(model.state_dict(), tmp_path / f"{name}.safetensors")
+        ours = registry.create("architecture", name, num_classes=5, stem="imagenet", weights=file).eval()
+        first, last = (list(model.state_dict().values()) for model in (model, ours))
+        same = [torch.equal(a, b) for a, b in zip(first, last) if a.ndim == 4]
+        assert len(same) > 15 and all(same)
+
+
+def test_safetensors_are_read_as_they_are_written(tiny, tmp_path):
+    package = pytest.importorskip("safetensors.torch")
+    package.save_file(tiny, tmp_path / "x.safetensors", metadata={"a": "b"})
+    whole = {**tiny, "half": torch.randn(3, 2).half(), "brain": torch.randn(2).bfloat16(), "none": torch.zeros(0, 4)}
+    package.save_file(whole, tmp_path / "y.safetensors")
+    for state, name in ((tiny, "x"), (whole, "y")):
+        found = weights.safe_load(tmp_path / f"{name}.safetensors")
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], state[key]) and found[key].dtype == state[key].dtype for key in state)
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: data[:-1], lambda data: data[:20], lambda data: b"",
+    lambda data: struct.pack("<Q", 2 ** 60) + data[8:],
+    lambda data: data.replace(b'"F32"', b'"F99"'), lambda data: data.replace(b'"dtype"', b'"dtypo"'),
+    lambda data: struct.pack("<Q", 2) + b"[]" + data[8:], lambda data: b"PK\x03\x04" + data[4:]])
+def test_damaged_safetensors_are_one_line(tiny, tmp_path, change):
+    path = of(tiny, tmp_path / "x.safetensors")
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        weights.safe_load(path)
+    assert "\n" not in caught.value.message and caught.value.hint
+
+
+def test_parts_that_overlap_are_refused_before_they_fill_the_memory(tiny, tmp_path):
+    size = sum(value.numel() * value.element_size() for value in tiny.values())
+    many = {f"x{k}": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]} for k in range(100)}
+    with pytest.raises(UserError, match="its parts are longer than the file"):
+        weights.safe_load(of(tiny, tmp_path / "x.safetensors", many))
+
+
+def test_of_a_whole_model_it_is_said_how_to_save_its_weights(tmp_path):
+    model = torch.nn.Linear(3, 2)
+    torch.save(model, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="is refused") as caught:
+        weights.safe_load(tmp_path / "model.pt")
+    assert "torch.save(model.state_dict(), FILE)" in caught.value.hint
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    assert weights.safe_load(tmp_path / "model.pt").keys() == {"weight", "bias"}

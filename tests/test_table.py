@@ -296,3 +296,19 @@ def test_the_finder_prefers_the_exact_name(tmp_path):
     assert finder.find("b/1.jpg") == tmp_path / "b" / "1.jpg" and finder.find("1.jpg") == tmp_path / "b" / "1.jpg"
     assert finder.find("x/b/1.png") == tmp_path / "b" / "1.png" and isinstance(finder.find("1"), UserError)
     assert finder.find("").message == "no such file"
+
+
+def test_a_folder_is_found_from_the_working_directory_and_from_the_table(tmp_path, monkeypatch):
+    for place in ("flat", "tables"):
+        (tmp_path / place).mkdir()
+    for k in range(6):
+        Image.new("RGB", (9, 9), (40 * k, 0, 0)).save(tmp_path / "flat" / f"{k}.png")
+    path = tmp_path / "tables" / "x.csv"
+    path.write_text("image,label\n" + "".join(f"{k}.png,{'ab'[k % 2]}\n" for k in range(6)), encoding="utf-8")
+    for here, folder in ((tmp_path, "flat"), (tmp_path / "flat", "../flat"), ("/", "../flat"),
+                         ("/", tmp_path / "flat")):
+        monkeypatch.chdir(here)
+        found = registry.create("dataset", "csv", path, folder=str(folder))
+        assert len(found.images) == 6
+    with pytest.raises(UserError, match="no such folder: nowhere, neither in .* nor in the table's, .*tables"):
+        registry.create("dataset", "csv", path, folder="nowhere")

@@ -360,5 +360,6 @@ def _add_majority(case):
     if "test" in case.confusions:
         support = case.confusions["test"].sum(1)
         if support.sum():
-            top = int(support.argmax())
+            most = np.flatnonzero(support == support.max())  # of equal ones, that which is predicted
+            top = int(most[case.confusions["test"].sum(0)[most].argmax()])
             case.majority = case.class_names[top], support[top] / support.sum(), True

@@ -16,13 +16,15 @@ from kd.errors import UserError, listing
 from kd.files import same_content
 
 # The usual names of splits, without case, spaces, dashes, underscores and what stands at their end.
-SPLITS = {"train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val", "validation": "val",
-          "validate": "val", "dev": "val", "development": "val", "test": "test", "testing": "test", "tst": "test"}
+SPLITS = {"train": "train", "training": "train", "tr": "train", "trn": "train", "val": "val", "valid": "val",
+          "validation": "val", "validate": "val", "dev": "val", "development": "val", "test": "test", "testing": "test",
+          "tst": "test"}
 # Folders that are named after what is in them, or numbered parts of a whole: hardly a class.
 NO_CLASS = re.compile(r"(.*[\s_.-])?(ground.?truths?|masks?|segmentations?|annotations?|images?|imgs?"
                       r"|pictures|photos|labels?|part|batch|fold|chunk|shard|volume)[\s_.-]*(part|batch)?[\s_.-]*\d*",
                       re.IGNORECASE)
-LIKE_SPLITS = {*SPLITS, "pred", "prediction", "eval", "evaluation", "holdout", "unlabeled", "unlabelled"}
+LIKE_SPLITS = {*SPLITS, "pred", "prediction", "eval", "evaluation", "holdout", "hold", "unseen", "unlabeled",
+               "unlabelled"}
 # Files that are masks of images beside them, as in benign (1)_mask.png
 MASK = re.compile(r"(.+?)[_-](masks?|seg|segmentation|gt|annotation)([_-]?\d+)?", re.IGNORECASE)
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
@@ -185,8 +187,13 @@ def _detect(root, parts, testing):
     deep = [name for name in splits if "" not in below[name]]
     if deep and len(splits) < len(tops):
         others = [name for name in tops if name not in splits]
+        inside = set().union(*(below[name] for name in deep))
+        alike = [name for name in others if below[name] & inside - {""} or _is_like_a_split(name)]
+        free = [split for split in NAMES if split not in map(split_of, splits)]
+        rename = f"If {alike[0]} is a split, rename it to {' or '.join(free)}. " if alike and free else ""
         raise UserError(f"{root} has {listing(splits)}, which hold folders, and beside them {listing(others)}",
-                        f"Move {others[0]} elsewhere, or give --data folder,layout=CLASS if all of these are classes.")
+                        f"{rename}If {others[0]} is no part of the set, move it elsewhere; if all of these are "
+                        "classes: --data folder,layout=CLASS")
     if deep and len(deep) < len(splits):
         flat = sorted(set(splits) - set(deep))
         raise UserError(f"{root}: {listing(deep)} hold class folders, and {listing(flat)} images",
@@ -229,8 +236,10 @@ def _classes(root, tops, below):
         same = listing(sorted(shared))
         masks = [name for name in sorted(shared) if NO_CLASS.fullmatch(name)]
         only = f"; of their folders only {masks[0]}: layout=CLASS/{masks[0]}" if masks else ""
+        split = "lower" if any(map(_is_like_a_split, shared)) else "upper"
         raise UserError(f"{root}: are {listing(tops)} the classes, or {same}, which lie in several of them?",
-                        f"If the upper ones are: --data folder,layout=CLASS{only}. If the lower ones are: "
+                        f"If the {split} ones are splits, rename them to {', '.join(NAMES)}. If the upper ones are the "
+                        f"classes: --data folder,layout=CLASS{only}. If the lower ones are: "
                         "layout=ANY/CLASS, or layout=GROUP/CLASS if each upper folder is a patient.")
     deep = [name for name in tops if "" not in below[name] and len(below[name]) > 1]
     if len(deep) == 1 < len(tops) and all(below[name] == {""} for name in tops if name != deep[0]):
@@ -239,12 +248,17 @@ def _classes(root, tops, below):
                         f"If the inner ones are: {_root(root / deep[0])}; if the outer ones are: "
                         "--data folder,layout=CLASS")
     _check_no_class(root, tops, "")
-    like_splits = [name for name in tops if LIKE_SPLITS & set(re.split(r"[\W_]+", name.lower()))]
+    like_splits = list(filter(_is_like_a_split, tops))
     if len(like_splits) > 1:
         raise UserError(f"{root}: {listing(like_splits)} look like splits of a set and not like classes",
                         f"Rename them to {', '.join(NAMES)}, with class folders in each; if they are classes: "
                         "--data folder,layout=CLASS")
     return ["CLASS"]
+
+
+def _is_like_a_split(name):
+    """Whether a word of a folder's name is one of splits."""
+    return bool(LIKE_SPLITS & set(re.split(r"[\W_]+", name.lower())))
 
 
 def _check_no_class(root, names, before):

@@ -95,13 +95,16 @@ def dataset(table, *, images="", label="", group="", split="", folder="", name="
 
     images, label, group, split: names of columns; "" for those with a usual name. label may be several columns of one
     class each, MEL+NV+BCC, with a one in each row. group may be several columns, patient_id+lesion_id: images that
-    agree in one of them belong together. folder: where the images are, if not beside the table. extra: further Tables
+    agree in one of them belong together. folder: where the images are, if not beside the table, seen from the working
+    directory, else from the table's folder. extra: further Tables
     with the same ids, such as one of groups. plugin: the name of the data set in the registry, for errors. testing: the
     images are only tested on. Raises UserError.
     """
-    folder = Path(folder) if folder else table.path.parent
+    beside = table.path.parent / folder
+    asked, folder = folder, Path(folder) if folder and Path(folder).is_dir() else beside
     if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}", "folder=PATH names the folder of the images.")
+        raise UserError(f"no such folder: {asked}, neither in {Path.cwd()} nor in the table's, {table.path.parent}",
+                        "folder=PATH names the folder of the images, from one of these two on.")
     notes = [f"{table.path.name}: {table.note}"] if table.note else []
     column = table.column(images, IMAGES, "the images", "images") or _by_files(table, folder)
     if column is None:

@@ -15,14 +15,14 @@ from kd.text import format_bounds, format_count, format_number, format_p, is_def
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("predict.py", "benchmark.py", "LICENSE", *(f"kd/{name}.py" for name in (
     "__init__", "errors", "files", "image", "image_files", "machine", "metrics", "onnx_model", "runs", "timing")))
-CHECKED = 8  # images in check.npz
+CHECKED = 8  # images in check.npz, at most
 
 
 def write(run, model, images, target):
     """Lay out a new folder `target` for the exported file `model` (a path) of a Run.
 
-    images: uint8 [CHECKED, S, S, 3], whose logits go along. The folder appears whole or not at all. Raises UserError
-    where `target` is not free, and where the file cannot be run.
+    images: uint8 [N, S, S, 3], N <= CHECKED, whose logits go along. The folder appears whole or not at all. Raises
+    UserError where `target` is not free, and where the file cannot be run.
     """
     model, target = Path(model), Path(os.path.abspath(target))
     check_free(target)
@@ -35,7 +35,7 @@ def write(run, model, images, target):
             shutil.copyfile(ROOT / name, folder / name)
         shutil.copyfile(model, folder / model.name)
         write_npz(folder / "check.npz", **onnx_model.expected(exported, images))
-        write_text(folder / "RUN.md", how_to_run(model.name))
+        write_text(folder / "RUN.md", how_to_run(model.name, len(images)))
         write_text(folder / "MODEL_CARD.md", card(run, model, exported))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -65,7 +65,8 @@ def check_free(target):
     check_writable(place.parent, "another folder with --bundle")
 
 
-def how_to_run(name):
+def how_to_run(name, count):
+    """The text of RUN.md. name: of the model's file. count: of the images in check.npz."""
     return f"""# Classify images with {name}
 
 Needs Python 3.10 or newer and three packages; no torch, no graphics card:
@@ -86,7 +87,7 @@ Then:
     env/bin/python benchmark.py {name}                   (how fast it is here)
 
 Images are JPEG, PNG, BMP or TIFF of up to 65 megapixels, or WebP of up to 32. What cannot be read is marked, and
-passed over. `check.npz` holds {CHECKED} validation images, the logits that they must give, and the labels, calibrated
+passed over. `check.npz` holds {count} validation images, the logits that they must give, and the labels, calibrated
 probabilities, calls, abstentions and thresholds that follow from them.
 
 ## What the checks find

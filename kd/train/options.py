@@ -62,7 +62,7 @@ def training_parser(prog, description):
                          "auto: small up to 32 px, where imagenet would leave one pixel in the last stage")
     network.add_argument("--weights", metavar="imagenet|FILE|none",
                          default="none",  # imagenet needs a package or a download
-                         help="pretrained weights to start from; the head starts fresh")
+                         help="pretrained weights to start from, such as a .pth or .safetensors; the head starts fresh")
     network.add_argument("--stages", nargs=4, metavar="PATH",
                          help="four modules of the network, such as features.3, in the order in which they are run: "
                          "losses on features read their outputs; default: those that the architecture is registered "

@@ -2,8 +2,10 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import pickle
+import struct
 import sys
 import urllib.error
 import warnings
@@ -13,7 +15,7 @@ from pathlib import Path
 import torch
 
 from kd.errors import UserError, draws, is_memory, listing
-from kd.files import check_archive, open_regular, reading_errors
+from kd.files import check_archive, open_regular, parse_json, reading_errors
 from kd.text import quoted
 
 LARGEST = 2 ** 33   # bytes of a file of weights
@@ -30,7 +32,8 @@ def fingerprint(state):
 
 
 def safe_load(path):
-    """The content of a file of torch.save(), on the CPU. No code of the file is run, and its checksums are checked.
+    """The content of a file of torch.save(), or of .safetensors, on the CPU. No code of the file is run; the checksums
+    of the former are checked.
 
     Raises UserError if the file is missing, damaged, or has other things than tensors, numbers and strings.
     """
@@ -43,6 +46,8 @@ def safe_load(path):
     with open_regular(path, LARGEST) as file, reading_errors(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what is wrong is an error of one line, and no warning before it
         try:
+            if path.suffix.lower() == ".safetensors":
+                return _safetensors(file, path, hint)
             if zipfile.is_zipfile(file):  # the format of torch since 1.6, whose reader ignores the checksums
                 _check_zip(file, path, hint)
             else:
@@ -54,11 +59,39 @@ def safe_load(path):
             raise  # reading_errors() has words for each
         except pickle.UnpicklingError as error:
             raise UserError(f"{path} is refused: it is no checkpoint, or holds code to run",
-                            "Only tensors, numbers and strings are loaded.") from error
+                            "Only tensors, numbers and strings are loaded. Of a whole model, save the weights where it "
+                            "was made: torch.save(model.state_dict(), FILE).") from error
         except Exception as error:  # damaged pickles raise anything
             if is_memory(error):
                 raise MemoryError from error
             raise UserError(f"cannot read {path}: it is truncated or no checkpoint", hint) from error
+
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+          "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
+
+
+def _safetensors(file, path, hint):
+    """{name: tensor} of an open file in the format of timm and Hugging Face: the length of a header, in 8 bytes; the
+    header in JSON, {name: {"dtype", "shape", "data_offsets": [begin, end] after the header}}; the values."""
+    length, = struct.unpack("<Q", file.read(8))
+    if length > OBJECTS:
+        raise UserError(f"{path} is refused: its header is larger than {OBJECTS >> 20} MiB", hint)
+    header = parse_json(file.read(length).decode())
+    data, result = memoryview(file.read()), {}
+    if sum(end - begin for begin, end in (entry["data_offsets"] for name, entry in header.items()
+                                          if name != "__metadata__")) > len(data):
+        raise UserError(f"{path} is damaged: its parts are longer than the file", hint)
+    for name, entry in header.items():
+        if name == "__metadata__":  # texts
+            continue
+        dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if not all(type(size) is int and size >= 0 for size in (*shape, begin)) or not (
+                end - begin == math.prod(shape) * dtype.itemsize and end <= len(data)):
+            raise UserError(f"{path} is damaged: {name} in it is not as long as its header says", hint)
+        part = bytearray(data[begin:end])
+        result[name] = (torch.frombuffer(part, dtype=dtype) if part else torch.empty(0, dtype=dtype)).reshape(shape)
+    return result
 
 
 @contextlib.contextmanager
@@ -121,11 +154,11 @@ class _Steps:
 def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=()):
     """Load pretrained weights into a model, in place; returns the model.
 
-    weights: None, "imagenet" or the path of a state dict. imagenet: the weights enum of torchvision, or a function
-    that returns a state dict, for "imagenet". head: the module path of the head, or a tuple of several, which keep
-    their initial values. first: that of the first convolution, which keeps them if a small stem gives it another shape.
-    drop: prefixes of further heads in the file that this model does not have. What is not taken from the file is
-    printed.
+    weights: None, "imagenet" or the path of a state dict (.pt, .pth, .safetensors), which may lack the head. imagenet:
+    the weights enum of torchvision, or a function that returns a state dict, for "imagenet". head: the module path of
+    the head, or a tuple of several, which keep their initial values. first: that of the first convolution, which keeps
+    them if a small stem gives it another shape. drop: prefixes of further heads in the file that this model does not
+    have. What is not taken from the file is printed.
     A file with the same tensors under other names (timm's) is matched by order. Raises UserError for any other
     difference in keys or shapes, and for a checkpoint of this project: --init loads one with its head and history.
     """
@@ -144,21 +177,24 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
     prefix = _prefix(state, initial, heads)
     dropped += [key for key in state if not key.startswith(prefix)]
     state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    state = _renamed(state, initial, weights, first)
+    state = _renamed(state, initial, weights, first, heads)
     stem = f"{first}.weight"
     if stem in state and state[stem].ndim == 4 and state[stem].shape[1] == 1:  # of grey images, which are repeated here
         state[stem] = state[stem].repeat(1, 3, 1, 1) / 3
     fresh = []  # keys that keep their initial values
     for key in initial:
         module = key.rsplit(".", 1)[0]
-        if key in state and (module in heads or module == first and state[key].shape != initial[key].shape):
+        if module in heads or module == first and key in state and state[key].shape != initial[key].shape:
             fresh.append(key)
+    absent = [key for key in fresh if key not in state]  # of a network that was saved without its head
     # old files lack the counters of batch normalisation, which have no effect here
     state = {**{key: initial[key] for key in initial if key.endswith(COUNTER)}, **state}
     state = {key: value for key, value in state.items() if key not in fresh}
     check_keys(initial, {**{key: initial[key] for key in fresh}, **state}, weights)
     model.load_state_dict(state, strict=False)
-    print(f"weights: {weights}; not taken from it: {listing(fresh + dropped) or 'nothing'}")
+    not_taken = [key for key in fresh if key not in absent] + dropped
+    print(f"weights: {weights}; not taken from it: {listing(not_taken) or 'nothing'}"
+          + (f"; it has no head ({listing(absent)}), which starts fresh" if absent else ""))
     return model
 
 
@@ -170,7 +206,7 @@ def load_whole(model, file):
     state, initial = unwrapped(safe_load(file), file), model.state_dict()
     prefix = _prefix(state, initial, ())
     state = _renamed({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
-                     initial, file, None)
+                     initial, file, None, ())
     state = {**{key: initial[key] for key in initial if key.endswith(COUNTER)}, **state}
     check_keys(initial, state, file)
     model.load_state_dict(state)
@@ -232,17 +268,21 @@ def _is_state(content):
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items())
 
 
-def _renamed(state, target, source, first):
+def _renamed(state, target, source, first, heads):
     """The state dict under the names of another, `target`, if both have the same tensors in the same order.
 
     Both list their tensors in the order of computation, so that the n-th of one matches the n-th of the other. They
     must agree in number, in the last part of each name (weight, bias, running_mean ...) and in shape, except for the
-    shapes of the head and of the first convolution, `first`; otherwise `state` is returned unchanged.
+    shapes of the head and of the first convolution, `first`; otherwise `state` is returned unchanged. heads: module
+    paths, which the file may lack.
     """
     theirs, ours = ([key for key in keys if not key.endswith(COUNTER)] for keys in (state, target))
+    body = len(ours) - 2  # without weight and bias of the head
+    without_head = [key for key in ours if key.rsplit(".", 1)[0] not in heads]
+    if len(theirs) == len(without_head):
+        ours, body = without_head, len(theirs)
     if set(theirs) == set(ours) or len(theirs) != len(ours):
         return state
-    body = len(ours) - 2  # without weight and bias of the head
     for k, (a, b) in enumerate(zip(theirs, ours)):
         if a.rpartition(".")[2] != b.rpartition(".")[2] or (
                 state[a].shape != target[b].shape and k < body and b != f"{first}.weight"):
