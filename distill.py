@@ -7,6 +7,8 @@
     loss = alpha * hard + (1 - alpha) * soft + beta * attention + sum(weight_i * term_i)
 """
 
+from pathlib import Path
+
 import evaluate
 import registry
 import report
@@ -93,6 +95,8 @@ def main(argv=None):
         dry_run(network, terms, data, options)
 
     needs = objective.needed(terms)
+    if options["teacher_arch"] and not options["teacher"]:
+        raise UserError("--teacher-arch is the architecture of the file that --teacher names", "Give --teacher FILE.")
     teacher, teacher_runs, targets = None, [], None
     if not objective.reads_teacher(terms):
         if options["teacher"] or options["teacher_predictions"]:
@@ -198,7 +202,8 @@ def next_command(study, folders):
                                    if folder.parent == run.folder.parent]
     compare = f"{command('evaluate.py', '--compare', study)}   # paired differences"
     is_baseline = not has_teacher(options)
-    method = objective.method({**options, "alpha": 0.5 if is_baseline else 1.0, "beta": 0.0, "term": [], "soft": "kd"})
+    method = objective.method({**options, "alpha": 0.5 if is_baseline else 1.0, "beta": 0.0, "term": [], "soft": "kd",
+                               "unlabelled": options["unlabelled"] if is_baseline else []})
     name = f"{runs.safe(run.environment['arch'])}_{method}"
     start, with_or_without = options["init"], "with" if is_baseline else "without"
     if not start:

@@ -129,7 +129,7 @@ def test_its_normalisation_is_that_of_the_architecture_unless_it_is_given(resnet
 
 @pytest.mark.parametrize("spec, words", [
     ("resnet18,stem=imagenet,classes=[a, b]", "the classes of --teacher-arch are a, b"),
-    ("resnet18,stem=imagenet,mean=[0.5]", "have three numbers each"),
+    ("resnet18,stem=imagenet,mean=[0.5]", "mean has three numbers"),
     ("resnet18,stem=imagenet,sizes=3", "has no option 'sizes'"),
     ("mobilenetv2", "does not fit this network"),
 ])
@@ -296,3 +296,56 @@ def test_an_assistant_of_a_plan_is_waited_for(tmp_path):
     tasks = {task.name: task for task in plan.read_plan(tmp_path / "p.yaml", study_script.script_parsers()).training}
     assert tasks["tiny_chain/seed_0"].needs == ("tiny_assistant/seed_0",)
     assert tasks["tiny_assistant/seed_0"].needs == ("teacher_tiny/seed_0",)
+
+
+@pytest.mark.parametrize("spec, words", [
+    ("std=[0, 0, 0]", "std has three numbers above 0"), ("mean=[a, b, c]", "mean has three numbers"),
+    ("stages=[layer1, layer2, layer3]", "stages are four module paths"), ("stem=foo", "stem is imagenet or small"),
+    ("size=-3", "size is in px"),
+])
+def test_values_that_nothing_can_be_computed_with_are_one_line(resnet, spec, words):
+    with pytest.raises(UserError, match=words):
+        foreign(f"resnet18,{spec}", resnet[1], small.data(count=84, classes=7))
+
+
+def test_another_stem_is_a_hint(resnet):
+    with pytest.raises(UserError, match="does not fit") as caught:
+        foreign("resnet18,stem=small", resnet[1], small.data(count=84, classes=7))
+    assert "try --teacher-arch resnet18,stem=imagenet" in caught.value.hint
+    foreign("resnet18,stem=imagenet", resnet[1], small.data(count=84, classes=7))
+
+
+def test_a_checkpoint_of_the_project_does_not_get_round_its_leak_gate(study):
+    with pytest.raises(UserError, match="is a checkpoint of this project") as caught:
+        student(study, "round", "--teacher", teacher(study, 0), "--teacher-arch", "tiny")
+    assert "Leave out --teacher-arch" in caught.value.hint
+
+
+def test_the_architecture_of_a_file_from_elsewhere_is_asked_for(study, resnet):
+    with pytest.raises(UserError, match="no checkpoint of this project") as caught:
+        student(study, "asked", "--teacher", str(resnet[1]))
+    assert "--teacher-arch NAME" in caught.value.hint
+    with pytest.raises(UserError, match="the file that --teacher names"):
+        student(study, "asked", "--teacher-arch", "resnet18")
+
+
+def test_answers_need_no_labels(study, answers, tmp_path):
+    arrays = {key: value for key, value in read_npz(answers[0]).items() if key != "labels"}
+    write_npz(tmp_path / "answers.npz", **arrays)
+    with_labels, without = (student(study, name, "--teacher-predictions", str(path), "--augment", "none")
+                            for name, path in (("with", answers[0]), ("without", tmp_path / "answers.npz")))
+    rows = [read_csv(folder / "history.csv")[0]["kd"] for folder in (with_labels, without)]
+    assert rows[0] == rows[1]
+
+
+def test_an_image_that_is_named_twice_counts_once(tmp_path, capsys):
+    data, folder = small.data(folder=tmp_path / "cache"), tmp_path / "more" / "deep"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)).save(folder / f"{name}.png")
+    shutil.copy(folder / "a.png", folder.parent / "again.png")
+    shutil.copy(folder / "a.png", folder.parent / "third.png")
+    options = {**small.options("--unlabelled", str(folder), str(folder.parent)), "cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="no image of more can be used without its label: 4 named twice"):
+        unlabelled_data.add(options, data, registry)

@@ -64,12 +64,12 @@ class Part:
     open_at: object     # as of kd.data.loader.Data
 
 
-def prepare(dataset, data, *, cache_folder=None, root=None, skip_bad=False):
+def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad=False):
     """Part of a kd.data.dataset.Dataset beside `data`, a kd.data.loader.Data, whose labels are ignored.
 
     An image is left out, and a line says so, that is in the validation or test split of `data` by its content, its id,
-    look or its group, and one that is a labelled training image. cache_folder, root, skip_bad: as for
-    kd.data.loader.prepare(). UserError where no image is left.
+    its look or its group, and one that is a labelled training image, or in one of the Parts `earlier`. cache_folder,
+    root, skip_bad: as for kd.data.loader.prepare(). UserError where no image is left.
     """
     def open_at(size):
         """What the cache has of the images for networks of this size."""
@@ -89,7 +89,7 @@ def prepare(dataset, data, *, cache_folder=None, root=None, skip_bad=False):
                 {data.groups[i] for i in rows} if data.grouped else set())
 
     (test_contents, test_ids, test_groups), (train_contents, _, _) = known(held_out), known(train)
-    reasons, rows = {}, []
+    reasons, rows, named = {}, [], {sha for part in earlier for sha in part.sha256}
     for k, i in enumerate(readable):
         if sha256[i] in test_contents or k in alike:
             reason = "of validation or test"
@@ -99,8 +99,11 @@ def prepare(dataset, data, *, cache_folder=None, root=None, skip_bad=False):
             reason = "of groups of validation or test"
         elif sha256[i] in train_contents:
             reason = "among the labelled images"
+        elif sha256[i] in named:
+            reason = "named twice"
         else:
             rows.append(i)
+            named.add(sha256[i])
             continue
         reasons[reason] = reasons.get(reason, 0) + 1
     if bad:

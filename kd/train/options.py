@@ -5,7 +5,20 @@ import sys
 from pathlib import Path
 
 from kd.data.sampling import KINDS
-from kd.errors import Parser, UserError, fold, images, not_negative, positive, seed, share, side, suggestion, whole
+from kd.errors import (
+    Parser,
+    UserError,
+    fold,
+    images,
+    mixing,
+    not_negative,
+    positive,
+    seed,
+    share,
+    side,
+    suggestion,
+    whole,
+)
 from kd.files import read_json, read_yaml
 from kd.selection import METRICS
 from kd.text import command
@@ -102,11 +115,11 @@ def training_parser(prog, description):
                           "shifted window and flips; none: the images as they are evaluated; corruption: heavy, and "
                           f"half of the views under one of {', '.join(TRAINED_CORRUPTIONS)}, whose families no suite "
                           "of robustness.py measures")
-    training.add_argument("--mixup", type=not_negative, metavar="A",
+    training.add_argument("--mixup", type=mixing, metavar="A",
                           default=0.0,  # off: it was not measured here
                           help="mix each view with that of another image, its share drawn from Beta(A, A) "
                           "(1710.09412); 0.2 is usual")
-    training.add_argument("--cutmix", type=not_negative, metavar="A",
+    training.add_argument("--cutmix", type=mixing, metavar="A",
                           default=0.0,  # off, as --mixup
                           help="paste a square of another image's view, its share drawn from Beta(A, A) (1905.04899); "
                           "1 is usual; with --mixup, each way for half of the views")

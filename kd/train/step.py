@@ -9,7 +9,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd import losses, objective
-from kd.data import augment, sampling
+from kd.data import augment, batching, sampling
 from kd.data.batching import Views
 from kd.data.mixing import mix_labels
 from kd.errors import UserError
@@ -69,6 +69,7 @@ def dry_run(network, terms, data, options):
 
     The teacher may not exist yet; the network's own outputs stand for the teacher's.
     """
+    batching.batch_sizes(data, options["batch"], distributed.world(), options.get("unlabelled_share", 0.0))
     for size in dict.fromkeys((options["size_from"] or data.size, data.size)):
         networks.check_input(network.model, network.arch, size, len(data.class_names))
     if options["size_from"] and options["size_from"] > data.size:

@@ -1,5 +1,6 @@
 """The teachers of a student: checkpoints of this project, networks from elsewhere, or a file of their answers."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from kd import prediction_files, predictions
 from kd.data import splits
 from kd.errors import UserError, listing
 from kd.objective import check_options, parse_spec
-from kd.train import networks, setup
+from kd.train import checkpoint, networks, setup
 from kd.train.weights import fingerprint, load_whole
 
 UNKNOWN = "what the teacher was trained on is unknown: it may have seen the validation and test images"
@@ -22,6 +23,9 @@ def load(paths, data, registry, *, arch=None, tau=None):
     the logit adjustment that they were trained with, where their checkpoints do not say. UserError on a leak, and where
     classes or pixels are not those of `data`.
     """
+    if arch and is_of_project(paths[0]):
+        raise UserError(f"{paths[0]} is a checkpoint of this project, which says what it is",
+                        "Leave out --teacher-arch.")
     if arch and len(paths) > 1:
         raise UserError("--teacher-arch is for one teacher, and several are named",
                         "Name one file with --teacher.")
@@ -34,9 +38,25 @@ def load(paths, data, registry, *, arch=None, tau=None):
     return members[0] if len(members) == 1 else networks.Ensemble(members), files
 
 
+def is_of_project(path):
+    """Whether a path is a run's folder, or a checkpoint of this project."""
+    if Path(path).is_dir():
+        return True
+    try:
+        checkpoint.read(path)
+    except UserError as error:
+        return "no checkpoint of this project" not in error.message and "is refused" not in error.message
+    return True
+
+
 def of_project(file, data, registry):
     """The Network of a checkpoint of this project."""
-    network, content = setup.load_network(file, registry, data.class_names)
+    try:
+        network, content = setup.load_network(file, registry, data.class_names)
+    except UserError as error:
+        foreign = "no checkpoint of this project" in error.message
+        raise UserError(error.message, "The architecture of a network from elsewhere is given with --teacher-arch NAME."
+                        if foreign else error.hint) from None
     size = content["input"]["size"]
     same = {**data.input(), **{key: content["input"][key] for key in ("resize", "size")}} if size != data.size else (
         data.input())
@@ -54,6 +74,7 @@ def foreign(file, spec, data, registry):
     """
     name, settings = parse_spec(spec)
     settings = check_options(input_of_foreign, settings, f"--teacher-arch {name}")
+    given = _given(name, settings)
     size = settings["size"] or data.size
     classes = [str(label) for label in settings["classes"]] or list(data.class_names)
     if sorted(classes) != sorted(data.class_names):
@@ -63,16 +84,19 @@ def foreign(file, spec, data, registry):
     entry = registry.get("architecture", name)
     stem = settings["stem"] or networks.resolve_stem("auto", size, entry.info.get("small_stem", True))
     model = registry.create("architecture", name, num_classes=len(classes), stem=stem, weights=None)
-    state = load_whole(model, file)
+    try:
+        state = load_whole(model, file)
+    except UserError as error:
+        other = "small" if stem == "imagenet" else "imagenet"
+        hint = f" Its first layers may be of another stem: try --teacher-arch {name},stem={other}." \
+            if "does not fit" in error.message and entry.info.get("small_stem", True) else ""
+        raise UserError(error.message, error.hint + hint) from None
     if classes != list(data.class_names):
         order = [classes.index(label) for label in data.class_names]
         model.register_forward_hook(lambda module, inputs, logits: logits[:, order])
     else:
         print(f"note: {file}: its logits are taken to be of {listing(classes, 12)}, in this order")
     print(f"note: {UNKNOWN}")
-    given = {key: tuple(settings[key]) for key in ("mean", "std", "stages") if settings[key]}
-    if any(len(given.get(key, (0, 0, 0))) != 3 for key in ("mean", "std")):
-        raise UserError(f"--teacher-arch {name}: mean and std have three numbers each", "Write mean=[0.5, 0.5, 0.5].")
     network = networks.Network(model.eval(), setup.canonical(name, registry), stem, fingerprint=fingerprint(state),
                                size=None if size == data.size else size, is_foreign=True,
                                **{**setup.inside(entry, model), **given})
@@ -80,6 +104,25 @@ def foreign(file, spec, data, registry):
     if network.stages:
         networks.check_stages(model, name, network.stages, size)
     return network
+
+
+def _given(name, settings):
+    """{"mean", "std", "stages"} as far as they are given. UserError for values that nothing can be computed with."""
+    numbers = (int, float)
+    for key, lowest in (("mean", -math.inf), ("std", 0)):
+        values = settings[key]
+        if values and (len(values) != 3 or not all(
+                type(value) in numbers and lowest < value < math.inf for value in values)):
+            raise UserError(f"--teacher-arch {name}: {key} has three numbers{' above 0' * (key == 'std')}, not "
+                            f"{list(values)}", f"Write {key}=[0.5, 0.5, 0.5].")
+    if settings["stages"] and (len(settings["stages"]) != 4 or not all(
+            isinstance(path, str) for path in settings["stages"])):
+        raise UserError(f"--teacher-arch {name}: stages are four module paths, not {list(settings['stages'])}",
+                        "Write stages=[layer1, layer2, layer3, layer4].")
+    if settings["stem"] not in ("", "imagenet", "small") or not 0 <= settings["size"] <= 4096:
+        raise UserError(f"--teacher-arch {name}: stem is imagenet or small, and size is in px from 1 to 4096",
+                        "Leave out what is not known.")
+    return {key: tuple(settings[key]) for key in ("mean", "std", "stages") if settings[key]}
 
 
 def input_of_foreign(*, size=0, mean=(), std=(), stem="", classes=(), stages=()):
@@ -112,7 +155,7 @@ class Answers:
         if data.unlabelled:
             raise UserError("--teacher-predictions is for images with labels, and --unlabelled has others",
                             "Leave out one of them.")
-        answers = predictions.read(file)
+        answers = self._read(file, data)
         if answers.ids is None:
             raise UserError(f"{file} has no ids, which tell whose answers these are", "Add a column or array `id`.")
         order = prediction_files.matched(data.class_names, answers.class_names)
@@ -130,6 +173,19 @@ class Answers:
         self.logits = torch.from_numpy(scores.astype(np.float32))
         self.fingerprint = fingerprint({"logits": self.logits})
         print(f"note: {UNKNOWN}")
+
+    @staticmethod
+    def _read(file, data):
+        """Predictions of a file; labels that it lacks, which do not matter here, are those of the data."""
+        columns = prediction_files.read(Path(file), predictions.FILE)
+        if columns.labels is None and columns.ids is not None and columns.scores is not None:
+            places = prediction_files.positions(predictions.strings(np.asarray(columns.ids)), data.ids.tolist())
+            columns.labels = np.array([data.class_names[data.labels[place] if place >= 0 else 0] for place in places])
+            if columns.class_names is None and columns.scores.ndim == 2 and columns.scores.shape[1] == len(
+                    data.class_names):
+                columns.class_names = data.class_names
+                print(f"note: {file}: its scores are taken to be of {listing(data.class_names, 12)}, in this order")
+        return predictions.of_columns(columns)
 
     def build(self, teacher_forward, **options):
         """Nothing is to be made."""

@@ -16,7 +16,7 @@ def add(options, data, registry):
         root, dataset = dataset_of(spec, options, registry)
         if dataset.name in [part.name for part in parts]:
             raise UserError(f"--unlabelled names two sets called {dataset.name}", "Rename one, or name it once.")
-        parts.append(unlabelled.prepare(dataset, data, cache_folder=options["cache"], root=root,
+        parts.append(unlabelled.prepare(dataset, data, earlier=parts, cache_folder=options["cache"], root=root,
                                         skip_bad=options["skip_bad"]))
     data.unlabelled = unlabelled.Unlabelled(parts)
 
