@@ -7,6 +7,8 @@
     loss = alpha * hard + (1 - alpha) * soft + beta * attention + sum(weight_i * term_i)
 """
 
+from pathlib import Path
+
 import evaluate
 import registry
 import report
