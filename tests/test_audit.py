@@ -790,6 +790,6 @@ def test_of_two_classes_of_one_size_the_majority_is_the_one_that_is_predicted():
     for predicted in (0, 1):
         counts = np.zeros((3, 3), int)
         counts[0, predicted] = counts[1, predicted] = 6
-        case = evidence.Case(class_names=["a", "b", "c"], confusions={"test": counts})
+        case = evidence.Case("x", class_names=["a", "b", "c"], confusions={"test": counts})
         evidence._add_majority(case)
         assert case.majority == (case.class_names[predicted], 0.5, True)

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 import registry
+import small
 from kd import image, onnx_model
-from kd.data import cache, loader, values
+from kd.data import cache, loader, unlabelled, values
 from kd.data.dataset import Dataset
 from kd.edge import convert, torch_model
 from kd.errors import UserError
@@ -531,3 +532,11 @@ def test_pictures_that_have_nothing_in_common_and_coloured_ones_are_not_judged(t
     opened(dataset(tmp_path / "e", coloured, name="e"), tmp_path)
     opened(dataset(tmp_path / "f", greys[:10], name="f"), tmp_path)  # too few to say
     assert not noted(capsys)
+
+
+def test_images_without_labels_are_of_the_depth_of_the_labelled_ones(tmp_path):
+    data = small.data(24, folder=tmp_path / "cache")
+    more = dataset(tmp_path / "more", [*scaled(255, np.uint8, 3), *scaled(4095, np.uint16, 2)])
+    with pytest.raises(UserError, match="2 of 5 images cannot be used by a network that was trained on images of 8"):
+        unlabelled.prepare(more, data, cache_folder=tmp_path / "cache")
+    assert len(unlabelled.prepare(more, data, cache_folder=tmp_path / "cache", skip_bad=True).rows) == 3

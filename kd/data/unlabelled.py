@@ -74,7 +74,7 @@ def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad
     def open_at(size):
         """What the cache has of the images for networks of this size."""
         return cache.open_cache(dataset, data.resize_of(size), folder=cache_folder, root=root, skip_bad=skip_bad,
-                                range=data.range)
+                                range=data.range, eight_bits=data.range is None)
 
     images, sha256, bad, _ = open_at(data.size)
     readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
@@ -114,7 +114,7 @@ def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad
                         "Give --unlabelled other images than those of --data.")
     print(f"without labels: {dataset.name}, {len(rows)} images" + (f" (left out: {counts})" if counts else ""))
     if bad:
-        print(f"note: left out, since unreadable: {listing([dataset.ids[i] for i, _ in bad])}")
+        print(f"note: left out, since they cannot be used: {listing([dataset.ids[i] for i, _ in bad])}")
     looks = [looks[k] for k in np.searchsorted(readable, rows)]
     rows = np.array(rows)
     groups = None if dataset.groups is None else np.array(dataset.groups)[rows]
