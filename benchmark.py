@@ -128,6 +128,7 @@ def _model_files(path):
         return _exports(path)
     files = []
     for run in runs.find(path):
+        runs.refuse_joined(run)
         files += [run / "best.pt", *_exports(run / "exports")]
     return files
 

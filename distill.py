@@ -95,6 +95,10 @@ def main(argv=None):
         dry_run(network, terms, data, options)
 
     needs = objective.needed(terms)
+    if options["teacher_predictions"] and (options["teacher"] or options["teacher_cache"]):
+        other = "--teacher" if options["teacher"] else "--teacher-cache"
+        raise UserError(f"--teacher-predictions is the whole teacher, and {other} has no meaning beside it",
+                        f"Leave out one of them: {other} is for networks.")
     if options["teacher_arch"] and not options["teacher"]:
         raise UserError("--teacher-arch is the architecture of the file that --teacher names", "Give --teacher FILE.")
     teacher, teacher_runs, targets = None, [], None

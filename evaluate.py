@@ -322,6 +322,9 @@ def check_reading(options, files):
 
 def check(options, files, folders):
     """Options that do not fit what the paths are."""
+    if options.target:
+        for folder in folders:
+            runs.refuse_joined(folder)  # each fold has thresholds of its own
     if options.by and not options.table and (files or options.data):
         raise UserError("--by needs a table with its columns", "Give it with --table FILE.csv.")
     if folders:

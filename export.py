@@ -99,6 +99,7 @@ def single_run(path):
     folders = runs.find(path)
     if len(folders) > 1:
         raise UserError(f"{path} has {len(folders)} runs: {errors.listing(folders, 3)}", "Name one of them.")
+    runs.refuse_joined(folders[0])
     if not (folders[0] / "best.pt").is_file():
         raise UserError(f"{folders[0]} has no best.pt", "Predictions alone cannot be exported.")
     return folders[0]

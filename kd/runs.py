@@ -48,6 +48,15 @@ def of_fold(model, fold):
     return f"{model}_fold{fold.replace('/', 'of')}"
 
 
+def refuse_joined(run):
+    """UserError for a run that joins the answers of several folds, where a network is needed: it has none."""
+    if (Path(run) / RECORD).is_file():
+        pattern = f"{Path(run).parent.name}_fold*/{Path(run).name}"
+        fold = next(iter(sorted((study(run) / FOLDS).glob(pattern))), "none of them is here")
+        raise UserError(f"{run} has the answers of the networks of several folds, and no network of its own",
+                        f"Name one of the folds: {fold}")
+
+
 def without_fold(model):
     """The name of a model without that of its fold."""
     return re.sub(r"_fold\d+of\d+$", "", model)

@@ -5,8 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
+import benchmark
 import distill
 import evaluate
+import export
+import robustness
 import study
 import train_teacher
 from kd import runs
@@ -102,6 +105,29 @@ def test_evaluation_is_of_all_images_and_the_student_is_compared_with_the_joined
     assert Run(cv / "tiny_kd" / "seed_0").kind == "student"
     evaluate.main([str(cv), "--compare"])
     assert "150 test images, the same for all" in capsys.readouterr().out
+
+
+def test_the_audit_finds_nothing_in_what_is_joined(cv):
+    evaluate.main([str(cv)])
+    findings = [finding for finding in read_json(cv / "tiny_kd" / "seed_0" / "metrics.json")["audit"]
+                if finding["severity"] == "error"]
+    assert not findings, findings
+
+
+def test_what_needs_a_network_names_a_fold(cv):
+    folds.pool(cv)
+    joined = str(cv / "tiny_kd" / "seed_0")
+    for call in (lambda: export.main([joined]), lambda: robustness.main([joined]), lambda: benchmark.main([joined]),
+                 lambda: evaluate.main([joined, "--target", "mel"])):
+        with pytest.raises(UserError, match="has the answers of the networks of several folds") as caught:
+            call()
+        fold = caught.value.hint.removeprefix("Name one of the folds: ")
+        assert (cv / "folds" / "tiny_kd_fold1of3" / "seed_0").samefile(fold)
+
+
+def test_more_folds_than_groups_are_refused():
+    with pytest.raises(UserError, match="50 groups cannot be divided into 60 folds"):
+        splits.fold(LABELS, GROUPS, 1, 60)
 
 
 def test_a_missing_fold_is_named_and_nothing_is_joined(cv, capsys):

@@ -349,3 +349,15 @@ def test_an_image_that_is_named_twice_counts_once(tmp_path, capsys):
     options = {**small.options("--unlabelled", str(folder), str(folder.parent)), "cache": str(tmp_path / "cache")}
     with pytest.raises(UserError, match="no image of more can be used without its label: 4 named twice"):
         unlabelled_data.add(options, data, registry)
+
+
+def test_answers_of_other_labels_and_beside_another_teacher_are_refused(study, answers, tmp_path):
+    arrays = read_npz(answers[0])
+    write_npz(tmp_path / "shifted.npz", **{**arrays, "labels": (arrays["labels"] + 1) % 7})
+    with pytest.raises(UserError, match="has other labels than the data for"):
+        student(study, "shifted", "--teacher-predictions", str(tmp_path / "shifted.npz"), "--augment", "none")
+    for other in (["--teacher", teacher(study, 0)], ["--teacher-cache", "2"]):
+        with pytest.raises(UserError, match=f"{other[0]} has no meaning beside it"):
+            student(study, "both", "--teacher-predictions", str(answers[0]), "--augment", "none", *other)
+    student(study, "with_tau", "--teacher-predictions", str(answers[0]), "--augment", "none", "--soft", "prior_kd",
+            "--teacher-tau", "0")

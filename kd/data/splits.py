@@ -53,7 +53,10 @@ def fold(labels, groups, number, count, *, seed=0):
     """The split [N] of one fold of a cross-validation: test is part `number` of `count`, an eighth of the rest is val.
 
     labels, groups, seed: as for stratified(), which also says how the parts are made: each image is in one of them.
+    UserError for fewer groups than folds.
     """
+    if len(set(groups)) < count:
+        raise UserError(f"{len(set(groups))} groups cannot be divided into {count} folds", "Give a smaller N.")
     parts = _parts(labels, groups, [1 / count] * count, range(count), seed)
     split = np.where(parts == number - 1, "test", "train").astype("<U5")
     return with_validation(split, labels, groups, seed=seed)

@@ -15,6 +15,7 @@ import numpy as np
 from kd import runs
 from kd.errors import UserError, listing
 from kd.files import read_csv, read_json, read_npz, read_yaml, write_csv, write_json, write_npz, write_yaml
+from kd.run_folder import fingerprint
 from kd.runs import RECORD
 
 
@@ -64,13 +65,18 @@ def _write(target, folds):
     _check(folds, parts)
     config = read_yaml(folds[0] / "config.yaml")
     environment = read_json(folds[0] / "environment.json")
-    write_json(target / "environment.json", {**environment, "cross_validation": len(folds)})
     teacher = config.get("teacher")
     write_yaml(target / "config.yaml", {
         **config, "fold": None, "name": target.parent.name,
         "teacher": _pooled_name(teacher, target) if isinstance(teacher, str) else teacher})
     rows = [row for run in folds for row in read_csv(run / "split.csv") if row["split"] == "test"]
     write_csv(target / "split.csv", rows)
+    names = {name: k for k, name in enumerate(parts[0]["class_names"].tolist())}
+    ids, groups = ([row[key] for row in rows] for key in ("id", "group"))
+    groups = groups if any(groups) else ids
+    data = {**environment["data"], "split": fingerprint(ids, groups, ["test"] * len(ids)), "fingerprint": fingerprint(
+        ids, [names[row["label"]] for row in rows], [row["sha256"] for row in rows])}
+    write_json(target / "environment.json", {**environment, "data": data, "cross_validation": len(folds)})
     write_json(target / RECORD, record)
     write_npz(target / runs.TEST, **{key: np.concatenate([part[key] for part in parts])
                                      for key in ("ids", "labels", "logits", "groups")},

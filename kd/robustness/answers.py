@@ -66,6 +66,7 @@ def find(paths):
         else:
             files = []
             for folder in runs.find(path):
+                runs.refuse_joined(folder)
                 int8 = folder / "exports" / "model.int8.onnx"
                 files += [(folder, folder / "best.pt"), *[(folder, int8)] * int8.is_file()]
         for folder, file in files:

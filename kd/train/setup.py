@@ -285,6 +285,7 @@ def default_teacher(options, registry):
 def checkpoint_in(path):
     """The best.pt that a run folder, a model folder (its first seed) or a file stands for."""
     path = Path(path)
+    runs.refuse_joined(path)
     for candidate in (path, path / "best.pt", *sorted(path.glob("seed_*/best.pt"))):
         if candidate.is_file():
             if (candidate.parent / "last.pt").exists() and candidate.name == "best.pt":

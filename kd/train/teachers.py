@@ -141,7 +141,7 @@ class Answers:
     It takes the place of the teacher and of its kept targets.
     """
 
-    arch, members, tau, size, stages, head, is_foreign = "file of predictions", (), None, None, (), None, True
+    arch, members, size, stages, head, is_foreign = "file of predictions", (), None, (), None, True
 
     def __init__(self, file, data, options):
         """file: .csv, .npy or .npz as evaluate.py reads it, with ids. data: kd.data.loader.Data. options: those of the
@@ -170,6 +170,13 @@ class Answers:
             raise UserError(f"{file} has no answer for {len(missing)} of {len(wanted)} training images: "
                             f"{listing(missing)}", f"Its ids are such as {listing(answers.ids.tolist(), 2)}.")
         scores = answers.scores[places][:, [answers.class_names.index(order[name]) for name in data.class_names]]
+        theirs = np.array([order.get(name) for name in data.class_names])[data.labels[data.train]]
+        differing = np.array(answers.class_names)[answers.labels[places]] != theirs
+        if differing.any():
+            raise UserError(f"{file} has other labels than the data for {differing.sum()} of {len(wanted)} training "
+                            f"images: {listing(wanted[differing].tolist())}", "It is of other images, or of "
+                            "another class order. Without labels in it, none are compared.")
+        self.tau = options["teacher_tau"]
         self.logits = torch.from_numpy(scores.astype(np.float32))
         self.fingerprint = fingerprint({"logits": self.logits})
         print(f"note: {UNKNOWN}")
@@ -185,7 +192,11 @@ class Answers:
                     data.class_names):
                 columns.class_names = data.class_names
                 print(f"note: {file}: its scores are taken to be of {listing(data.class_names, 12)}, in this order")
-        return predictions.of_columns(columns)
+        try:
+            return predictions.of_columns(columns)
+        except UserError as error:
+            raise UserError(error.message, "Save it as predictions/test.npz of a run: ids, class_names and logits."
+                            ) from None
 
     def build(self, teacher_forward, **options):
         """Nothing is to be made."""
