@@ -37,7 +37,7 @@ def test_imagenet_logits_are_those_of_an_independent_implementation(number, size
     scale = {0: (1.0, 1.0, .2), 1: (1.0, 1.1, .2), 2: (1.1, 1.2, .3)}[number]
     ours = efficientnet_lite.EfficientNetLite(1000, *scale)
     assert networks.parameters(ours) == parameters
-    ours.load_state_dict(_renamed(state, ours.state_dict(), "package", "features.0.0"))
+    ours.load_state_dict(_renamed(state, ours.state_dict(), "package", "features.0.0", ()))
     images = pictures(size)
     with torch.no_grad():
         a, b = ours.eval()(images), theirs.eval()(images)

@@ -58,7 +58,7 @@ def test_several_run_at_once_and_share_the_threads(tmp_path):
     file = tmp_path / "sign"
     before = os.environ.get("OMP_NUM_THREADS")
     log = carry_out([Task("first", f"wait for {file}"), Task("second", f"write {file}")], count=2, threads=3)
-    assert log[:3] == ["first begins", "second begins", "second: well"] and log[3] == "first: well"
+    assert log[:2] == ["first begins", "second begins"] and sorted(log[2:]) == ["first: well", "second: well"]
     assert file.read_text().split()[1] == "3" and os.environ.get("OMP_NUM_THREADS") == before
 
 
