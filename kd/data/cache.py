@@ -65,12 +65,12 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range
         names = listing([f"{dataset.ids[i]} ({reason})" for i, reason in bad])
         used = np.delete(dataset.labels, [i for i, _ in bad])
         lost = [name for k, name in enumerate(dataset.class_names) if k in dataset.labels and k not in used]
-        hint = "or leave them out with --skip-bad" if not lost else f"without them {listing(lost)} has no image"
+        hint = ", or leave them out with --skip-bad" if not lost else f"; without them {listing(lost)} has no image"
         in_8_bits = "ave them in 8 bits, with the scale of the images that the network was trained on"
         mend = f"S{in_8_bits}" if len(deep) == len(bad) else "Repair them" + (
             f" (those of more than 8 bits: s{in_8_bits})" if deep else "")
         of_8_bits = " by a network that was trained on images of 8 bits" if len(deep) == len(bad) else ""
-        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used{of_8_bits}: {names}", f"{mend}, {hint}.")
+        raise UserError(f"{len(bad)} of {len(rows)} images cannot be used{of_8_bits}: {names}", f"{mend}{hint}.")
     extremes = values.deep_extremes(rows)
     used = (range or values.choose_range(extremes)) if extremes else None
     for line in values.notes(rows, used, range is not None or eight_bits, Path(images.filename).with_suffix(".csv")):
