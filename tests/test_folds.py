@@ -16,7 +16,7 @@ from kd import runs
 from kd.data import splits
 from kd.errors import UserError
 from kd.evaluation import folds
-from kd.files import read_csv, read_json, read_npz, write_npz, write_yaml
+from kd.files import read_csv, read_json, read_npz, write_csv, write_npz, write_yaml
 from kd.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -107,10 +107,19 @@ def test_evaluation_is_of_all_images_and_the_student_is_compared_with_the_joined
     assert "150 test images, the same for all" in capsys.readouterr().out
 
 
+def test_a_fold_that_was_tested_on_its_training_images_is_refused(cv):
+    split = cv / "folds" / "tiny_kd_fold2of3" / "seed_0" / "split.csv"
+    rows = read_csv(split)
+    rows[next(k for k, row in enumerate(rows) if row["split"] == "test")]["split"] = "train"
+    write_csv(split, rows)
+    with pytest.raises(UserError, match="of its test part are in its training or validation part"):
+        folds.pool(cv)
+
+
 def test_the_audit_finds_nothing_in_what_is_joined(cv):
     evaluate.main([str(cv)])
     findings = [finding for finding in read_json(cv / "tiny_kd" / "seed_0" / "metrics.json")["audit"]
-                if finding["severity"] == "error"]
+                if finding["severity"] == "error" or finding["rule"] == "split-not-seen"]
     assert not findings, findings
 
 

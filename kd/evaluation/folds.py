@@ -109,3 +109,10 @@ def _check(folds, parts):
         if twice:
             raise UserError(f"{len(twice)} {what} are in the test parts of several folds of {folds[0].parent.name}: "
                             f"{listing(twice)}", "All folds need the same data and seed of the split.")
+    for run, part in zip(folds, parts):
+        rows = [row for row in read_csv(run / "split.csv") if row["split"] != "test"]
+        for what, column in (("ids", "id"), ("groups", "group")):
+            seen = set(part[what].tolist()) & {row[column] for row in rows} - {""}
+            if seen:
+                raise UserError(f"{run}: {len(seen)} {what} of its test part are in its training or validation part: "
+                                f"{listing(sorted(seen))}", "Train this fold again.")
