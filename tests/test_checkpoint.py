@@ -251,3 +251,18 @@ def test_a_checkpoint_has_plain_values_only(tmp_path):
 
     content = checkpoint.read(tmp_path / "best.pt")
     assert plain({key: value for key, value in content.items() if key != "state_dict"})
+
+
+def test_a_network_of_a_plugin_that_is_not_loaded_names_the_plugin(tmp_path):
+    def unknown(kind, name, **arguments):
+        raise LookupError(f"unknown {kind} {name!r}; did you mean tiny?\nThere are: tiny.")
+
+    model = torch.nn.Linear(2, 2)
+    checkpoint.save(tmp_path / "best.pt", model, arch="mine", stem="imagenet", class_names=["a", "b"], provenance={},
+                    input={"resize": 36, "size": 32, "interpolation": "x", "mean": [0.5] * 3, "std": [0.5] * 3})
+    with pytest.raises(LookupError):
+        checkpoint.load(tmp_path / "best.pt", unknown)
+    (tmp_path / "config.yaml").write_text("plugin: [my nets.py]\n")
+    with pytest.raises(UserError, match="unknown architecture 'mine'") as caught:
+        checkpoint.load(tmp_path / "best.pt", unknown)
+    assert "--plugin 'my nets.py'" in caught.value.hint or '--plugin "my nets.py"' in caught.value.hint

@@ -1,12 +1,15 @@
 """The checkpoint `best.pt`: weights and plain metadata, written atomically and read without running any code."""
 
+import contextlib
 import math
+from pathlib import Path
 
 import torch
 
 from kd import image
 from kd.errors import UserError, listing
-from kd.files import atomic
+from kd.files import atomic, read_yaml
+from kd.text import quoted
 from kd.train.weights import check_keys, safe_load
 
 FORMAT = "medmnist-edgeai/1"
@@ -80,10 +83,25 @@ def load(path, build, *, arch=None, class_names=None):
         raise UserError(f"{path} knows the classes {listing(content['class_names'], 12)}, "
                         f"the data have {listing(class_names, 12)}",
                         "The same classes in the same order are needed.")
-    model = build("architecture", content["arch"], num_classes=len(content["class_names"]),
-                  stem=content["stem"], weights=None)
+    with _plugins_named(path):
+        model = build("architecture", content["arch"], num_classes=len(content["class_names"]),
+                      stem=content["stem"], weights=None)
     load_state(model, content["state_dict"], path)
     return model.eval(), content
+
+
+@contextlib.contextmanager
+def _plugins_named(path):
+    """Say which plugins the run of a checkpoint was trained with, where its architecture is not known here."""
+    try:
+        yield
+    except LookupError as error:
+        config = Path(path).parent / "config.yaml"
+        plugins = (read_yaml(config).get("plugin") or []) if config.is_file() else []
+        if not plugins:
+            raise
+        raise UserError(str(error).splitlines()[0].partition(";")[0],
+                        f"Its run was trained with a plugin: add {quoted('--plugin', *plugins)}") from None
 
 
 def load_state(model, state, source):
