@@ -89,6 +89,9 @@ def main(argv=None):
             raise UserError("no loss of this run reads images without labels", "Leave out --unlabelled, or give "
                             "--alpha 0.5: the loss on the teacher's logits reads them.")
         unlabelled_data.add(options, data, registry)
+        all_images = ", ".join(term.name for term in terms if "labels" not in term.needs)
+        labelled = ", ".join(term.name for term in terms if "labels" in term.needs)
+        print(f"all images are read by {all_images}" + (f", the labelled ones alone by {labelled}" if labelled else ""))
     study, _ = setup.place(options, "")
     for student in options["student"]:  # an error in one of them must not come after the teacher's training
         network = setup.new_network(student, data, options, options["seeds"][0], registry)

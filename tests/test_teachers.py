@@ -250,8 +250,9 @@ def test_groups_of_validation_and_test_are_left_out(tmp_path):
     assert data.unlabelled.parts[0].ids.tolist() == ["b.png"]
 
 
-def test_a_run_records_its_images_without_labels_and_a_later_student_may_not_test_on_them(study, tmp_path):
+def test_a_run_records_its_images_without_labels(study, capsys):
     folder = student(study, "more", "--teacher", teacher(study, 0), "--unlabelled", "lesions,images=240")
+    assert "all images are read by kd, the labelled ones alone by logit_adjusted" in capsys.readouterr().out
     record = read_json(folder / "environment.json")["data"]
     assert record["unlabelled"][0]["images"] > 50 and sum(record["unlabelled"][0]["left_out"].values()) > 40
     history, = read_csv(folder / "history.csv")
