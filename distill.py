@@ -87,7 +87,7 @@ def main(argv=None):
     if options["unlabelled"]:
         if all("labels" in term.needs for term in terms):
             raise UserError("no loss of this run reads images without labels", "Leave out --unlabelled, or give "
-                            "--alpha 0.5: the loss on the teacher's logits reads them.")
+                            "--alpha 0.5 --soft kd, whose loss on the teacher's logits reads them.")
         unlabelled_data.add(options, data, registry)
         all_images = ", ".join(term.name for term in terms if "labels" not in term.needs)
         labelled = ", ".join(term.name for term in terms if "labels" in term.needs)

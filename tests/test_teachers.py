@@ -300,7 +300,8 @@ def test_an_assistant_of_a_plan_is_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("spec, words", [
-    ("std=[0, 0, 0]", "std has three numbers above 0"), ("mean=[a, b, c]", "mean has three numbers"),
+    ("std=[0, 0, 0]", "std has three numbers above 0 to 1"), ("mean=[a, b, c]", "mean has three numbers"),
+    ("mean=[127, 127, 127]", "of pixels in \\[0, 1\\]"),
     ("stages=[layer1, layer2, layer3]", "stages are four module paths"), ("stem=foo", "stem is imagenet or small"),
     ("size=-3", "size is in px"),
 ])

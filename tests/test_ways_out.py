@@ -57,7 +57,7 @@ SHOWN_BY = {  # module or folder -> scripts whose users read its texts; the long
     "registry": TRAINING, "registry/datasets": (*TRAINING, "evaluate"), "kd/data/cache.py": (*TRAINING, "evaluate"),
     "kd/bootstrap.py": ("evaluate", "robustness"), "kd/evaluation": ("evaluate",),
     "kd/predictions.py": ("evaluate",), "kd/robustness": ("robustness",), "kd/edge": ("export",),
-    "kd/train/teachers.py": ("distill",),
+    "kd/train/teachers.py": ("distill",), "kd/data/batching.py": ("distill",),
     "kd/train/unlabelled_data.py": ("distill",), "kd/data/unlabelled.py": ("distill",),
     "kd/edge/torch_model.py": ("benchmark",), "kd/onnx_model.py": ("predict",), "kd/report": ("report",),
     "kd/audit": ("evaluate",), "kd/study": ("study",), "kd/score_kinds.py": ("evaluate",),

@@ -165,7 +165,8 @@ def batch_sizes(data, batch, world=1, unlabelled_share=0.0):
              if size >= 2 * world]
     if not sizes:
         raise UserError(f"no batch of {2 * world} labelled images: {count} training images in batches of {batch}",
-                        "Give a larger --batch or more images.")
+                        "Give a larger --batch or more images"
+                        + (", or a smaller --unlabelled-share." if unlabelled_share else "."))
     return sizes
 
 

@@ -169,5 +169,6 @@ def refuse_leak(seen, data, network):
             count = f"{len(groups)} groups" if groups else f"{images} images" if images else (
                 f"pictures that look like {len(alike)} images ({listing(data.ids[rows[i]] for i in alike)})")
             raise UserError(f"{network} was {purpose} on {count} of the {' and '.join(forbidden)} split",
-                            "Use the split that it was trained with (--split-seed, or its split.csv with --split), "
+                            "Use the split that it was trained with (--split-seed, or its split.csv with --split; with "
+                            "--fold, the network of the same fold), "
                             "or train another on this one.")

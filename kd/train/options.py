@@ -10,6 +10,7 @@ from kd.errors import (
     UserError,
     fold,
     images,
+    kept,
     mixing,
     not_negative,
     positive,
@@ -128,7 +129,7 @@ def training_parser(prog, description):
                           "each class in proportion to the square root of its images; balanced, each class alike")
     training.add_argument("--size-from", type=side, metavar="PX",
                           help="side of the images in the first epochs, which grows to --size in steps of 16 px")
-    training.add_argument("--ema", type=share, metavar="X",
+    training.add_argument("--ema", type=kept, metavar="X",
                           default=0.0,  # off: with few steps the average is that of the beginning
                           help="keep a moving average of the weights, of which each step keeps the share X, such as "
                           "0.999; it is evaluated and selected beside the weights")

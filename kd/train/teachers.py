@@ -1,6 +1,6 @@
 """The teachers of a student: checkpoints of this project, networks from elsewhere, or a file of their answers."""
 
-import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -109,12 +109,12 @@ def foreign(file, spec, data, registry):
 def _given(name, settings):
     """{"mean", "std", "stages"} as far as they are given. UserError for values that nothing can be computed with."""
     numbers = (int, float)
-    for key, lowest in (("mean", -math.inf), ("std", 0)):
+    for key, lowest in (("mean", 0), ("std", sys.float_info.min)):
         values = settings[key]
-        if values and (len(values) != 3 or not all(
-                type(value) in numbers and lowest < value < math.inf for value in values)):
-            raise UserError(f"--teacher-arch {name}: {key} has three numbers{' above 0' * (key == 'std')}, not "
-                            f"{list(values)}", f"Write {key}=[0.5, 0.5, 0.5].")
+        fits = len(values) == 3 and all(type(value) in numbers and lowest <= value <= 1 for value in values)
+        if values and not fits:
+            raise UserError(f"--teacher-arch {name}: {key} has three numbers {'above' if lowest else 'from'} 0 to 1, "
+                            f"of pixels in [0, 1], not {list(values)}", f"Write {key}=[0.5, 0.5, 0.5].")
     if settings["stages"] and (len(settings["stages"]) != 4 or not all(
             isinstance(path, str) for path in settings["stages"])):
         raise UserError(f"--teacher-arch {name}: stages are four module paths, not {list(settings['stages'])}",
@@ -162,7 +162,8 @@ class Answers:
         unknown = [name for name, theirs in order.items() if theirs is None]
         if unknown or len(answers.class_names) != len(data.class_names):
             raise UserError(f"{file} has the classes {listing(answers.class_names, 12)}, the data have "
-                            f"{listing(data.class_names, 12)}", "The same classes are needed, in any order.")
+                            f"{listing(data.class_names, 12)}",
+                            "The same classes are needed, in any order; class_names, or the columns, name them.")
         wanted = data.ids[data.train]
         places = prediction_files.positions(wanted, answers.ids.tolist())
         missing = wanted[places < 0].tolist()
