@@ -30,9 +30,11 @@ names = np.array([f"image_{k}" for k in range(count)])
 pixels = sparse(folder / "pixels.npy", (count, 256, 256, 3), np.uint8)
 data = loader.Data("sparse", ["a", "b"], pixels, np.arange(count), names, np.arange(count) % 2, names, False,
                    np.full(count, "train"), [f"{k:064}" for k in range(count)], 32, True, [])
-teacher = SimpleNamespace(stages="1234", fingerprint="f", mean=(0, 0, 0), std=(1, 1, 1))
+teacher = SimpleNamespace(stages="1234", fingerprint="f", mean=(0, 0, 0), std=(1, 1, 1), size=None)
+teacher.members = [teacher]
 needs = {"teacher_logits", "teacher_attention"}
-targets = teacher_cache.Targets(folder / "targets", teacher, data, 1, needs=needs, precision="fp32")
+targets = teacher_cache.Targets(folder / "targets", teacher, data, batching.Views("light", kept=1), needs=needs,
+                                precision="fp32")
 for kind, shape in {"logits": (2,), **{f"attention_{k}": (56 >> k, 56 >> k) for k in range(4)}}.items():
     sparse(targets.path(1, kind), (count, *shape), np.float16)
 
@@ -41,8 +43,8 @@ def memory():
 
 peak = 0
 batches = batching.training_batches(data, batch=64, seed=0, epoch=1, device="cpu", views=batching.Views("light"))
-for k, (images, labels, index, *_) in enumerate(batches):
-    outputs = targets(index, 1, torch.device("cpu"))
+for k, batch in enumerate(batches):
+    outputs = targets(batch.index.numpy(), batch.views, torch.device("cpu"))
     assert len(outputs["teacher_attention"]) == 4 and not outputs["teacher_logits"].any()
     if k % 50 == 0:
         peak = max(peak, memory())

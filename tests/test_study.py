@@ -290,7 +290,8 @@ def test_ten_kills_at_random_moments_end_with_the_tables_of_the_unbroken_study(t
             going.communicate()
             time.sleep(0.5)
     last = real(tmp_path / "broken")
-    assert "steps done" in last.communicate()[0] and last.returncode == 0
+    printed = last.communicate()[0]  # the tenth kill may have come after the last step
+    assert last.returncode == 0 and ("steps done" in printed or "nothing to do" in printed), printed
     assert tables(tmp_path / "broken" / "runs" / "plan") == tables(tmp_path / "unbroken" / "runs" / "plan")
 
 
