@@ -83,11 +83,9 @@ def main(argv=None):
     if options["temperature"] != parser().get_default("temperature") and objective.reads_teacher(terms) and not any(
             term.name == "kd" for term in terms):
         print("note: --temperature is of kd, which this run does not have; of another loss: --soft NAME,temperature=T")
+    check_together(options, terms)
     data = setup.load_data(options, registry)
     if options["unlabelled"]:
-        if all("labels" in term.needs for term in terms):
-            raise UserError("no loss of this run reads images without labels", "Leave out --unlabelled, or give "
-                            "--alpha 0.5 --soft kd, whose loss on the teacher's logits reads them.")
         unlabelled_data.add(options, data, registry)
         all_images = ", ".join(term.name for term in terms if "labels" not in term.needs)
         labelled = ", ".join(term.name for term in terms if "labels" in term.needs)
@@ -98,12 +96,6 @@ def main(argv=None):
         dry_run(network, terms, data, options)
 
     needs = objective.needed(terms)
-    if options["teacher_predictions"] and (options["teacher"] or options["teacher_cache"]):
-        other = "--teacher" if options["teacher"] else "--teacher-cache"
-        raise UserError(f"--teacher-predictions is the whole teacher, and {other} has no meaning beside it",
-                        f"Leave out one of them: {other} is for networks.")
-    if options["teacher_arch"] and not options["teacher"]:
-        raise UserError("--teacher-arch is the architecture of the file that --teacher names", "Give --teacher FILE.")
     teacher, teacher_runs, targets = None, [], None
     if not objective.reads_teacher(terms):
         if options["teacher"] or options["teacher_predictions"]:
@@ -153,6 +145,19 @@ def main(argv=None):
         print(f"no report: {error.message}. {error.hint}; then: {command('report.py', study)}")
     print("next: " + next_command(study, folders))
     return folders
+
+
+def check_together(options, terms):
+    """UserError for options of the teacher and of images without labels that do not fit together."""
+    if options["teacher_predictions"] and (options["teacher"] or options["teacher_cache"]):
+        other = "--teacher" if options["teacher"] else "--teacher-cache"
+        raise UserError(f"--teacher-predictions is the whole teacher, and {other} has no meaning beside it",
+                        f"Leave out one of them: {other} is for networks.")
+    if options["teacher_arch"] and not options["teacher"]:
+        raise UserError("--teacher-arch is the architecture of the file that --teacher names", "Give --teacher FILE.")
+    if options["unlabelled"] and all("labels" in term.needs for term in terms):
+        raise UserError("no loss of this run reads images without labels", "Leave out --unlabelled, or give "
+                        "--alpha 0.5 --soft kd, whose loss on the teacher's logits reads them.")
 
 
 def study_teacher(study, options):

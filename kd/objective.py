@@ -217,9 +217,7 @@ class Objective(nn.Module):
                                 "A loss is a mean over the batch.")
             share = 1
             if batch:  # of several processes: the images that this one gives to the mean of all
-                reads_labels = "labels" in needs
-                images = len(inputs["labels"] if reads_labels else inputs["student_logits"])
-                share = images / batch[not reads_labels]
+                share = _images(needs, inputs) / batch["labels" not in needs]
             total = total + share * _at(term.weight, inputs) * value
             values[term.name] = value.detach()
         return total, values
@@ -230,10 +228,14 @@ class Objective(nn.Module):
         The value of a step counts with `weight`, and the sum is divided by that of `images`, both over all processes.
         inputs, batch: as for forward().
         """
-        labelled, images = (len(inputs[key]) for key in ("labels", "student_logits"))
-        own = {True: labelled, False: images}
-        return {"loss": (batch[0], labelled),
-                **{term.name: (own["labels" in needs],) * 2 for term, needs in zip(self.terms, self.needs)}}
+        of_terms = {term.name: _images(needs, inputs) for term, needs in zip(self.terms, self.needs)}
+        return {"loss": (batch[0], len(inputs["labels"])),
+                **{name: (images, images) for name, images in of_terms.items()}}
+
+
+def _images(needs, inputs):
+    """The number of images that a loss with these needs gets: the labelled ones, or all."""
+    return len(inputs["labels" if "labels" in needs else "student_logits"])
 
 
 def _first(count, value):

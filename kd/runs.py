@@ -57,9 +57,15 @@ def refuse_joined(run):
                         f"Name one of the folds: {fold}")
 
 
-def without_fold(model):
+def parse_fold(name):
+    """(model, K, N) of a name that of_fold() made; (name, None, None) of any other."""
+    match = re.fullmatch(r"(.+)_fold(\d+)of(\d+)", name)
+    return (match[1], int(match[2]), int(match[3])) if match else (name, None, None)
+
+
+def without_fold(name):
     """The name of a model without that of its fold."""
-    return re.sub(r"_fold\d+of\d+$", "", model)
+    return parse_fold(name)[0]
 
 
 def study(run):

@@ -63,9 +63,9 @@ class Data:
         """The pixels uint8 [len(index), R, R, 3] of the images at these positions, in any order."""
         return np.ascontiguousarray(self.images[self.rows[index]])
 
-    @property
+    @functools.cached_property
     def train(self):
-        """The positions, ascending ints, of the images of the training split."""
+        """The positions, ascending ints, of the images of the training split; every batch needs them."""
         return self.where("train")
 
     def add_size(self, size):

@@ -6,7 +6,6 @@ network that was trained and selected without it. Its logits are of several netw
 common, and so no temperature and no operating point.
 """
 
-import re
 from collections import Counter
 from pathlib import Path
 
@@ -42,15 +41,16 @@ def _found(folder):
     """{(model, N, seed): {K: run}} of the finished runs in a folder of folds."""
     found = {}
     for run in sorted(folder.glob("*/seed_*")):
-        match = re.fullmatch(r"(.+)_fold(\d+)of(\d+)", run.parent.name)
-        if match and runs.finished(run):
-            found.setdefault((match[1], int(match[3]), run.name), {})[int(match[2])] = run
+        model, number, count = runs.parse_fold(run.parent.name)
+        if number and runs.finished(run):
+            found.setdefault((model, count, run.name), {})[number] = run
     return found
 
 
 def _write(target, folds):
     """Write the pooled run of `folds`, run folders in their order, unless it is there."""
     parts = [read_npz(run / runs.TEST, ("ids", "labels", "logits", "groups", "class_names")) for run in folds]
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in ("ids", "labels", "logits", "groups")}
     record = {"folds": [{"run": run.relative_to(target.parents[1]).as_posix(), "images": len(part["ids"]),
                          "split": read_json(run / "environment.json")["data"]["split"]}
                         for run, part in zip(folds, parts)]}
@@ -59,8 +59,7 @@ def _write(target, folds):
             raise UserError(f"{target} is a run of its own, and the place of the pooled folds of {target.parent.name}",
                             "Train the folds under another --name.")
         old = read_npz(target / runs.TEST, ("ids", "logits"))
-        if np.array_equal(old["ids"], np.concatenate([part["ids"] for part in parts])) and np.array_equal(
-                old["logits"], np.concatenate([part["logits"] for part in parts])):
+        if all(np.array_equal(old[key], joined[key]) for key in ("ids", "logits")):
             return
     _check(folds, parts)
     config = read_yaml(folds[0] / "config.yaml")
@@ -78,17 +77,15 @@ def _write(target, folds):
         ids, [names[row["label"]] for row in rows], [row["sha256"] for row in rows])}
     write_json(target / "environment.json", {**environment, "data": data, "cross_validation": len(folds)})
     write_json(target / RECORD, record)
-    write_npz(target / runs.TEST, **{key: np.concatenate([part[key] for part in parts])
-                                     for key in ("ids", "labels", "logits", "groups")},
-              class_names=parts[0]["class_names"],
+    write_npz(target / runs.TEST, **joined, class_names=parts[0]["class_names"],
               fold=np.repeat(np.arange(1, len(parts) + 1), [len(part["ids"]) for part in parts]))
 
 
 def _pooled_name(teacher, target):
     """The pooled run of the teacher that a fold names, `MODEL_fold1of5/seed_0`; another teacher as it is."""
     path = Path(teacher)
-    match = re.fullmatch(r"(.+)_fold\d+of\d+", path.parent.name)
-    return (target.parents[1] / match[1] / path.name).as_posix() if match else teacher
+    model = runs.without_fold(path.parent.name)
+    return (target.parents[1] / model / path.name).as_posix() if model != path.parent.name else teacher
 
 
 def _check(folds, parts):
