@@ -39,6 +39,7 @@ def read(path):
     content = safe_load(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is no checkpoint of this project",
+                        "As a teacher of distill.py it needs --teacher-arch NAME. "
                         "Weights of other origin start a training: python train_teacher.py --weights FILE")
     missing = [field for field in FIELDS if field not in content]
     if missing:

@@ -10,7 +10,7 @@ from kd import prediction_files, predictions
 from kd.data import splits
 from kd.errors import UserError, listing
 from kd.objective import check_options, parse_spec
-from kd.train import checkpoint, networks, setup
+from kd.train import networks, setup
 from kd.train.weights import fingerprint, load_whole
 
 UNKNOWN = "what the teacher was trained on is unknown: it may have seen the validation and test images"
@@ -23,13 +23,10 @@ def load(paths, data, registry, *, arch=None, tau=None):
     the logit adjustment that they were trained with, where their checkpoints do not say. UserError on a leak, and where
     classes or pixels are not those of `data`.
     """
-    if arch and is_of_project(paths[0]):
-        raise UserError(f"{paths[0]} is a checkpoint of this project, which says what it is",
-                        "Leave out --teacher-arch.")
     if arch and len(paths) > 1:
         raise UserError("--teacher-arch is for one teacher, and several are named",
                         "Name one file with --teacher.")
-    files = [Path(paths[0])] if arch else [setup.checkpoint_in(path) for path in paths]
+    files = [setup.checkpoint_in(path) for path in paths]
     members = [foreign(file, arch, data, registry) if arch else of_project(file, data, registry) for file in files]
     for member in members:
         member.tau = tau if member.tau is None else member.tau
@@ -38,25 +35,9 @@ def load(paths, data, registry, *, arch=None, tau=None):
     return members[0] if len(members) == 1 else networks.Ensemble(members), files
 
 
-def is_of_project(path):
-    """Whether a path is a run's folder, or a checkpoint of this project."""
-    if Path(path).is_dir():
-        return True
-    try:
-        checkpoint.read(path)
-    except UserError as error:
-        return "no checkpoint of this project" not in error.message and "is refused" not in error.message
-    return True
-
-
 def of_project(file, data, registry):
     """The Network of a checkpoint of this project."""
-    try:
-        network, content = setup.load_network(file, registry, data.class_names)
-    except UserError as error:
-        foreign = "no checkpoint of this project" in error.message
-        raise UserError(error.message, "The architecture of a network from elsewhere is given with --teacher-arch NAME."
-                        if foreign else error.hint) from None
+    network, content = setup.load_network(file, registry, data.class_names)
     size = content["input"]["size"]
     same = {**data.input(), **{key: content["input"][key] for key in ("resize", "size")}} if size != data.size else (
         data.input())

@@ -167,10 +167,7 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
     if weights == "imagenet":
         state = imagenet() if callable(imagenet) else _download(imagenet)
     else:
-        state = safe_load(weights)
-        if isinstance(state, dict) and str(state.get("format", "")).startswith("medmnist-edgeai"):
-            raise UserError(f"{weights} is a checkpoint of this project", f"Give it so: {quoted('--init', weights)}")
-        state = unwrapped(state, weights)
+        state = _foreign_state(weights, f"Give it so: {quoted('--init', weights)}")
     initial, heads = model.state_dict(), (head,) if isinstance(head, str) else head
     dropped = [key for key in state if key.startswith(tuple(drop))]
     state = {key: value for key, value in state.items() if key not in dropped}
@@ -198,12 +195,22 @@ def load_pretrained(model, weights, *, imagenet=None, head, first=None, drop=())
     return model
 
 
+def _foreign_state(file, way_out):
+    """The state dict of a file from elsewhere; UserError, with this hint, for a checkpoint of this project."""
+    content = safe_load(file)
+    if isinstance(content, dict) and str(content.get("format", "")).startswith("medmnist-edgeai"):
+        raise UserError(f"{file} is a checkpoint of this project", way_out)
+    return unwrapped(content, file)
+
+
 def load_whole(model, file):
     """Load a state dict from elsewhere into a model, in place, its head with it; returns the state dict as loaded.
 
-    Its names may have wrappers and prefixes, or be other ones in the same order. UserError for anything missing.
+    Its names may have wrappers and prefixes, or be other ones in the same order. UserError for anything missing, and
+    for a checkpoint of this project, which would get round what is known of its training.
     """
-    state, initial = unwrapped(safe_load(file), file), model.state_dict()
+    state = _foreign_state(file, "It says what it is and what it saw. Leave out --teacher-arch of distill.py.")
+    initial = model.state_dict()
     prefix = _prefix(state, initial, ())
     state = _renamed({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)},
                      initial, file, None, ())
