@@ -55,9 +55,9 @@ def parser():
                        help="further losses: NAME=WEIGHT,key=value")
     group.add_argument("--unlabelled", nargs="+", default=[], metavar="FOLDER|NAME", help="training images without "
                        "labels, for losses that read none: a folder, or a data set as NAME,root=PATH,key=value")
-    group.add_argument("--unlabelled-share", type=errors.part, metavar="X",
-                       default=0.5,  # FixMatch and its kin use more, but there the teacher is the student itself
-                       help="of each batch, with --unlabelled")
+    group.add_argument("--unlabelled-ratio", type=errors.ratio, metavar="X",
+                       default=1.0,  # FixMatch takes 7, but there the teacher is the student itself
+                       help="of --unlabelled, images in a batch beside each labelled one")
     group.add_argument("--teacher-cache", type=errors.positive, metavar="K",  # default: a new view in each epoch
                        help="show K views of each image in turn; the teacher is run once on each of them, "
                        "and its outputs are kept on disk for all students and seeds; default: it is run in each step")
@@ -83,7 +83,10 @@ def main(argv=None):
     if options["temperature"] != parser().get_default("temperature") and objective.reads_teacher(terms) and not any(
             term.name == "kd" for term in terms):
         print("note: --temperature is of kd, which this run does not have; of another loss: --soft NAME,temperature=T")
-    check_together(options, terms)
+    check_together(options)
+    if options["unlabelled"] and all("labels" in term.needs for term in terms):
+        print("note: no loss of this run reads images without labels, and none are used")
+        options["unlabelled"] = []
     data = setup.load_data(options, registry)
     if options["unlabelled"]:
         unlabelled_data.add(options, data, registry)
@@ -147,17 +150,14 @@ def main(argv=None):
     return folders
 
 
-def check_together(options, terms):
-    """UserError for options of the teacher and of images without labels that do not fit together."""
+def check_together(options):
+    """UserError for options of the teacher that do not fit together."""
     if options["teacher_predictions"] and (options["teacher"] or options["teacher_cache"]):
         other = "--teacher" if options["teacher"] else "--teacher-cache"
         raise UserError(f"--teacher-predictions is the whole teacher, and {other} has no meaning beside it",
                         f"Leave out one of them: {other} is for networks.")
     if options["teacher_arch"] and not options["teacher"]:
         raise UserError("--teacher-arch is the architecture of the file that --teacher names", "Give --teacher FILE.")
-    if options["unlabelled"] and all("labels" in term.needs for term in terms):
-        raise UserError("no loss of this run reads images without labels", "Leave out --unlabelled, or give "
-                        "--alpha 0.5 --soft kd, whose loss on the teacher's logits reads them.")
 
 
 def study_teacher(study, options):
@@ -192,14 +192,15 @@ def study_teacher(study, options):
         return train_teacher.main(["--config", str(config), *to_arguments(teacher_parser, places)])[0]
     print(f"no teacher in {study}: training a {arch} first")
     of_student = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr", "augment", "teacher", "stages")
-    shared = {key: value for key, value in options.items() if key not in of_student}
+    usual = setup.recipe(options, "distill.py", registry)  # the teacher has a recipe of its own
+    shared = {key: value for key, value in options.items() if key not in of_student and value != usual.get(key)}
     return train_teacher.main([*to_arguments(teacher_parser, shared), "--teacher", arch])[0]
 
 
 # Options that say how a student learns from its teacher, which the same student without one does not have, and another
 # method does not share.
 OF_METHOD = ("alpha", "beta", "soft", "term", "temperature", "stage_weights", "teacher", "teacher_arch", "teacher_tau",
-             "teacher_predictions", "teacher_cache", "unlabelled", "unlabelled_share")
+             "teacher_predictions", "teacher_cache", "unlabelled", "unlabelled_ratio")
 
 
 def next_command(study, folders):
@@ -249,7 +250,7 @@ def same_student(run, seeds, name, init=None):
     losses = ["--alpha", 0.5] if not has_teacher(options) else ["--alpha", 1, "--beta", 0]
     kept = {key for key in OF_METHOD if options.get(key) != defaults.get_default(key)}
     words = ["--config", run.folder / "config.yaml"]
-    if options["init"] or kept - {"alpha", "beta", "teacher", "temperature", "unlabelled_share"}:
+    if options["init"] or kept - {"alpha", "beta", "teacher", "temperature", "unlabelled_ratio"}:
         device, precision = engine.device_and_precision({**options, "device": "auto", "precision": "auto"})
         usual = {"device": str(device), "precision": precision, "init": options["init"], "name": options["name"],
                  "seeds": options["seeds"]}

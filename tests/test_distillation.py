@@ -237,7 +237,7 @@ def study(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("more", [
-    ["--temperature", "2", "--seeds", "0", "1"], ["--unlabelled", "FOLDER", "--unlabelled-share", "0.25"],
+    ["--temperature", "2", "--seeds", "0", "1"], ["--unlabelled", "FOLDER", "--unlabelled-ratio", "0.25"],
     ["--init", "FILE"], *(pytest.param(words, marks=pytest.mark.slow) for words in (
         ["--soft", "dkd,alpha=1,beta=8"], ["--term", "rkd=25"], ["--teacher-cache", "2"], ["--beta", "100"],
         ["--augment", "light", "--soft", "dist"]))], ids=lambda words: words[0][2:])
@@ -270,7 +270,7 @@ def test_the_baseline_has_nothing_of_the_distillation_and_all_else(tmp_path, stu
     if len(more) != 4 or "--seeds" not in more:
         defaults = distill.parser()
         assert all(ours[key] == defaults.get_default(key) for key in ("soft", "teacher_cache", "unlabelled",
-                                                                      "unlabelled_share", "teacher_predictions"))
+                                                                      "unlabelled_ratio", "teacher_predictions"))
     assert read_json(alone / "environment.json")["formula"] == "loss = 1 * ce(smoothing=0.0)"
     assert following(capsys)[0][:2] == ["evaluate.py", "--compare"]
 

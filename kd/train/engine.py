@@ -112,7 +112,7 @@ class Journal:
         self.folder, self.step, self.options, self.role, self.save_best = folder, step, options, role, save_best
         self.rows = []  # of history.csv, one an epoch
         self.steps_per_epoch = len(batching.batch_sizes(data, options["batch"], distributed.world(),
-                                                        step.unlabelled_share))
+                                                        step.unlabelled_ratio))
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):

@@ -87,7 +87,7 @@ def training_parser(prog, description):
     training.add_argument("--epochs", type=positive, metavar="N",
                           help="passes over the training images; default: the data set's own, else 30")
     training.add_argument("--batch", type=images, metavar="N",
-                          help="images a step; default: the data set's own, else 64")
+                          help="labelled images a step; default: the data set's own, else 64")
     training.add_argument("--lr", type=not_negative, metavar="X",
                           default=1e-3,  # the value suggested for Adam (1412.6980)
                           help="peak learning rate of AdamW (1711.05101); 5e-4 was used for ImageNet weights "

@@ -23,19 +23,17 @@ from kd.train.weights import fingerprint
 def start(parser, argv, registry):
     """The options of a training script, resolved; None after --list has printed its table.
 
-    Plugins are loaded. Epochs, batch and the hard loss come from the data set's `defaults=` in the registry where the
-    command line leaves them open.
+    Plugins are loaded. What the command line leaves open is as in the data set's recipe().
     """
     options = parse_options(parser, argv)
     for file in options["plugin"]:
         registry.load_plugin(file)
-    if options.pop("list"):
+    if options["list"]:
         print(registry.table())
         return None
-    name, _ = objective.parse_spec(options["data"])
-    defaults = {"epochs": 30, "batch": 64, "hard": "ce", **registry.get("dataset", name).info.get("defaults", {})}
-    for key in ("epochs", "batch", "hard"):
-        options[key] = options[key] or defaults[key]
+    parser.set_defaults(**recipe(options, parser.prog, registry))
+    options = parse_options(parser, argv)
+    del options["list"]
     device, options["precision"] = engine.device_and_precision(options)
     options["device"] = str(device)
     if options["compile"]:
@@ -44,12 +42,27 @@ def start(parser, argv, registry):
     return options
 
 
+def recipe(options, script, registry):
+    """The defaults of a training script, a dict, for the data set of `options`: ours, or those that it is registered with.
+
+    `defaults=` in the registry are for all networks, `student=` for distill.py. `teacher=` is for train_teacher.py,
+    where it trains the data set's own teacher: weights and a schedule that suit one network need not suit another.
+    """
+    name, _ = objective.parse_spec(options["data"])
+    info = registry.get("dataset", name).info
+    result = {"epochs": 30, "batch": 64, "hard": "ce", **info.get("defaults", {})}
+    if script == "distill.py":
+        return {**result, **info.get("student", {})}
+    own = {"teacher": "resnet50", **info.get("teacher", {})}
+    return {**result, **own} if canonical(options["teacher"] or own["teacher"], registry) == own["teacher"] else result
+
+
 def load_data(options, registry):
     """The Data that `options` name. Resolves size and study where they are open."""
     name, _ = objective.parse_spec(options["data"])
     entry = registry.get("dataset", name)
     if options["size"] is None and not entry.info.get("size_from_file"):
-        options["size"] = entry.info.get("defaults", {}).get("size", 64)
+        options["size"] = 64
     dataset = load_dataset(options, registry)
     if options["size"] is None:
         options["size"] = len(dataset.images[0])
@@ -276,10 +289,7 @@ def seen(content, path):
 
 def default_teacher(options, registry):
     """The name of the teacher's architecture: --teacher, else the data set's default, else resnet50."""
-    if options["teacher"]:
-        return canonical(options["teacher"], registry)
-    name, _ = objective.parse_spec(options["data"])
-    return registry.get("dataset", name).info.get("defaults", {}).get("teacher", "resnet50")
+    return canonical(options["teacher"] or recipe(options, "train_teacher.py", registry)["teacher"], registry)
 
 
 def checkpoint_in(path):

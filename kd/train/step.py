@@ -69,7 +69,7 @@ def dry_run(network, terms, data, options):
 
     The teacher may not exist yet; the network's own outputs stand for the teacher's.
     """
-    batching.batch_sizes(data, options["batch"], distributed.world(), options.get("unlabelled_share", 0.0))
+    batching.batch_sizes(data, options["batch"], distributed.world(), options.get("unlabelled_ratio", 0.0))
     for size in dict.fromkeys((options["size_from"] or data.size, data.size)):
         networks.check_input(network.model, network.arch, size, len(data.class_names))
     if options["size_from"] and options["size_from"] > data.size:
@@ -144,7 +144,7 @@ class Step:
                                  if device.type == "cpu"]
         self.class_counts = _class_counts(data, options["sampling"]).to(device)
         self.views = Views.of(options, kept=options["teacher_cache"] if targets else None)
-        self.unlabelled_share = options["unlabelled_share"] if data.unlabelled else 0.0
+        self.unlabelled_ratio = options["unlabelled_ratio"] if data.unlabelled else 0.0
         self.full_size, self.first_size = data.size, options["size_from"] or data.size
         self.teacher_sizes = () if targets else tuple(member.size or data.size for member in members)
         self.epochs = options["epochs"]
