@@ -9,6 +9,7 @@ In the tutorial an indented block of commands becomes a cell for each command, a
 that writes it. All else, such as quoted code and output, is text.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -174,6 +175,9 @@ def execute(notebook, root=ROOT):
         cell.metadata.pop("execution", None)  # times
         if cell.cell_type == "code":
             cell.outputs = joined(output for output in cell.outputs if "\r" not in output.get("text", ""))  # no bars
+            for output in cell.outputs:
+                if output.output_type == "stream":
+                    output.text = output.text.replace(f"{Path(folder).resolve()}{os.sep}", "")
 
 
 def joined(outputs):
