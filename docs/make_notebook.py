@@ -160,15 +160,15 @@ def run(line):
     return without_comment(line).replace("python ", "%run ", 1)
 
 
-def execute(notebook, root=ROOT):
-    """Run a notebook in a copy of the clone at `root`, so that the cells have outputs. Raises where a cell fails."""
+def execute(notebook):
+    """Run a notebook in a copy of the clone, so that the cells have outputs. Raises where a cell fails."""
     import nbclient
     with tempfile.TemporaryDirectory() as folder:
-        listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root,
+        listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
                                 capture_output=True, text=True, check=True).stdout
         for name in filter(None, listed.split("\0")):
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, Path(folder, name))
+            shutil.copyfile(ROOT / name, Path(folder, name))
         nbclient.NotebookClient(notebook, kernel_name="python3", timeout=1800,
                                 resources={"metadata": {"path": str(Path(folder, "docs"))}}).execute()
     for cell in notebook.cells:
