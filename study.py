@@ -219,7 +219,7 @@ def cores():
 
 def command(task):
     """A Task as a line for this system's shell."""
-    script = Path(f"{task.script}.py") if Path.cwd() == HERE else HERE / f"{task.script}.py"
+    script = Path("" if errors.INSTALLED or Path.cwd() == HERE else HERE, f"{task.script}.py")
     return text.command(script.as_posix(), *task.arguments)
 
 

@@ -16,7 +16,7 @@ import tqdm
 from kd import errors
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+SCRIPTS = sorted(path.stem for path in ROOT.glob("[!_]*.py"))
 
 
 class Notebook(io.StringIO):

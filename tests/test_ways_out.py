@@ -23,7 +23,7 @@ from kd.train import checkpoint, engine, loop
 from kd.train.options import parse_options
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+SCRIPTS = sorted(path.stem for path in ROOT.glob("[!_]*.py"))
 pytestmark = pytest.mark.usefixtures("no_report")
 
 

@@ -19,6 +19,7 @@ Texts are plain; the renderers escape them.
 import math
 from dataclasses import dataclass
 
+from kd.errors import as_typed_here
 from kd.files import csv_line, write_text
 from kd.report import latex
 from kd.text import format_count, format_duration, format_p, is_defined
@@ -31,6 +32,18 @@ class Section:
     key: str
     title: str
     blocks: list
+
+    def __post_init__(self):
+        self.blocks = _as_typed_here(self.blocks)
+
+
+def _as_typed_here(content):
+    """Texts, in lists, tuples and dicts, with the commands that work here."""
+    if isinstance(content, str):
+        return as_typed_here(content)
+    if isinstance(content, dict):
+        return {key: _as_typed_here(value) for key, value in content.items()}
+    return type(content)(map(_as_typed_here, content)) if type(content) in (list, tuple) else content
 
 
 @dataclass

@@ -172,7 +172,7 @@ def parse_options(parser, argv=None):
     Raises UserError where an option is unknown or its value wrong, in the file as on the command line.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    config_parser = Parser(prog=parser.prog, add_help=False)
+    config_parser = Parser(prog=parser.script, add_help=False)
     config_parser.add_argument("--config", action="append", default=[])
     paths = config_parser.parse_known_args(argv)[0].config
     if len(paths) > 1:
@@ -189,7 +189,7 @@ def _check_script(path, parser):
     """The config.yaml of a student's run is for distill.py, that of a teacher's for train_teacher.py."""
     environment = Path(path).parent / "environment.json"
     script = SCRIPTS.get(read_json(environment).get("role")) if environment.is_file() else None
-    if script and script != parser.prog:
+    if script and script != parser.script:
         raise UserError(f"{path} has the options of another script", "Run: " + command(script, "--config", path))
 
 
@@ -228,7 +228,7 @@ def to_arguments(parser, options, source=None, positional=()):
             continue
         if action is None:
             raise UserError(f"{source}: unknown option {key!r}",
-                            suggestion(key, actions, parser.prog) or f"Known are: {', '.join(actions)}.")
+                            suggestion(key, actions, parser.script) or f"Known are: {', '.join(actions)}.")
         if value is None:
             continue
         flag = action.option_strings[0]
