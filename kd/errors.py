@@ -301,7 +301,8 @@ def safe_output():
 
 
 def progress(items=None, description=None, *, shown=True, **options):
-    """A progress bar for whatever lasts longer than two seconds: on a terminal and in a notebook, silent in a pipe.
+    """A progress bar for whatever lasts longer than two seconds, on a terminal and in a notebook; elsewhere, such as in
+    a pipe or a file, a line a minute.
 
     items: what is iterated over, or None for a bar that is moved by update(). options: of tqdm. shown: False for the
     further processes of a training. A bar inside another is not drawn: a notebook has one line for it. Without tqdm,
@@ -312,7 +313,14 @@ def progress(items=None, description=None, *, shown=True, **options):
     except ImportError:
         return items
     outer = any(not bar.disable for bar in list(getattr(tqdm, "_instances", ())))
-    return tqdm(items, description, disable=not (shown and draws(sys.stderr)) or outer, delay=2, **options)
+    settings = {"delay": 2, **options}
+    if not draws(sys.stderr):
+        settings |= {"delay": 60, "mininterval": 60, "leave": False, "bar_format": LINE,
+                     "file": _Output(sys.stderr, lambda text: text.strip("\r "))}
+    return tqdm(items, description, disable=not shown or outer, **settings)
+
+
+LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left\n"
 
 
 def draws(stream):

@@ -193,6 +193,36 @@ def test_a_bar_is_drawn_on_a_terminal_and_in_a_notebook(make, drawn, safe, clock
     assert "\x1b" not in (output(stream) or "")
 
 
+def test_where_no_bar_can_be_drawn_there_is_a_line_a_minute(monkeypatch):
+    """In the log of a batch system; nothing of a loop that ends within a minute."""
+    now = iter(range(0, 10 ** 6, 10))
+    monkeypatch.setattr(tqdm.std, "time", lambda: next(now))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with errors.progress(description="decoding", total=60) as bar:
+        for _ in range(60):
+            bar.update()
+    lines = sys.stderr.getvalue().split("\n")
+    assert len(lines) in range(4, 12) and lines.pop() == ""
+    assert all(re.fullmatch(r"decoding: \d+ of 60, \d\d:\d\d gone, \d\d:\d\d left", line) for line in lines)
+
+
+@pytest.mark.parametrize("out, err, lines", [
+    (io.StringIO, io.StringIO, 2), (io.StringIO, Terminal, 2), (Terminal, io.StringIO, 2), (Terminal, Terminal, 0)])
+def test_an_epoch_is_a_line_where_no_terminal_shows_the_bar_and_the_text(out, err, lines, tmp_path, monkeypatch):
+    import small
+    from kd.train import engine
+    data, options = small.data(), small.options("--alpha", "1")
+    monkeypatch.setattr(sys, "stdout", out())
+    monkeypatch.setattr(sys, "stderr", err())
+    engine.run(tmp_path / "model" / "seed_0", small.network(options, data), small.terms(options), data, options, seed=0,
+               role="student", provenance={})
+    printed = [line for line in sys.stdout.getvalue().splitlines() if ": epoch " in line]
+    assert len(printed) == lines and ("epoch" not in sys.stderr.getvalue())
+    for number, line in enumerate(printed, 1):
+        assert re.fullmatch(rf"model/seed_0: epoch {number}/2  loss \d\.\d+  val_loss \S+  val_accuracy \S+  "
+                            r"val_macro_f1 \S+  .*  [\d.]+ s  \d+ s left(  best so far)?", line)
+
+
 def test_there_is_one_bar_at_a_time(clock, monkeypatch):
     stream = Notebook()
     monkeypatch.setattr(sys, "stderr", stream)

@@ -7,6 +7,7 @@ with the weights of the unbroken run, bit for bit on a CPU.
 
 import contextlib
 import datetime
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 
 from kd import event_writer, image, machine, runs, selection, text
 from kd.data import batching, splits
-from kd.errors import UserError, progress
+from kd.errors import UserError, draws, progress
 from kd.files import lock, read_json, write_csv, write_json, write_npz, write_yaml
 from kd.train import checkpoint, distributed, loop, networks
 from kd.train.options import SCRIPTS, claim_folder
@@ -106,6 +107,7 @@ class Journal:
     """The epochs of a run: those that are done, read from last.pt, and the files that each further one writes.
 
     A context manager that loads the networks' state from last.pt, and keeps the progress bar and TensorBoard's file.
+    Where the bar or what is printed is not on a terminal (a pipe, a file, a batch system), each epoch prints a line.
     """
 
     def __init__(self, folder, step, data, options, role, save_best):
@@ -121,8 +123,8 @@ class Journal:
         if first:
             self.log = self.stack.enter_context(event_writer.opened(self.folder / "tb", done))
         self.bar = self.stack.enter_context(progress(
-            description=self.folder.parent.name, unit="step", shown=first, initial=self.steps_per_epoch * done,
-            total=self.steps_per_epoch * self.options["epochs"]))
+            description=self.folder.parent.name, unit="step", shown=first and draws(sys.stderr),
+            initial=self.steps_per_epoch * done, total=self.steps_per_epoch * self.options["epochs"]))
         return self
 
     def __exit__(self, *error):
@@ -182,8 +184,8 @@ class Journal:
         metric = self.options["select"]
         value, prefix = selection.score(row, metric)
         if distributed.first():
-            if selection.best(self.rows, metric) == len(self.rows) - 1:
-                # before last.pt: an epoch that last.pt counts has left its best.pt
+            is_best = selection.best(self.rows, metric) == len(self.rows) - 1
+            if is_best:  # before last.pt: an epoch that last.pt counts has left its best.pt
                 self.save_best(self.step.networks()[prefix])
             average = {"average": self.step.average.state_dict()} if self.step.average else {}
             checkpoint.save_tensors(self.folder / "last.pt", {
@@ -191,7 +193,20 @@ class Journal:
                 "optimizer": self.step.optimizer.state_dict(), **average, "history": self.rows})
             write_csv(self.folder / "history.csv", self.rows)
             self.log(row)
+            if not (draws(sys.stderr) and draws(sys.stdout)):
+                self.bar.clear()
+                print(self._line(row, is_best), flush=True)
         self.bar.set_postfix({f"val_{metric}": f"{abs(value):.3f}"}, refresh=False)
+
+    def _line(self, row, is_best):
+        """An epoch in one line: mean loss of training, metrics on validation, time, and time until the last epoch."""
+        model, epochs = "/".join(runs.describe(self.folder)[1:]), self.options["epochs"]
+        scores = [f"{name} {value:.3f}" for name, value in selection.kept(row, self.options["select"]).items()
+                  if name == "loss" or name.startswith("val_")]
+        recent = self.rows[-3:]  # with --size-from the first epochs are short
+        left = sum(row["seconds"] for row in recent) / len(recent) * (epochs - row["epoch"])
+        return "  ".join([f"{model}: epoch {row['epoch']}/{epochs}", *scores, f"{row['seconds']:.1f} s",
+                          f"{text.format_duration(left)} left", *(["best so far"] if is_best else [])])
 
     def last_checkpoint(self):
         """A sentence on the last good checkpoint, and how to go on from it; '' where there is none."""
