@@ -56,6 +56,7 @@ SHOWN_BY = {  # module or folder -> scripts whose users read its texts; the long
     "kd/data": TRAINING,  # setup.data_of_run() has words for others
     "registry": TRAINING, "registry/datasets": (*TRAINING, "evaluate"), "kd/data/cache.py": (*TRAINING, "evaluate"),
     "kd/bootstrap.py": ("evaluate", "robustness"), "kd/evaluation": ("evaluate",),
+    "kd/evaluation/near_majority.py": TRAINING,
     "kd/predictions.py": ("evaluate",), "kd/robustness": ("robustness",), "kd/edge": ("export",),
     "kd/train/teachers.py": ("distill",), "kd/data/batching.py": ("distill",),
     "kd/train/unlabelled_data.py": ("distill",), "kd/data/unlabelled.py": ("distill",),
@@ -503,6 +504,17 @@ def test_the_next_command_arrives(start, more, here):
         assert command == ["report", "my runs/s"]
     else:
         arrives(command, *more)
+
+
+def test_a_network_that_learned_nothing_names_commands_that_train_another(here):
+    message = arrives(["train_teacher", *DATA, "--teacher=tiny", "--name=nothing", "--lr=0"])
+    assert "nothing/seed_0 is near the majority rule" in message and "the learning rate 0 is far" in message
+    found = re.findall(r"(?:try|or): python (\w+)\.py (.*)", message)
+    commands = [[script, *shlex.split(rest)] for script, rest in found]
+    for command in commands:
+        arrives(command, "--train-only")
+        assert (here / "my runs/s" / command[command.index("--name") + 1] / "seed_0/best.pt").exists()
+    assert len(commands) == 2
 
 
 def test_a_loss_that_is_no_number_names_the_command_that_goes_on(here, monkeypatch):

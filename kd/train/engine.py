@@ -18,7 +18,7 @@ from kd.data import batching, splits
 from kd.errors import UserError, draws, progress
 from kd.files import lock, read_json, write_csv, write_json, write_npz, write_yaml
 from kd.train import checkpoint, distributed, loop, networks
-from kd.train.options import SCRIPTS, claim_folder
+from kd.train.options import claim_folder
 from kd.train.step import Step, memory_format
 from kd.train.weights import safe_load
 
@@ -113,8 +113,7 @@ class Journal:
     def __init__(self, folder, step, data, options, role, save_best):
         self.folder, self.step, self.options, self.role, self.save_best = folder, step, options, role, save_best
         self.rows = []  # of history.csv, one an epoch
-        self.steps_per_epoch = len(batching.batch_sizes(data, options["batch"], distributed.world(),
-                                                        step.unlabelled_share))
+        self.steps_per_epoch = steps_per_epoch(step, data, options)
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):
@@ -212,11 +211,16 @@ class Journal:
         """A sentence on the last good checkpoint, and how to go on from it; '' where there is none."""
         if not self.rows:
             return ""
-        best, script = self.folder / "best.pt", SCRIPTS[self.role]
+        best, script = self.folder / "best.pt", runs.SCRIPTS[self.role]
         pretrained = ["--weights", "none"] if self.options["weights"] != "none" else []  # --init takes their place
         return " To go on from the last good checkpoint: " + text.command(
             script, "--config", self.folder / "config.yaml", "--init", best, "--lr", f"{self.options['lr'] / 10:g}",
             "--name", f"{self.folder.resolve().parent.name}_lower_lr", *pretrained)
+
+
+def steps_per_epoch(step, data, options):
+    """The batches of an epoch, of all processes together."""
+    return len(batching.batch_sizes(data, options["batch"], distributed.world(), step.unlabelled_share))
 
 
 def _load_optimizer(optimizer, state):
@@ -254,6 +258,7 @@ def _describe(folder, student, step, data, options, role, init):
     write_json(folder / "environment.json", {
         **machine.environment(), "device": str(step.device), "precision": step.precision, "role": role,
         "processes": distributed.world(),
+        "steps_per_epoch": steps_per_epoch(step, data, options),
         "teacher": step.teacher_fingerprint, **step.teacher_record(), "init": init, "input": input_of(student, data),
         "arch": student.arch, "parameters": networks.parameters(student.model), "formula": step.objective.formula,
         "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),

@@ -21,10 +21,9 @@ from kd.errors import (
     whole,
 )
 from kd.files import read_json, read_yaml
+from kd.runs import SCRIPTS
 from kd.selection import METRICS
 from kd.text import command
-
-SCRIPTS = {"teacher": "train_teacher.py", "student": "distill.py"}  # that train a network of each role
 
 # What --augment corruption trains with: no suite of robustness.py measures any corruption of these families.
 TRAINED_CORRUPTIONS = ("saturation_up", "saturation_down", "colour_cast", "rotation", "off_centre", "zoom")
