@@ -20,6 +20,7 @@ from kd import (
     errors,
     metrics,
     operating_points,
+    plugins,
     prediction_files,
     predictions,
     runs,
@@ -228,8 +229,7 @@ def compare_models(options, settings, files):
 def score(folders, options):
     """Write each run's predictions/NAME.npz: the logits of best.pt on the data set --data. Returns the paths."""
     from kd.train import external  # torch; everything else here does without
-    for file in options.plugin:
-        registry.load_plugin(file)
+    plugins.load(options.plugin, registry)
     keys = ("data", "root", "groups", "class_map", "skip_bad", "name")
     return [external.score(folder, {key: getattr(options, key) for key in keys}, registry) for folder in folders]
 

@@ -26,6 +26,17 @@ def describe():
             "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
+def cache_folder():
+    """The folder of this project in the user's cache folder; it may not exist."""
+    if sys.platform == "win32":
+        user = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        user = Path.home() / "Library" / "Caches"
+    else:
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user) / "medmnist-edgeai"
+
+
 def line(state):
     """The result of describe() as one line, for the head of a benchmark."""
     return f"{state['cpu']} ({state['instructions']}), load {state['load']}, torch {state['torch']}"

@@ -64,7 +64,7 @@ SHOWN_BY = {  # module or folder -> scripts whose users read its texts; the long
     "kd/audit": ("evaluate",), "kd/study": ("study",), "kd/score_kinds.py": ("evaluate",),
     "kd/score_columns.py": ("evaluate",), "kd/prediction_files.py": ("evaluate",),
     "kd/files.py": ("train_teacher", "distill", "evaluate", "report", "robustness"),
-    "kd/corruptions.py": ("robustness",),
+    "kd/corruptions.py": ("robustness",), "kd/plugins.py": (*TRAINING, "evaluate", "export", "robustness", "benchmark"),
 }
 # Options of one script, about which others say nothing, though they share the module.
 ITS_OWN = {"--soft", "--beta", "--term", "--temperature", "--stage-weights", "--teacher-cache", "--class-map"}
@@ -410,6 +410,16 @@ def test_a_loss_that_is_named_under_the_wrong_option_names_the_right_one(here):
     arrives([*start, "b3", "--soft=kd", re.search(r"Give (--\w+)", message)[1], "2"])
     message = fails("reads a teacher", "train_teacher", *DATA, "--teacher=tiny", "--hard=kd,temperature=2")
     assert "--soft" not in message and "--temperature" not in message
+
+
+def test_a_network_whose_stages_are_not_known_names_four(here):
+    start = ["distill", *DATA, "--student=torchvision:shufflenet_v2_x0_5", "--beta=100", f"--teacher={TEACHER}",
+             "--size=32", "--study=stages", "--train-only"]
+    arrives(["train_teacher", *DATA, "--teacher=tiny", "--size=32", "--study=stages", "--train-only"])
+    start[4] = "--teacher=my runs/stages/teacher_tiny/seed_0"
+    message = fails("the stages of torchvision:shufflenet_v2_x0_5 are not known", *start)
+    words = re.search(r"--stages( [\w.]+){4}", message)[0].split()
+    arrives([*start, *words])
 
 
 def test_a_teacher_of_another_split_names_the_options(here):

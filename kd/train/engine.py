@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kd import event_writer, image, machine, runs, selection, text
+from kd import event_writer, image, machine, plugins, runs, selection, text
 from kd.data import batching, splits
 from kd.errors import UserError, draws, progress
 from kd.files import lock, read_json, write_csv, write_json, write_npz, write_yaml
@@ -258,7 +258,7 @@ def _describe(folder, student, step, data, options, role, init):
     write_json(folder / "environment.json", {
         **machine.environment(), "device": str(step.device), "precision": step.precision, "role": role,
         "processes": distributed.world(),
-        "steps_per_epoch": steps_per_epoch(step, data, options),
+        "plugins": plugins.record(options["plugin"]), "steps_per_epoch": steps_per_epoch(step, data, options),
         "teacher": step.teacher_fingerprint, **step.teacher_record(), "init": init, "input": input_of(student, data),
         "arch": student.arch, "parameters": networks.parameters(student.model), "formula": step.objective.formula,
         "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),
