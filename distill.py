@@ -22,7 +22,8 @@ from kd.train.step import dry_run, feature_extractor
 
 def parser():
     """The Parser of this script. A comment says why a default has its value."""
-    result = training_parser("distill.py", "Train small networks from a large one.")
+    result = training_parser("distill.py", "Train small networks from a large one.",
+                             ("--student", "--teacher", "--alpha"))
     group = result.add_argument_group("distillation")
     group.add_argument("--student", nargs="+", metavar="NAME", help="architectures (see --list)")
     group.add_argument("--teacher", nargs="+", metavar="RUN|FILE", help="a teacher's run folder or best.pt; several "

@@ -11,6 +11,8 @@ import os
 import re
 import sys
 
+from kd import __version__
+
 # Control characters but for tab and line end, separators of lines, and what turns the direction of writing.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -53,6 +55,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+        if self.add_help:
+            self.add_argument("--version", action="version", version=f"MedMNIST-EdgeAI {__version__}")
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, rest = super().parse_known_args(args, namespace)

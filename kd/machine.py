@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kd import __version__
+
 SETS = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "asimddp", "i8mm", "sve",
     "bf16",
@@ -125,6 +127,7 @@ def environment():
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpus,
+        "medmnist-edgeai": __version__,
         "git": git_revision(),
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tqdm
 
+import kd
 from kd import errors
 
 ROOT = Path(__file__).parent.parent
@@ -158,6 +159,23 @@ def test_the_status_of_a_mistake_stands_where_nobody_reads_the_message():
     os.close(read)
     assert process("raise errors.UserError('x', 'y')", stderr=write, stdout=subprocess.DEVNULL).returncode == 2
     os.close(write)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_says_its_version(script, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(script).main()
+    assert not stopped.value.code and capsys.readouterr().out == f"MedMNIST-EdgeAI {kd.__version__}\n"
+
+
+def test_the_version_stands_in_one_place(monkeypatch):
+    from setuptools import Distribution
+    monkeypatch.chdir(ROOT)
+    package = Distribution()
+    package.parse_config_files(["setup.cfg"])
+    assert package.metadata.version == kd.__version__
+    assert kd.__version__ not in (ROOT / "setup.cfg").read_text() + (ROOT / "pyproject.toml").read_text()
 
 
 # ---- the progress bar
