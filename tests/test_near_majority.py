@@ -29,6 +29,7 @@ def test_near_is_little_of_the_way_to_no_error_or_an_interval_with_the_rule(valu
 def result_of(value, lo=None, groups=120):
     return {"test": {"macro_f1": metric(value, value - 0.05 if lo is None else lo, value + 0.05)},
             "majority": {"macro_f1": metric(0.114, 0.11, 0.12)}, "conventions": {"majority_class": "nv"},
+            "class_names": ["nv", "mel"],
             "split": {"test": {"groups": groups}}}
 
 
@@ -73,7 +74,7 @@ def test_a_small_test_split_is_no_fault_of_the_training(make):
 def test_a_student_of_such_a_teacher_is_not_what_to_train_first(make):
     teacher = make("teacher_tiny", "teacher")
     content = result_of(0.13)
-    write_json(teacher / "metrics.json", {**content, "class_names": ["nv", "mel"]})
+    write_json(teacher / "metrics.json", content)
     text = near_majority.notes({make(teacher=str(teacher)): result_of(0.2)})
     assert "its teacher is near the majority rule, too" in text and "python" not in text
     text = near_majority.notes({teacher: content})

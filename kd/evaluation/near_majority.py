@@ -10,7 +10,7 @@ from collections import Counter
 from kd import runs
 from kd.errors import UserError
 from kd.run_folder import Run
-from kd.text import TERMINAL_WIDTH, command, format_count, format_metric, format_number, is_defined, one_line
+from kd.text import TERMINAL_WIDTH, command, format_count, format_metric, format_number, is_defined, shortened
 
 NEAR = 0.2     # of the way from the majority rule's macro-F1 to 1: below this a network has learned little
 STEPS = 2000   # from random weights; the 880 of docs/results/ham10000_64px were too few for a mobilenetv2
@@ -51,8 +51,9 @@ def notes(results):
 def note(run, result):
     """What is near, why, and what to type instead, of one Run. result: content of its metrics.json."""
     metric, majority = result["test"]["macro_f1"], result["majority"]["macro_f1"]
+    names = shortened(result["class_names"], 24)
     lines = [f"note: {run.name} is near the majority rule: macro F1 {format_metric(metric)}; the rule, always "
-             f"{one_line(result['conventions']['majority_class'], 24)}, has {format_number(majority['value'])}"]
+             f"{names[result['conventions']['majority_class']]}, has {format_number(majority['value'])}"]
     if not share_of_way(metric, majority) < NEAR:
         groups = format_count(result["split"]["test"]["groups"], "group")
         return "\n".join([*lines, f"  why: a test split of {groups} is too small to tell them apart"])
@@ -91,7 +92,8 @@ def causes(run):
     if run.best_epoch is not None and run.best_epoch == options["epochs"] - 1 > 0:
         found.append("its best epoch is the last, so that it may not have ended learning")
     images = Counter(row["label"] for row in run.split if row["split"] == "train")
-    rare = [f"{one_line(name, 24)} {count}" for name, count in sorted(images.items(), key=lambda pair: pair[1])
+    names = shortened(images, 24)
+    rare = [f"{names[name]} {count}" for name, count in sorted(images.items(), key=lambda pair: pair[1])
             if count < FEW_IMAGES]
     if rare:
         found.append("few training images of " + ", ".join(rare[:5]))
