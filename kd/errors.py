@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+from kd import __version__
+
 # Control characters but for tab and line end, separators of lines, and what turns the direction of writing.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
@@ -73,6 +75,8 @@ class Parser(argparse.ArgumentParser):
         self.script = prog
         typed = as_typed_here(f"python {prog}").removeprefix("python ")
         super().__init__(typed, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+        if self.add_help:
+            self.add_argument("--version", action="version", version=f"MedMNIST-EdgeAI {__version__}")
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, rest = super().parse_known_args(args, namespace)
@@ -322,7 +326,8 @@ def safe_output():
 
 
 def progress(items=None, description=None, *, shown=True, **options):
-    """A progress bar for whatever lasts longer than two seconds: on a terminal and in a notebook, silent in a pipe.
+    """A progress bar for whatever lasts longer than two seconds, on a terminal and in a notebook; elsewhere, such as in
+    a pipe or a file, a line a minute.
 
     items: what is iterated over, or None for a bar that is moved by update(). options: of tqdm. shown: False for the
     further processes of a training. A bar inside another is not drawn: a notebook has one line for it. Without tqdm,
@@ -333,7 +338,14 @@ def progress(items=None, description=None, *, shown=True, **options):
     except ImportError:
         return items
     outer = any(not bar.disable for bar in list(getattr(tqdm, "_instances", ())))
-    return tqdm(items, description, disable=not (shown and draws(sys.stderr)) or outer, delay=2, **options)
+    settings = {"delay": 2, **options}
+    if not draws(sys.stderr):
+        settings |= {"delay": 60, "mininterval": 60, "leave": False, "bar_format": LINE,
+                     "file": _Output(sys.stderr, lambda text: text.strip("\r "))}
+    return tqdm(items, description, disable=not shown or outer, **settings)
+
+
+LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left\n"
 
 
 def draws(stream):

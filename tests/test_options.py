@@ -1,5 +1,7 @@
 """Defaults give way to the file, the file to the command line; a run's config.yaml repeats the run."""
 
+import re
+
 import pytest
 import yaml
 
@@ -75,7 +77,7 @@ VALUES = {
 
 @both
 def test_a_runs_options_written_to_a_file_parse_to_the_same_options(script, file, tmp_path):
-    known = {action.dest for action in script.parser()._actions} - {"help", "config", "list"}
+    known = {action.dest for action in script.parser()._actions} - {"help", "version", "config", "list"}
     assert known <= set(VALUES), "an option is not tested here"
     options = parse(script)
     for k in range(max(map(len, VALUES.values()))):
@@ -220,8 +222,13 @@ def test_a_folder_of_other_options_is_refused_with_the_keys_that_differ(tmp_path
 def test_help_shows_every_option_with_its_default(script, capsys):
     with pytest.raises(SystemExit) as exit:
         script.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    output = capsys.readouterr().out
+    text = " ".join(output.split())
     assert exit.value.code == 0 and "default: None" not in text
+    shown = re.findall(r"\n  (?:-h, )?(--[a-z-]+)", output)
+    assert len(shown) == len(set(shown)) == len(script.parser().flags()) - output.count(", --no-") - 1  # each once
+    assert shown[:len(script.parser().first)] == list(script.parser().first) and len(script.parser().first) <= 10
+    assert output.startswith(f"usage: {script.__name__}.py [options]\n")
     for action in script.parser()._actions:
         assert action.help and action.option_strings[0] in text
     for words in ("(default: lesions)", "(default: 0.001)", "70/10/20", "--seeds N [N ...]"):

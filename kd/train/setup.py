@@ -5,11 +5,12 @@ The script passes its `registry`, an object with get, create and load_plugin.
 
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import torch
 
-from kd import image, objective, runs
+from kd import image, objective, plugins, runs
 from kd.data import loader, splits
 from kd.data.dataset import Dataset
 from kd.errors import UserError, listing
@@ -26,12 +27,13 @@ def start(parser, argv, registry):
     Plugins are loaded. What the command line leaves open is as in the data set's recipe().
     """
     options = parse_options(parser, argv)
-    for file in options["plugin"]:
-        registry.load_plugin(file)
+    words = sys.argv[1:] if argv is None else argv
+    is_typed = any(word.split("=")[0] == "--plugin" for word in words)
+    (plugins.load if is_typed else plugins.load_of_config)(options["plugin"], registry)
     if options["list"]:
         print(registry.table())
         return None
-    parser.set_defaults(**recipe(options, parser.prog, registry))
+    parser.set_defaults(**recipe(options, parser.script, registry))
     options = parse_options(parser, argv)
     del options["list"]
     device, options["precision"] = engine.device_and_precision(options)
@@ -43,7 +45,7 @@ def start(parser, argv, registry):
 
 
 def recipe(options, script, registry):
-    """The defaults of a training script, a dict, for the data set of `options`: ours, or those that it is registered with.
+    """The defaults of a training script, a dict, for the data set of `options`: ours, or those it is registered with.
 
     `defaults=` in the registry are for all networks, `student=` for distill.py. `teacher=` is for train_teacher.py,
     where it trains the data set's own teacher: weights and a schedule that suit one network need not suit another.
@@ -126,6 +128,8 @@ def data_of_run(run, registry, root=None, cache=None):
     options = {"download": False, **run.options, "study": None, "name": None, "out": str(run.folder),
                "split": str(run.folder / "split.csv")}
     options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None}, fold=None)
+    if isinstance(options.get("data"), str):
+        plugins.provide("dataset", objective.parse_spec(options["data"])[0], run.folder, registry)
     try:
         data = load_data(options, registry)
         if data.range is not None and list(data.range) != _range_of(run):
@@ -196,7 +200,7 @@ def new_network(arch, data, options, seed, registry):
         if options["weights"] != "none":
             raise UserError("--init and --weights both say where to start",
                             "Give one of them; --weights none undoes that of a --config file.")
-        model, content = checkpoint.load(options["init"], registry.create, arch=name, class_names=data.class_names)
+        model, content = checkpoint.load(options["init"], registry, arch=name, class_names=data.class_names)
         check_input(content, data.input(), options["init"], "Fine-tune at the size that it was trained at.")
         splits.refuse_leak(seen(content, options["init"]), data, "the network in --init")
         info = {**inside(entry, model), **_recorded(content, model, options["init"])}
@@ -267,7 +271,7 @@ def check_input(content, here, path, hint):
 
 def load_network(path, registry, class_names=None):
     """(Network of a checkpoint, the checkpoint's content); another class list is an error."""
-    model, content = checkpoint.load(path, registry.create, class_names=class_names)
+    model, content = checkpoint.load(path, registry, class_names=class_names)
     info = {**inside(registry.get("architecture", content["arch"]), model), **_recorded(content, model, path)}
     return networks.Network(model, content["arch"], content["stem"], fingerprint=fingerprint(content["state_dict"]),
                             **info), content

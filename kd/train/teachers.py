@@ -11,6 +11,7 @@ from kd.data import splits
 from kd.errors import UserError, listing
 from kd.objective import check_options, parse_spec
 from kd.train import networks, setup
+from kd.train.stages import check_stages
 from kd.train.weights import fingerprint, load_whole
 
 UNKNOWN = "what the teacher was trained on is unknown: it may have seen the validation and test images"
@@ -83,7 +84,7 @@ def foreign(file, spec, data, registry):
                                **{**setup.inside(entry, model), **given})
     networks.check_input(model, name, size, len(classes))
     if network.stages:
-        networks.check_stages(model, name, network.stages, size)
+        check_stages(model, name, network.stages, size)
     return network
 
 

@@ -39,7 +39,7 @@ SKINS = np.float32([[0.88, 0.70, 0.67], [0.92, 0.82, 0.79], [0.72, 0.60, 0.68], 
 # Labels are few and images many, as in clinics: a quarter of the images is trained on, and distill.py has further ones
 # without labels. docs/quickstart.md has what was measured with this recipe.
 @register("dataset", "lesions", defaults={"size": 48, "batch": 16, "hard": "logit_adjusted"},
-          teacher={"teacher": "efficientnetlite0", "weights": "imagenet", "epochs": 10},
+          teacher={"teacher": "efficientnetlite0", "weights": "imagenet", "epochs": 20},
           student={"epochs": 30, "lr": 3e-3, "unlabelled": ["lesions,images=2000,seed=1"], "unlabelled_ratio": 4.0,
                    "teacher_cache": 4})
 def lesions(*, size=48, images=1000, seed=0):
@@ -62,8 +62,8 @@ def lesions(*, size=48, images=1000, seed=0):
             groups.append(f"LES_{seed}_{lesion:05d}")
     return Dataset(
         name="lesions", class_names=names, images=draws,
-        ids=[f"IMG_{seed}_{i:05d}" for i in range(len(draws))], labels=labels, groups=groups, fractions=(0.25, 0.15, 0.6),
-        version=f"6-{size}px-{images}-seed{seed}", synthetic=True)
+        ids=[f"IMG_{seed}_{i:05d}" for i in range(len(draws))], labels=labels, groups=groups,
+        fractions=(0.25, 0.15, 0.6), version=f"6-{size}px-{images}-seed{seed}", synthetic=True)
 
 
 def _lesions(images, rng):
