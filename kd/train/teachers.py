@@ -136,7 +136,7 @@ class Answers:
             raise UserError(f"--teacher-predictions has one answer for each image, and this training {shown}", way_out)
         if data.unlabelled:
             raise UserError("--teacher-predictions is for images with labels, and --unlabelled has others",
-                            "Leave out one of them.")
+                            "Leave out one of them; --unlabelled without a name is none.")
         answers = self._read(file, data)
         if answers.ids is None:
             raise UserError(f"{file} has no ids, which tell whose answers these are", "Add a column or array `id`.")
