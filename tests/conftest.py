@@ -19,6 +19,20 @@ def private_cache(tmp_path_factory, monkeypatch):
         monkeypatch.setenv("HOME", str(folder))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def embedded_recipe():
+    """The recipe of the embedded data set, a dict; tests train with a shorter one, without a pretrained teacher."""
+    import registry
+    info = registry.get("dataset", "lesions").info
+    ours = dict(info)
+    info.clear()
+    info.update(defaults={"size": 48, "epochs": 5, "batch": 32, "hard": "logit_adjusted,tau=0.5"},
+                teacher={"teacher": "resnet18"})
+    yield ours
+    info.clear()
+    info.update(ours)
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """The folder of real data, for tests that skip without it."""
