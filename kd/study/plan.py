@@ -231,7 +231,7 @@ class _Training:
                 task = self.train(script, chosen, model, seed, needs, fold=fold)
                 if len(tries) > 1:
                     file = self.plan.sweeps[model].chosen_file
-                    task.arguments.insert(0, f"--config={file.as_posix()}")
+                    task.arguments.insert(0, "=".join(["--config", file.as_posix()]))
                     task.inputs.insert(0, file)
 
     def complete(self, script, where, options, teachers, fold):
