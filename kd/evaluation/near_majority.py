@@ -89,8 +89,9 @@ def causes(run):
     if is_from_scratch(run):
         found.append("it began with random weights")
     if steps < usual_steps(run):
+        weights = "random" if is_from_scratch(run) else "trained"
         found.append(f"{steps} steps of training ({format_count(len(run.history), 'epoch')} of {count}) are few: from "
-                     f"{'random' if is_from_scratch(run) else 'trained'} weights {usual_steps(run):,} and more are usual")
+                     f"{weights} weights {usual_steps(run):,} and more are usual")
     if run.best_epoch is not None and run.best_epoch == options["epochs"] - 1 > 0:
         found.append("its best epoch is the last, so that it may not have ended learning")
     images = Counter(row["label"] for row in run.split if row["split"] == "train")
