@@ -50,6 +50,14 @@ def noted(capsys):
     return capsys.readouterr().out.splitlines()
 
 
+def test_the_images_of_a_larger_teacher_are_described_once(tmp_path, capsys):
+    found = dataset(tmp_path / "deep", scaled(4095, np.uint16, count=30))
+    data = loader.prepare(found, size=16, cache_folder=tmp_path / "cache")
+    assert sum("more than 8 bits" in line for line in noted(capsys)) == 1
+    data.add_size(32)
+    assert data.larger[32].shape[1] > data.images.shape[1] and not noted(capsys)
+
+
 # ---- one range for all
 
 @pytest.mark.parametrize("top, dtype, suffix, expected", [

@@ -27,7 +27,8 @@ CHUNK_BYTES = 2 ** 26  # the bytes of their pixels at most; both limit the memor
 COLUMNS = ("id", "sha256", "error", "facts", "crc32")  # of the index; facts: see kd.data.values
 
 
-def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range=None, eight_bits=False):
+def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range=None, eight_bits=False,
+               again=False):
     """The images of a Dataset from its cache, which is built if there is none.
 
     resize: side of the images in px. folder: where the cache is; None for beside the data in `root`, or in the user's
@@ -35,13 +36,14 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range
     change, so that changed data get a new cache. Old ones are not deleted, because another program may be reading them.
     range: (low, high) of the network that the images are for, to which deep values are scaled; None to choose one that
     suits all images of the set. eight_bits: the network was trained on images of 8 bits alone, and deep ones, whose
-    scale it does not have, cannot be used.
+    scale it does not have, cannot be used. again: the same images were opened at another size before.
 
     Returns (images, sha256, bad, range): images is a memory map uint8 [N, resize, resize, 3]; sha256 are N strings, of
     the bytes of each file, or of the pixels if an image is no file; bad is a list of (position, reason) for images that
     cannot be read, whose pixels are 0; range is None if no image is deep. Lines say what values the images have where
-    these are not the usual ones. Without `skip_bad` such images are a UserError. A cache that is damaged, or of
-    an older version without checksums, is built again, and a line says so; a UserError where nothing can be written.
+    these are not the usual ones, unless `again`. Without `skip_bad` such images are a UserError. A cache that is
+    damaged, or of an older version without checksums, is built again, and a line says so; a UserError where nothing can
+    be written.
     """
     stamps = [_stamp(dataset, i) for i, _ in enumerate(dataset.ids)]
     scale = "" if range is None else f" {range[0]}..{range[1]}"
@@ -72,8 +74,10 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range
         raise UserError(f"{len(bad)} of {len(rows)} images cannot be used{of_8_bits}: {names}", f"{mend}{hint}.")
     extremes = values.deep_extremes(rows)
     used = (range or values.choose_range(extremes)) if extremes else None
-    for line in values.notes(rows, used, range is not None or eight_bits, Path(images.filename).with_suffix(".csv")):
-        print(f"note: {line}")
+    if not again:
+        index = Path(images.filename).with_suffix(".csv")
+        for line in values.notes(rows, used, range is not None or eight_bits, index):
+            print(f"note: {line}")
     return images, [row["sha256"] for row in rows], bad, used
 
 

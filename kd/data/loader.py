@@ -148,7 +148,7 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, fold=None, cache_fo
     _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
                 sha256, size, dataset.synthetic, skipped, used_range, resize_of=resize_of, open_at=lambda size: _open(
-                    dataset, resize_of(size), cache_folder, root, skip_bad, used_range)[0])
+                    dataset, resize_of(size), cache_folder, root, skip_bad, used_range, again=True)[0])
 
 
 def external(dataset, *, size, resize, class_names, root=None, class_map=None, skip_bad=False, range=None):
@@ -213,10 +213,10 @@ def known_classes(dataset, theirs, class_names, class_map):
     return found
 
 
-def _open(dataset, resize, folder, root, skip_bad, range=None, eight_bits=False):
+def _open(dataset, resize, folder, root, skip_bad, range=None, eight_bits=False, again=False):
     """(images and sha256 of all, positions of the images that can be read, ids of the others, range of deep values)."""
     images, sha256, bad, used_range = cache.open_cache(dataset, resize, folder=folder, root=root, skip_bad=skip_bad,
-                                                       range=range, eight_bits=eight_bits)
+                                                       range=range, eight_bits=eight_bits, again=again)
     readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
     if not len(readable):
         raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")

@@ -71,12 +71,12 @@ def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad
     its look or its group, and one that is a labelled training image, or in one of the Parts `earlier`. cache_folder,
     root, skip_bad: as for kd.data.loader.prepare(). UserError where no image is left.
     """
-    def open_at(size):
+    def open_at(size, again=True):
         """What the cache has of the images for networks of this size."""
         return cache.open_cache(dataset, data.resize_of(size), folder=cache_folder, root=root, skip_bad=skip_bad,
-                                range=data.range, eight_bits=data.range is None)
+                                range=data.range, eight_bits=data.range is None, again=again)
 
-    images, sha256, bad, _ = open_at(data.size)
+    images, sha256, bad, _ = open_at(data.size, again=False)
     readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
     held_out, train = np.flatnonzero(data.split != "train"), data.train
     ids = np.array(dataset.ids)

@@ -213,37 +213,44 @@ class _Training:
 
     def add(self, script, where, model, options, tries, teachers=()):
         """Add the Tasks of one model: one for each seed; before them, those of its tries and of their choice."""
-        model, seeds = runs.safe(model), []
+        model = runs.safe(model)
         if any(task.model == model for task in self.plan.networks):
             raise UserError(f"{self.plan.path}: two networks would be called {model}",
                             "Give one of the methods another name.")
-        choice = None
+        seeds = list(dict.fromkeys(self.parsed(script, where, {**options, **tries[0]})["seeds"]))
         for fold in self.folds:
-            complete = []  # the options of each try, with its teacher; and the Tasks that it needs
-            for one in tries:
-                parsed = self.parsed(script, where, {**options, **one})
-                seeds = seeds or list(dict.fromkeys(parsed["seeds"]))
-                complete.append(self.with_teacher(where, {**options, **one}, parsed, teachers, fold)
-                                if script == "distill" else ({**options, **one}, ()))
-            trained = len(self.plan.training) + len(seeds) + (len(tries) if len(tries) > 1 else 0)
-            if trained > LARGEST:
+            complete = [self.complete(script, where, {**options, **one}, teachers, fold) for one in tries]
+            if len(self.plan.training) + len(seeds) + (len(tries) if len(tries) > 1 else 0) > LARGEST:
                 raise UserError(f"{self.plan.path} trains more than {LARGEST} networks",
                                 "Divide it into several plans.")
             if len(tries) == 1:
-                (with_teacher, needs), = complete
-                for seed in seeds:
-                    self.train(script, with_teacher, model, seed, needs, fold=fold)
-                continue
-            choice = choice or self.add_tries(script, model, seeds[0], tries, complete, fold)  # on the first fold
-            # The chosen options may need no teacher; one that is not needed is not read.
-            needs = tuple(dict.fromkeys(name for _, names in complete for name in names))
-            teacher = next(filter(None, (of_try.get("teacher") for of_try, _ in complete)), None)
-            with_teacher = options if script == "train_teacher" else {**options, "teacher": teacher}
+                (chosen, needs), = complete
+            else:
+                chosen, needs = self.chosen(script, model, options, seeds[0], tries, complete, fold)
             for seed in seeds:
-                task = self.train(script, with_teacher, model, seed, (choice.name, *needs), fold=fold)
-                file = self.plan.sweeps[model].chosen_file
-                task.arguments.insert(0, "=".join(["--config", file.as_posix()]))
-                task.inputs.insert(0, file)
+                task = self.train(script, chosen, model, seed, needs, fold=fold)
+                if len(tries) > 1:
+                    file = self.plan.sweeps[model].chosen_file
+                    task.arguments.insert(0, "=".join(["--config", file.as_posix()]))
+                    task.inputs.insert(0, file)
+
+    def complete(self, script, where, options, teachers, fold):
+        """(options with those of the teacher, names of Tasks that these need) of one network on a fold."""
+        parsed = self.parsed(script, where, options)
+        return self.with_teacher(where, options, parsed, teachers, fold) if script == "distill" else (options, ())
+
+    def chosen(self, script, model, options, seed, tries, complete, fold):
+        """The same of the network whose options the choice among `tries` gives; on the first fold, adds their Tasks.
+
+        complete: what complete() gives for each try.
+        """
+        if model not in self.plan.sweeps:
+            self.add_tries(script, model, seed, tries, complete, fold)
+        # The chosen options may need no teacher; one that is not needed is not read.
+        needs = dict.fromkeys(name for _, names in complete for name in names)
+        teacher = next(filter(None, (of_try.get("teacher") for of_try, _ in complete)), None)
+        with_teacher = options if script == "train_teacher" else {**options, "teacher": teacher}
+        return with_teacher, (f"{model}/choice", *needs)
 
     def with_teacher(self, where, options, parsed, teachers, fold):
         """(options with the teacher to learn from, if one is, names of Tasks that this needs).
@@ -275,7 +282,7 @@ class _Training:
                      and task.fold == fold and task.run.name.startswith(seed)), None)
 
     def add_tries(self, script, model, seed, tries, complete, fold):
-        """Add the Tasks of a model's tries, and that of the choice among them, which is returned."""
+        """Add the Tasks of a model's tries, and that of the choice among them."""
         of_model = self.plan.sweeps[model] = sweep.Sweep(model, self.plan.folder, seed)
         for one, (options, needs) in zip(tries, complete):
             name = sweep.name(model, one)
@@ -283,11 +290,10 @@ class _Training:
             of_model.tries.append((one, task))
         tasks = [task for _, task in of_model.tries]
         inputs = [task.run / file for task in tasks for file in ("config.yaml", "history.csv", runs.TEST)]
-        choice = Task(f"{model}/choice", "study", [self.plan.path.as_posix(), f"--choose={model}"], inputs,
-                      [f"{model}/{file}" for file in (sweeps.FILE, of_model.chosen_file.name)],
-                      tuple(task.name for task in tasks), of_sweep=model)
-        self.plan.training.append(choice)
-        return choice
+        self.plan.training.append(Task(
+            f"{model}/choice", "study", [self.plan.path.as_posix(), f"--choose={model}"], inputs,
+            [f"{model}/{file}" for file in (sweeps.FILE, of_model.chosen_file.name)],
+            tuple(task.name for task in tasks), of_sweep=model))
 
     def train(self, script, options, model, seed, needs, of_sweep="", fold=None):
         """Add the Task that trains one model with one seed. Returns it."""
