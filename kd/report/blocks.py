@@ -280,9 +280,9 @@ def _csv_cell(value):
 # The names that tables of a report can have.
 TABLES = (
     "result", "subgroups", "gaps", "roles", "data", "teacher_summary", "students_summary", "seeds", "deltas",
-    "deltas_per_class", "agreement", "fidelity", "cka", "calibration", "weights", "thresholds", "abstention", "operating_points",
-    "risk_coverage", "robustness_summary", "robustness_worst", "robustness", "gpu_latency", "cpu_latency", "memory",
-    "exports", "pareto", "scalars", "training", "options", "sweeps",
+    "deltas_per_class", "agreement", "fidelity", "cka", "calibration", "weights", "thresholds", "abstention",
+    "operating_points", "risk_coverage", "robustness_summary", "robustness_worst", "robustness", "gpu_latency",
+    "cpu_latency", "memory", "exports", "pareto", "scalars", "training", "options", "sweeps",
 )
 
 

@@ -127,7 +127,7 @@ def _painting_class():
 
 def _story(document):
     """The flowables of all blocks. A heading, and notes below it, stay on the page of what follows them."""
-    from reportlab.platypus import KeepTogether, PageBreak, Spacer
+    from reportlab.platypus import CondPageBreak, PageBreak, Spacer
     story, waiting, level = [], [], 0  # waiting: flowables that stay with what follows them
     for number, block in enumerate(document):
         kind = block["kind"]
@@ -145,10 +145,22 @@ def _story(document):
         else:
             flowables = _MAKERS[kind](block)
             if waiting and flowables:
-                flowables[0] = KeepTogether([*waiting, flowables[0]])
+                count = 3 if isinstance(flowables[0], CondPageBreak) else 1  # a last line of figures, and its caption
+                flowables = [*_together(waiting + flowables[:count]), *flowables[count:]]
                 waiting = []
             story += flowables
     return story + waiting or [Spacer(0, 1)]  # a document without blocks still has a page
+
+
+def _together(flowables, further=0):
+    """`flowables`, after a page break where they, and `further` points below them, have no room.
+
+    Not KeepTogether: it leaves out the space around its flowables, and then divides them.
+    """
+    from reportlab.platypus import CondPageBreak
+    heights = [flowable.wrap(WIDTH, HEIGHT)[1] + flowable.getSpaceBefore() + flowable.getSpaceAfter()
+               for flowable in flowables]
+    return [CondPageBreak(min(sum(heights) + further, HEIGHT)), *flowables]
 
 
 def _style(name, **options):
@@ -290,7 +302,7 @@ def _drawing(svg):
 
 def _figures(block):
     """Lines of figures, each as many as fit; the caption stands below the last."""
-    from reportlab.platypus import KeepTogether, Table
+    from reportlab.platypus import Table
     gap, lines, room = 14, [], 0  # points
     for painting in map(_figure, block["figures"]):
         if not lines or room < painting.width + gap:
@@ -308,7 +320,7 @@ def _figures(block):
         widths = [painting.width + gap for painting in line]
         story.append(Table([line], colWidths=widths, hAlign="LEFT", spaceAfter=6, style=style))
     if block.get("caption") and lines:
-        story[-1] = KeepTogether([story[-1], _text(block["caption"], "caption")])
+        story += _together([story.pop(), _text(block["caption"], "caption")])
     return story
 
 
@@ -332,7 +344,6 @@ def _table(block, above):
 
     above: flowables that stay on the page of the table's first rows, as its caption does.
     """
-    from reportlab.platypus import CondPageBreak
     columns = [_line(column, CELL_LENGTH) for column in block["columns"]]
     rows = [[_line(cell, CELL_LENGTH) for cell in row] for row in block["rows"]]
     if not columns or not any(columns) and not rows:
@@ -352,9 +363,7 @@ def _table(block, above):
             above = [*above, _text(caption, "caption")]
         grid = _grid([columns[k] for k in part], [[row[k] for k in part] for row in rows], widths, size)
         grid.wrap(WIDTH, HEIGHT)
-        needed = sum(flowable.wrap(WIDTH, HEIGHT)[1] + flowable.getSpaceBefore() + flowable.getSpaceAfter()
-                     for flowable in above) + sum(grid._rowHeights[:FIRST_ROWS])
-        story += [CondPageBreak(min(needed, HEIGHT)), *above, grid]
+        story += [*_together(above, sum(grid._rowHeights[:FIRST_ROWS])), grid]
         above = []
     return story
 
@@ -455,4 +464,4 @@ def _grid(columns, rows, widths, size):
 
 
 def _numeric(cells):
-    return all(cell in ("", "n/a") or cell.lstrip("+-−<≤≥.")[:1].isdigit() for cell in cells)
+    return all(cell in ("", "n/a", "–") or cell.lstrip("+-−<≤≥.")[:1].isdigit() for cell in cells)

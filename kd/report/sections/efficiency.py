@@ -216,8 +216,8 @@ def drawing(measured):
     if len(points) < 2:
         return []
     if len(points) > MAX_POINTS:
-        return missing("the drawing", f"{len(points)} points are too many to label; the table of quality against latency "
-                       "has them.")
+        return missing("the drawing of quality against latency",
+                       f"{len(points)} points are too many to label; the table has them.")
     return [pareto_figure(points)]
 
 
