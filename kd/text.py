@@ -13,7 +13,7 @@ from pathlib import PurePath
 
 from kd.errors import printable
 
-SEEDS_NOTE = "(0.812, 0.640) in place of an interval: two seeds: no interval; these are their figures."
+SEEDS_NOTE = "Round brackets: two seeds, which differ too much for an interval; the figure of each."
 TERMINAL_WIDTH = 110  # characters; wider tables wrap on a laptop
 
 
