@@ -18,8 +18,9 @@ def result(study, compared, measured):
         "Which model to take": which(study, compared, measured, order),
         "What the teacher added": added(study, compared),
         "What it costs on a device": costs(study, measured, order[0]) if order else [],
-        "Where it fails": [*(robustness.sentences(study, order[0]) if order else []),
-                           *calibration.threshold_sentences(study), *subgroups.sentences(study)],
+        "Where it fails": [line for sentences in (
+            robustness.sentences, calibration.threshold_sentences, subgroups.sentences)
+            for line in (sentences(study, order[0]) if order else ())],
     }
     blocks = [*overview(study, compared, measured), *efficiency.drawing(measured),
               *(students.weak_teachers(study, compared) if compared else [])]

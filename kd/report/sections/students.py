@@ -258,10 +258,10 @@ def per_class(compared):
     columns = [
         Column("Model", "model", kind="model"), Column("Class", "class"), Column("Images", "support", ",d"),
         interval("Reference F1", "reference_f1"), interval("F1", "f1"), interval("Δ F1", "delta_f1", form="+.3f"),
-        interval("Δ recall", "delta_recall", form="+.3f"), Column("p of Δ F1", "p_corrected", "p"),
+        interval("Δ recall", "delta_recall", form="+.3f"), Column("p", "p_corrected", "p"),
     ]
     note = "Bar and line: the model with its interval. Square: its reference. Classes in the order of the data."
-    caption = "F1 of each class, and its difference from the reference"
+    caption = "F1 of each class, and its difference from the reference; p is of Δ F1"
     return [heading("F1 of each class"), aside(note), grid(bars), *surplus,
             table("deltas_per_class", caption, columns, rows)]
 
