@@ -133,8 +133,9 @@ def parity(metrics, shift):
     differences = {}
     for name in ("macro_f1", "accuracy"):
         value = metrics[name]["value"]
-        differences[name] = {"reference": value, "model": value + shift, "difference": {
-            "value": shift, "lo": shift - .01, "hi": shift + .01, "p": .5}}
+        differences[name] = {
+            "reference": value, "model": value + shift, "model_lo": value + shift - .1, "model_hi": value + shift + .1,
+            "difference": {"value": shift, "lo": shift - .01, "hi": shift + .01, "p": .5}}
     return {"images": 120, "flips": abs(shift), "largest": 1e-6, **differences,
             "ece": {"reference": .1, "model": .1, "shift": shift / 2}}
 
@@ -233,7 +234,7 @@ class Page(html.parser.HTMLParser):
         self.number = None if tag == "data" else self.number
         self.cell = None if tag in ("td", "th") else self.cell
         self.table = None if tag == "table" else self.table
-        if tag in ("p", "td", "th", "li", "text", "h1", "h2", "h3", "dt", "dd", "div", "caption"):
+        if tag in ("p", "td", "th", "li", "text", "h1", "h2", "h3", "dt", "dd", "div", "summary", "small"):
             self.text += " "
 
     def rows(self, name):

@@ -23,7 +23,7 @@ def test_cells_show_value_and_interval_in_the_form_of_their_column():
         "no": None,
     }
     assert cell(record, interval("F1", "f1")) == {
-        "value": 0.45748, "text": "0.457", "bounds": (0.4136, 0.4964), "lo": "0.414", "hi": "0.496",
+        "value": 0.45748, "text": "0.457", "bounds": (0.4136, 0.4964), "lo": "0.414", "hi": "0.496", "reason": "",
     }
     columns = (
         Column("", "n", ",d"), Column("", "p", "p"), Column("", "seed", kind="seed"), Column("", "gap", "+.3f"),
@@ -36,7 +36,8 @@ def test_cells_show_value_and_interval_in_the_form_of_their_column():
     assert block["caption"] == "About (1 figure without an interval not shown)"
     assert texts(block)[1] == [["0.457 [0.414, 0.496]"], ["–"]]
     few = {"f1": .5, "f1_lo": math.nan, "f1_hi": math.nan, "f1_withheld": "too few images (3)"}
-    assert cell(few, interval("F1", "f1")) == {"value": .5, "text": "0.500 (too few images (3))", "bounds": None}
+    assert cell(few, interval("F1", "f1")) == {
+        "value": .5, "text": "0.500", "bounds": None, "reason": "too few images (3)"}
     block = table("t", "About", [interval("F1", "f1")], [record, few])
     assert block["caption"] == "About" and texts(block)[1] == [["0.457 [0.414, 0.496]"], ["0.500 (too few images (3))"]]
     assert blocks.to_csv([few]).splitlines()[1] == "0.5,,,too few images (3)"

@@ -105,6 +105,25 @@ def test_a_wide_table_comes_in_parts_that_all_name_their_rows(tmp_path):
     assert_within_margins(document)
 
 
+@pytest.mark.parametrize("below", ["table", "figure", "figures", "paragraph"])
+def test_a_heading_its_note_and_its_caption_stay_with_what_follows(tmp_path, below):
+    following = {
+        "table": {"kind": "table", "columns": ["a", "b"], "rows": [["x y", k] for k in range(9)], "caption": "About"},
+        "figure": {"kind": "figure", "png": picture(90, 90), "caption": "About"},
+        "figures": {"kind": "figures", "figures": [{"png": picture(90, 90), "caption": "one"}], "caption": "About"},
+        "paragraph": {"kind": "paragraph", "text": "About the text below a heading"},
+    }[below]
+    for lines in range(38, 60):  # of text above, so that the heading comes near the foot of the page
+        document = written(
+            tmp_path, {"kind": "code", "text": "\n".join(["line"] * lines)}, {"kind": "heading", "text": "Title"},
+            {"kind": "note", "text": "Small print"}, {"kind": "note", "text": "Smaller print"}, following)
+        with_heading, = [page for page in document if "Title" in page.get_textpage().get_text_range()]
+        assert "Small print" in with_heading.get_textpage().get_text_range()
+        assert "About" in with_heading.get_textpage().get_text_range(), lines
+        if below.startswith("figure"):
+            assert any(item.type == 3 for item in with_heading.get_objects(max_depth=5)), lines
+
+
 def test_a_long_table_repeats_its_head_on_every_page(tmp_path):
     document = written(
         tmp_path, {"kind": "heading", "text": "Runs"},

@@ -79,6 +79,56 @@ def test_the_page_fits_phone_and_desktop_in_light_and_dark(reported_study, brows
     assert visible == browser.evaluate(figures_without_img) > 10  # one of each wide and narrow drawing
 
 
+def test_the_first_screen_has_table_and_plot_and_the_folded_page_has_at_most_eight(reported_study, browser):
+    browser.open(reported_study[0] / "report.html", 1400, 900)
+    for part in ("#table-result", "#result figure svg.narrow"):
+        assert browser.evaluate(f"document.querySelector('{part}').getBoundingClientRect().bottom") <= 900
+    assert browser.evaluate("document.documentElement.scrollHeight") <= 8 * 900
+    folded = browser.evaluate("[...document.querySelectorAll('section > details')].map(fold => fold.open)")
+    assert len(folded) > 8 and not any(folded)
+    browser.open(reported_study[0] / "report.html", 400, 900)
+    assert browser.evaluate("document.querySelector('#table-result').getBoundingClientRect().bottom") <= 700
+    assert browser.evaluate("document.querySelector('#result figure').getBoundingClientRect().bottom") <= 1150
+
+
+def test_the_contents_stay_at_hand_and_unfold_the_section(reported_study, browser):
+    for width in (400, 1400):
+        browser.open(reported_study[0] / "report.html", width, 900)
+        names = browser.evaluate("[...document.querySelectorAll('nav a')].map(link => link.hash.slice(1))")
+        assert names == browser.evaluate("[...document.querySelectorAll('section')].map(section => section.id)")
+        browser.evaluate("document.querySelector('nav a[href=\"#calibration\"]').click()")
+        browser.evaluate("new Promise(done => setTimeout(done, 1500))")
+        assert browser.evaluate("document.querySelector('#calibration > details').open")
+        browser.evaluate("scrollTo({top: 1500, behavior: 'instant'})")
+        top, bottom = browser.evaluate(
+            "(box => [box.top, box.bottom])(document.querySelector('nav').getBoundingClientRect())")
+        assert -1 <= top < 1 and 0 < bottom <= 900
+
+
+@pytest.mark.parametrize("width", [400, 800, 1400])
+def test_a_table_wider_than_its_place_scrolls_to_its_last_column_and_shows_that_it_does(reported_study, browser, width):
+    browser.open(reported_study[0] / "report.html", width)
+    browser.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    tables = browser.evaluate("""[...document.querySelectorAll('.scroll')].map(box => {
+      box.scrollLeft = 1e6;
+      const last = (box.querySelector('thead tr:last-child')?.lastElementChild ?? box).getBoundingClientRect();
+      const place = box.getBoundingClientRect();
+      const hint = getComputedStyle(box).backgroundAttachment.includes('local');
+      const whole = last.right <= place.right + 1 && place.right <= innerWidth;
+      return [box.scrollWidth > box.clientWidth, whole, hint]; })""")
+    assert len(tables) > 10 and all(whole and hint for _, whole, hint in tables)
+    assert width == 1400 or any(scrolls for scrolls, _, _ in tables)
+
+
+def test_paper_has_all_sections_unfolded(reported_study, browser):
+    browser.open(reported_study[0] / "report.html", 1400)
+    browser.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert browser.evaluate("document.querySelectorAll('details:not([open])').length") == 0
+    browser.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert browser.evaluate("document.querySelectorAll('section > details[open]').length") == 0
+
+
 def test_the_html_is_valid(reported_study):
     html5lib = pytest.importorskip("html5lib")
     html5lib.HTMLParser(strict=True).parse((reported_study[0] / "report.html").read_text(encoding="utf-8"))

@@ -42,7 +42,7 @@ def calibration_of(run):
 
 def calibration_table(runs):
     """Metrics of each evaluated Run, before and after the temperature."""
-    columns = [*seed_columns(), interval("Accuracy", "accuracy"), Column("Temperature", "temperature")]
+    columns = [*seed_columns(), Column("Temperature", "temperature")]
     for name, title in TITLES.items():
         column = Column if name in BINNED else interval
         columns.append(column(title, COLUMNS[name]))
@@ -208,10 +208,10 @@ def abstention_table(records):
     return table("abstention", caption, columns, records)
 
 
-def threshold_sentences(study):
-    """Of each first seed the classes whose sensitivity on test is below the promised one, interval and all."""
+def threshold_sentences(study, model):
+    """Of a model's first seed the classes whose sensitivity on test is below the promised one, interval and all."""
     lines = []
-    for run in study.firsts:
+    for run in (run for run in study.firsts if run.model == model):
         missed = [point for point in run.evaluation.get("operating_points") or () if misses_promise(point)]
         if missed:
             sensitivities = [f"{point.get('class')} {format_metric(point['test']['sensitivity'])} "

@@ -51,10 +51,10 @@ def record(run, part):
     return result
 
 
-def sentences(study):
-    """One for each first seed whose accuracy or a sensitivity differs between subgroups by more than chance."""
+def sentences(study, model):
+    """One if the accuracy or a sensitivity of a model's first seed differs between subgroups by more than chance."""
     lines = []
-    for run in study.firsts:
+    for run in (run for run in study.firsts if run.model == model):
         clauses = [f"by {column} in {gap['metric'].replace('/', ' of ')} ({gap['highest']} over {gap['lowest']} by "
                    f"{format_metric(gap)}, p {format_p(gap['p_corrected'])})"
                    for column, content in ((run.evaluation or {}).get("subgroups") or {}).items()
