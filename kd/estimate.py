@@ -19,6 +19,10 @@ import numpy as np
 LEVEL = 0.95
 NAN = float("nan")
 NORMAL = 1000  # degrees of freedom from which Student's t is taken for normal: the quantiles differ by 0.1%
+NO_INTERVAL = "two seeds: no interval"  # why there is none where VOID or VOID_RATIO is exceeded
+VOID = 2 / 3     # an interval of two trainings that is wider is not given: a share has values from 0 to 1
+VOID_RATIO = 10  # the same for a loss or a ratio: upper over lower bound
+FORMS = {"share": ".3f", "loss": ".3f", "ratio": ".0%", "difference": "+.3f", "difference of shares": "+.3f"}
 
 
 @dataclass
@@ -31,16 +35,30 @@ class Estimate:
     value: float
     drawn: np.ndarray        # [B] replicates, or None: no interval
     center: float            # what they scatter around: `value`, or the figure of the smoothed sample
-    scale: str               # "share" from 0 to 1, "loss" from 0 on, "difference", "difference of shares"
+    scale: str               # a key of FORMS: "share" is from 0 to 1, "loss" and "ratio" from 0 on
     freedom: float = np.inf  # degrees of freedom of the variance of the replicates
     spreads: tuple = ()      # (variance of the figure over trainings, degrees of freedom), for each model
     withheld: str = ""       # why there is no interval
+    trainings: tuple = ()    # the figure of each training, where it is a mean over several
 
     def metric(self, level=LEVEL):
-        """METRIC: the value and its interval. The value lies inside."""
+        """METRIC: the value and its interval. The value lies inside.
+
+        Two trainings can differ so much that the interval of their mean excludes nearly nothing. Then it is withheld,
+        and `withheld` gives the figure of each. docs/intervals.md says what this does to the intervals that are given.
+        """
         lo, hi = self._interval(level) if self._has_interval() else (NAN, NAN)
+        withheld = self.withheld
+        if len(self.trainings) == 2 and self._excludes_nothing(lo, hi):
+            values = ", ".join(format(value, FORMS[self.scale]) for value in self.trainings)
+            lo, hi, withheld = NAN, NAN, f"{NO_INTERVAL}; {values}"
         result = {"value": float(self.value), "lo": lo, "hi": hi}
-        return {**result, "withheld": self.withheld} if self.withheld else result
+        return {**result, "withheld": withheld} if withheld else result
+
+    def _excludes_nothing(self, lo, hi):
+        if self.scale in ("loss", "ratio"):
+            return hi > VOID_RATIO * lo
+        return self.scale != "difference" and hi - lo > VOID  # a difference of losses has no range
 
     def _has_interval(self):
         return not self.withheld and self.drawn is not None and bool(np.isfinite(self.value))
@@ -57,7 +75,7 @@ class Estimate:
         if self.scale == "share":
             size = max(self.center * (1 - self.center) / variance, 1.0)
             lo, hi = wilson(min(max(center, 0.0), 1.0), size, t)
-        elif self.scale == "loss":
+        elif self.scale in ("loss", "ratio"):
             center = max(center, self.value / 2)
             factor = np.exp(min(t * np.sqrt(variance) / center, 700)) if center > 0 else 1.0
             lo, hi = center / factor, center * factor
@@ -110,7 +128,8 @@ class Estimate:
                        center=self.center - reference.center,
                        scale="difference of shares" if are_shares else "difference",
                        freedom=min(self.freedom, reference.freedom), spreads=self.spreads + reference.spreads,
-                       withheld=self.withheld or reference.withheld)
+                       withheld=self.withheld or reference.withheld,
+                       trainings=_of_trainings(np.subtract, self, reference))
 
     def gap(self, other, level=LEVEL):
         """METRIC of this figure less that of `other`, which is of other images.
@@ -146,14 +165,15 @@ class Estimate:
     def over(self, reference):
         """The Estimate of this figure divided by that of `reference`, above 0, on the same images. NaN if that is 0."""
         if not min(reference.value, reference.center) > 0:
-            return replace(self, value=NAN, drawn=None, scale="loss")
+            return replace(self, value=NAN, drawn=None, scale="ratio", trainings=())
         value, center = self.value / reference.value, self.center / reference.center
         # Linear around the centre: a replicate whose divisor is nearly 0 would have a variance without limit.
         drawn = _paired(lambda a, b: center + (a - center * b) / reference.center, self, reference)
         spreads = [(variance / reference.value ** 2, freedom) for variance, freedom in self.spreads]
         spreads += [(variance * (value / reference.value) ** 2, freedom) for variance, freedom in reference.spreads]
-        return replace(self, value=value, drawn=drawn, center=center, scale="loss", spreads=tuple(spreads),
-                       freedom=min(self.freedom, reference.freedom), withheld=self.withheld or reference.withheld)
+        return replace(self, value=value, drawn=drawn, center=center, scale="ratio", spreads=tuple(spreads),
+                       freedom=min(self.freedom, reference.freedom), withheld=self.withheld or reference.withheld,
+                       trainings=_of_trainings(np.divide, self, reference))
 
     @classmethod
     def mean(cls, estimates, trainings=False):
@@ -168,6 +188,7 @@ class Estimate:
             spreads = ((float(np.var(values, ddof=1)) / len(values), len(values) - 1),)
         has_replicates = all(estimate.drawn is not None for estimate in estimates)
         return replace(estimates[0], value=float(np.mean(values)), spreads=spreads,
+                       trainings=tuple(values) if spreads else (),
                        drawn=np.mean([estimate.drawn for estimate in estimates], 0) if has_replicates else None,
                        center=float(np.mean([estimate.center for estimate in estimates])),
                        freedom=min(estimate.freedom for estimate in estimates),
@@ -204,6 +225,13 @@ def _smallest_p(excludes_zero):
 
 def _paired(operation, a, b):
     return None if a.drawn is None or b.drawn is None else operation(a.drawn, b.drawn)
+
+
+def _of_trainings(operation, a, b):
+    """operation(a, b) for each training of the two; () where neither is a mean over several, or numbers differ."""
+    sides = [np.asarray(side.trainings or (side.value,)) for side in (a, b)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return tuple(map(float, operation(*sides))) if len({len(side) for side in sides} - {1}) == 1 else ()
 
 
 def wilson(share, size, z):

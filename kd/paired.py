@@ -12,8 +12,9 @@ from kd import bootstrap, metrics
 def compare(reference, model, differences=None):
     """A list of rows, one for each metric that is in both of {NAME: Estimate}, in the order of the reference.
 
-    A row is {"metric", "reference_value", "reference_lo", "reference_hi", the same of "model", "difference", "lo",
-    "hi", "p", "retention", "retention_lo", "retention_hi"}; p is not corrected for multiple comparisons, see holm().
+    A row is {"metric", "reference_value", "reference_lo", "reference_hi", "reference_withheld": why there is no
+    interval, the same of "model", "difference", "lo", "hi", "withheld", "p", "retention", "retention_lo",
+    "retention_hi", "retention_withheld"}; p is not corrected for multiple comparisons, see holm().
     differences: {NAME: Estimate} of the differences, where they are not simply those of the two.
     """
     rows = []
@@ -26,7 +27,8 @@ def compare(reference, model, differences=None):
                                         ("model_", "model_value", model[name]), ("", "difference", difference),
                                         ("retention_", "retention", model[name].over(reference[name]))):
             metric = estimate.metric()
-            row.update({value: metric["value"], f"{prefix}lo": metric["lo"], f"{prefix}hi": metric["hi"]})
+            row.update({value: metric["value"], f"{prefix}lo": metric["lo"], f"{prefix}hi": metric["hi"],
+                        f"{prefix}withheld": metric.get("withheld", "")})
         rows.append({**row, "p": difference.p()})
     return rows
 

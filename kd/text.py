@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from kd.errors import printable
 
+SEEDS_NOTE = "(0.812, 0.640) in place of an interval: two seeds: no interval; these are their figures."
 TERMINAL_WIDTH = 110  # characters; wider tables wrap on a laptop
 
 
@@ -29,7 +30,8 @@ def format_bounds(lo, hi, form=".3f"):
 def format_metric(metric, form=".3f", bounds_form=None):
     """A METRIC, a dict with value, lo and hi, as `0.455 [0.401, 0.504]`; `n/a` if its value is undefined.
 
-    The value stands alone if it has no interval; where one is withheld for lack of data, `[too few]` says so.
+    The value stands alone if it has no interval. Where one is withheld for lack of data, `[too few]` says so; where two
+    trainings differ too much for one, the figure of each follows, as `0.455 (0.802, 0.108)`: see SEEDS_NOTE.
     bounds_form: the format of the bounds, if it differs from `form`.
     """
     if not is_defined(metric["value"]):
@@ -37,6 +39,8 @@ def format_metric(metric, form=".3f", bounds_form=None):
     value = format_number(metric["value"], form)
     if metric.get("withheld", "").startswith("too few"):
         return f"{value} [too few]"
+    if metric.get("withheld", "").startswith("two seeds"):
+        return f"{value} ({metric['withheld'].partition('; ')[2]})"
     if not is_defined(metric["lo"]):
         return value
     return f"{value} {format_bounds(metric['lo'], metric['hi'], bounds_form or form)}"

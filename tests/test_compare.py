@@ -9,8 +9,9 @@ from sklearn.metrics import f1_score
 import evaluate
 from kd import calibration, metrics
 from kd.errors import UserError
-from kd.evaluation import compare, protocol
+from kd.evaluation import compare, protocol, terminal
 from kd.files import read_csv, write_json, write_npz, write_yaml
+from kd.text import SEEDS_NOTE
 from test_evaluate import NAMES, arrays_of, make_run
 
 FAST = protocol.Settings(replicates=200)
@@ -132,8 +133,13 @@ def test_seeds_are_averaged_and_widen_the_interval(study):
         assert row["difference"] == pytest.approx(row["model_value"] - row["reference_value"]), name
         if not name.startswith("rms_ce_debiased"):  # of which squares are averaged
             assert row["difference"] == pytest.approx(np.mean([one[name]["difference"] for one in both])), name
-    wide, narrow = rows(pair)["accuracy"], both[0]["accuracy"]
+    wide, narrow = rows(pair)["nll"], both[0]["nll"]
     assert wide["hi"] - wide["lo"] > narrow["hi"] - narrow["lo"] and wide["lo"] < wide["difference"] < wide["hi"]
+    figures = ", ".join(f"{one['accuracy']['difference']:+.3f}" for one in both)
+    assert rows(pair)["accuracy"]["withheld"] == f"two seeds: no interval; {figures}"
+    printed = terminal.comparison_table(compared(study))
+    assert f" ({figures})" in printed and SEEDS_NOTE in printed
+    assert SEEDS_NOTE not in terminal.comparison_table(compared(study / "teacher_big", study / "tiny_alone"))
     assert pair["seeds"] == {"reference": 1, "model": 2}
 
 
@@ -159,9 +165,11 @@ def test_two_seeds_that_contradict_each_other_tell_next_to_nothing(tmp_path):
         make_run(tmp_path / "b" / f"seed_{seed}", test__logits=given["logits"] + better * np.eye(3)[given["labels"]])
     pair, = compared(tmp_path)["pairs"]
     accuracy = rows(pair)["accuracy"]
-    assert accuracy["lo"] < -.9 and .9 < accuracy["hi"] and accuracy["p"] > .3
-    assert 0 <= accuracy["model_lo"] < .05 and .95 < accuracy["model_hi"] <= 1  # a share stays one
-    assert 0 <= accuracy["retention_lo"] < .05
+    assert accuracy["p"] > .3
+    for figure in ("", "model_", "retention_"):
+        assert accuracy[f"{figure}withheld"].startswith("two seeds: no interval; ")
+        assert np.isnan([accuracy[f"{figure}lo"], accuracy[f"{figure}hi"]]).all()
+    assert accuracy["reference_lo"] < accuracy["reference_value"] < accuracy["reference_hi"]  # its seeds are alike
     assert rows(pair)["nll"]["withheld"].startswith("too few errors") and np.isnan(rows(pair)["nll"]["lo"])
 
 

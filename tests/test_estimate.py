@@ -142,3 +142,29 @@ def test_a_gap_between_other_images_is_that_of_newcombe():
     assert .001 < p < .05 and a.gap(b, 1 - p)["lo"] == pytest.approx(0, abs=1e-6)
     assert b.gap_p(a) == pytest.approx(p) and a.gap_p(a) == pytest.approx(1)
     assert np.isnan(a.gap_p(Estimate(.5, None, .5, "share", withheld="too few")))
+
+
+def trainings(*values, sd=.02):
+    noise = share(0, 1).drawn
+    return Estimate.mean([Estimate(value, value + sd * noise, value, "share") for value in values], trainings=True)
+
+
+def test_two_trainings_that_differ_too_much_have_no_interval_and_both_figures():
+    metric = trainings(.8, .7).metric()
+    assert metric["value"] == pytest.approx(.75) and np.isnan([metric["lo"], metric["hi"]]).all()
+    assert metric["withheld"] == "two seeds: no interval; 0.800, 0.700"
+    near = trainings(.76, .74).metric()
+    assert near["lo"] < .74 and near["hi"] > .76 and "withheld" not in near
+    assert "withheld" not in trainings(.8, .7, .75).metric()  # three
+
+
+def test_a_difference_and_a_ratio_over_two_trainings_give_both_where_they_have_no_interval():
+    reference = Estimate(.5, .5 + .02 * share(0, 1).drawn, .5, "share")
+    model = trainings(.9, .7)
+    difference = model.minus(reference)
+    assert difference.metric()["withheld"] == "two seeds: no interval; +0.400, +0.200"
+    assert .05 < difference.p() <= 1  # p is computed as always
+    assert reference.minus(model).metric()["withheld"] == "two seeds: no interval; -0.400, -0.200"
+    assert trainings(.9, .1).over(reference).metric()["withheld"] == "two seeds: no interval; 180%, 20%"
+    paired = Estimate.mean([trainings(.6).minus(reference), trainings(.1).minus(reference)], trainings=True)
+    assert paired.metric()["withheld"] == "two seeds: no interval; +0.100, -0.400"

@@ -105,7 +105,7 @@ def compare(models, settings, answers_only=False):
 
     The first model is the reference of all others. A second reference of a student is its baseline: the same network
     trained without a teacher. A pair is {"reference", "model", "tries", "rows" as paired.compare() gives them with
-    intervals of both models, with p_corrected and the reason why an interval is withheld, "agreement": {NAME: METRIC},
+    intervals of both models, with p_corrected, "agreement": {NAME: METRIC},
     "fidelity": {NAME: METRIC} of a student to a teacher, else empty, "disagreements"}. p-values are corrected by Holm
     over the pairs, which are one family for each metric; they are NaN where a model has a single seed. answers_only:
     only of metrics that need no probabilities, which is much faster. Raises UserError where two models were tested on
@@ -179,7 +179,6 @@ def pair(reference, model, first, draws):
     has_trainings = min(map(len, sides)) > 1
     for row in rows:
         row["relative_gap"] = 1 - row["retention"]
-        row["withheld"] = differences[row["metric"]].withheld  # often for both models, too: the images are the same
         if not has_trainings:
             row["p"] = float("nan")  # two trainings differ by their seeds alone: it would say nothing of the method
     couples = couples_of(reference, model)

@@ -1,10 +1,12 @@
 """Results of an evaluation as text for a terminal of 110 columns."""
 
+import re
+
 import numpy as np
 
 from kd import bootstrap, paired, prediction_files, runs
 from kd.errors import listing
-from kd.text import align_columns, format_count, format_metric, format_number, format_p, one_line
+from kd.text import SEEDS_NOTE, align_columns, format_count, format_metric, format_number, format_p, one_line
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "macro_f1_without_rarest": "macro F1 without {}",
           "weighted_f1": "weighted F1",
@@ -204,7 +206,7 @@ def study_table(results, seeds):
         rows.append([title, *(format_metric(result["majority"][name]) for name in SHORT)])
     lines = [align_columns([["test", *SHORT_TITLES], *rows]), *map(describe_intervals, test_sets.values())]
     if seeds:
-        lines.append("Intervals over seeds include the spread of images and of seeds.")
+        lines += ["Intervals over seeds include the spread of images and of seeds.", *seeds_note(lines)]
     if len(test_sets) > 1:
         lines.append(f"These are {len(test_sets)} different test sets: compare rows within one only.")
     for path, result in results.items():
@@ -265,8 +267,13 @@ def comparison_table(compared):
     if single:
         lines.append(f"One seed ({listing(single)}): says nothing of the method, so no p. The interval is of these "
                      "two networks.")
-    parts.append("\n".join(lines))
+    parts.append("\n".join([*seeds_note(parts), *lines]))
     return "\n\n".join(parts)
+
+
+def seeds_note(texts):
+    """[SEEDS_NOTE] where one of these texts has the figures of two seeds in place of an interval, else []."""
+    return [SEEDS_NOTE] if any(re.search(r"\d \([+-]?\d+\.\d+, ", text) for text in texts) else []
 
 
 def pair_in_full(pair, names, support, conventions):
@@ -338,18 +345,18 @@ def model_title(pair, side):
 
 def format_side(row, side):
     """The metric of one model of a pair, as `0.455 [0.401, 0.504]`. side: reference or model."""
-    return _format(row, f"{side}_value", f"{side}_lo", f"{side}_hi")
+    return _format(row, f"{side}_value", f"{side}_")
 
 
 def format_difference(row):
     """The difference of a pair, as `+0.021 [-0.003, +0.044]`."""
-    return _format(row, "difference", "lo", "hi", "+.3f")
+    return _format(row, "difference", "", "+.3f")
 
 
-def _format(row, value, lo, hi, form=".3f"):
-    """The METRIC in these columns of a pair's row."""
-    withheld = "" if np.isfinite(row[lo]) else row["withheld"]  # it is of the difference; one side may have an interval
-    return format_metric({"value": row[value], "lo": row[lo], "hi": row[hi], "withheld": withheld}, form)
+def _format(row, value, prefix, form=".3f"):
+    """The METRIC in these columns of a pair's row; `prefix` is that of the columns of its interval."""
+    bounds = {key: row[f"{prefix}{key}"] for key in ("lo", "hi", "withheld")}
+    return format_metric({"value": row[value], **bounds}, form)
 
 
 def format_percent(share):
