@@ -58,7 +58,7 @@ def render(study, lead, sections):
     environment.globals.update(
         cell=blocks.cell, visible_rows=blocks.visible_rows, light=figures.LIGHT, dark=figures.DARK,
     )
-    script = (folder / "sort.js").read_text(encoding="utf-8")
+    script = (folder / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("report.html").render(
         study=study, lead=lead, sections=[section for section in sections if section.blocks], script=script,

@@ -264,7 +264,8 @@ def _parity(run, path, content):
         test = entry.get("test") if isinstance(entry, dict) else None
         if not isinstance(test, dict) or not _is_number(entry.get("bytes")) or not _is_number(test.get("flips")):
             return False
-        return all(isinstance(test.get(name), dict) and _is_number(test[name].get("model"))
+        return all(isinstance(test.get(name), dict)
+                   and all(_is_number(test[name].get(key)) for key in ("model", "model_lo", "model_hi"))
                    and _is_metrics({"": test[name].get("difference")}) for name in ("macro_f1", "accuracy"))
 
     formats = content.get("formats") if isinstance(content, dict) else None

@@ -24,8 +24,9 @@ def compare(predictions, reference, logits, temperature=None, replicates=bootstr
     predictions: their labels, clusters and class_names are read. reference, logits: [n, C], of the checkpoint and of
     the exported model. temperature: of the checkpoint, or None.
     Returns {"images", "flips", "agreement": the shares of kd.paired.agreement(), "divergence", "largest": the largest
-    difference of logits, "macro_f1": {"reference", "model", "difference": METRIC with p}, "accuracy": the same, "ece":
-    {"reference", "model", "shift"}}, and with a temperature "ece_calibrated". Differences are paired, over clusters.
+    difference of logits, "macro_f1": {"reference", "model", "model_lo", "model_hi", "difference": METRIC with p},
+    "accuracy": the same, "ece": {"reference", "model", "shift"}}, and with a temperature "ece_calibrated". Differences
+    are paired, over clusters.
     """
     labels, both = predictions.labels, (reference, logits)
     reference_classes, model_classes = (np.argmax(z, 1) for z in both)
@@ -38,8 +39,9 @@ def compare(predictions, reference, logits, temperature=None, replicates=bootstr
     for name in ("macro_f1", "accuracy"):
         before, after = (values[name] for values in scores)
         difference = after.minus(before)
-        result[name] = {"reference": before.value, "model": after.value,
-                        "difference": {**difference.metric(), "p": difference.p()}}
+        bounds = after.metric()
+        result[name] = {"reference": before.value, "model": after.value, "model_lo": bounds["lo"],
+                        "model_hi": bounds["hi"], "difference": {**difference.metric(), "p": difference.p()}}
     for name, divisor in (("ece", 1.0), ("ece_calibrated", temperature)):
         if divisor is not None:
             before, after = (calibration.ece(labels, metrics.softmax(z / divisor)) for z in both)

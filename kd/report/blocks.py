@@ -12,6 +12,7 @@
                role: of the model that it shows, or ""
     picture    src (a PNG as data URI), alt, caption; lines below it: (whether the answer is right, answer, model)
     grid       items: figures or pictures that stand side by side
+    fold       summary: text, blocks: shown when it is unfolded
 
 Texts are plain; the renderers escape them.
 """
@@ -26,11 +27,22 @@ from kd.text import format_count, format_duration, format_p, is_defined
 
 @dataclass
 class Section:
-    """A section of a report. key: its anchor on the page."""
+    """A section of a report. key: its anchor on the page. is_open: whether the page shows it unfolded."""
 
     key: str
     title: str
     blocks: list
+    is_open: bool = False
+
+    @property
+    def contents(self):
+        """`2 tables, 3 figures`: what a reader finds when the section is unfolded; "" where there is text alone."""
+        counts = {"table": 0, "figure": 0, "image": 0}
+        for kind, noun in (("table", "table"), ("figure", "figure"), ("picture", "image")):
+            counts[noun] += sum(kind != "table" or bool(block["columns"]) for block in blocks_of([self], kind))
+        texts = [format_count(count, noun) for noun, count in counts.items() if count]
+        is_missing = any(block.get("tone") == "missing" for block in self.blocks)
+        return ", ".join(texts) or ("not shown" if is_missing else "")
 
 
 @dataclass
@@ -85,7 +97,8 @@ def aside(text):
 
 def missing(what, why, remedy=""):
     """[Blocks] that say that `what` is not shown, why, and which command creates it."""
-    return [paragraph(f"Not shown: {what}. {why}", "missing"), *([code(remedy)] if remedy else [])]
+    block = {**paragraph(f"Not shown: {what}. {why}", "missing"), "what": what}
+    return [block, *([code(remedy)] if remedy else [])]
 
 
 def bullets(items):
@@ -141,6 +154,11 @@ def grid(items):
     return {"kind": "grid", "items": items}
 
 
+def fold(summary, blocks):
+    """Blocks behind one line of text."""
+    return {"kind": "fold", "summary": summary, "blocks": blocks}
+
+
 def blocks_of(sections, kind):
     """All blocks of a kind, in grids too."""
     for section in sections:
@@ -163,16 +181,17 @@ def printable(text):
 def cell(record, column):
     """A cell as a dict.
 
-    text; value: a number, or None; bounds: (lo, hi), or None; with bounds also lo and hi, their texts. In a column with
-    intervals, a value without an interval is shown only with the reason why it has none.
+    text; value: a number, or None; bounds: (lo, hi), or None; with bounds also lo and hi, their texts; reason: why
+    there is no interval, or "". In a column with intervals, a value without one is shown only with the reason.
     """
     withheld = _withheld(record, column)
     value = None if _lacks_interval(record, column) and not withheld else record.get(column.key)
-    result = {"value": value if is_defined(value) else None, "bounds": None, "text": text(value, column.form)}
+    result = {"value": value if is_defined(value) else None, "bounds": None, "text": text(value, column.form),
+              "reason": ""}
     if column.kind == "seed":
         result["text"] = result["text"].removeprefix("seed_")
     if withheld and result["value"] is not None:
-        result["text"] += f" ({withheld})"
+        result["reason"] = withheld
     elif column.lo and result["value"] is not None:
         lo, hi = record[column.lo], record[column.hi]
         result.update(bounds=(lo, hi), lo=text(lo, column.form), hi=text(hi, column.form))
@@ -221,7 +240,9 @@ def texts(block, limit=None):
 
 def _cell_text(record, column):
     parts = cell(record, column)
-    return f"{parts['text']} [{parts['lo']}, {parts['hi']}]" if parts["bounds"] else parts["text"]
+    if parts["bounds"]:
+        return f"{parts['text']} [{parts['lo']}, {parts['hi']}]"
+    return f"{parts['text']} ({parts['reason']})" if parts["reason"] else parts["text"]
 
 
 def to_csv(records):
@@ -245,8 +266,8 @@ def _csv_cell(value):
 
 # The names that tables of a report can have.
 TABLES = (
-    "subgroups", "gaps", "roles", "data", "teacher_summary", "students_summary", "seeds", "deltas", "deltas_per_class",
-    "agreement", "fidelity", "cka", "calibration", "weights", "thresholds", "abstention", "operating_points",
+    "result", "subgroups", "gaps", "roles", "data", "teacher_summary", "students_summary", "seeds", "deltas",
+    "deltas_per_class", "agreement", "fidelity", "cka", "calibration", "weights", "thresholds", "abstention", "operating_points",
     "risk_coverage", "robustness_summary", "robustness_worst", "robustness", "gpu_latency", "cpu_latency", "memory",
     "exports", "pareto", "scalars", "training", "options", "sweeps",
 )

@@ -7,6 +7,7 @@ from kd.report.sections import (
     findings,
     overview,
     performance,
+    result,
     robustness,
     students,
     subgroups,
@@ -17,26 +18,30 @@ from kd.report.sections import (
 
 def build(study, notes=()):
     """[Section] of a Study, with the files of `notes`; a section without content says what is missing."""
-    title, blocks = findings.audited(study)
-    first = [Section("findings", title, blocks), Section("problems", "What is not shown", findings.not_shown(study))]
     last = [Section("boards", "TensorBoard", tensorboard.boards(study)),
             Section("notes", "Supplementary notes", tensorboard.supplementary_notes(notes))]
+    measured = efficiency.measure(study)
     if not study.runs:
-        return [*first, *last]
+        limits = Section("problems", "What is not shown", findings.not_shown(study, [], measured), True)
+        return [findings.audited(study), limits, *last]
     compared = students.compare(study)
-    return [
-        *first,
-        Section("words", "Findings in words", findings.in_words(study, compared)),
+    sections = [
         Section("roles", "Roles and data", overview.roles(study)),
-        Section("performance", "Performance on the test split", performance.performance(study, compared)),
+        Section("performance", "Performance on the test split", performance.performance(study)),
         Section("students", "Teacher against students", students.students(study, compared)),
         Section("calibration", "Calibration and operating points", calibration.calibration(study)),
         Section("subgroups", "Subgroups", subgroups.subgroups(study)),
         Section("robustness", "Robustness under corruptions", robustness.robustness(study)),
-        Section("efficiency", "Latency and memory", efficiency.efficiency(study)),
-        Section("pareto", "Pareto: quality against latency", efficiency.pareto(study)),
-        *last,
-        Section("sweeps", "Options chosen on validation", sweeps.chosen(study)),
+        Section("efficiency", "Latency, memory and exported files", efficiency.efficiency(study, measured)),
         Section("training", "Training", overview.training(study)),
+        Section("sweeps", "Options chosen on validation", sweeps.chosen(study)),
+        last[0],
         Section("methods", "Methods", overview.methods(study)),
+        last[1],
+    ]
+    return [
+        findings.audited(study),
+        Section("result", "Result", result.result(study, compared, measured), True),
+        Section("problems", "What is not shown", findings.not_shown(study, sections, measured), True),
+        *sections,
     ]

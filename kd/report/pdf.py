@@ -41,6 +41,7 @@ CELL_WIDTH = 160  # points that a column of long texts gets at most
 CELL_LENGTH = 240  # characters in a cell
 SIZES = 7.6, 7, 6.4  # font sizes of tables, in points; the largest that fits is taken
 PADDING = 4  # points on either side of a cell
+FIRST_ROWS = 4  # of a table, its head included, that stay together
 TONES = {"error": LIGHT["error"], "warning": LIGHT["teacher"], "note": LIGHT["muted"]}
 
 
@@ -125,27 +126,29 @@ def _painting_class():
 
 
 def _story(document):
-    """The flowables of all blocks. A heading stays on the page of what follows it."""
-    from reportlab.platypus import CondPageBreak, KeepTogether, PageBreak, Spacer
-    story, headings, level = [], [], 0  # headings: flowables that wait for what follows them
+    """The flowables of all blocks. A heading, and notes below it, stay on the page of what follows them."""
+    from reportlab.platypus import KeepTogether, PageBreak, Spacer
+    story, waiting, level = [], [], 0  # waiting: flowables that stay with what follows them
     for number, block in enumerate(document):
         kind = block["kind"]
         if kind == "heading":
             level = max(1, min(block.get("level", 1), level + 1, 3))  # an outline skips no level
-            headings += _heading(block["text"], level, f"heading{number}")
+            waiting += _heading(block["text"], level, f"heading{number}")
+        elif kind == "note" and waiting:
+            waiting += _MAKERS[kind](block)
         elif kind == "page":
-            story += [*headings, PageBreak()]
-            headings = []
+            story += [*waiting, PageBreak()]
+            waiting = []
         elif kind == "table":
-            story += [CondPageBreak(20 * len(headings) + 90), *headings, *_table(block)]
-            headings = []
+            story += _table(block, waiting)
+            waiting = []
         else:
             flowables = _MAKERS[kind](block)
-            if headings and flowables:
-                flowables[0] = KeepTogether([*headings, flowables[0]])
-                headings = []
+            if waiting and flowables:
+                flowables[0] = KeepTogether([*waiting, flowables[0]])
+                waiting = []
             story += flowables
-    return story + headings or [Spacer(0, 1)]  # a document without blocks still has a page
+    return story + waiting or [Spacer(0, 1)]  # a document without blocks still has a page
 
 
 def _style(name, **options):
@@ -287,7 +290,7 @@ def _drawing(svg):
 
 def _figures(block):
     """Lines of figures, each as many as fit; the caption stands below the last."""
-    from reportlab.platypus import Table
+    from reportlab.platypus import KeepTogether, Table
     gap, lines, room = 14, [], 0  # points
     for painting in map(_figure, block["figures"]):
         if not lines or room < painting.width + gap:
@@ -305,7 +308,7 @@ def _figures(block):
         widths = [painting.width + gap for painting in line]
         story.append(Table([line], colWidths=widths, hAlign="LEFT", spaceAfter=6, style=style))
     if block.get("caption") and lines:
-        story.append(_text(block["caption"], "caption"))
+        story[-1] = KeepTogether([story[-1], _text(block["caption"], "caption")])
     return story
 
 
@@ -324,14 +327,21 @@ _MAKERS = {
 # ---- tables
 
 
-def _table(block):
-    """Captions and tables; a table that is too wide even in the smallest letters is divided into parts."""
+def _table(block, above):
+    """Captions and tables; a table that is too wide even in the smallest letters is divided into parts.
+
+    above: flowables that stay on the page of the table's first rows, as its caption does.
+    """
+    from reportlab.platypus import CondPageBreak
     columns = [_line(column, CELL_LENGTH) for column in block["columns"]]
     rows = [[_line(cell, CELL_LENGTH) for cell in row] for row in block["rows"]]
     if not columns or not any(columns) and not rows:
-        return []
+        return above
     size, (least, compact, full) = _fitting_size(columns, rows)
-    parts = _parts(least, min(block.get("keys", 1), len(columns) - 1))
+    keys = min(block.get("keys", 1), len(columns) - 1)
+    while keys > 1 and sum(least[:keys]) > WIDTH / 2:
+        keys -= 1
+    parts = _parts(least, keys)
     story = []
     for number, part in enumerate(parts, 1):
         caption = block.get("caption", "") + (f" (part {number} of {len(parts)})" if len(parts) > 1 else "")
@@ -339,8 +349,13 @@ def _table(block):
         for targets in (compact, full):
             widths = _widened(widths, [targets[k] for k in part])
         if caption:
-            story.append(_text(caption, "caption"))
-        story.append(_grid([columns[k] for k in part], [[row[k] for k in part] for row in rows], widths, size))
+            above = [*above, _text(caption, "caption")]
+        grid = _grid([columns[k] for k in part], [[row[k] for k in part] for row in rows], widths, size)
+        grid.wrap(WIDTH, HEIGHT)
+        needed = sum(flowable.wrap(WIDTH, HEIGHT)[1] + flowable.getSpaceBefore() + flowable.getSpaceAfter()
+                     for flowable in above) + sum(grid._rowHeights[:FIRST_ROWS])
+        story += [CondPageBreak(min(needed, HEIGHT)), *above, grid]
+        above = []
     return story
 
 

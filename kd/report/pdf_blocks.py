@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 
 from kd.report import blocks
 
@@ -11,20 +12,17 @@ MAX_ROWS = 100  # of a table
 
 def printed(title, lead, sections):
     """The blocks of a printed report, as kd/report/pdf.py takes them. lead: the line below the title."""
-    document = [
-        {"kind": "title", "text": title, "subtitle": lead},
-        {"kind": "note", "text": "Research software. Not a medical device, and not for diagnosis."},
-    ]
+    notes = ["Research software. Not a medical device, and not for diagnosis."]
+    audit, *others = sections
+    if not audit.is_open:  # it has no errors: what it found stands last
+        notes.append(f"{audit.title} (last section).")
+        sections = [*others, audit]
+    document = [{"kind": "title", "text": title, "subtitle": lead}, *({"kind": "note", "text": text} for text in notes)]
     for section in sections:
         if section.blocks:
             document.append({"kind": "heading", "text": section.title})
             for block in section.blocks:
                 document += MAKERS[block["kind"]](block)
-    # A heading stays on the page of its figure; a note between them goes below the figure, like a caption.
-    kinds = [block["kind"] for block in document]
-    for k in range(len(document) - 2):
-        if kinds[k:k + 2] == ["heading", "note"] and kinds[k + 2] in ("figure", "figures"):
-            document[k + 1], document[k + 2] = document[k + 2], document[k + 1]
     return document
 
 
@@ -38,12 +36,14 @@ def _finding(block):
 
 
 def _table(block):
-    """A table of at most MAX_ROWS rows; every part of a wide table repeats its columns of models and seeds."""
+    """A table of at most MAX_ROWS rows; every part of a wide table repeats its first columns, which name the rows."""
     if not block["columns"]:
         return []
     titles, rows = blocks.texts(block, MAX_ROWS)
     caption, _ = blocks.visible_rows(block, MAX_ROWS)
-    keys = max(1, sum(column.kind in ("model", "seed") for column in block["columns"]))
+    names = itertools.takewhile(lambda column: all(
+        isinstance(record.get(column.key), (str, type(None))) for record in block["records"]), block["columns"])
+    keys = max(1, len(list(names)))
     return [{"kind": "table", "columns": titles, "rows": rows, "caption": caption, "keys": keys}]
 
 
@@ -64,8 +64,14 @@ def _picture(block):
 def _grid(block):
     figures = [figure for item in block["items"] for figure in MAKERS[item["kind"]](item)]
     models = [model for _, _, model in block["items"][0].get("lines", ())]
-    note = {"kind": "note", "text": f"The marks are of {', '.join(models)}, in this order."}
-    return [{"kind": "figures", "figures": figures}, *([note] if models else [])]
+    caption = f"The marks are of {', '.join(models)}, in this order." if models else ""
+    return [{"kind": "figures", "figures": figures, "caption": caption}]
+
+
+def _fold(block):
+    """What a page unfolds, below its line."""
+    unfolded = [printed for inner in block["blocks"] for printed in MAKERS[inner["kind"]](inner)]
+    return [{"kind": "note", "text": f"{block['summary']}:"}, *unfolded]
 
 
 def _facts(block):
@@ -87,4 +93,5 @@ MAKERS = {
     "figure": _figure,
     "picture": _picture,
     "grid": _grid,
+    "fold": _fold,
 }

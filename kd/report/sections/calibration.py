@@ -42,7 +42,7 @@ def calibration_of(run):
 
 def calibration_table(runs):
     """Metrics of each evaluated Run, before and after the temperature."""
-    columns = [*seed_columns(), interval("Accuracy", "accuracy"), Column("Temperature", "temperature")]
+    columns = [*seed_columns(), Column("Temperature", "temperature")]
     for name, title in TITLES.items():
         column = Column if name in BINNED else interval
         columns.append(column(title, COLUMNS[name]))

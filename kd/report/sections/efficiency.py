@@ -2,10 +2,11 @@
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 
 from kd.files import parse_number
 from kd.report import figures_quality
-from kd.report.blocks import Column, aside, heading, interval, missing, paragraph, spread, table
+from kd.report.blocks import Column, aside, heading, interval, missing, spread, table
 from kd.report.sections.overview import FORMATS, responsive_figure, seed_columns, seed_name, with_format
 from kd.report.study_files import command_path
 from kd.run_folder import bounded
@@ -23,7 +24,7 @@ NUMBERS = (
 EXPORT_FORMATS = {"onnx": "ONNX", "int8": "ONNX INT8"}  # exports/parity.json -> titles
 PARETO_COLUMNS = (
     "model", "score", "latency_ms", "params_mib", "peak_cuda_mib", "seed", "precision", "file", "score_lo", "score_hi",
-    "interval_of", "file_bytes", "dominated", "noisy",
+    "file_bytes", "dominated", "noisy",
 )
 MAX_POINTS = 16  # that a drawing has room to label
 
@@ -63,8 +64,8 @@ def scaled(value, unit):
 # ---- latency and memory
 
 
-def efficiency(study):
-    """Blocks: latency on each device, memory, and what the exported files change."""
+def efficiency(study, measured):
+    """Blocks: latency on each device, memory, what the exported files change, and which files are dominated."""
     rows, left_out = benchmark_rows(study)
     blocks = []
     if not rows:
@@ -83,7 +84,7 @@ def efficiency(study):
             blocks += noise_note(of_device)
     if rows:
         blocks.append(memory_table(rows))
-    return [*blocks, *exports(study)]
+    return [*blocks, *exports(study), *pareto(study, measured)]
 
 
 def noise_note(rows):
@@ -156,14 +157,13 @@ def exports(study):
         return missing("the effect of exporting", "No run has exports/parity.json.",
                        f"python export.py {command_path(run.folder)}")
     columns = [
-        *seed_columns(), Column("File", "format"), Column("MB", "mb", ".2f"), Column("Labels changed", "flips", ".2%"),
+        *seed_columns(), Column("File", "format"), Column("Labels changed", "flips", ".2%"),
         interval("Δ macro-F1", "delta_macro_f1", form="+.4f"), interval("Δ accuracy", "delta_accuracy", form="+.4f"),
         Column("Δ ECE", "ece_shift", "+.4f"), Column("Largest Δ logit", "largest", ".1e"),
     ]
     caption = ("Exported files compared with their checkpoint, on the test images; paired intervals over lesions or "
                "patients")
-    return [heading("Exported files"), *map(paragraph, export_sentences(study)),
-            table("exports", caption, columns, records)]
+    return [heading("Exported files"), table("exports", caption, columns, records)]
 
 
 def export_record(run, name, export):
@@ -181,57 +181,61 @@ def export_record(run, name, export):
     return record
 
 
-def export_sentences(study):
-    """A sentence for each INT8 file: the answers and the macro-F1 that it changes, and whether the data show it."""
-    lines = []
-    for run in study.runs:
-        test = run.exports.get("int8", {}).get("test")
-        difference = test["macro_f1"].get("difference") or {} if test else {}
-        if is_defined(difference.get("lo")) and is_defined(test["flips"]):
-            lo, hi = difference["lo"], difference["hi"]
-            flips, change = f"{test['flips']:.1%}", f"{difference['value']:+.4f} {format_bounds(lo, hi, '+.4f')}"
-            verdict = "no change that these data can show"
-            if hi < 0:
-                verdict = "a loss that the data support"
-            elif lo > 0:
-                verdict = "a gain that the data support"
-            lines.append(f"INT8 changes {flips} of the answers of {run.model} and its macro-F1 by {change}: {verdict}.")
-    return lines
+def int8_change(run):
+    """The answers and the macro-F1 that INT8 changes of a Run, and whether that is significant; "" if not known."""
+    test = run.exports.get("int8", {}).get("test")
+    difference = test["macro_f1"].get("difference") or {} if test else {}
+    lo, hi = difference.get("lo"), difference.get("hi")
+    if not is_defined(lo) or not is_defined(test["flips"]):
+        return ""
+    verdict = "not significant (95% interval includes 0)" if lo <= 0 <= hi else "significant"
+    return (f"{test['flips']:.1%} other answers, macro-F1 {difference['value']:+.4f} "
+            f"{format_bounds(lo, hi, '+.4f')}, {verdict}")
 
 
 # ---- Pareto
 
 
-def pareto(study):
-    """Blocks: macro-F1 over latency of the files that were measured under the same conditions."""
-    points, conditions, left_out = pareto_points(study)
+@dataclass
+class Measured:
+    """The files that were measured under the same conditions. left_out: [(model, why it is not among them)]."""
+
+    points: list
+    conditions: str
+    left_out: list
+
+    def point(self, model, precision):
+        """The point of a model's first measured seed, or None."""
+        return next((point for point in self.points
+                     if (point["model"], point["precision"]) == (model, precision)), None)
+
+
+def drawing(measured):
+    """Blocks: macro-F1 over latency of the measured files."""
+    points = measured.points
+    if len(points) < 2:
+        return []
+    if len(points) > MAX_POINTS:
+        return missing("the drawing", f"{len(points)} points are too many to label; the table of quality against latency "
+                       "has them.")
+    return [pareto_figure(points)]
+
+
+def pareto(study, measured):
+    """Blocks: the table of quality against latency."""
+    points = measured.points
     if len(points) < 2:
         return missing("quality against latency", "It needs two models with predictions, metrics and benchmark.csv, "
                        "measured under the same conditions.", f"python benchmark.py {study.command}")
-    mark_dominated(points)
-    blocks = [aside(
-        f"All measured with: {conditions}. Hollow: dominated, another is at least as fast and scores at least as high "
-        "(point estimates; where intervals overlap, the data do not separate the scores). Circle: fp32; diamond: INT8, "
-        "joined to the file that it was made from; its bar is the interval of the paired difference. The area of a "
-        "mark is the size of its file.")]
-    undrawn = []
-    if len(points) > MAX_POINTS:
-        undrawn = missing("the drawing", f"{len(points)} points are too many to label; the table has them.")
-    else:
-        blocks.append(pareto_figure(points))
-    for model, why in left_out:
-        blocks += missing(model, why)
-    noisy = sum(point["noisy"] for point in points)
-    if noisy:
-        blocks.append(aside(f"Latencies of {noisy} of {len(points)} are noisy: see above."))
+    blocks = [block for model, why in measured.left_out for block in missing(model, why)]
     columns = [
         *seed_columns(), Column("Precision", "precision"), interval("Macro-F1", "score"),
-        Column("Interval of", "interval_of"), Column("Latency p50, ms", "latency_ms", ".2f"),
-        Column("Parameters, MiB", "params_mib", ".2f"), Column("Peak GPU, MiB", "peak_cuda_mib", ".1f"),
-        Column("File, MB", "file_mb", ".2f"), Column("Dominated", "dominated_by"), Column("Noise", "noise"),
+        Column("Latency p50, ms", "latency_ms", ".2f"), Column("Dominated", "dominated_by"), Column("Noise", "noise"),
     ]
     export = [{key: point[key] for key in PARETO_COLUMNS} for point in points]
-    return [*blocks, *undrawn, table("pareto", "Quality against latency", columns, points, export)]
+    caption = (f"Quality against latency; {measured.conditions}. Dominated: another is at least as fast and scores at "
+               "least as high (point estimates; where intervals overlap, the order is not significant)")
+    return [heading("Quality against latency"), *blocks, table("pareto", caption, columns, points, export)]
 
 
 def pareto_figure(points):
@@ -250,14 +254,13 @@ def pareto_figure(points):
         dominated = ", dominated" if point["dominated"] else ""
         descriptions.append(f"{point['label']}, {details}, {point['score']:.3f}{dominated}")
     alt = f"Macro-F1 over latency. {'; '.join(descriptions)}"
-    return responsive_figure(figures_quality.pareto, marks, "median latency, ms an image", alt=alt)
+    caption = ("Quality against latency. Area: size of the file. Circle: fp32, diamond: INT8. Hollow: another is as "
+               "fast and as good")
+    return responsive_figure(figures_quality.pareto, marks, "median latency, ms an image", alt=alt, caption=caption)
 
 
-def pareto_points(study):
-    """(points, the conditions under which all were measured, [(model, why it is not among them)]).
-
-    The points are of the largest group of files that share machine, device, threads, image size and backend.
-    """
+def measure(study):
+    """Measured: the largest group of files that share machine, device, threads, image size and backend."""
     groups = {}
     for row in benchmark_rows(study)[0]:
         if row["batch"] == 1 and row["file"] in FORMATS:
@@ -267,7 +270,7 @@ def pareto_points(study):
             files = groups.setdefault(conditions, {})
             files.setdefault((row["model"], row["seed"], precision), row)
     if not groups:
-        return [], "", []
+        return Measured([], "", [])
 
     def extent(conditions):
         files = groups[conditions]
@@ -281,13 +284,15 @@ def pareto_points(study):
     for (model, seed, precision), row in files.items():
         run = runs.get((model, seed))
         score = run and quality(run, precision)
-        if score and is_defined(score["lo"]):
+        if score and is_defined(score["value"]):
             points.append(pareto_point(run, precision, row, score, several_seeds=seeds[model] > 1))
         else:
-            left_out.append((f"{model}/{seed} {precision}", "Its macro-F1 with an interval is not known."))
+            left_out.append((f"{model}/{seed} {precision}", "Its macro-F1 is not known."))
     cpu, device, threads, size, measured, backend = largest
     measured = measured or f"device {device}"
-    return points, f"{cpu}, {backend}, {format_count(threads or 1, 'thread')}, batch 1, {size} px, {measured}", left_out
+    mark_dominated(points)
+    conditions = f"{cpu}, {backend}, {format_count(threads or 1, 'thread')}, batch 1, {size} px, {measured}"
+    return Measured(points, conditions, left_out)
 
 
 def pareto_point(run, precision, row, score, several_seeds):
@@ -299,8 +304,7 @@ def pareto_point(run, precision, row, score, several_seeds):
         label += " INT8"
     return {
         "model": run.model, "seed": run.seed, "role": run.kind, "precision": precision, "file": row["file"],
-        "label": label, "score": score["value"], "score_lo": score["lo"], "score_hi": score["hi"],
-        "interval_of": "score" if precision == "fp32" else "difference to fp32", "latency_ms": row["lat_ms_p50"],
+        "label": label, **spread("score", score), "latency_ms": row["lat_ms_p50"],
         "params_mib": row.get("params_mib"), "peak_cuda_mib": row.get("peak_cuda_mib"),
         "file_bytes": row.get("file_bytes"), "file_mb": scaled(row.get("file_bytes"), 1e6), "noisy": row["noisy"],
         "noise": "noisy" if row["noisy"] else "",
@@ -308,15 +312,16 @@ def pareto_point(run, precision, row, score, several_seeds):
 
 
 def quality(run, precision):
-    """METRIC of macro-F1 on test; of INT8 that of its file, with the interval of its paired difference, or None."""
+    """METRIC of macro-F1 on test of a Run, or of its INT8 file; None where that is not known."""
     if precision == "fp32":
         return run.metric("macro_f1")
     macro_f1 = run.exports.get("int8", {}).get("test", {}).get("macro_f1", {})
-    value, difference = macro_f1.get("model"), macro_f1.get("difference") or {}
-    if not all(map(is_defined, (value, difference.get("lo"), difference.get("hi")))):
+    if not is_defined(macro_f1.get("model")):
         return None
-    reference = value - difference["value"]
-    return {"value": value, "lo": reference + difference["lo"], "hi": reference + difference["hi"]}
+    lo, hi = macro_f1.get("model_lo"), macro_f1.get("model_hi")
+    if not is_defined(lo) or not is_defined(hi):
+        return {"value": macro_f1["model"], "lo": math.nan, "hi": math.nan, "withheld": "export.py states no interval"}
+    return {"value": macro_f1["model"], "lo": lo, "hi": hi}
 
 
 def mark_dominated(points):

@@ -1,4 +1,4 @@
-"""What precedes all figures: the audit's findings, what is missing, and what the figures support."""
+"""What limits all figures: the audit's findings, and what is not shown."""
 
 from collections import Counter
 
@@ -6,13 +6,12 @@ from kd.audit import examine
 from kd.audit.other_tables import TABLES
 from kd.errors import UserError, listing
 from kd.files import read_csv
-from kd.report.blocks import aside, bullets, code, heading, missing, paragraph
-from kd.report.sections import calibration, efficiency, performance, robustness, students, subgroups
+from kd.report.blocks import Section, aside, bullets, code, fold, missing, paragraph
 from kd.report.sections.overview import synthetic
 
 
 def audited(study):
-    """(title, blocks) of the audit's findings on the runs, and on tables of other systems beside them."""
+    """The Section of the audit's findings on runs, and on tables of other systems; unfolded if there are errors."""
     cases = examine.gather_cases(study.runs, study.tables, [study.files] if study.files else ())
     findings, rules = examine.apply_rules(cases)
     counts = Counter(finding["severity"] for finding in findings)
@@ -21,13 +20,20 @@ def audited(study):
         if counts[severity]:
             totals.append(f"{counts[severity]} {severity}{'s' if counts[severity] > 1 else ''}")
     subject = "runs" if study.runs else "tables"
-    note = f"{len(rules)} of {len(examine.RULES)} rules could be applied to these {subject}: {', '.join(rules)}."
+    found = {finding["rule"] for finding in findings}
+    silent = [rule for rule in rules if rule not in found]
+    note = (f"{len(rules)} of {len(examine.RULES)} rules could be applied to these {subject}; {len(silent)} of them "
+            "found nothing")
     blocks = [{"kind": "finding", **group} for group in examine.grouped(findings)]
-    return f"Audit: {', '.join(totals) or 'nothing found'}", [*blocks, aside(note)]
+    title = f"Audit: {', '.join(totals) or f'{len(rules)} rules found nothing'}"
+    return Section("findings", title, [*blocks, fold(note, [aside(f"{', '.join(silent)}.")])], counts["error"] > 0)
 
 
-def not_shown(study):
-    """Blocks about what limits the whole report, and which runs, files and tables are left out of it."""
+def not_shown(study, sections, measured):
+    """Blocks about what limits the whole report, and which runs, files and tables are left out of it.
+
+    sections: the others, for what is missing in them. measured: efficiency.Measured.
+    """
     blocks = []
     foreign = sorted({run.model for run in study.runs if run.environment.get("teacher_is_foreign")})
     if foreign:
@@ -51,12 +57,12 @@ def not_shown(study):
         ("the machine and the versions", "environment.json", without_environment),
         ("which images were trained, validated and tested on", "split.csv", without_split),
     ):
-        if names:
-            is_all = len(names) == len(study.runs)
-            blocks += missing(content, f"No run has {file}." if is_all else f"There is no {file} of {listing(names)}.")
+        if 0 < len(names) < len(study.runs):  # of all runs: the sections say it
+            blocks += missing(content, f"There is no {file} of {listing(names)}.")
     for folder in study.tables:
         blocks += other_system(folder)
-    return blocks
+    lines = limits(study, sections, measured)
+    return [*blocks, *([bullets(lines)] if lines else [])]
 
 
 def other_system(folder):
@@ -86,18 +92,17 @@ def other_system(folder):
     ]
 
 
-def in_words(study, compared):
-    """Blocks: sentences, each with the interval that supports it."""
-    sentences = {
-        "The best student": performance.best_student(study, compared),
-        "Teacher and students": students.sentences(compared),
-        "Promised sensitivities": calibration.threshold_sentences(study),
-        "Subgroups": subgroups.sentences(study),
-        "Under corruptions": robustness.sentences(study),
-        "As exported": efficiency.export_sentences(study),
-    }
-    blocks = []
-    for title, lines in sentences.items():
-        if lines:
-            blocks += [heading(title, 3), bullets(lines)]
-    return blocks or missing("findings in words", "They state comparisons with intervals, and there are none.")
+def limits(study, sections, measured):
+    """Sentences about what no figure of the report says, and what is missing in its `sections`."""
+    lines = []
+    if study.firsts:
+        units = study.firsts[0].evaluation.get("conventions", {}).get("clusters")
+        drawn = "lesions or patients" if units == "group" else "images"
+        lines.append(f"Other clinics, cameras and patients: the intervals are about other {drawn} of the same source.")
+        single = [model for model, group in study.models.items() if len(group) == 1]
+        if single:
+            lines.append(f"Other trainings of {listing(single)}: there is one seed.")
+    if measured.points:
+        lines.append(f"Other machines: latencies are of {measured.conditions}.")
+    lacking = [block["what"] for section in sections for block in section.blocks if "what" in block]
+    return lines + ([f"Not in these files: {listing(lacking, 8)}. The sections say why."] if lacking else [])

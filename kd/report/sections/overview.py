@@ -10,7 +10,6 @@ from kd.report import figures
 from kd.report.blocks import (
     Column,
     aside,
-    bullets,
     code,
     facts,
     figure,
@@ -25,18 +24,13 @@ from kd.report.study_files import command_path
 from kd.text import format_count
 
 ROLES = {"teacher": "teacher", "alone": "student without a teacher", "student": "student with a teacher"}
-ROLE_DESCRIPTIONS = {
-    "teacher": "the large network that the students learn from",
-    "alone": "trained on the labels alone; the baseline that a student with a teacher is compared with",
-    "student": "trained on the outputs of the teacher, and on the labels where its objective has them",
-}
 FORMATS = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8", "model.ts.pt": "TorchScript"}
 PARTS = {"train": "train", "val": "validation", "test": "test"}
 MAX_DRAWN = 8  # models; the tables have all of them
 
 # Options of a run that say where it lies, or that stand elsewhere in the report.
 HIDDEN_OPTIONS = {"role", "formula", "seeds", "name", "study", "out", "student"}
-NETWORK_OPTIONS = ("arch", "parameters")
+NETWORK_OPTIONS = ("arch", "parameters")  # of a run's environment; the table of roles has them
 
 
 # ---- shared by the sections
@@ -126,20 +120,14 @@ def synthetic(study):
 
 
 def roles(study):
-    """Blocks: what each role means, the models with theirs, the split, and some test images with answers."""
-    items = []
-    for role, description in ROLE_DESCRIPTIONS.items():
-        names = ", ".join(model for model, group in study.models.items() if group[0].kind == role)
-        if names:
-            items.append(f"{names}: {description}")
+    """Blocks: the models with their roles, the split, and some test images with answers."""
     columns = [
         Column("Model", "model", kind="model"), Column("Role", "role_name", kind="text"),
         Column("Architecture", "arch"), Column("Parameters", "parameters", ",d"), Column("Seeds", "seeds", "d"),
         Column("Teacher", "teacher", kind="text"), Column("Objective", "objective", kind="text"),
     ]
     records = [role_record(model, group) for model, group in study.models.items()]
-    return [bullets(items), table("roles", "Roles of the models", columns, records), *split_table(study),
-            *samples(study)]
+    return [table("roles", "Roles of the models", columns, records), *split_table(study), *samples(study)]
 
 
 def role_record(model, group):
@@ -309,18 +297,9 @@ def methods(study):
 
 def option_values(study):
     """{option: [its text for each model]}, without the HIDDEN_OPTIONS."""
-    values = {}
-    for option in dict.fromkeys([*NETWORK_OPTIONS, *(option for run in study.runs for option in run.options)]):
-        is_known = any(run.setting(option) is not None for run in study.runs)
-        if option in HIDDEN_OPTIONS or option in NETWORK_OPTIONS and not is_known:
-            continue
-        values[option] = []
-        for group in study.models.values():
-            settings = [run.setting(option) for run in group]
-            if option in NETWORK_OPTIONS:
-                settings = [f"{value:,}" if type(value) is int else value for value in settings]
-            values[option].append(merged(settings))
-    return values
+    options = dict.fromkeys(option for run in study.runs for option in run.options)
+    return {option: [merged(run.setting(option) for run in group) for group in study.models.values()]
+            for option in options if option not in HIDDEN_OPTIONS and option not in NETWORK_OPTIONS}
 
 
 def environment(study):

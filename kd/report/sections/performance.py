@@ -1,4 +1,4 @@
-"""Performance of the models on the test split, and the best student with the evidence for that choice."""
+"""Performance of the models on the test split, and their order on validation."""
 
 import math
 
@@ -6,7 +6,7 @@ from kd.report import figures
 from kd.report.blocks import Column, aside, interval, missing, paragraph, spread, table
 from kd.report.sections import sweeps
 from kd.report.sections.overview import responsive_figure, seed_columns, seed_name
-from kd.text import format_bounds, format_count, format_metric, format_number, is_defined
+from kd.text import format_bounds, format_metric, format_number, is_defined
 
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "weighted_f1": "Weighted F1",
            "balanced_accuracy": "Balanced accuracy", "macro_auroc": "Macro AUROC"}
@@ -14,8 +14,8 @@ WITHOUT_RAREST = "macro_f1_without_rarest"
 MAX_ROWS = 24  # of the forest
 
 
-def performance(study, compared):
-    """Blocks: the metrics of teachers and students, the best student, and each run with its interval."""
+def performance(study):
+    """Blocks: the metrics of teachers and students, and each run with its interval."""
     if not study.firsts:
         return missing("performance", "No run was evaluated.", f"python evaluate.py {study.command}")
     names = titles(study)
@@ -23,7 +23,7 @@ def performance(study, compared):
     without_mean = [
         record["model"] for record in records if record["seeds"] > 1 and not is_defined(record["macro_f1_mean"])
     ]
-    blocks = [paragraph(interval_sentence(study)), paragraph(majority_sentence(study))]
+    blocks = [paragraph(majority_sentence(study))]
     for name, title, roles in (
         ("teacher_summary", "Teacher", ("teacher",)), ("students_summary", "Students", ("alone", "student")),
     ):
@@ -37,7 +37,6 @@ def performance(study, compared):
         blocks += missing(f"the mean over seeds of {', '.join(without_mean)}",
                           "Its interval is in seeds.json, which is missing or belongs to other runs.",
                           f"python evaluate.py {study.command}")
-    blocks += map(paragraph, best_student(study, compared))
     blocks += forest(study)
     if any(len(group) > 1 for group in study.models.values()):
         blocks.append(seeds_table(study, names))
@@ -69,7 +68,7 @@ def model_record(study, model, names):
 
 
 def seeds_table(study, names):
-    """The metrics of each evaluated Run, with intervals over its images."""
+    """The metrics of each evaluated Run of a model with several, with intervals over its images; the CSV has all."""
     records = []
     for run in study.runs:
         if run.evaluation:
@@ -77,23 +76,15 @@ def seeds_table(study, names):
             for name in names:
                 record.update(spread(name, run.metric(name)))
             records.append(record)
+    shown = [record for record in records if len(study.models[record["model"]]) > 1]
     columns = [*seed_columns(), *(interval(title, name) for name, title in names.items())]
-    return table("seeds", "Each run, test split; intervals over its images alone", columns, records)
+    return table("seeds", "Each seed, test split; intervals over its images alone", columns, shown, records)
 
 
 def level(study):
     """`95%`, the level of the intervals, or `bootstrap` where it is not known."""
     percent = study.firsts[0].evaluation.get("conventions", {}).get("level")
     return f"{100 * percent:g}%" if percent else "bootstrap"
-
-
-def interval_sentence(study):
-    """What an interval means here, and what it rests on."""
-    units = study.firsts[0].evaluation.get("conventions", {}).get("clusters")
-    drawn = "lesions or patients" if units == "group" else "images"
-    return ("An interval is made so that of 100 test sets drawn like this one about 95 intervals hold the figure of "
-            f"the population. It rests on {drawn} being drawn independently, and says nothing of another clinic nor, "
-            "with one seed, of another training.")
 
 
 def majority_sentence(study):
@@ -132,7 +123,7 @@ def forest(study):
     return [responsive_figure(figures.forest, rows, reference, alt=alt, caption=caption), *surplus]
 
 
-# ---- the best student
+# ---- order on validation
 
 
 def ranked(study):
@@ -145,39 +136,11 @@ def ranked(study):
     return [model for _, model in sorted(scores)]
 
 
-def best_student(study, compared):
-    """Sentences about the student that validation puts first, and whether test distinguishes it from the next."""
-    order = ranked(study)
-    if len(order) < 2:
-        return []
-    best, second = order[:2]
-    on_test = {model: study.over_seeds(model, "macro_f1") for model in order}
-    choice = (f"Best student: {best}, by macro-F1 on validation (next {second}), so that the choice does not use the "
-              f"test split. On test it has {format_metric(on_test[best])}.")
-    row = compared.difference(second, best) if compared else None
-    if row and is_defined(row["lo"]):
-        choice += f" {choice_sentence(row, second)}"
-    sentences = [choice]
-    scores = sorted((metric["value"], model) for model, metric in on_test.items() if is_defined(metric["value"]))
-    highest = scores[-1][1] if scores else best
-    if highest != best:
-        sentences.append(f"The highest macro-F1 on test is that of {highest}, {format_metric(on_test[highest])}; to "
-                         "choose it for that would be to choose on test.")
-    sentences += filter(None, [sweeps.caveat(study, (best, second))])
-    single = [model for model in (best, second) if len(study.models[model]) == 1]
-    if single:
-        verb = "has" if len(single) == 1 else "have"
-        sentences.append(f"{' and '.join(single)} {verb} {format_count(1, 'seed')}: the intervals do not include the "
-                         "variation between training runs.")
-    return sentences
-
-
-def choice_sentence(row, second):
-    """Whether the paired difference of the best student from the `second` confirms the choice on test."""
-    difference = f"{row['difference']:+.3f} {format_bounds(row['lo'], row['hi'], '+.3f')}"
-    verdict = "the two are not distinguishable on test, and “best” rests on validation alone"
+def choice_verdict(row):
+    """What the difference of the student that validation puts first from the next says on test."""
+    if not is_defined(row["lo"]) or row["lo"] <= 0 <= row["hi"]:
+        reason = "95% interval includes 0" if is_defined(row["lo"]) else row["withheld"].partition(";")[0]
+        return f"not significant ({reason}), so that the choice rests on validation alone"
     if row["lo"] > 0:
-        verdict = "test confirms the choice"
-    elif row["hi"] < 0:
-        verdict = "on test the other is the better one, so validation chose wrong"
-    return f"Its paired difference from {second} on test is {difference}: {verdict}."
+        return "test confirms the choice"
+    return "on test the other is the better one, so validation chose wrong"

@@ -131,12 +131,10 @@ def summary_table(rows, baseline):
         *subject_columns(rows), Column("Rank", "rank", ".0f"), interval("Clean macro-F1", "clean_macro_f1"),
         interval("Mean macro-F1", "mean_macro_f1"), interval("BE", "be"), interval("rBE", "rbe"),
         interval("BE, MedMNIST-C", "be_medmnist_c"), interval("rBE, MedMNIST-C", "rbe_medmnist_c"),
-        Column("Lowest", "worst_tag"), interval("Macro-F1 there", "worst_macro_f1"),
     ]
     caption = (f"Over all corruptions and severities; BE: sum of 1 - balanced accuracy over that of the baseline "
                f"({baseline}), rBE: the same for the loss from clean, lower is better; MedMNIST-C: the mean over "
-               "corruptions of that ratio, as published; rank by error; lowest: of all cells, its interval is that of "
-               "this cell alone")
+               "corruptions of that ratio, as published; rank by error")
     export = [{key: value for key, value in row.items() if key not in ("role", "format")} for row in rows]
     return table("robustness_summary", caption, columns, rows, export)
 
@@ -241,17 +239,19 @@ def lowest_cells(rows):
     return records
 
 
-def sentences(study):
-    """Of each model's checkpoint the lowest cell, where its interval shows a loss; not that no other cell is lower."""
-    lines = []
-    for record in lowest_cells(robustness_rows(study)[0]):
+def sentences(study, model):
+    """Of a model's checkpoints the lowest cell of each suite, where its interval shows a loss."""
+    lines, suites_seen = [], set()
+    records = lowest_cells([row for row in robustness_rows(study)[0] if row["model"] == model])
+    for record in sorted(records, key=lambda record: record["macro_f1"]):
         difference, lo, hi = (record[f"macro_f1_difference{end}"] for end in ENDS)
-        if is_defined(hi) and hi < 0 and record["file"] == "best.pt":
-            model = f"{record['model']} ({record['seed'].replace('_', ' ')})"
+        if is_defined(hi) and hi < 0 and record["file"] == "best.pt" and record["suite"] not in suites_seen:
+            suites_seen.add(record["suite"])
+            run = f"{model} ({record['seed'].replace('_', ' ')})"
             cells = format_count(record["cells"], "cell")
             if record["suite"]:
                 cells += f" of suite {record['suite']}"
             loss = f"{difference:+.3f} {format_bounds(lo, hi, '+.3f')}"
-            lines.append(f"The lowest macro-F1 that {model} was seen with, of {cells}, is that under {record['tag']}: "
-                         f"{loss} from clean, an interval of this cell alone.")
+            lines.append(f"Lowest macro-F1 of {run} under corruptions, of {cells}: {record['tag']}, {loss} from clean "
+                         "(interval of this cell alone).")
     return lines

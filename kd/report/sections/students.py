@@ -8,7 +8,7 @@ from kd.evaluation import protocol
 from kd.evaluation.terminal import format_difference
 from kd.paired import holm
 from kd.report import figures, figures_quality
-from kd.report.blocks import Column, aside, code, figure, grid, heading, interval, missing, paragraph, spread, table
+from kd.report.blocks import Column, aside, figure, grid, heading, interval, missing, paragraph, spread, table
 from kd.report.sections import fidelity
 from kd.report.sections.overview import drawable, merged, responsive_figure, seed_columns, seed_name
 from kd.report.study_files import command_path
@@ -21,6 +21,7 @@ AGREEMENTS = {"agreement": "Agree", "right_to_wrong": "Only the reference is rig
 ALPHA = 0.05
 DECIDES = "macro_f1"  # the metric whose p a table of several metrics shows: one family of tests a table
 ENDS = ("", "_lo", "_hi")
+NOT_SIGNIFICANT = "not significant (95% interval includes 0)"
 
 
 @dataclass
@@ -72,7 +73,21 @@ def compare(study):
     return Compared(by_name, comparison.common_test(models), pairs, left_out)
 
 
-# ---- sentences
+# ---- in words
+
+
+def metric(row, figure):
+    """METRIC of a row's `figure`: "difference", "retention", "reference" or "model"."""
+    prefix, value = {"difference": ("", "difference"), "retention": ("retention_", "retention")}.get(
+        figure, (f"{figure}_", f"{figure}_value"))
+    return {"value": row[value], **{key: row[f"{prefix}{key}"] for key in ("lo", "hi", "withheld")}}
+
+
+def in_words(row):
+    """The difference of a row as `+0.021 [-0.003, +0.044]`, or with the reason why it has no interval."""
+    if row["withheld"]:
+        return f"{row['difference']:+.3f} ({row['withheld']})"
+    return format_difference(row)
 
 
 def conclusive(row):
@@ -81,15 +96,17 @@ def conclusive(row):
 
 
 def verdict(row, pairs):
-    """What the interval and the p of a row support, corrected over `pairs`; without p, nothing."""
+    """What the interval and the p of a row support, corrected over `pairs`."""
     if not is_defined(row["p"]):
-        return "one seed of a model, which says nothing of the method"
+        return "one seed, which says nothing of the method"
+    if not is_defined(row["lo"]):
+        return f"not significant ({row['withheld'].partition(';')[0]})"
     if not conclusive(row):
-        return "which these data do not distinguish from no difference"
-    if row["p_corrected"] < ALPHA:
-        return "a difference that the data support"
+        return NOT_SIGNIFICANT
     comparisons = format_count(len(tested(pairs)), "comparison")
-    return f"an interval without 0, though p is {row['p_corrected']:.3f} when corrected over {comparisons}"
+    if row["p_corrected"] < ALPHA:
+        return f"significant (p < {ALPHA}, corrected over {comparisons})"
+    return f"95% interval without 0, but p of {ALPHA} or more when corrected over {comparisons}"
 
 
 def tested(pairs):
@@ -97,76 +114,44 @@ def tested(pairs):
     return [pair for pair in pairs if min(pair["seeds"].values()) > 1]
 
 
-def sentences(compared):
-    """One for each student: what it keeps of its teacher, and what the teacher adds over the same network alone."""
-    lines = []
-    for pair in compared.pairs if compared else ():
-        row = row_of(pair, "macro_f1")
-        if row is None or not is_defined(row["lo"]):
-            continue
-        reference_role, role = compared.roles(pair)
-        conclusion = verdict(row, compared.pairs)
-        if reference_role == "teacher" and role != "teacher":
-            lines.append(f"{retention_clause(pair, row)}: {conclusion}.")
-        elif (reference_role, role) == ("alone", "student"):
-            lines.append(f"With a teacher {pair['model']} differs from {pair['reference']}, the same network without "
-                         f"one, by {format_difference(row)} macro-F1: {conclusion}.")
-    return lines
-
-
-def retention_clause(pair, row):
-    """The share of the teacher's macro-F1 that a student keeps, where it has an interval, and the difference."""
-    reference, model = pair["reference"], pair["model"]
-    if not is_defined(row["retention_lo"]):
-        return f"{model} differs from {reference} by {format_difference(row)} macro-F1"
-    share = f"{row['retention']:.0%} [{row['retention_lo']:.0%}, {row['retention_hi']:.0%}]"
-    return f"{model} keeps {share} of the macro-F1 of {reference} and differs from it by {format_difference(row)}"
-
-
-def caveats(study, compared):
-    """Blocks that say why nothing follows about distillation, where that is so."""
+def weak_teachers(study, compared):
+    """Blocks for each teacher that is not clearly above a student without a teacher."""
     roles = {model: group[0].kind for model, group in study.evaluated.items()}
-    teachers = [model for model, role in roles.items() if role == "teacher"]
-    baselines = [model for model, role in roles.items() if role == "alone"]
     blocks = []
-    for teacher in teachers if compared else ():
-        for baseline in baselines:
+    for teacher in (model for model, role in roles.items() if role == "teacher"):
+        for baseline in (model for model, role in roles.items() if role == "alone"):
             row = compared.difference(teacher, baseline)
             if row and is_defined(row["difference"]) and (row["difference"] >= 0 or not conclusive(row)):
                 blocks.append(paragraph(weak_teacher_sentence(teacher, baseline, row), "note"))
-    return blocks + missing_baselines(study)
+    return blocks
 
 
 def weak_teacher_sentence(teacher, baseline, row):
     """row: of the difference baseline - teacher, which is not clearly below 0."""
-    scores = f"macro-F1 {row['reference_value']:.3f} and {row['model_value']:.3f}, difference {format_difference(row)}"
     if row["difference"] >= 0:
-        return (f"The teacher {teacher} is not above the student {baseline}, which had no teacher ({scores}): no "
-                "conclusion about distillation follows from this study.")
-    return (f"These data do not distinguish the teacher {teacher} from the student {baseline}, which had no teacher "
-            f"({scores}): what a student gains from it cannot be attributed to a better teacher.")
+        return (f"The teacher {teacher} is not above the student {baseline}, which had no teacher (difference of the "
+                f"student {in_words(row)} macro-F1): no conclusion about distillation follows from this study.")
+    return (f"The teacher {teacher} is not significantly above the student {baseline}, which had no teacher "
+            f"(difference of the student {in_words(row)} macro-F1): a gain may not be due to a better teacher.")
 
 
-def missing_baselines(study):
-    """Blocks for each network that was trained with a teacher and not without one, with the command that does it."""
+def without_baseline(study):
+    """[(model, the command that trains its baseline)], one for each network that was only trained with a teacher."""
     architectures, networks = {}, {}
     for model, group in study.models.items():
         architectures[model] = merged([group[0].setting("arch") or group[0].setting("student")])
         networks[model] = group[0].network or architectures[model]
     known = {networks[model] for model, group in study.models.items() if group[0].kind == "alone"}
     known.add(merged([None]))  # a network of unknown architecture
-    blocks = []
+    commands = []
     for model, group in study.evaluated.items():
         network = networks[model]
         if group[0].kind == "student" and network not in known:
             known.add(network)
-            note = (f"No {network} was trained without a teacher here, so that the effect of distillation is not "
-                    "known. This command trains the baseline:")
             config = command_path(group[0].folder / "config.yaml")
             name = command_path(architectures[model].replace(":", "_"))
-            command = f"python distill.py --config {config} --alpha 1 --beta 0 --name {name}_alone"
-            blocks += [paragraph(note, "note"), code(command)]
-    return blocks
+            commands.append((model, f"python distill.py --config {config} --alpha 1 --beta 0 --name {name}_alone"))
+    return commands
 
 
 # ---- the section
@@ -176,8 +161,7 @@ def students(study, compared):
     """Blocks: the differences of each model from its reference, confusion matrices, and attention."""
     if compared is None:
         why = "They need two models that were evaluated on the same test images."
-        return [*caveats(study, None), *missing("comparisons", why), *fidelity.fidelity(study, None),
-                *confusions(study)]
+        return [*missing("comparisons", why), *baselines(study), *fidelity.fidelity(study, None), *confusions(study)]
     size = compared.test.size()
     clusters = "images, taken as independent" if compared.test.groups is None else "groups (lesions, patients)"
     notes = [f"The same {size['images']:,} test images for all; paired bootstrap over {size['groups']:,} {clusters}."]
@@ -188,11 +172,20 @@ def students(study, compared):
     if count < len(compared.pairs):
         notes.append("Where a model has one seed there is no p, for it says nothing of the method; the interval is of "
                      "these two networks.")
-    blocks = [*caveats(study, compared), aside(" ".join(notes))]
+    blocks = [*baselines(study), aside(" ".join(notes))]
     for model, why in compared.left_out:
         blocks += missing(model, f"It cannot be compared: {why}.")
     return [*blocks, differences_table(compared), *per_class(compared), agreement_table(compared),
             *fidelity.fidelity(study, compared), *confusions(study), *attention(study)]
+
+
+def baselines(study):
+    """Blocks: the command that trains each network without a teacher that is only there with one."""
+    blocks = []
+    for model, command in without_baseline(study):
+        blocks += missing(f"what the teacher added to {model}", "The same network was not trained without a teacher.",
+                          command)
+    return blocks
 
 
 def differences_table(compared):
@@ -202,8 +195,7 @@ def differences_table(compared):
         records += [difference_record(pair, row, compared, names) for row in pair["rows"] if row["metric"] in names]
     columns = [
         Column("Model", "model", kind="model"), Column("Compared with", "reference", kind="text"),
-        Column("Metric", "metric_name"), interval("Reference", "reference_value", "reference"),
-        interval("Model", "model_value", "model"), interval("Δ", "difference", form="+.3f"),
+        Column("Metric", "metric_name"), interval("Δ", "difference", form="+.3f"),
         Column("p", "p_shown", "p"), interval("Retained", "retention", "retention", ".1%"),
     ]
     caption = "Differences from the reference, and the share of its metric that is retained"
@@ -219,12 +211,12 @@ def overall_names(test):
 
 def difference_record(pair, row, compared, names):
     """The record of one metric (`row`) of a pair. names: of the metrics."""
-    of_both = ("reference_value", "reference_lo", "reference_hi", "model_value", "model_lo", "model_hi", "difference")
-    of_pair = ("p", "p_corrected", "retention", "retention_lo", "retention_hi", "relative_gap")
     return {
         "reference": pair["reference"], "model": pair["model"], "role": compared.roles(pair)[1],
-        "metric": row["metric"], "metric_name": names[row["metric"]], **{key: row[key] for key in of_both},
-        "difference_lo": row["lo"], "difference_hi": row["hi"], **{key: row[key] for key in of_pair},
+        "metric": row["metric"], "metric_name": names[row["metric"]],
+        **spread("reference", metric(row, "reference"), "_value"), **spread("model", metric(row, "model"), "_value"),
+        **spread("difference", metric(row, "difference")), "p": row["p"], "p_corrected": row["p_corrected"],
+        **spread("retention", metric(row, "retention")), "relative_gap": row["relative_gap"],
         "p_shown": row["p_corrected"] if row["metric"] == DECIDES else None,
         "reference_seeds": pair["seeds"]["reference"], "model_seeds": pair["seeds"]["model"],
     }
@@ -290,9 +282,9 @@ def class_records(pair, compared):
             "relative_gap": f1["relative_gap"], "delta_recall": recall["difference"], "delta_recall_lo": recall["lo"],
             "delta_recall_hi": recall["hi"], "p": f1["p"],
         })
-        if f1["withheld"]:  # of both models, for their images are the same
-            records[-1].update({f"{figure}_withheld": f1["withheld"]
-                                for figure in ("reference_f1", "f1", "delta_f1", "delta_recall")})
+        reasons = {"reference_f1": f1["reference_withheld"], "f1": f1["model_withheld"], "delta_f1": f1["withheld"],
+                   "delta_recall": recall["withheld"]}
+        records[-1].update({f"{key}_withheld": reason for key, reason in reasons.items() if reason})
     return records
 
 

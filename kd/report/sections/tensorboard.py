@@ -92,8 +92,6 @@ def png_uri(data, limit=640):
 
 def supplementary_notes(paths):
     """Blocks: of each file of notes its name and its content."""
-    if not paths:
-        return missing("supplementary notes", "None were given (--notes FILE ...; Markdown, text or Word).")
     blocks = []
     for path in map(Path, paths):
         blocks += [heading(path.name), *map(note_block, notes.read(path))]

@@ -1,0 +1,144 @@
+"""The answer of a study: one table, one plot, and what follows from them in words."""
+
+from collections import Counter
+
+from kd.errors import listing
+from kd.report.blocks import Column, bullets, heading, interval, missing, spread, table
+from kd.report.sections import calibration, efficiency, performance, robustness, students, subgroups, sweeps
+from kd.text import format_count, is_defined
+
+
+def result(study, compared, measured):
+    """Blocks: the table of all models, quality against latency, caveats, and findings in words.
+
+    compared: of students.compare(), or None. measured: efficiency.Measured.
+    """
+    order = performance.ranked(study)
+    findings = {
+        "Which model to take": which(study, compared, measured, order),
+        "What the teacher added": added(study, compared),
+        "What it costs on a device": costs(study, measured, order[0]) if order else [],
+        "Where it fails": [*(robustness.sentences(study, order[0]) if order else []),
+                           *calibration.threshold_sentences(study), *subgroups.sentences(study)],
+    }
+    blocks = [*overview(study, compared, measured), *efficiency.drawing(measured),
+              *(students.weak_teachers(study, compared) if compared else [])]
+    for title, lines in findings.items():
+        if lines:
+            blocks += [heading(title), bullets(lines)]
+    return blocks
+
+
+def overview(study, compared, measured):
+    """The table of all evaluated models, in a list; what is missing where there is none."""
+    records = [record(study, model, compared, measured) for model in study.evaluated]
+    if not records:
+        return missing("the result", "No run was evaluated.", f"python evaluate.py {study.command}")
+    columns = [
+        Column("Model", "model", kind="model"), Column("Parameters, M", "parameters_m", ".2f"),
+        interval("Macro-F1", "macro_f1"), interval("Kept of teacher", "kept", form=".0%"),
+        interval("Teacher added", "added", form="+.3f"), Column("Latency, ms", "latency_ms", ".2f"),
+        Column("File, MB", "file_mb", ".2f"),
+    ]
+    caption = f"Test split, {performance.level(study)} intervals. Teacher added: macro-F1 above the same network alone"
+    if measured.points:
+        caption += ". Latency of one image and file: fp32"
+    return [table("result", caption, columns, records)]
+
+
+def record(study, model, compared, measured):
+    """The record of a model: means over its seeds; latency and size of its first measured seed."""
+    group = study.models[model]
+    parameters = group[0].setting("parameters")
+    point = measured.point(model, "fp32") or {}
+    row = {"model": model, "role": group[0].kind,
+           "parameters_m": parameters / 1e6 if is_defined(parameters) else None,
+           **spread("macro_f1", study.over_seeds(model, "macro_f1"))}
+    for pair in compared.pairs if compared else ():
+        if pair["model"] == model:
+            of_pair, roles = students.row_of(pair, "macro_f1"), compared.roles(pair)
+            if roles[0] == "teacher" and roles[1] != "teacher":
+                row.update(spread("kept", students.metric(of_pair, "retention")))
+            elif roles == ("alone", "student"):
+                row.update(spread("added", students.metric(of_pair, "difference")))
+    return {**row, "latency_ms": point.get("latency_ms"), "file_mb": point.get("file_mb"), "seeds": len(group)}
+
+
+# ---- in words
+
+
+def which(study, compared, measured, order):
+    """Sentences: the student that validation puts first, whether test confirms it, and what is cheaper.
+
+    order: of performance.ranked().
+    """
+    if not order:
+        return []
+    if len(order) == 1:
+        return [f"{order[0]}, the only student."]
+    best, second = order[:2]
+    choice = f"{best}: the highest macro-F1 on validation (next {second})."
+    row = compared.difference(second, best) if compared else None
+    if row:
+        choice += f" On test its difference from {second} is {students.in_words(row)}"
+        choice += f": {performance.choice_verdict(row)}."
+    lines = [choice]
+    on_test = {model: study.over_seeds(model, "macro_f1")["value"] for model in order}
+    highest = max(filter(lambda model: is_defined(on_test[model]), order), key=on_test.get, default=best)
+    if highest != best:
+        lines.append(f"{highest} has the highest macro-F1 on test; to choose it for that would be to choose on test.")
+    lines += filter(None, [cheaper(compared, measured, order), sweeps.caveat(study, (best, second))])
+    return lines
+
+
+def cheaper(compared, measured, order):
+    """A sentence about the fastest student that is clearly faster than the best and not significantly worse, or ""."""
+    best = measured.point(order[0], "fp32")
+    if not best or not compared:
+        return ""
+    for model in sorted(order[1:], key=lambda model: (measured.point(model, "fp32") or best)["latency_ms"]):
+        row, point = compared.difference(order[0], model), measured.point(model, "fp32")
+        if row and point and not students.conclusive(row) and point["latency_ms"] < .8 * best["latency_ms"]:
+            return (f"{model} needs {point['latency_ms'] / best['latency_ms']:.0%} of the time of {order[0]}; its "
+                    f"difference on test, {students.in_words(row)}, is {students.NOT_SIGNIFICANT}.")
+    return ""
+
+
+def added(study, compared):
+    """Sentences: the differences of the students from the same networks without a teacher, by what supports them."""
+    by_verdict = {}
+    for pair in compared.pairs if compared else ():
+        if compared.roles(pair) == ("alone", "student"):
+            row = students.row_of(pair, "macro_f1")
+            if is_defined(row["difference"]):
+                verdict = students.verdict(row, compared.pairs)
+                by_verdict.setdefault(verdict, []).append(f"{pair['model']} {row['difference']:+.3f}")
+    lines = [f"{verdict[0].upper()}{verdict[1:]}: {', '.join(models)}." for verdict, models in by_verdict.items()]
+    unknown = [model for model, _ in students.without_baseline(study)]
+    if unknown:
+        lines.append(f"Not known for {listing(unknown)}: the same network was not trained without a teacher (the "
+                     "command is under Teacher against students).")
+    return lines
+
+
+def costs(study, measured, model):
+    """Sentences: how much faster and smaller a student is than the teacher, and what INT8 changes."""
+    lines = []
+    point, int8 = measured.point(model, "fp32"), measured.point(model, "int8")
+    teachers = [name for name, group in study.evaluated.items() if group[0].kind == "teacher"]
+    teacher = measured.point(teachers[0], "fp32") if teachers else None
+    if point and teacher:
+        shares = [f"{point[key] / teacher[key]:.1%} of its {what}" for key, what in (
+            ("latency_ms", "time"), ("file_mb", "file size")) if point[key] and teacher[key]]
+        lines.append(f"Beside {teachers[0]}, {model} needs {' and '.join(shares)}.")
+    details = [f"{int8['file_mb']:.2f} MB" if int8["file_mb"] else "", f"{int8['latency_ms']:.2f} ms"] if int8 else []
+    for run in study.models[model][:1]:
+        change = efficiency.int8_change(run)
+        if change:
+            lines.append(f"As INT8 ({', '.join(filter(None, details))}): {change}." if details else
+                         f"As INT8: {change}.")
+    noisy = Counter(point["noisy"] for point in measured.points)[True]
+    if noisy:
+        lines.append(f"{format_count(noisy, 'latency', 'latencies')} of {len(measured.points)} "
+                     f"{'is' if noisy == 1 else 'are'} noisy: other work was on the machine.")
+    return lines
