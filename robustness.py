@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import registry
-from kd import bootstrap, corruptions, errors, objective, runs
+from kd import bootstrap, corruptions, errors, event_writer, objective, runs, scalars
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
-from kd.files import atomic, write_text
+from kd.files import atomic, read_csv, write_text
 from kd.report import figures, figures_robustness
 from kd.robustness import answers, scores, suites, terminal
 from kd.text import command
@@ -177,6 +177,8 @@ def write(folder, model_files, tables, summary):
     for model_file, rows in zip(model_files, tables):
         rows_of.setdefault(model_file.folder / "robustness.csv", []).extend(rows)
     written = [path for path, rows in rows_of.items() if _write_table(path, rows, ("file", "suite"))]
+    for path in written:
+        event_writer.results(path.parent, "robustness", scalars.of_robustness(read_csv(path)))
     if folder and _write_table(folder / SUMMARY, summary, ("suite",)):
         written.append(folder / SUMMARY)
     return written
