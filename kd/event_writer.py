@@ -31,14 +31,15 @@ def opened(folder, epochs_done):
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         def log(row):
-            values = [{"tag": _tag(key), "simple_value": value} for key, value in row.items() if key != "epoch"]
+            values = [{"tag": tag(key), "simple_value": value} for key, value in row.items() if key != "epoch"]
             write(row["epoch"], values)
 
         write(epochs_done + 1, session_log=SessionLog(status=SessionLog.START))
         yield log
 
 
-def _tag(column):
+def tag(column):
+    """The tag of a column of the history."""
     return f"val/{column[4:]}" if column.startswith("val_") else f"train/{column}"
 
 

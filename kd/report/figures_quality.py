@@ -1,9 +1,11 @@
 """Figures of the quality of models: F1 of each class, calibration, risk, latency, CKA and attention."""
 
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
+from kd.estimate import wilson
 from kd.report.figures import LIGHT, MARKERS, apart, dashes, drawing, plain
 from kd.text import one_line
 
@@ -45,42 +47,73 @@ def per_class(figure, names, model, reference, role, title):
         )
 
 
+LEAST = 10  # images of a bin that is drawn: fewer are joined with the next bin
+
+
+def joined(bins):
+    """Bins of a reliability diagram with at least LEAST images each: [(confidence, accuracy, images)].
+
+    bins: {"count", "confidence", "accuracy"} in ascending order. A bin with fewer is joined with the next ones, the
+    last with the one before.
+    """
+    groups = []
+    for row in bins:
+        if row["count"] and row["confidence"] is not None and row["accuracy"] is not None:
+            if not groups or sum(other["count"] for other in groups[-1]) >= LEAST:
+                groups.append([])
+            groups[-1].append(row)
+    if len(groups) > 1 and sum(row["count"] for row in groups[-1]) < LEAST:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    points = []
+    for group in groups:
+        counts = [row["count"] for row in group]
+        means = [np.average([row[key] for row in group], weights=counts) for key in ("confidence", "accuracy")]
+        points.append((*map(float, means), int(sum(counts))))
+    return points
+
+
 @drawing
 def reliability(figure, raw, calibrated, role, eces):
-    """Accuracy over confidence: a mark for each bin, its area the bin's share of the images. Ideal is the diagonal.
+    """Accuracy over confidence with its interval (Wilson), and below it the images of each bin. Ideal is the diagonal.
 
-    raw, calibrated: bins {"count", "confidence", "accuracy"} of metrics.json, or None. role: of the model.
+    raw, calibrated: bins of metrics.json, or None, drawn as joined() makes them. role: of the model.
     eces: (raw, calibrated), NaN where undefined.
     """
-    figure.set_size_inches(330 / 72, 346 / 72)
-    axes = figure.add_subplot(aspect="equal")
+    figure.set_layout_engine("none")
+    width, height, left, side = 340, 404, 58, 270
+    figure.set_size_inches(width / 72, height / 72)
+    axes = figure.add_axes((left / width, 1 - (12 + side) / height, side / width, side / height))
+    images = figure.add_axes((left / width, 50 / height, side / width, 60 / height), sharex=axes)
     axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)))
-    hollow = {"facecolor": LIGHT["paper"], "edgecolor": LIGHT["alone"], "linewidth": 1.75}
-    solid = {"facecolor": LIGHT[role], "edgecolor": LIGHT["paper"], "linewidth": .75}
-    for bins, marker, colour in ((raw, hollow, LIGHT["alone"]), (calibrated, solid, LIGHT[role])):
-        points = [
-            (row["confidence"], row["accuracy"], row["count"]) for row in bins or ()
-            if row["count"] and row["confidence"] is not None and row["accuracy"] is not None
-        ]
-        if points:
-            x, y, counts = np.array(points, dtype=float).T
-            axes.plot(x, y, color=colour, linewidth=1, alpha=.5)
-            axes.scatter(x, y, s=14 + 240 * counts / counts.sum(), zorder=3, **marker)
-    legend = []
-    if raw and np.isfinite(eces[0]):
-        legend.append((f"○ raw, ECE {eces[0]:.3f}", LIGHT["alone"]))
-    if calibrated and np.isfinite(eces[1]):
-        legend.append((f"● calibrated, ECE {eces[1]:.3f}", LIGHT[role]))
+    legend, most = [], 1
+    for k, (bins, name) in enumerate(((raw, "○ raw"), (calibrated, "● calibrated"))):
+        colour = LIGHT[role] if k else LIGHT["alone"]
+        points = joined(bins or ())
+        for confidence, accuracy, count in points:
+            axes.plot([confidence] * 2, wilson(accuracy, count, NormalDist().inv_cdf(.975)), color=colour,
+                      linewidth=1.5, alpha=.8, zorder=2 + k)
+            axes.plot([confidence], [accuracy], "o", color=colour, markersize=6.5, markeredgewidth=1.5, zorder=4 + k,
+                      markerfacecolor=colour if k else LIGHT["paper"])
+            images.plot([confidence] * 2, [0, count], color=colour, linewidth=3 if k else 5, alpha=1 if k else .45,
+                        solid_capstyle="butt")
+            most = max(most, count)
+        if points and np.isfinite(eces[k]):
+            legend.append((f"{name}, ECE {eces[k]:.3f}", colour))
     for k, (words, colour) in enumerate(legend):
-        axes.text(.03, .96 - .085 * k, words, color=colour, transform=axes.transAxes, va="top", fontsize=11)
-    axes.set_xticks(*QUARTERS)
+        axes.text(.03, .97 - .075 * k, words, color=colour, transform=axes.transAxes, va="top")
     axes.set_yticks(*QUARTERS)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.grid()
-    axes.tick_params(length=0)
-    axes.set_xlabel("confidence (mean of the bin)")
+    axes.tick_params(length=0, labelbottom=False)
     axes.set_ylabel("accuracy of the bin")
+    images.set_xticks(*QUARTERS)
+    images.set_ylim(0, 1.1 * most)
+    images.set_yticks([0, most], ["0", f"{most:,}"])
+    plain(images, "x")
+    images.set_xlabel("confidence (mean of the bin)")
+    images.set_ylabel("images")
+    figure.align_ylabels()
 
 
 @drawing
