@@ -1,7 +1,6 @@
-"""Figures of the quality of models: F1 of each class, calibration, risk, latency, CKA and attention."""
+"""Figures of the quality of models: F1 of each class, calibration, risk, CKA and attention."""
 
 from statistics import NormalDist
-from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +9,6 @@ from kd.report.figures import LIGHT, MARKERS, apart, dashes, drawing, plain
 from kd.text import one_line
 
 QUARTERS = [0, .25, .5, .75, 1], ["0", ".25", ".5", ".75", "1"]  # ticks and their labels
-LATENCY_TICKS = [digit * 10 ** power for power in range(-2, 4) for digit in (1, 2, 5)]  # ms
 
 
 @drawing
@@ -93,7 +91,7 @@ def reliability(figure, raw, calibrated, role, eces):
             axes.plot([confidence] * 2, wilson(accuracy, count, NormalDist().inv_cdf(.975)), color=colour,
                       linewidth=1.5, alpha=.8, zorder=2 + k)
             axes.plot([confidence], [accuracy], "o", color=colour, markersize=6.5, markeredgewidth=1.5, zorder=4 + k,
-                      markerfacecolor=colour if k else LIGHT["paper"])
+                      markerfacecolor=colour if k else LIGHT["paper"], clip_on=False)
             images.plot([confidence] * 2, [0, count], color=colour, linewidth=3 if k else 5, alpha=1 if k else .45,
                         solid_capstyle="butt")
             most = max(most, count)
@@ -113,7 +111,8 @@ def reliability(figure, raw, calibrated, role, eces):
     plain(images, "x")
     images.set_xlabel("confidence (mean of the bin)")
     images.set_ylabel("images")
-    figure.align_ylabels()
+    for both in (axes, images):
+        both.yaxis.set_label_coords(-40 / side, .5)
 
 
 @drawing
@@ -146,77 +145,6 @@ def risk_coverage(figure, curves, narrow=False):
     plain(axes, "y")
     axes.set_xlabel("coverage (share of the images that are answered)")
     axes.set_ylabel("risk (share of these that is wrong)")
-
-
-class Mark(NamedTuple):
-    """A mark of pareto(). origin: index of the mark of the file that it was quantised from, or None."""
-
-    label: tuple  # (name, details)
-    role: str  # teacher | alone | student
-    precision: str  # fp32 | int8
-    latency: float  # ms
-    score: float
-    lo: float
-    hi: float
-    size: float  # bytes, or None
-    dominated: bool
-    origin: int
-
-
-@drawing
-def pareto(figure, points, unit, narrow=False):
-    """Quality over latency; the area of a mark is the file's size, a hollow mark is dominated.
-
-    points: tuples with the fields of Mark. unit: the label of the latency axis. narrow: labels without the details.
-    """
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-    marks = [Mark(*point) for point in points]
-    width, height = (400, 400) if narrow else (820, 430)
-    figure.set_layout_engine("none")
-    figure.set_size_inches(width / 72, height / 72)
-    right = .53 if narrow else .66
-    axes = figure.add_axes((58 / width, .14, right - 58 / width, .82))
-    latencies = np.array([mark.latency for mark in marks])
-    numbers = [number for mark in marks for number in (mark.score, mark.lo, mark.hi) if np.isfinite(number)]
-    margin = .06 * np.ptp(numbers) + .01
-    low, high = max(0, min(numbers) - margin), min(1, max(numbers) + margin)
-    logarithmic = latencies.max() > 8 * latencies.min() > 0
-    if logarithmic:
-        first, last = latencies.min() / 1.35, latencies.max() * 1.35
-        ticks = [tick for tick in LATENCY_TICKS if first <= tick <= last]
-        axes.set_xscale("log")
-        axes.set_xlim(first, last)
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    else:
-        axes.set_xlim(0, latencies.max() * 1.12)
-    largest = max(mark.size or 0 for mark in marks) or 1
-    for mark in marks:
-        x, y, colour = mark.latency, mark.score, LIGHT[mark.role]
-        if mark.origin is not None:
-            origin = marks[mark.origin]
-            axes.plot([origin.latency, x], [origin.score, y], color=LIGHT["muted"], linewidth=.75, zorder=1)
-        axes.plot([x, x], [mark.lo, mark.hi], color=colour, linewidth=1.25, alpha=.7, zorder=2)
-        axes.scatter([x], [y], s=36 + 380 * (mark.size or 0) / largest, zorder=3,
-                     marker="D" if mark.precision == "int8" else "o",
-                     facecolor=LIGHT["paper"] if mark.dominated else colour, edgecolor=colour, linewidth=1.75)
-    axes.set_ylim(low, high)
-    ascending = sorted(marks, key=lambda mark: mark.score)
-    gap = (14 if narrow else 17) / (.82 * height) * (high - low)
-    heights = apart([mark.score for mark in ascending], gap)
-    shift = max(0, low + gap / 2 - min(heights)) - max(0, max(heights) - high + gap / 2)
-    beside = axes.get_yaxis_transform()  # x in widths of the axes, y in macro-F1
-    for mark, y in zip(ascending, heights):
-        name, details = mark.label
-        axes.annotate("", (mark.latency, mark.score), xytext=(1.03, y + shift), xycoords="data", textcoords=beside,
-                      arrowprops={"arrowstyle": "-", "color": LIGHT["rule"], "linewidth": .75, "shrinkB": 0}, zorder=1)
-        axes.text(1.045, y + shift, one_line(name, 27) if narrow else f"{one_line(name, 36)}, {details}",
-                  transform=beside, va="center", fontsize=10 if narrow else 11)
-    plain(axes, "both")
-    axes.set_xlabel(f"{unit}{', logarithmic' if logarithmic else ''}")
-    axes.set_ylabel("macro-F1 on the test split")
 
 
 @drawing

@@ -21,7 +21,7 @@ def result(study, compared, measured):
         "Where it fails": [*(robustness.sentences(study, order[0]) if order else []),
                            *calibration.threshold_sentences(study), *subgroups.sentences(study)],
     }
-    blocks = [*overview(study, compared, measured), *efficiency.drawing(measured),
+    blocks = [*overview(study, compared, measured), *efficiency.drawing(study, measured),
               *(students.weak_teachers(study, compared) if compared else [])]
     for title, lines in findings.items():
         if lines:

@@ -84,7 +84,8 @@ def curves(study, histories):
         return []
     ordered = sorted(frames.items(), key=lambda frame: (not frame[0].startswith("val/"), frame[0]))
     if len(ordered) > MAX_FRAMES:
-        surplus.append(aside(f"{format_count(len(ordered) - MAX_FRAMES, 'more scalar')} not drawn; the table has them."))
+        more = format_count(len(ordered) - MAX_FRAMES, "more scalar")
+        surplus.append(aside(f"{more} not drawn; the table has them."))
     ordered = ordered[:MAX_FRAMES]
     alt = (f"{format_count(len(ordered), 'scalar')} over the epochs of {', '.join(name for name, _ in drawn)}: "
            + ", ".join(tag for tag, _ in ordered))
