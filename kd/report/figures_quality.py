@@ -1,6 +1,7 @@
 """Figures of the quality of models: F1 of each class, calibration, risk, CKA and attention."""
 
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -176,40 +177,66 @@ def stages(figure, models, narrow=False):
     axes.set_ylabel("linear CKA with the teacher")
 
 
+class Maps(NamedTuple):
+    """An image uint8 [H, W, 3] and, of teacher and student each, attention [stages, h, w] and Grad-CAM [h, w] or None.
+
+    words: below it.
+    """
+
+    image: np.ndarray
+    teacher: np.ndarray
+    student: np.ndarray
+    teacher_cam: np.ndarray = None
+    student_cam: np.ndarray = None
+    words: str = ""
+
+
 @drawing
 def attention(figure, rows, narrow=False):
-    """Test images beside the attention maps of teacher and student, one row for each image.
+    """Test images beside the attention of each stage and the Grad-CAM of teacher and student, one row for each image.
 
-    rows: (image uint8 [H, W, 3], teacher [stages, h, w], student [stages, h, w]).
-    narrow: only the maps of the last stage but one, because those of the last may have no more than 2 x 2 positions.
+    rows: of Maps. Grad-CAM is drawn over the image. narrow: of the attention only the last stage but one, because those
+    of the last may have no more than 2 x 2 positions.
     """
-    stage_count = len(rows[0][1])
+    stage_count = len(rows[0].teacher)
     stages = [max(0, stage_count - 2)] if narrow else range(stage_count)
-    panels = [("image", 0, None)]  # (heading, index in a row of `rows`, stage)
-    panels += [(model, part, stage) for part, model in ((1, "teacher"), (2, "student")) for stage in stages]
-    side, gap = (104, 8) if narrow else (80, 6)
-    width = len(panels) * (side + gap) + (0 if narrow else 28)
-    height = len(rows) * (side + gap) + 44
+    panels = [("image", "", None)]  # (field of Maps, heading, stage)
+    for role in ("teacher", "student"):
+        panels += [(role, f"stage {stage + 1}", stage) for stage in stages]
+        if rows[0].teacher_cam is not None:
+            panels.append((f"{role}_cam", "Grad-CAM", None))
+    side, gap, top = (72, 8, 44) if narrow else (68, 5, 44)
+    below = 20 if any(row.words for row in rows) else 0
+    apart_by = 0 if narrow else 14  # px between teacher and student
+    width, pitch = len(panels) * (side + gap) - gap + 2 * apart_by, side + gap + below
+    height = len(rows) * pitch + top
     figure.set_layout_engine("none")
     figure.set_size_inches(width / 72, height / 72)
-    for row, parts in enumerate(rows):
-        bottom = 44 + (row + 1) * (side + gap) - gap
-        for column, (name, part, stage) in enumerate(panels):
-            left = column * (side + gap) + (0 if narrow else 14 * part)
+    for k, row in enumerate(rows):
+        bottom = top + k * pitch + side
+        for column, (field, heading, stage) in enumerate(panels):
+            role = field.removesuffix("_cam")
+            left = column * (side + gap) + apart_by * ("image", "teacher", "student").index(role)
             axes = figure.add_axes((left / width, 1 - bottom / height, side / width, side / height))
             axes.set_axis_off()
-            pixels = parts[0] if stage is None else parts[part][stage].astype(np.float32)
-            axes.imshow(pixels, cmap="cividis", interpolation="nearest")
-            if row == 0:
-                _head(axes, name, stage, narrow)
+            _map(axes, row, field, stage)
+            if k == 0:
+                axes.text(0, 1.06, heading or "image", transform=axes.transAxes, color=LIGHT["muted"])
+                if role != "image" and panels[column - 1][0].removesuffix("_cam") != role:
+                    axes.text(0, 1.3, role, transform=axes.transAxes, fontweight="bold", color=LIGHT[role])
+        figure.text(0, 1 - (bottom + 4) / height, one_line(row.words, 62 if narrow else 140), va="top")
 
 
-def _head(axes, name, stage, narrow):
-    """Write the heading above a column of attention(); without `narrow`, the model's name above its first stage."""
-    if stage is None:
-        words = name
+def _map(axes, row, field, stage):
+    """Draw a field of Maps: the image, the attention of a stage, or Grad-CAM over the image in grey."""
+    pixels = getattr(row, field)
+    if field == "image":
+        axes.imshow(pixels, interpolation="nearest")
+    elif stage is not None:
+        axes.imshow(pixels[stage].astype(np.float32), cmap="cividis", interpolation="nearest")
     else:
-        words = f"{name}, stage {stage + 1}" if narrow else f"stage {stage + 1}"
-    axes.text(.5, 1.05, words, transform=axes.transAxes, ha="center", fontsize=11, color=LIGHT["muted"])
-    if stage == 0 and not narrow:
-        axes.text(0, 1.28, name, transform=axes.transAxes, fontsize=12, fontweight="bold", color=LIGHT[name])
+        height, width = row.image.shape[:2]
+        cam = pixels.astype(np.float32)
+        axes.imshow(row.image.mean(2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(cam, cmap="inferno", vmin=0, vmax=1.15, alpha=.8 * np.clip(cam, 0, 1), interpolation="bilinear",
+                    extent=(-.5, width - .5, height - .5, -.5))
