@@ -204,8 +204,8 @@ def draw(folder, rows, kinds, example_rows):
     legible_rows, omissions = figures_robustness.legible(rows)
     curves_alt = " ".join([f"Macro-F1 over severity {alt}.", *omissions])
     try:
-        drawings = {"curves": figures_robustness.curves(legible_rows, kinds, alt=curves_alt),
-                    "heatmap": figures_robustness.heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}.")}
+        drawings = {"curves": figures_robustness.robustness_curves(legible_rows, kinds, alt=curves_alt),
+                    "heatmap": figures_robustness.robustness_heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}.")}
         sheet = figures_robustness.sheet(example_rows())
     except UserError as error:
         print(f"no figures: {error.message}. {error.hint}")

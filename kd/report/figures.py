@@ -30,9 +30,13 @@ DARK = {"paper": "#14181c", "ink": "#e5e9ec", "muted": "#9ba7b0", "rule": "#3942
 MARKERS = {"teacher": "s", "alone": "o", "student": "o"}
 DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (9, 2)), (0, (5, 2, 1, 1, 1, 2))]  # of one role
 
+FONT = 12  # px
+
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False,
-    "font.size": 12, "axes.labelsize": 12, "xtick.labelsize": 12, "ytick.labelsize": 12,
+    # No text is smaller: at the widths of a paper it must not fall below 7 points (kd/report/paper.py).
+    **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "figure.labelsize", "legend.fontsize",
+                     "xtick.labelsize", "ytick.labelsize"), FONT),
     "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["muted"], "axes.edgecolor": LIGHT["rule"],
     "xtick.color": LIGHT["rule"], "ytick.color": LIGHT["rule"],
     "xtick.labelcolor": LIGHT["muted"], "ytick.labelcolor": LIGHT["muted"],
@@ -181,7 +185,7 @@ def confusion(figure, matrix, class_names):
         axes.add_patch(Rectangle((column - .5, row - .5), 1, 1, linewidth=0,
                                  facecolor=(LIGHT["shade"], .75 * shares[row, column])))
         if count <= 15:
-            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=11,
+            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center",
                       fontweight="bold" if row == column else None)
     for edge in np.arange(-.5, count):
         axes.axhline(edge, color=LIGHT["rule"], linewidth=.75)
@@ -231,6 +235,16 @@ def thumbnail(image, limit=192):
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def standalone(svg):
-    """An inline drawing as an SVG file of its own."""
+def standalone(svg, width=None):
+    """An inline drawing as an SVG file of its own, in the light colours. width: in points; default: its own, in px."""
+    svg = re.sub(r"var\(--[\w-]+, ([^()]*)\)", r"\1", svg)  # a CSS variable: its fallback
+    if width:
+        old_width, old_height = size(svg)
+        svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)
+        svg = svg.replace("<svg ", f'<svg width="{width:g}pt" height="{width * old_height / old_width:g}pt" ', 1)
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+
+
+def size(svg):
+    """(width, height) of an inline drawing, in px."""
+    return tuple(map(float, re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', svg).groups()))

@@ -19,7 +19,7 @@ def per_class(figure, names, model, reference, role, title):
     names: the C classes. model: C METRICs. reference: C METRICs, or None. role: of the model. title: the reference's
     name.
     """
-    figure.set_size_inches(420 / 72, (26 * len(names) + 84) / 72)
+    figure.set_size_inches(400 / 72, (26 * len(names) + 84) / 72)
     axes = figure.add_subplot()
     for y, metric in enumerate(model):
         value = metric["value"]
@@ -28,7 +28,7 @@ def per_class(figure, names, model, reference, role, title):
             axes.plot([metric["lo"], metric["hi"]], [y, y], color=LIGHT[role], linewidth=2.25)
             axes.plot([value], [y], "|", color=LIGHT[role], markersize=13, markeredgewidth=2.25)
         axes.annotate(f"{value:.3f}" if np.isfinite(value) else "n/a", (1, y), xytext=(8, 0),
-                      xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=11)
+                      xycoords=("axes fraction", "data"), textcoords="offset points", va="center")
     for y, metric in enumerate(reference or ()):
         if np.isfinite(metric["value"]):
             axes.plot([metric["value"]], [y - .02], MARKERS["teacher"], color=LIGHT["teacher"], markersize=6.5,
@@ -142,7 +142,7 @@ def risk_coverage(figure, curves, narrow=False):
         if narrow:
             transform, line, x, y = figure.transFigure, [58 / width, 84 / width], 92 / width, (14 + 22 * k) / height
         axes.plot(line, [y, y], color=LIGHT[role], linestyle=linestyle, transform=transform, clip_on=False)
-        axes.text(x, y, one_line(name, 34), transform=transform, va="center", fontsize=11)
+        axes.text(x, y, one_line(name, 34), transform=transform, va="center")
     plain(axes, "y")
     axes.set_xlabel("coverage (share of the images that are answered)")
     axes.set_ylabel("risk (share of these that is wrong)")
@@ -166,7 +166,7 @@ def stages(figure, models, narrow=False):
     labels.sort()
     for y, (_, _, name) in zip(apart([label[0] for label in labels], .085), labels):
         axes.annotate(
-            one_line(name, 24), (count, y), xytext=(10, 0), textcoords="offset points", va="center", fontsize=11,
+            one_line(name, 24), (count, y), xytext=(10, 0), textcoords="offset points", va="center",
             annotation_clip=False,
         )
     axes.set_xticks(range(1, 1 + count))
