@@ -8,7 +8,7 @@ from kd.report import pdf
 from kd.report.blocks import blocks_of
 from kd.report.figures import FONT, size, standalone
 
-COLUMN, PAGE = 3.4 * 72, 7 * 72  # points: the widths of one column and of two
+COLUMN, PAGE = 244.8, 504  # points: the widths of one column, 3.4 inches, and of two, 7 inches
 LEAST = 7                        # points: the smallest text
 
 # The names with which files can begin: those of the functions that draw.
