@@ -124,8 +124,7 @@ def latency_table(name, title, rows):
     keys = ["ckpt", "model", "seed", "device", "batch", "imsz", *LATENCY]
     keys += dict.fromkeys(key for row in rows for key in row if key not in (*keys, *MEMORY))
     export = [{key: row.get(key) for key in keys} for row in rows]
-    paper = [Column("Checkpoint", "ckpt", kind="text"), Column("Device", "device"), *columns]
-    return table(name, caption, columns, records, export, paper)
+    return table(name, caption, columns, records, export)
 
 
 def memory_table(rows):
