@@ -147,9 +147,9 @@ def open_target(target, options):
         return model
     errors.need("torch", "all")
     import registry
+    from kd import plugins
     from kd.edge import torch_model
-    for file in options.plugin:
-        registry.load_plugin(file)
+    plugins.load(options.plugin, registry)
     return torch_model.open_file(target.path, target.backend, registry, device=options.device, threads=options.threads,
                                  size=options.size)
 

@@ -7,8 +7,6 @@
     loss = alpha * hard + (1 - alpha) * soft + beta * attention + sum(weight_i * term_i)
 """
 
-from pathlib import Path
-
 import evaluate
 import registry
 import report
@@ -17,14 +15,15 @@ from kd import errors, objective, runs
 from kd.errors import UserError
 from kd.run_folder import Run
 from kd.text import command, quoted
-from kd.train import checkpoint, distributed, engine, setup, similarity, teacher_cache, teachers, unlabelled_data
+from kd.train import counterpart, distributed, engine, setup, similarity, teacher_cache, teachers, unlabelled_data
 from kd.train.options import NO_EFFECT, to_arguments, training_parser
 from kd.train.step import dry_run, feature_extractor
 
 
 def parser():
     """The Parser of this script. A comment says why a default has its value."""
-    result = training_parser("distill.py", "Train small networks from a large one.")
+    result = training_parser("distill.py", "Train small networks from a large one.",
+                             ("--student", "--teacher", "--alpha"))
     group = result.add_argument_group("distillation")
     group.add_argument("--student", nargs="+", metavar="NAME", help="architectures (see --list)")
     group.add_argument("--teacher", nargs="+", metavar="RUN|FILE", help="a teacher's run folder or best.pt; several "
@@ -53,11 +52,11 @@ def parser():
                        help="loss on the teacher's logits: NAME,key=value")
     group.add_argument("--term", nargs="+", default=[], metavar="NAME=WEIGHT",
                        help="further losses: NAME=WEIGHT,key=value")
-    group.add_argument("--unlabelled", nargs="+", default=[], metavar="FOLDER|NAME", help="training images without "
+    group.add_argument("--unlabelled", nargs="*", default=[], metavar="FOLDER|NAME", help="training images without "
                        "labels, for losses that read none: a folder, or a data set as NAME,root=PATH,key=value")
-    group.add_argument("--unlabelled-share", type=errors.part, metavar="X",
-                       default=0.5,  # FixMatch and its kin use more, but there the teacher is the student itself
-                       help="of each batch, with --unlabelled")
+    group.add_argument("--unlabelled-ratio", type=errors.ratio, metavar="X",
+                       default=1.0,  # FixMatch takes 7, but there the teacher is the student itself
+                       help="of --unlabelled, images in a batch beside each labelled one")
     group.add_argument("--teacher-cache", type=errors.positive, metavar="K",  # default: a new view in each epoch
                        help="show K views of each image in turn; the teacher is run once on each of them, "
                        "and its outputs are kept on disk for all students and seeds; default: it is run in each step")
@@ -69,7 +68,8 @@ def main(argv=None):
 
     argv: the command line without the script's name, else that of the process. Raises UserError.
     """
-    options = setup.start(parser(), argv, registry)
+    script = parser()
+    options = setup.start(script, argv, registry)
     if options is None:
         return []
     train_only = options.pop("train_only")
@@ -80,10 +80,13 @@ def main(argv=None):
     if options["name"] and len(options["student"]) > 1:
         raise UserError("--name names one model, and there are several students", "Leave out --name.")
     terms = objective.plan(options, lambda name: registry.get("loss", name).make)
-    if options["temperature"] != parser().get_default("temperature") and objective.reads_teacher(terms) and not any(
+    if options["temperature"] != script.get_default("temperature") and objective.reads_teacher(terms) and not any(
             term.name == "kd" for term in terms):
         print("note: --temperature is of kd, which this run does not have; of another loss: --soft NAME,temperature=T")
-    check_together(options, terms)
+    check_together(options)
+    if options["unlabelled"] and all("labels" in term.needs for term in terms):
+        print("note: no loss of this run reads images without labels, and none are used")
+        options["unlabelled"] = []
     data = setup.load_data(options, registry)
     if options["unlabelled"]:
         unlabelled_data.add(options, data, registry)
@@ -143,21 +146,18 @@ def main(argv=None):
         report.main([str(study)])
     except UserError as error:
         print(f"no report: {error.message}. {error.hint}; then: {command('report.py', study)}")
-    print("next: " + next_command(study, folders))
+    print("next: " + counterpart.next_command(script, study, folders))
     return folders
 
 
-def check_together(options, terms):
-    """UserError for options of the teacher and of images without labels that do not fit together."""
+def check_together(options):
+    """UserError for options of the teacher that do not fit together."""
     if options["teacher_predictions"] and (options["teacher"] or options["teacher_cache"]):
         other = "--teacher" if options["teacher"] else "--teacher-cache"
         raise UserError(f"--teacher-predictions is the whole teacher, and {other} has no meaning beside it",
                         f"Leave out one of them: {other} is for networks.")
     if options["teacher_arch"] and not options["teacher"]:
         raise UserError("--teacher-arch is the architecture of the file that --teacher names", "Give --teacher FILE.")
-    if options["unlabelled"] and all("labels" in term.needs for term in terms):
-        raise UserError("no loss of this run reads images without labels", "Leave out --unlabelled, or give "
-                        "--alpha 0.5 --soft kd, whose loss on the teacher's logits reads them.")
 
 
 def study_teacher(study, options):
@@ -192,103 +192,9 @@ def study_teacher(study, options):
         return train_teacher.main(["--config", str(config), *to_arguments(teacher_parser, places)])[0]
     print(f"no teacher in {study}: training a {arch} first")
     of_student = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr", "augment", "teacher", "stages")
-    shared = {key: value for key, value in options.items() if key not in of_student}
+    usual = setup.recipe(options, "distill.py", registry)  # the teacher has a recipe of its own
+    shared = {key: value for key, value in options.items() if key not in of_student and value != usual.get(key)}
     return train_teacher.main([*to_arguments(teacher_parser, shared), "--teacher", arch])[0]
-
-
-# Options that say how a student learns from its teacher, which the same student without one does not have, and another
-# method does not share.
-OF_METHOD = ("alpha", "beta", "soft", "term", "temperature", "stage_weights", "teacher", "teacher_arch", "teacher_tau",
-             "teacher_predictions", "teacher_cache", "unlabelled", "unlabelled_share")
-
-
-def next_command(study, folders):
-    """The command that trains the first student without a teacher, or with one, where the study lacks it;
-    else the command that compares the models.
-
-    A run that began with --init has a counterpart that began alike: with the same file where that was trained without
-    a teacher, else with the one that was trained as the counterpart is, which is to be trained first where it lacks.
-    """
-    run = Run(folders[0])
-    options, seeds = run.options, [Run(folder).options["seeds"][0] for folder in folders
-                                   if folder.parent == run.folder.parent]
-    compare = f"{command('evaluate.py', '--compare', study)}   # paired differences"
-    is_baseline = not has_teacher(options)
-    method = objective.method({**options, "alpha": 0.5 if is_baseline else 1.0, "beta": 0.0, "term": [], "soft": "kd",
-                               "unlabelled": options["unlabelled"] if is_baseline else []})
-    name = f"{runs.safe(run.environment['arch'])}_{method}"
-    start, with_or_without = options["init"], "with" if is_baseline else "without"
-    if not start:
-        if (study / name).exists() or has_counterpart(study, options, None):
-            return compare
-        return f"{same_student(run, seeds, name)}   # the same student {with_or_without} a teacher"
-    if is_baseline and is_distilled(start):
-        return compare
-    counterpart = Path(start).parent.parent.parent / name / Path(start).parent.name / "best.pt"
-    if is_distilled(start) or is_baseline and counterpart.is_file():
-        origin = Run(Path(start).parent)
-        if not counterpart.is_file() and (origin.folder / "config.yaml").is_file() and not origin.options["init"]:
-            return (f"{same_student(origin, seeds, name)}   # the student that --init names, without a teacher; then "
-                    "the last command again")
-        if not counterpart.is_file() or is_distilled(counterpart) != is_baseline:
-            return compare
-        start = counterpart
-    if has_counterpart(study, options, start):
-        return compare
-    return (f"{same_student(run, seeds, name + '_' + str(options['epochs']), start)}   # the same student "
-            f"{with_or_without} a teacher, from {'the same' if start == options['init'] else 'its own'} start")
-
-
-def same_student(run, seeds, name, init=None):
-    """The command that trains the student of a Run with a teacher, or without one if it has one: all other options are
-    those of the run, but --init is this one.
-
-    Short where its config.yaml has nothing that would have to be undone, for which there is no option.
-    """
-    options, defaults = run.options, parser()
-    losses = ["--alpha", 0.5] if not has_teacher(options) else ["--alpha", 1, "--beta", 0]
-    kept = {key for key in OF_METHOD if options.get(key) != defaults.get_default(key)}
-    words = ["--config", run.folder / "config.yaml"]
-    if options["init"] or kept - {"alpha", "beta", "teacher", "temperature", "unlabelled_share"}:
-        device, precision = engine.device_and_precision({**options, "device": "auto", "precision": "auto"})
-        usual = {"device": str(device), "precision": precision, "init": options["init"], "name": options["name"],
-                 "seeds": options["seeds"]}
-        words = to_arguments(defaults, {
-            key: value for key, value in options.items() if key not in OF_METHOD
-            and value not in (defaults.get_default(key), usual.get(key))})
-    words += [*losses, *(["--init", init] if init else []), "--name", name]
-    return command("distill.py", *words, *(["--seeds", *seeds] if len(seeds) > 1 or "--config" not in words else []))
-
-
-def has_counterpart(study, options, init):
-    """Whether a study has the same student, begun with this --init, with a teacher if these options have none, or
-    without one if they have."""
-    for folder in study.glob("*/seed_*"):
-        try:
-            others = Run(folder).options
-            alike = all(others[key] == options[key] for key in ("student", "augment")) and has_teacher(others) != (
-                has_teacher(options)) and others["init"] == (init and str(init))
-        except (UserError, LookupError, TypeError, AttributeError):  # a teacher's, or one that cannot be read
-            continue
-        if alike:
-            return True
-    return False
-
-
-def has_teacher(options):
-    """Whether the losses of a run's options have one that reads a teacher."""
-    return not objective.method(options).startswith("alone")
-
-
-def is_distilled(file):
-    """Whether a checkpoint was trained with a teacher, or began with one that was; true where that is not known."""
-    try:
-        provenance = checkpoint.read(file)["provenance"]
-    except UserError:
-        return True
-    begun = provenance.get("init") or {}
-    return (not str(provenance.get("method", "alone")).startswith(("alone", "teacher"))
-            or bool(begun) and (not isinstance(begun, dict) or is_distilled(begun.get("file", ""))))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from kd import (
     event_writer,
     metrics,
     operating_points,
+    plugins,
     prediction_files,
     predictions,
     runs,
@@ -30,7 +31,7 @@ from kd import (
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
-from kd.evaluation import compare, fidelity, folds, protocol, subgroups, terminal
+from kd.evaluation import compare, fidelity, folds, near_majority, protocol, subgroups, terminal
 from kd.files import read_csv, write_csv, write_json
 from kd.run_folder import Run
 from kd.text import command, quoted
@@ -177,8 +178,9 @@ def show(evaluated, folders, options, next_step):
     """Print what was evaluated; write seeds.json, and metrics.json where --out says."""
     seeds = protocol.over_seeds({path: of_path for path, of_path in evaluated.items() if path in folders})
     results = {path: of_path.result for path, of_path in evaluated.items()}
+    near = near_majority.notes({path: results[path] for path in folders if path in results})
     if len(results) > 1:
-        print(terminal.study_table(results, seeds))
+        print("\n\n".join(filter(None, [terminal.study_table(results, seeds), near])))
         if folders and next_step:
             by = by_arguments(options.by) + (["--table", options.table] if options.table else [])
             if by:
@@ -187,7 +189,8 @@ def show(evaluated, folders, options, next_step):
                   f"      {command('evaluate.py', '--compare', *options.paths)}   # paired differences")
         return
     (path, result), = results.items()
-    print("\n\n".join(filter(None, [terminal.run_table(path, result), findings_text(result["audit"], brief=True)])))
+    print("\n\n".join(filter(None, [terminal.run_table(path, result), findings_text(result["audit"], brief=True),
+                                     near])))
     where = Path(options.out or path) / "metrics.json"
     if options.out:
         write_json(where, result)
@@ -229,8 +232,7 @@ def compare_models(options, settings, files):
 def score(folders, options):
     """Write each run's predictions/NAME.npz: the logits of best.pt on the data set --data. Returns the paths."""
     from kd.train import external  # torch; everything else here does without
-    for file in options.plugin:
-        registry.load_plugin(file)
+    plugins.load(options.plugin, registry)
     keys = ("data", "root", "groups", "class_map", "skip_bad", "name")
     return [external.score(folder, {key: getattr(options, key) for key in keys}, registry) for folder in folders]
 

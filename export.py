@@ -7,7 +7,7 @@
 from pathlib import Path
 
 import registry
-from kd import errors, runs
+from kd import errors, plugins, runs
 from kd.edge import bundle, checked_export
 from kd.errors import UserError
 from kd.files import lock
@@ -21,8 +21,7 @@ def main(argv=None):
     argv: the command line without the script's name, else that of the process. Raises UserError.
     """
     options = parser().parse_args(argv)
-    for file in options.plugin:
-        registry.load_plugin(file)
+    plugins.load(options.plugin, registry)
     if options.bundle:
         bundle.check_free(Path(options.bundle))
         if not {"onnx", "int8"} & set(options.formats):

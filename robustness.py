@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import registry
-from kd import bootstrap, corruptions, errors, event_writer, objective, runs, scalars
+from kd import bootstrap, corruptions, errors, event_writer, objective, plugins, runs, scalars
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
@@ -29,8 +29,7 @@ SUMMARY = "robustness_summary.csv"
 def main(argv=None):
     """Returns the rows of robustness_summary.csv."""
     options = parse(argv)
-    for file in options.plugin:
-        registry.load_plugin(file)
+    plugins.load(options.plugin, registry)
     suite, cells = suite_cells(options)
 
     # the models, their test images and networks; a run with an error is left out, the others go on

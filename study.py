@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 import registry
-from kd import errors, runs, sweeps, text
+from kd import errors, plugins, runs, sweeps, text
 from kd.errors import UserError
 from kd.files import check_writable, lock
 from kd.study import stages, sweep, workers
@@ -103,8 +103,7 @@ def check(plan, parsers):
         if task.of_sweep and not task.run or task.model in plan.sweeps:
             continue  # a choice; networks whose options it gives, and whose tries are checked
         options = vars(parsers[task.script].parse_args(task.arguments))
-        for file in options["plugin"]:
-            registry.load_plugin(file)
+        plugins.load(options["plugin"], registry)
         registry.get("dataset", objective.parse_spec(options["data"])[0])
         registry.get("architecture", options["student"][0] if task.script == "distill" else options["teacher"])
         objective.plan({**options, "hard": options["hard"] or "ce"}, lambda name: registry.get("loss", name).make)
@@ -219,7 +218,7 @@ def cores():
 
 def command(task):
     """A Task as a line for this system's shell."""
-    script = Path(f"{task.script}.py") if Path.cwd() == HERE else HERE / f"{task.script}.py"
+    script = Path("" if errors.INSTALLED or Path.cwd() == HERE else HERE, f"{task.script}.py")
     return text.command(script.as_posix(), *task.arguments)
 
 

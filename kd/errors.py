@@ -10,17 +10,36 @@ import math
 import os
 import re
 import sys
+from pathlib import Path
+
+from kd import __version__
 
 # Control characters but for tab and line end, separators of lines, and what turns the direction of writing.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
+_ROOT = Path(__file__).resolve().parents[1]
+INSTALLED = _ROOT.name == "medmnist_edgeai" and not (_ROOT / "setup.cfg").exists()  # by a wheel: no clone, no bundle
 LONGEST = 1000  # characters of the message of a UserError
 
 
 def printable(text):
     """`text` with its control characters as escapes, such as \\x1b: a terminal obeys them, whoever wrote them."""
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def as_typed_here(text):
+    """`text`, whose commands are those of a clone, with the commands of the installed project where it is one.
+
+    `python distill.py` becomes `medmnist-edgeai distill`, and `pip install -e ".[edge]"` names the project.
+    """
+    def installed(match):
+        return f"medmnist-edgeai {match[1]}" if (_ROOT / f"{match[1]}.py").exists() else match[0]
+
+    if INSTALLED:
+        text = re.sub(r"\bpython (\w+)\.py\b", installed, text)
+        text = re.sub(r'pip install -e "\.(\[\w+\])"', r'pip install "medmnist-edgeai\1"', text)
+    return text
 
 
 class UserError(Exception):
@@ -51,8 +70,13 @@ class Parser(argparse.ArgumentParser):
     options, in --root=~/images, and on Windows.
     """
 
-    def __init__(self, **kwargs):
-        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+    def __init__(self, prog, **kwargs):
+        """prog: the file name of the script."""
+        self.script = prog
+        typed = as_typed_here(f"python {prog}").removeprefix("python ")
+        super().__init__(typed, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
+        if self.add_help:
+            self.add_argument("--version", action="version", version=f"MedMNIST-EdgeAI {__version__}")
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, rest = super().parse_known_args(args, namespace)
@@ -70,11 +94,11 @@ class Parser(argparse.ArgumentParser):
         return [flag for flag, action in self._option_string_actions.items() if action.help != argparse.SUPPRESS]
 
     def error(self, message):
-        hint = f"`python {self.prog} --help` lists every option."
+        hint = f"`python {self.script} --help` lists every option."
         if message.startswith("unrecognized arguments: "):
             words = message.split(": ", 1)[1].split()
             flag = next((word for word in words if word.startswith("-")), "").split("=")[0]
-            hint = suggestion(flag, self.flags(), self.prog) or hint
+            hint = suggestion(flag, self.flags(), self.script) or hint
         raise UserError(message, hint)
 
 
@@ -139,7 +163,7 @@ not_negative = _bounded(float, 0, LARGEST, "a number from 0 on")
 share = _bounded(float, 0, 1, "a number from 0 to 1")
 kept = _bounded(float, 0, math.nextafter(1, 0), "a number from 0 to below 1")
 mixing = _bounded(float, 0, 100, "a number from 0 to 100")
-part = _bounded(float, sys.float_info.min, math.nextafter(1, 0), "a number above 0 and below 1")
+ratio = _bounded(float, sys.float_info.min, 1000, "a number above 0, at most 1000")
 assurance = _bounded(float, 0.5, 0.999, "a number from 0.5 to 0.999")
 bins = whole(2, 1000)
 seed = whole(0, 2 ** 32 - 1)  # NumPy and PyTorch both accept these
@@ -294,14 +318,16 @@ class _Output:
 def safe_output():
     """In this context print() writes whatever a file or a class is called, and no name acts on the terminal.
 
-    Standard streams may be those of a notebook, closed, or missing.
+    Standard streams may be those of a notebook, closed, or missing. The commands in messages are those that work here.
     """
-    with contextlib.redirect_stdout(_Output(sys.stdout, printable)), contextlib.redirect_stderr(_Output(sys.stderr)):
+    with contextlib.redirect_stdout(_Output(sys.stdout, lambda text: printable(as_typed_here(text)))), \
+            contextlib.redirect_stderr(_Output(sys.stderr, as_typed_here)):
         yield
 
 
 def progress(items=None, description=None, *, shown=True, **options):
-    """A progress bar for whatever lasts longer than two seconds: on a terminal and in a notebook, silent in a pipe.
+    """A progress bar for whatever lasts longer than two seconds, on a terminal and in a notebook; elsewhere, such as in
+    a pipe or a file, a line a minute.
 
     items: what is iterated over, or None for a bar that is moved by update(). options: of tqdm. shown: False for the
     further processes of a training. A bar inside another is not drawn: a notebook has one line for it. Without tqdm,
@@ -312,7 +338,14 @@ def progress(items=None, description=None, *, shown=True, **options):
     except ImportError:
         return items
     outer = any(not bar.disable for bar in list(getattr(tqdm, "_instances", ())))
-    return tqdm(items, description, disable=not (shown and draws(sys.stderr)) or outer, delay=2, **options)
+    settings = {"delay": 2, **options}
+    if not draws(sys.stderr):
+        settings |= {"delay": 60, "mininterval": 60, "leave": False, "bar_format": LINE,
+                     "file": _Output(sys.stderr, lambda text: text.strip("\r "))}
+    return tqdm(items, description, disable=not shown or outer, **settings)
+
+
+LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left\n"
 
 
 def draws(stream):
@@ -346,7 +379,7 @@ def _status(main, users, make_parser):
         sys.stdout.flush()  # a closed pipe must raise its error here, where it is handled
         return 0
     except KeyboardInterrupt:
-        resumes = make_parser and make_parser().prog in RESUMING
+        resumes = make_parser and make_parser().script in RESUMING
         message, status = "\nstopped" + ("; the same command goes on from here" if resumes else ""), 130
     except BrokenPipeError:  # the reader, such as `head`, has ended
         for stream in (sys.stdout, sys.stderr):

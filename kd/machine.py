@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kd import __version__
+
 SETS = (
     "avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16", "amx_bf16", "asimddp", "i8mm", "sve",
     "bf16",
@@ -24,6 +26,17 @@ def describe():
     return {"cpu": cpu_name(), "instructions": " ".join(instructions()) or None, "cores": os.cpu_count(),
             "governor": governor(), "load": load(), "platform": platform.platform(terse=True),
             "python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def cache_folder():
+    """The folder of this project in the user's cache folder; it may not exist."""
+    if sys.platform == "win32":
+        user = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        user = Path.home() / "Library" / "Caches"
+    else:
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(user) / "medmnist-edgeai"
 
 
 def line(state):
@@ -114,6 +127,7 @@ def environment():
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpus,
+        "medmnist-edgeai": __version__,
         "git": git_revision(),
     }
 

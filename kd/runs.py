@@ -8,6 +8,7 @@ from kd.errors import UserError
 TEST = Path("predictions", "test.npz")  # what training writes last
 FOLDS = "folds"  # folder of a study: the trainings of a cross-validation, which are evaluated together
 RECORD = "folds.json"  # in a run that joins the answers of all folds: where they come from
+SCRIPTS = {"teacher": "train_teacher.py", "student": "distill.py"}  # that train a network of each role
 TRIES = "sweep_tries"  # folder of a study: trainings that a choice on validation is made of, and no models of the study
 
 

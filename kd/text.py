@@ -2,8 +2,13 @@
 
 import math
 import os
+import re
 import shlex
+import shutil
 import subprocess
+import sys
+import unicodedata
+from collections import Counter
 from pathlib import PurePath
 
 from kd.errors import printable
@@ -84,13 +89,62 @@ def command(script, *words):
     return quoted("python", script, *words)
 
 
+def width(text):
+    """The columns that `text` takes on a terminal: two for a wide character, such as a Chinese one, none for an accent
+    that is a character of its own."""
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def shortened(names, limit):
+    """{name: text on one line that takes at most `limit` columns}, no two of them alike.
+
+    A long name is cut in the middle; where two then look alike, their numbers in `names` tell them apart. limit: from
+    12 on.
+    """
+    names = list(dict.fromkeys(names))
+    short = {name: _cut(one_line(name, len(name) + 1), limit) for name in names}
+    counts = Counter(short.values())
+    for number, name in enumerate(names):
+        if counts[short[name]] > 1 or not short[name]:
+            mark = f"#{number}"
+            short[name] = _cut(short[name], limit - len(mark)) + mark
+    return short
+
+
+def _cut(text, limit):
+    """`text` without its middle, where it takes more than `limit` columns."""
+    if width(text) <= limit:
+        return text
+    head, tail = text[:limit // 2], text[-(limit // 2):]
+    while width(head) > limit // 2:
+        head = head[:-1]
+    while width(head) + 1 + width(tail) > limit:
+        tail = tail[1:]
+    return f"{head}…{tail}"
+
+
 def align_columns(rows, right=False):
-    """Rows of cells as text with columns of equal width, aligned left; with `right` all but the first aligned right."""
-    rows = [[printable(str(cell)) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    aligns = [str.ljust] + [str.rjust if right else str.ljust] * len(widths[1:])
-    lines = []
-    for row in rows:
-        cells = [align(cell, width) for align, cell, width in zip(aligns, row, widths)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    """Rows of cells as text with columns of equal width, aligned left; with `right` all but the first aligned right.
+
+    A table that is wider than the terminal is printed in several parts, each with the first column, the further ones
+    without rows that are empty there; where there is no terminal, whole.
+    """
+    rows = [[re.sub(r"[\n\t]", " ", printable(str(cell))) for cell in row] for row in rows]
+    widths = [max(map(width, column)) for column in zip(*rows)]
+    room, used = shutil.get_terminal_size((sys.maxsize, 24)).columns, 0
+    parts = [] if len(widths) > 1 else [[0]]  # the columns of each
+    for column in range(1, len(widths)):
+        if not parts or used + 2 + widths[column] > room:
+            parts.append([0])
+            used = widths[0]
+        parts[-1].append(column)
+        used += 2 + widths[column]
+
+    def padded(row, column):
+        space = " " * (widths[column] - width(row[column]))
+        return space + row[column] if right and column else row[column] + space
+
+    return "\n\n".join(
+        "\n".join("  ".join(padded(row, column) for column in part).rstrip() for row in rows
+                  if part is parts[0] or any(row[column] for column in part[1:]))
+        for part in parts)

@@ -58,8 +58,9 @@ def register(kind, name, *aliases, **info):
 
     kind: a key of KINDS. info: becomes Entry.info; kd reads, for example, `stages` and `head` of an architecture.
     A name that ends in a colon is a family: `timm:` stands for every `timm:NAME`, and its function gets NAME as its
-    first argument; what differs between members is in info as a function of what it returns. Raises UnknownName for an
-    unknown kind, DuplicateName if the name is in use.
+    first argument; what differs between members is in info as a function of what it returns; info's `members`, a
+    function without arguments, returns their names. Raises UnknownName for an unknown kind, DuplicateName if the name
+    is in use.
     """
     if kind not in KINDS:
         raise UnknownName(f"unknown kind {kind!r}; there are: {', '.join(KINDS)}")
@@ -151,12 +152,22 @@ def get(kind, name):
     for path, error in _broken[kind].items():
         if path.stem == name or _mentions(path, name) or ":" in name and _mentions(path, family):
             raise error
-    close = difflib.get_close_matches(name.lower(), entries, n=1, cutoff=0.5)
-    message = f"unknown {kind} {name!r}" + (f"; did you mean {close[0]}?" if close else "")
+    members = _members(kind, name)
+    close = difflib.get_close_matches(name.lower(), entries, n=1, cutoff=0.75 if members else 0.5) + members
+    message = f"unknown {kind} {name!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
     message += f"\nThere are: {', '.join(map(_displayed, names(kind))) or 'none'}."
     for path, error in _broken[kind].items():
         message += f"\n{path.name} failed to import: {error!r}"
     raise UnknownName(message)
+
+
+def _members(kind, name):
+    """[FAMILY:MEMBER] of the members of families whose own name is `name`, but for case and signs between words."""
+    def plain(text):
+        return re.sub(r"[^a-z0-9]", "", text.lower())
+
+    return [f"{family}{member}" for family, entry in _entries[kind].items() if family.endswith(":")
+            for member in entry.info.get("members", list)() if plain(member) == plain(name)]
 
 
 def _mentions(path, name):

@@ -16,6 +16,7 @@ from kd import image, onnx_model
 from kd.errors import UserError
 from kd.files import read_csv, read_yaml
 from kd.train import checkpoint, networks, setup
+from kd.train.stages import check_stages
 
 # registered name -> torchvision's
 NAMED = {"mobilenetv3small": "mobilenet_v3_small", "mobilenetv3large": "mobilenet_v3_large",
@@ -51,7 +52,7 @@ def test_stages_are_at_strides_4_to_32_and_with_the_small_stem_at_1_to_8(name):
         assert [(f.shape[2], f.shape[3]) for f in features] == [(size // s, size // s) for s in strides]
         with torch.no_grad():
             assert torch.allclose(network.model.get_submodule(network.head)(pooled), logits, atol=1e-5)
-        networks.check_stages(network.model, name, network.stages, size)
+        check_stages(network.model, name, network.stages, size)
         networks.check_input(network.model, name, size, 7)
 
 
@@ -264,8 +265,8 @@ class Last(torch.nn.Module):
 
 
 @pytest.mark.parametrize("stages, words", [
-    (("first", "sekond", "twice", "head"), r"has no module 'sekond' for --stages\nThe nearest are: second"),
-    (("first", "xyz", "twice", "head"), r"no module 'xyz' .*\nIts outer modules are: first, second, twice"),
+    (("first", "sekond", "twice", "head"), r"has no module 'sekond', which .*\nThe nearest are: second"),
+    (("first", "xyz", "twice", "head"), r"no module 'xyz', .*\nIts outer modules are: first, second, twice"),
     (("first", "twice", "second", "head"), "runs twice 2 times"),
     (("first", "second", "never", "head"), "runs never 0 times"),
     (("first", "second", "tokens", "head"), r"tokens of x gives \[2, 4, 64\] for two images of 16 px"),
@@ -276,7 +277,7 @@ class Last(torch.nn.Module):
 def test_stages_that_cannot_be_read_are_named(stages, words):
     model = Parts()
     with pytest.raises(UserError, match=f"(?s){words}") as caught:
-        networks.check_stages(model, "x", stages, 16)
+        check_stages(model, "x", stages, 16)
     assert "\n" not in caught.value.message and model.training
     assert not any(module._forward_hooks for module in model.modules())
 

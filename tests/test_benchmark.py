@@ -111,7 +111,7 @@ def test_torchscript_and_other_sizes_are_timed(exported, tmp_path):
     from kd.edge import convert
     from kd.train import checkpoint
     run = shutil.copytree(exported[0], tmp_path / "seed_0")
-    model, content = checkpoint.load(run / "best.pt", registry.create)
+    model, content = checkpoint.load(run / "best.pt", registry)
     description = convert.describe(model, content)
     torchscript = convert.to_torchscript(convert.deployed(model, content), 32, description)
     (run / "exports" / "model.ts.pt").write_bytes(torchscript)

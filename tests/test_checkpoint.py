@@ -35,13 +35,13 @@ def changed(path, change):
 
 def refused(path, match, **expected):
     with pytest.raises(UserError, match=match) as caught:
-        checkpoint.load(path, registry.create, **expected)
+        checkpoint.load(path, registry, **expected)
     assert "\n" not in caught.value.message
 
 
 def test_a_saved_checkpoint_is_loaded(saved):
     path, model = saved
-    loaded, content = checkpoint.load(path, registry.create, arch="tiny", class_names=CLASSES)
+    loaded, content = checkpoint.load(path, registry, arch="tiny", class_names=CLASSES)
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded(images), model.eval()(images))
     assert not loaded.training and content["class_names"] == CLASSES
@@ -71,7 +71,7 @@ def test_weights_of_another_architecture_are_refused(saved):
 def test_an_unknown_architecture_is_named(saved):
     changed(saved[0], lambda content: content.update(arch="resnet_of_mine"))
     with pytest.raises((UserError, registry.RegistryError), match="unknown architecture 'resnet_of_mine'"):
-        checkpoint.load(saved[0], registry.create)
+        checkpoint.load(saved[0], registry)
 
 
 def test_another_class_list_or_order_is_refused(saved):
@@ -95,15 +95,15 @@ def test_one_flipped_byte_anywhere_in_the_weights_is_noticed(saved):
             saved[0].write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1:])
             refused(saved[0], "is damaged: .* is not what was written")
     saved[0].write_bytes(whole)
-    checkpoint.load(saved[0], registry.create)
+    checkpoint.load(saved[0], registry)
 
 
 def test_errors_of_reading_have_a_hint(saved, tmp_path):
     saved[0].write_bytes(saved[0].read_bytes()[:1000])
     with pytest.raises(UserError, match="truncated or no checkpoint\nBring a whole copy"):
-        checkpoint.load(saved[0], registry.create)
+        checkpoint.load(saved[0], registry)
     with pytest.raises(UserError, match="is a folder, not a checkpoint file\nName the file in it: .*/best.pt"):
-        checkpoint.load(tmp_path, registry.create)
+        checkpoint.load(tmp_path, registry)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -254,15 +254,16 @@ def test_a_checkpoint_has_plain_values_only(tmp_path):
 
 
 def test_a_network_of_a_plugin_that_is_not_loaded_names_the_plugin(tmp_path):
-    def unknown(kind, name, **arguments):
-        raise LookupError(f"unknown {kind} {name!r}; did you mean tiny?\nThere are: tiny.")
+    class Unknown:
+        def get(self, kind, name):
+            raise LookupError(f"unknown {kind} {name!r}; did you mean tiny?\nThere are: tiny.")
 
     model = torch.nn.Linear(2, 2)
     checkpoint.save(tmp_path / "best.pt", model, arch="mine", stem="imagenet", class_names=["a", "b"], provenance={},
                     input={"resize": 36, "size": 32, "interpolation": "x", "mean": [0.5] * 3, "std": [0.5] * 3})
     with pytest.raises(LookupError):
-        checkpoint.load(tmp_path / "best.pt", unknown)
+        checkpoint.load(tmp_path / "best.pt", Unknown())
     (tmp_path / "config.yaml").write_text("plugin: [my nets.py]\n")
     with pytest.raises(UserError, match="unknown architecture 'mine'") as caught:
-        checkpoint.load(tmp_path / "best.pt", unknown)
+        checkpoint.load(tmp_path / "best.pt", Unknown())
     assert "--plugin 'my nets.py'" in caught.value.hint or '--plugin "my nets.py"' in caught.value.hint

@@ -16,7 +16,7 @@ import train_teacher
 from kd import objective
 from kd.errors import UserError
 from kd.files import read_csv, read_json, read_npz, read_yaml
-from kd.train import checkpoint, engine, loop, networks, setup
+from kd.train import checkpoint, counterpart, engine, loop, networks, setup
 from kd.train.step import normalise_for
 from kd.train.weights import fingerprint
 
@@ -237,7 +237,7 @@ def study(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("more", [
-    ["--temperature", "2", "--seeds", "0", "1"], ["--unlabelled", "FOLDER", "--unlabelled-share", "0.25"],
+    ["--temperature", "2", "--seeds", "0", "1"], ["--unlabelled", "FOLDER", "--unlabelled-ratio", "0.25"],
     ["--init", "FILE"], *(pytest.param(words, marks=pytest.mark.slow) for words in (
         ["--soft", "dkd,alpha=1,beta=8"], ["--term", "rkd=25"], ["--teacher-cache", "2"], ["--beta", "100"],
         ["--augment", "light", "--soft", "dist"]))], ids=lambda words: words[0][2:])
@@ -261,16 +261,16 @@ def test_the_baseline_has_nothing_of_the_distillation_and_all_else(tmp_path, stu
     command, what = following(capsys)
     assert command[0] == "distill.py" and what.startswith("the same student without a teacher")
     alone, *alike = distill.main(command[1:])
-    of_method = {*distill.OF_METHOD, "name", "seeds"}
+    of_method = {*counterpart.OF_METHOD, "name", "seeds"}
     ours, theirs = options_of(alone), options_of(student)
     assert {key: value for key, value in ours.items() if key not in of_method} == {
         key: value for key, value in theirs.items() if key not in of_method}
     assert ours["teacher"] is None and ours["alpha"] == 1 and ours["beta"] == 0 and not ours["term"]
-    assert len(alike) == len(others) and not distill.has_teacher(ours)
+    assert len(alike) == len(others) and not counterpart.has_teacher(ours)
     if len(more) != 4 or "--seeds" not in more:
         defaults = distill.parser()
         assert all(ours[key] == defaults.get_default(key) for key in ("soft", "teacher_cache", "unlabelled",
-                                                                      "unlabelled_share", "teacher_predictions"))
+                                                                      "unlabelled_ratio", "teacher_predictions"))
     assert read_json(alone / "environment.json")["formula"] == "loss = 1 * ce(smoothing=0.0)"
     assert following(capsys)[0][:2] == ["evaluate.py", "--compare"]
 
@@ -290,7 +290,7 @@ def test_the_baseline_of_a_student_that_was_trained_on_begins_with_a_student_wit
     alone_longer, = distill.main(command[1:])
     ours = options_of(alone_longer)
     assert ours["init"] == str(alone / "best.pt") and ours["epochs"] == 1 and ours["alpha"] == 1
-    assert not distill.is_distilled(alone_longer / "best.pt") and distill.is_distilled(longer / "best.pt")
+    assert not counterpart.is_distilled(alone_longer / "best.pt") and counterpart.is_distilled(longer / "best.pt")
     assert following(capsys)[0][:2] == ["evaluate.py", "--compare"]
 
 

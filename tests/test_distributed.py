@@ -79,7 +79,7 @@ def student(root, out):
 
 @pytest.mark.parametrize("further", [[], [
     "--mixup", "0.4", "--cutmix", "1", "--ema", "0.8", "--sampling", "sqrt", "--size-from", "16", "--alpha", "0.5:0.1",
-    "--unlabelled", "lesions,images=200", "--unlabelled-share", "0.3"]], ids=["usual", "further"])
+    "--unlabelled", "lesions,images=200", "--unlabelled-ratio", "0.3"]], ids=["usual", "further"])
 def test_two_processes_give_the_loss_curve_of_one(study, further):
     root, arguments = study
     distill.main([*arguments("one"), *further])

@@ -131,7 +131,7 @@ def test_fx_int8_is_smaller_near_the_checkpoint_and_refused_where_it_is_not(copy
         def forward(self, logits):
             return -logits
 
-    network = convert.deployed(*checkpoint.load(copy / "best.pt", registry.create))
+    network = convert.deployed(*checkpoint.load(copy / "best.pt", registry))
     wrong = convert.to_torchscript(torch.nn.Sequential(network, Backwards()).eval(), 32, {})
     monkeypatch.setattr(convert, "to_fx", lambda *_: wrong)
     with pytest.raises(UserError, match="changes the label of .* more than --max-flips"):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 CORE = sorted((ROOT / "kd").rglob("*.py"))
 PLUGINS = sorted((ROOT / "registry").glob("*/*.py"))
-SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+SCRIPTS = {path.stem for path in ROOT.glob("[!_]*.py")}
 
 
 def module(path):

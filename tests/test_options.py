@@ -1,5 +1,7 @@
 """Defaults give way to the file, the file to the command line; a run's config.yaml repeats the run."""
 
+import re
+
 import pytest
 import yaml
 
@@ -65,7 +67,7 @@ VALUES = {
     "student": [["tiny"], ["tiny", "resnet18"]], "teacher": ["runs/x/teacher_resnet18/seed_0", "resnet18", None],
     "teacher_cache": [8, None], "alpha": [0.0, 1.0, 0.3, "0.5:0.1"], "temperature": [4.0, "4.0:1.0"],
     "teacher_tau": [0.0, None], "select": ["nll"], "sampling": ["sqrt"], "ema": [0.999], "size_from": [48, None],
-    "mixup": [0.2], "cutmix": [1.0], "unlabelled": [[], ["a b", "ham10000,root=/x y"]], "unlabelled_share": [0.25],
+    "mixup": [0.2], "cutmix": [1.0], "unlabelled": [[], ["a b", "ham10000,root=/x y"]], "unlabelled_ratio": [0.25],
     "teacher_arch": ["resnet18,mean=[0.5, 0.5, 0.5]", None], "teacher_predictions": ["a.npz", None],
     "beta": [0.0, 1000.0],
     "stage_weights": [[1.0, 0.0, 2.5, 1e-7]], "soft": ["kd", "dkd,alpha=1,beta=8"],
@@ -75,7 +77,7 @@ VALUES = {
 
 @both
 def test_a_runs_options_written_to_a_file_parse_to_the_same_options(script, file, tmp_path):
-    known = {action.dest for action in script.parser()._actions} - {"help", "config", "list"}
+    known = {action.dest for action in script.parser()._actions} - {"help", "version", "config", "list"}
     assert known <= set(VALUES), "an option is not tested here"
     options = parse(script)
     for k in range(max(map(len, VALUES.values()))):
@@ -220,8 +222,13 @@ def test_a_folder_of_other_options_is_refused_with_the_keys_that_differ(tmp_path
 def test_help_shows_every_option_with_its_default(script, capsys):
     with pytest.raises(SystemExit) as exit:
         script.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    output = capsys.readouterr().out
+    text = " ".join(output.split())
     assert exit.value.code == 0 and "default: None" not in text
+    shown = re.findall(r"\n  (?:-h, )?(--[a-z-]+)", output)
+    assert len(shown) == len(set(shown)) == len(script.parser().flags()) - output.count(", --no-") - 1  # each once
+    assert shown[:len(script.parser().first)] == list(script.parser().first) and len(script.parser().first) <= 10
+    assert output.startswith(f"usage: {script.__name__}.py [options]\n")
     for action in script.parser()._actions:
         assert action.help and action.option_strings[0] in text
     for words in ("(default: lesions)", "(default: 0.001)", "70/10/20", "--seeds N [N ...]"):

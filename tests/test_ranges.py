@@ -214,7 +214,7 @@ def test_a_file_gives_the_same_pixels_in_the_cache_and_in_use(tmp_path):
     model = registry.create("architecture", "tiny", num_classes=2, stem="small", weights=None)
     checkpoint.save(tmp_path / "best.pt", model, arch="tiny", stem="small", class_names=["a", "b"],
                     input={**INPUT, **prepared.input()}, provenance={})
-    model, content = checkpoint.load(tmp_path / "best.pt", registry.create)
+    model, content = checkpoint.load(tmp_path / "best.pt", registry)
     network, metadata = convert.deployed(model, content), convert.describe(model, content)
     (tmp_path / "model.ts.pt").write_bytes(convert.to_torchscript(network, 32, metadata))
     readers = [torch_model.open_file(tmp_path / "best.pt", "eager", registry),

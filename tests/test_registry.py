@@ -1,5 +1,6 @@
 """A plugin file in its folder or named by its path is registered; a faulty one is an error only when it is needed."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,24 @@ def test_an_unknown_name_is_an_error_with_all_names_and_the_nearest():
     assert all(name in str(caught.value) for name in registry.names("architecture"))
     with pytest.raises(registry.UnknownName, match="did you mean resnet18"):
         registry.get("architecture", "ResNet_18")
+
+
+@pytest.mark.parametrize("name, meant", [
+    ("densenet121", "torchvision:densenet121"), ("ShuffleNet_V2_x0_5", "torchvision:shufflenet_v2_x0_5"),
+    ("mobilenetv3_small_050", "timm:mobilenetv3_small_050"), ("wide-resnet50-2", "torchvision:wide_resnet50_2")])
+def test_a_name_of_torchvision_or_timm_is_suggested_as_it_is_called_here(name, meant):
+    if meant.startswith("timm:"):
+        pytest.importorskip("timm")
+    with pytest.raises(registry.UnknownName) as caught:
+        registry.get("architecture", name)
+    question = str(caught.value).splitlines()[0]
+    assert question.startswith(f"unknown architecture {name!r}; did you mean ") and meant in re.split("[ ?]", question)
+    assert registry.create("architecture", meant, num_classes=2, stem="imagenet", weights=None)
+
+
+def test_a_name_that_is_near_our_own_is_suggested_beside_that_of_a_package():
+    message = str(pytest.raises(registry.UnknownName, registry.get, "architecture", "mobilenet-v3-small").value)
+    assert "did you mean mobilenetv3small or " in message and " torchvision:mobilenet_v3_small" in message
 
 
 def test_a_wrong_kind_is_an_error_with_all_kinds():

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import tqdm
 
+import kd
 from kd import errors
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+SCRIPTS = sorted(path.stem for path in ROOT.glob("[!_]*.py"))
 
 
 class Notebook(io.StringIO):
@@ -160,6 +161,23 @@ def test_the_status_of_a_mistake_stands_where_nobody_reads_the_message():
     os.close(write)
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_says_its_version(script, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(script).main()
+    assert not stopped.value.code and capsys.readouterr().out == f"MedMNIST-EdgeAI {kd.__version__}\n"
+
+
+def test_the_version_stands_in_one_place(monkeypatch):
+    from setuptools import Distribution
+    monkeypatch.chdir(ROOT)
+    package = Distribution()
+    package.parse_config_files(["setup.cfg"])
+    assert package.metadata.version == kd.__version__
+    assert kd.__version__ not in (ROOT / "setup.cfg").read_text() + (ROOT / "pyproject.toml").read_text()
+
+
 # ---- the progress bar
 
 class Terminal(io.StringIO):
@@ -191,6 +209,36 @@ def test_a_bar_is_drawn_on_a_terminal_and_in_a_notebook(make, drawn, safe, clock
     assert bool(output(stream)) == drawn
     assert not drawn or "counting" in output(stream) and "moving" in output(stream)
     assert "\x1b" not in (output(stream) or "")
+
+
+def test_where_no_bar_can_be_drawn_there_is_a_line_a_minute(monkeypatch):
+    """In the log of a batch system; nothing of a loop that ends within a minute."""
+    now = iter(range(0, 10 ** 6, 10))
+    monkeypatch.setattr(tqdm.std, "time", lambda: next(now))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with errors.progress(description="decoding", total=60) as bar:
+        for _ in range(60):
+            bar.update()
+    lines = sys.stderr.getvalue().split("\n")
+    assert len(lines) in range(4, 12) and lines.pop() == ""
+    assert all(re.fullmatch(r"decoding: \d+ of 60, \d\d:\d\d gone, \d\d:\d\d left", line) for line in lines)
+
+
+@pytest.mark.parametrize("out, err, lines", [
+    (io.StringIO, io.StringIO, 2), (io.StringIO, Terminal, 2), (Terminal, io.StringIO, 2), (Terminal, Terminal, 0)])
+def test_an_epoch_is_a_line_where_no_terminal_shows_the_bar_and_the_text(out, err, lines, tmp_path, monkeypatch):
+    import small
+    from kd.train import engine
+    data, options = small.data(), small.options("--alpha", "1")
+    monkeypatch.setattr(sys, "stdout", out())
+    monkeypatch.setattr(sys, "stderr", err())
+    engine.run(tmp_path / "model" / "seed_0", small.network(options, data), small.terms(options), data, options, seed=0,
+               role="student", provenance={})
+    printed = [line for line in sys.stdout.getvalue().splitlines() if ": epoch " in line]
+    assert len(printed) == lines and ("epoch" not in sys.stderr.getvalue())
+    for number, line in enumerate(printed, 1):
+        assert re.fullmatch(rf"model/seed_0: epoch {number}/2  loss \d\.\d+  val_loss \S+  val_accuracy \S+  "
+                            r"val_macro_f1 \S+  .*  [\d.]+ s  \d+ s left(  best so far)?", line)
 
 
 def test_there_is_one_bar_at_a_time(clock, monkeypatch):

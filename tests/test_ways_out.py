@@ -23,7 +23,7 @@ from kd.train import checkpoint, engine, loop
 from kd.train.options import parse_options
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+SCRIPTS = sorted(path.stem for path in ROOT.glob("[!_]*.py"))
 pytestmark = pytest.mark.usefixtures("no_report")
 
 
@@ -56,6 +56,7 @@ SHOWN_BY = {  # module or folder -> scripts whose users read its texts; the long
     "kd/data": TRAINING,  # setup.data_of_run() has words for others
     "registry": TRAINING, "registry/datasets": (*TRAINING, "evaluate"), "kd/data/cache.py": (*TRAINING, "evaluate"),
     "kd/bootstrap.py": ("evaluate", "robustness"), "kd/evaluation": ("evaluate",),
+    "kd/evaluation/near_majority.py": TRAINING,
     "kd/predictions.py": ("evaluate",), "kd/robustness": ("robustness",), "kd/edge": ("export",),
     "kd/train/teachers.py": ("distill",), "kd/data/batching.py": ("distill",),
     "kd/train/unlabelled_data.py": ("distill",), "kd/data/unlabelled.py": ("distill",),
@@ -63,7 +64,7 @@ SHOWN_BY = {  # module or folder -> scripts whose users read its texts; the long
     "kd/audit": ("evaluate",), "kd/study": ("study",), "kd/score_kinds.py": ("evaluate",),
     "kd/score_columns.py": ("evaluate",), "kd/prediction_files.py": ("evaluate",),
     "kd/files.py": ("train_teacher", "distill", "evaluate", "report", "robustness"),
-    "kd/corruptions.py": ("robustness",),
+    "kd/corruptions.py": ("robustness",), "kd/plugins.py": (*TRAINING, "evaluate", "export", "robustness", "benchmark"),
 }
 # Options of one script, about which others say nothing, though they share the module.
 ITS_OWN = {"--soft", "--beta", "--term", "--temperature", "--stage-weights", "--teacher-cache", "--class-map"}
@@ -411,6 +412,16 @@ def test_a_loss_that_is_named_under_the_wrong_option_names_the_right_one(here):
     assert "--soft" not in message and "--temperature" not in message
 
 
+def test_a_network_whose_stages_are_not_known_names_four(here):
+    start = ["distill", *DATA, "--student=torchvision:shufflenet_v2_x0_5", "--beta=100", f"--teacher={TEACHER}",
+             "--size=32", "--study=stages", "--train-only"]
+    arrives(["train_teacher", *DATA, "--teacher=tiny", "--size=32", "--study=stages", "--train-only"])
+    start[4] = "--teacher=my runs/stages/teacher_tiny/seed_0"
+    message = fails("the stages of torchvision:shufflenet_v2_x0_5 are not known", *start)
+    words = re.search(r"--stages( [\w.]+){4}", message)[0].split()
+    arrives([*start, *words])
+
+
 def test_a_teacher_of_another_split_names_the_options(here):
     start = ["distill", *DATA, "--student=tiny", f"--teacher={TEACHER}", "--train-only", "--study=other", "--name"]
     fails("--split-seed, or its split.csv with --split", *start, "c2", "--split-seed=3")
@@ -503,6 +514,17 @@ def test_the_next_command_arrives(start, more, here):
         assert command == ["report", "my runs/s"]
     else:
         arrives(command, *more)
+
+
+def test_a_network_that_learned_nothing_names_commands_that_train_another(here):
+    message = arrives(["train_teacher", *DATA, "--teacher=tiny", "--name=nothing", "--lr=0"])
+    assert "nothing/seed_0 is near the majority rule" in message and "the learning rate 0 is far" in message
+    found = re.findall(r"(?:try|or): python (\w+)\.py (.*)", message)
+    commands = [[script, *shlex.split(rest)] for script, rest in found]
+    for command in commands:
+        arrives(command, "--train-only")
+        assert (here / "my runs/s" / command[command.index("--name") + 1] / "seed_0/best.pt").exists()
+    assert len(commands) == 2
 
 
 def test_a_loss_that_is_no_number_names_the_command_that_goes_on(here, monkeypatch):

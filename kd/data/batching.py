@@ -57,14 +57,14 @@ class Views:
         return plain + [self.mixing.mixup, self.mixing.cutmix, self.sampling] if self.mixing else plain
 
 
-def epoch_chunks(data, *, batch, seed, epoch, views=Views(), share=(0, 1), unlabelled_share=0.0):
+def epoch_chunks(data, *, batch, seed, epoch, views=Views(), share=(0, 1), unlabelled_ratio=0.0):
     """The batches of an epoch for one process, a list of (index, numbers), both [N] ints: positions and views.
 
     Arguments as for training_batches().
     """
     count, (rank, world) = len(data.train), share
     index, visits = sampling.labelled(data.labels[data.train], len(data.class_names), views.sampling, seed, epoch)
-    sizes = batch_sizes(data, batch, world, unlabelled_share)
+    sizes = batch_sizes(data, batch, world, unlabelled_ratio)
     further = sum(total - labelled for labelled, total in sizes)
     if further:
         more_index, more_visits = sampling.unlabelled(len(data.unlabelled), further, seed, epoch)
@@ -79,16 +79,17 @@ def epoch_chunks(data, *, batch, seed, epoch, views=Views(), share=(0, 1), unlab
     return chunks
 
 
-def training_batches(data, *, batch, seed, epoch, device, workers=1, views=Views(), share=(0, 1), unlabelled_share=0.0,
+def training_batches(data, *, batch, seed, epoch, device, workers=1, views=Views(), share=(0, 1), unlabelled_ratio=0.0,
                      size=None, other_sizes=()):
     """Yield the Batch of each step of an epoch: augmented, in a random order.
 
-    batch: images of all processes together. workers: threads that load ahead. share: (rank, world) of one of several
-    processes; each takes every world-th image of each batch. unlabelled_share: of a batch, where `data` has images
-    without labels. size: of the images, px; None for that of `data`. other_sizes: of further `crops`, px.
+    batch: labelled images of all processes together. workers: threads that load ahead. share: (rank, world) of one of
+    several processes; each takes every world-th image of each batch. unlabelled_ratio: images without labels beside
+    each labelled one, where `data` has some. size: of the images, px; None for that of `data`. other_sizes: of further
+    `crops`, px.
     """
     chunks = epoch_chunks(data, batch=batch, seed=seed, epoch=epoch, views=views, share=share,
-                          unlabelled_share=unlabelled_share)
+                          unlabelled_ratio=unlabelled_ratio)
     size = size or data.size
     drawn = augmented(data, chunks, KEPT_SEED if views.kept else seed, views, (size, *other_sizes), device, workers)
     for (index, numbers), (crops, labels) in zip(chunks, drawn):
@@ -150,23 +151,18 @@ class _Partners:
         return np.where(index < count, labelled, count + (numbers * self.further).astype(np.int64))
 
 
-def batch_sizes(data, batch, world=1, unlabelled_share=0.0):
+def batch_sizes(data, batch, world=1, unlabelled_ratio=0.0):
     """[(labelled, all)] images of each batch of an epoch, in `world` processes together.
 
     The number of batches is that in which each labelled image is shown once. A last batch with fewer than two labelled
     images for a process is left out, because batch normalisation cannot use it. UserError if there is no batch.
     """
-    count = len(data.train)
-    if not data.unlabelled:
-        unlabelled_share = 0.0
-    labelled = batch - round(batch * unlabelled_share)
-    sizes = [min(labelled, count - start) for start in range(0, count, labelled)] if labelled else []
-    sizes = [(size, size + round(size * unlabelled_share / (1 - unlabelled_share))) for size in sizes
-             if size >= 2 * world]
+    count, ratio = len(data.train), unlabelled_ratio if data.unlabelled else 0.0
+    sizes = [min(batch, count - start) for start in range(0, count, batch)]
+    sizes = [(size, size + round(size * ratio)) for size in sizes if size >= 2 * world]
     if not sizes:
         raise UserError(f"no batch of {2 * world} labelled images: {count} training images in batches of {batch}",
-                        "Give a larger --batch or more images"
-                        + (", or a smaller --unlabelled-share." if unlabelled_share else "."))
+                        "Give a larger --batch or more images.")
     return sizes
 
 

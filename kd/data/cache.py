@@ -9,7 +9,6 @@ import hashlib
 import math
 import os
 import re
-import sys
 import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import image
+from kd import image, machine
 from kd.data import values
 from kd.errors import UserError, listing, progress
 from kd.files import atomic, lock, open_regular, read_csv, write_csv
@@ -154,13 +153,7 @@ def _sha256(data):
 
 def _places(root):
     """The folders for a cache, in order of preference: beside the data in `root`, then the user's cache folder."""
-    if sys.platform == "win32":
-        user = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        user = Path.home() / "Library" / "Caches"
-    else:
-        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    places = [Path(user) / "medmnist-edgeai"]
+    places = [machine.cache_folder()]
     if root is not None:
         root = Path(root)
         places.insert(0, (root if root.is_dir() else root.parent) / ".kd_cache")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kd.data.splits import FRACTIONS
 from kd.errors import UserError, listing
 
 
@@ -17,6 +18,7 @@ class Dataset:
     labels       [N] ints, positions in class_names
     groups       N strings (patient or lesion): one group is never in two splits; None if every image is independent
     split        N of "train", "val", "test" if the data set has official splits, otherwise None
+    fractions    the shares of train, val and test in the split by groups, where the data set has no official one
     version      a string that changes when the pixels of arrays and functions in `images` change; without it
                  arrays are compared by content, and functions are assumed to draw the same image always
     synthetic    whether the images are drawn, not photographed; every result then says so
@@ -29,6 +31,7 @@ class Dataset:
     labels: np.ndarray
     groups: list = None
     split: list = None
+    fractions: tuple = FRACTIONS
     version: str = ""
     synthetic: bool = False
 

@@ -112,10 +112,10 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, fold=None, cache_fo
 
     size: of the network's input, px. Files are cached at image.resize_for(size), and evaluation uses the centre;
     arrays, which are small already, are cached at `size`. The split comes from `split_file`, a CSV with the columns
-    id and split, else from the data set, else from splits.stratified() with `split_seed`; where the data set has a
-    test split and no validation split, that is cut from its training images. fold: (K, N), part K of a cross-validation
-    instead. cache_folder, root, skip_bad,
-    range: as for cache.open_cache(). UserError if images cannot be read or the split is wrong.
+    id and split, else from the data set, else from splits.stratified() with `split_seed` and its fractions; where the
+    data set has a test split and no validation split, that is cut from its training images. fold: (K, N), part K of a
+    cross-validation instead. cache_folder, root, skip_bad, range: as for cache.open_cache(). UserError if images cannot
+    be read or the split is wrong.
     """
     has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
     resize_of = image.resize_for if has_files else int
@@ -143,7 +143,7 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, fold=None, cache_fo
             print(f"note: {dataset.name} has no validation images: {np.sum(split == 'val')} of its "
                   f"{np.sum(split != 'test')} training images become the validation split, by groups and classes")
     else:
-        split = splits.stratified(labels, groups, seed=split_seed)
+        split = splits.stratified(labels, groups, seed=split_seed, fractions=dataset.fractions)
     splits.check(split, groups, labels, dataset.class_names)
     _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,

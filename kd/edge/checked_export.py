@@ -48,7 +48,7 @@ def open_run(run, registry, root=None, cache=None):
 
     root, cache: where images and decoded images are now. Raises UserError on damaged files and on other images.
     """
-    model, content = checkpoint.load(run.folder / "best.pt", registry.create)
+    model, content = checkpoint.load(run.folder / "best.pt", registry)
     data = setup.data_of_run(run, registry, root, cache)
     for split, predictions in zip(("val", "test"), run.predictions()):
         if predictions.ids.tolist() != data.ids[data.where(split)].tolist():

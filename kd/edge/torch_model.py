@@ -75,7 +75,7 @@ def open_file(path, backend, registry, *, device="cpu", threads=1, size=None):
         networks.check_compiler(device)
     if backend == "torchscript":
         return _torchscript(Path(path), device, size)
-    model, content = checkpoint.load(path, registry.create)
+    model, content = checkpoint.load(path, registry)
     input = content["input"]
     size = size or input["size"]
     networks.check_input(model, content["arch"], size, len(content["class_names"]))

@@ -1,4 +1,4 @@
-"""Results of an evaluation as text for a terminal of 110 columns."""
+"""Results of an evaluation as text; the tables fit a terminal of 110 columns, and are divided on a narrower one."""
 
 import re
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from kd import bootstrap, paired, prediction_files, runs
 from kd.errors import listing
-from kd.text import SEEDS_NOTE, align_columns, format_count, format_metric, format_number, format_p, one_line
+from kd.text import SEEDS_NOTE, align_columns, format_count, format_metric, format_number, format_p, shortened, width
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "macro_f1_without_rarest": "macro F1 without {}",
           "weighted_f1": "weighted F1",
@@ -17,6 +17,7 @@ SHORT = ("accuracy", "macro_f1", "balanced_accuracy")  # the metrics of tables w
 SHORT_TITLES = [TITLES[name] for name in SHORT]
 FIDELITY = {"agreement": "same answer", "agreement_where_teacher_wrong": "same, where teacher wrong",
             "kl_teacher_student": "KL(teacher || student), nats"}
+NAME = 18         # columns of a class's name in a title
 MAX_CLASSES = 25  # with more, the confusion matrix is wider than the terminal
 
 
@@ -45,8 +46,9 @@ def overall(result):
     """Table of the overall metrics, before and after temperature, beside those of the majority rule."""
     test, majority, calibration = result["test"], result["majority"], result["calibration"] or {}
     temperature, reason = calibration.get("temperature"), calibration.get("reason")
-    titles = titles_of(result["conventions"])
-    rows = [["test", "", f"majority rule ({result['conventions']['majority_class']})"]]
+    titles = titles_of(result["conventions"], result["class_names"])
+    majority_class = shortened(result["class_names"], NAME)[result["conventions"]["majority_class"]]
+    rows = [["test", "", f"majority rule ({majority_class})"]]
     rows += [[title, format_metric(test[name]), format_metric(majority[name]) if name in majority else ""]
              for name, title in titles.items()]
     if temperature is not None:
@@ -58,11 +60,10 @@ def overall(result):
     return "\n".join([align_columns(rows), *consistency(result), *no_fit])
 
 
-def titles_of(conventions):
+def titles_of(conventions, names):
     """TITLES of the metrics, with the name of the class that is left out; without this metric where there is none."""
-    rarest = conventions["rarest_class"]
-    return {name: title.format(one_line(rarest, 18)) if "{}" in title else title for name, title in TITLES.items()
-            if rarest is not None or "{}" not in title}
+    rarest = shortened(names, NAME).get(conventions["rarest_class"])
+    return {name: title.format(rarest) for name, title in TITLES.items() if rarest is not None or "{}" not in title}
 
 
 def fidelity_table(results, seeds=()):
@@ -150,17 +151,17 @@ def subgroup_table(column, content):
     figures = [("accuracy", "accuracy"), ("balanced_accuracy", "balanced accuracy")]
     figures += [(name, "calibration error") for name in ("rms_ce_debiased", "rms_ce_debiased_calibrated")
                 if name in measured]
-    figures += [(name, f"sens. {one_line(name.split('/', 1)[1], 8)}") for name in measured
-                if name.startswith("sensitivity/")][:1]
+    targets = shortened([name.removeprefix("sensitivity/") for name in measured if name.startswith("sensitivity/")], 12)
+    figures += [(f"sensitivity/{name}", f"sens. {text}") for name, text in targets.items()][:1]
     names = [part["name"] for part in content["subgroups"]]
-    width = 20 if len({one_line(name, 20) for name in names}) == len(names) else 60
-    rows = [[one_line(part["name"], width), part["images"], part["groups"],
+    short = shortened(names, 20)
+    rows = [[short[part["name"]], part["images"], part["groups"],
              *(format_metric(part["test"][name], bounds_form=".2f") for name, _ in figures)]
             for part in content["subgroups"]]
     lines = [align_columns([[column, "images", "groups", *(title for _, title in figures)], *rows])]
     for gap in (gap for gap in content["gaps"] if gap["value"]):
         family = format_count(gap["gaps"], "gap")
-        lines.append(f"largest gap in {gap['metric']}: {one_line(gap['highest'])} over {one_line(gap['lowest'])} by "
+        lines.append(f"largest gap in {gap['metric']}: {short[gap['highest']]} over {short[gap['lowest']]} by "
                      f"{format_metric(gap)}, p {format_p(gap['p_corrected'])} (Holm over {family})")
     return "\n".join(lines)
 
@@ -177,10 +178,10 @@ def describe_promises(points):
 
 def class_labels(names):
     """(labels of columns, labels of rows) of the classes; in columns, numbers stand for long names."""
-    if len(names) <= MAX_CLASSES and max(map(len, names)) <= 8:
+    short = shortened(names, 32)
+    if len(names) <= MAX_CLASSES and max(map(width, names)) <= 8 and all(short[name] == name for name in names):
         return names, names
-    cut = [name if len(name) <= 32 else name[:31] + "…" for name in names]
-    return [str(k) for k in range(len(names))], [f"{k} {name}" for k, name in enumerate(cut)]
+    return [str(k) for k in range(len(names))], [f"{k} {short[name]}" for k, name in enumerate(names)]
 
 
 # ---- several runs
@@ -202,7 +203,8 @@ def study_table(results, seeds):
     test_sets = {repr((result["majority"], result["split"]["test"], result["class_names"])): result
                  for result in results.values()}
     for result in test_sets.values():
-        title = f"majority rule ({result['conventions']['majority_class']})"
+        majority_class = shortened(result["class_names"], NAME)[result["conventions"]["majority_class"]]
+        title = f"majority rule ({majority_class})"
         rows.append([title, *(format_metric(result["majority"][name]) for name in SHORT)])
     lines = [align_columns([["test", *SHORT_TITLES], *rows]), *map(describe_intervals, test_sets.values())]
     if seeds:
@@ -280,7 +282,7 @@ def pair_in_full(pair, names, support, conventions):
     """Tables of all metrics and all classes of one pair, and how often the two models agree."""
     rows = {row["metric"]: row for row in pair["rows"]}
     after = ("nll", "brier", "rms_ce_debiased", "ece")
-    titles = {**titles_of(conventions), **{f"{name}_calibrated": f"{TITLES[name]}, after T" for name in after}}
+    titles = {**titles_of(conventions, names), **{f"{name}_calibrated": f"{TITLES[name]}, after T" for name in after}}
     overall_table = [["test", *(model_title(pair, side) for side in ("reference", "model")),
                       "difference", "p", "retained"]]
     listed = [metric for metric in titles if metric in rows]

@@ -20,6 +20,7 @@ Texts are plain; the renderers escape them.
 import math
 from dataclasses import dataclass
 
+from kd.errors import as_typed_here
 from kd.files import csv_line, write_text
 from kd.report import latex
 from kd.text import format_count, format_duration, format_p, is_defined
@@ -43,6 +44,18 @@ class Section:
         texts = [format_count(count, noun) for noun, count in counts.items() if count]
         is_missing = any(block.get("tone") == "missing" for block in self.blocks)
         return ", ".join(texts) or ("not shown" if is_missing else "")
+
+    def __post_init__(self):
+        self.blocks = _as_typed_here(self.blocks)
+
+
+def _as_typed_here(content):
+    """Texts, in lists, tuples and dicts, with the commands that work here."""
+    if isinstance(content, str):
+        return as_typed_here(content)
+    if isinstance(content, dict):
+        return {key: _as_typed_here(value) for key, value in content.items()}
+    return type(content)(map(_as_typed_here, content)) if type(content) in (list, tuple) else content
 
 
 @dataclass

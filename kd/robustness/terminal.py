@@ -1,10 +1,10 @@
-"""Results of robustness.py as text for a terminal of 110 columns."""
+"""Results of robustness.py as text; the tables fit a terminal of 110 columns, and are divided on a narrower one."""
 
 import math
 import textwrap
 
 from kd.robustness.scores import full_name
-from kd.text import TERMINAL_WIDTH, align_columns, format_metric, format_number, one_line
+from kd.text import TERMINAL_WIDTH, align_columns, format_metric, format_number, one_line, shortened
 
 MAX_MODELS = 10  # of the table of corruptions, which has a column a model
 
@@ -52,6 +52,7 @@ def certainty(summary):
     prefix = "promised_sensitivity/"
     points = [next((column.removeprefix(prefix) for column in row if column.startswith(prefix)), None)
               for row in summary]
+    names = shortened(filter(None, points), 12)
     table = [["", "CE: clean", "mean", "AURC: clean", "mean", "as clean"]]
     if any(points):
         table[0] += ["promised", "sens.: clean", "mean", "worst", "spec.: clean", "mean"]
@@ -62,7 +63,7 @@ def certainty(summary):
         if point:
             columns = [f"{which}_sensitivity/{point}" for which in ("clean", "mean", "worst")]
             columns += [f"{which}_specificity/{point}" for which in ("clean", "mean")]
-            table[-1] += [f"{one_line(point, 12)} {row[prefix + point]:g}",
+            table[-1] += [f"{names[point]} {row[prefix + point]:g}",
                           *(format_number(row[column], ".2f") for column in columns)]
         elif any(points):
             table[-1] += [""] * 6
@@ -71,6 +72,8 @@ def certainty(summary):
     if any(points):
         legend += (" promised: the class and the sensitivity that its threshold was chosen for, on clean validation "
                    "images; sens., spec.: sensitivity and specificity of that threshold on test.")
+        legend += "".join(f" {short} is the class {one_line(name, 200)}." for name, short in names.items()
+                          if short != name)
     return align_columns(table) + "\n" + textwrap.fill(legend, TERMINAL_WIDTH)
 
 

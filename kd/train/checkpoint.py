@@ -1,15 +1,13 @@
 """The checkpoint `best.pt`: weights and plain metadata, written atomically and read without running any code."""
 
-import contextlib
 import math
 from pathlib import Path
 
 import torch
 
-from kd import image
+from kd import image, plugins
 from kd.errors import UserError, listing
-from kd.files import atomic, read_yaml
-from kd.text import quoted
+from kd.files import atomic
 from kd.train.weights import check_keys, safe_load
 
 FORMAT = "medmnist-edgeai/1"
@@ -70,12 +68,12 @@ def _are_valid_classes(names):
     return names and all(type(name) is str for name in names) and len(set(names)) == len(names)
 
 
-def load(path, build, *, arch=None, class_names=None):
+def load(path, registry, *, arch=None, class_names=None):
     """(model in eval mode, content) of a checkpoint file.
 
-    build: a function as registry.create, called as build("architecture", name, num_classes=, stem=, weights=None).
-    arch, class_names: the expected values, or None for any. Raises UserError if they differ, if the file is damaged,
-    and if a key of the state dict is missing or unexpected.
+    registry: an object with get, create and load_plugin; plugins of the run beside the file are loaded where they are
+    needed (kd/plugins.py). arch, class_names: the expected values, or None for any. Raises UserError if they differ, if
+    the file is damaged, and if a key of the state dict is missing or unexpected.
     """
     content = read(path)
     if arch is not None and content["arch"] != arch:
@@ -84,25 +82,11 @@ def load(path, build, *, arch=None, class_names=None):
         raise UserError(f"{path} knows the classes {listing(content['class_names'], 12)}, "
                         f"the data have {listing(class_names, 12)}",
                         "The same classes in the same order are needed.")
-    with _plugins_named(path):
-        model = build("architecture", content["arch"], num_classes=len(content["class_names"]),
-                      stem=content["stem"], weights=None)
+    plugins.provide("architecture", content["arch"], Path(path).parent, registry)
+    model = registry.create("architecture", content["arch"], num_classes=len(content["class_names"]),
+                            stem=content["stem"], weights=None)
     load_state(model, content["state_dict"], path)
     return model.eval(), content
-
-
-@contextlib.contextmanager
-def _plugins_named(path):
-    """Say which plugins the run of a checkpoint was trained with, where its architecture is not known here."""
-    try:
-        yield
-    except LookupError as error:
-        config = Path(path).parent / "config.yaml"
-        plugins = (read_yaml(config).get("plugin") or []) if config.is_file() else []
-        if not plugins:
-            raise
-        raise UserError(str(error).splitlines()[0].partition(";")[0],
-                        f"Its run was trained with a plugin: add {quoted('--plugin', *plugins)}") from None
 
 
 def load_state(model, state, source):

@@ -7,17 +7,18 @@ with the weights of the unbroken run, bit for bit on a CPU.
 
 import contextlib
 import datetime
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from kd import event_writer, image, machine, runs, selection, text
+from kd import event_writer, image, machine, plugins, runs, selection, text
 from kd.data import batching, splits
-from kd.errors import UserError, progress
+from kd.errors import UserError, draws, progress
 from kd.files import lock, read_json, write_csv, write_json, write_npz, write_yaml
 from kd.train import checkpoint, distributed, loop, networks
-from kd.train.options import SCRIPTS, claim_folder
+from kd.train.options import claim_folder
 from kd.train.step import Step, memory_format
 from kd.train.weights import safe_load
 
@@ -106,13 +107,13 @@ class Journal:
     """The epochs of a run: those that are done, read from last.pt, and the files that each further one writes.
 
     A context manager that loads the networks' state from last.pt, and keeps the progress bar and TensorBoard's file.
+    Where the bar or what is printed is not on a terminal (a pipe, a file, a batch system), each epoch prints a line.
     """
 
     def __init__(self, folder, step, data, options, role, save_best):
         self.folder, self.step, self.options, self.role, self.save_best = folder, step, options, role, save_best
         self.rows = []  # of history.csv, one an epoch
-        self.steps_per_epoch = len(batching.batch_sizes(data, options["batch"], distributed.world(),
-                                                        step.unlabelled_share))
+        self.steps_per_epoch = steps_per_epoch(step, data, options)
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):
@@ -121,8 +122,8 @@ class Journal:
         if first:
             self.log = self.stack.enter_context(event_writer.opened(self.folder / "tb", done))
         self.bar = self.stack.enter_context(progress(
-            description=self.folder.parent.name, unit="step", shown=first, initial=self.steps_per_epoch * done,
-            total=self.steps_per_epoch * self.options["epochs"]))
+            description=self.folder.parent.name, unit="step", shown=first and draws(sys.stderr),
+            initial=self.steps_per_epoch * done, total=self.steps_per_epoch * self.options["epochs"]))
         return self
 
     def __exit__(self, *error):
@@ -182,8 +183,8 @@ class Journal:
         metric = self.options["select"]
         value, prefix = selection.score(row, metric)
         if distributed.first():
-            if selection.best(self.rows, metric) == len(self.rows) - 1:
-                # before last.pt: an epoch that last.pt counts has left its best.pt
+            is_best = selection.best(self.rows, metric) == len(self.rows) - 1
+            if is_best:  # before last.pt: an epoch that last.pt counts has left its best.pt
                 self.save_best(self.step.networks()[prefix])
             average = {"average": self.step.average.state_dict()} if self.step.average else {}
             checkpoint.save_tensors(self.folder / "last.pt", {
@@ -191,17 +192,35 @@ class Journal:
                 "optimizer": self.step.optimizer.state_dict(), **average, "history": self.rows})
             write_csv(self.folder / "history.csv", self.rows)
             self.log(row)
+            if not (draws(sys.stderr) and draws(sys.stdout)):
+                self.bar.clear()
+                print(self._line(row, is_best), flush=True)
         self.bar.set_postfix({f"val_{metric}": f"{abs(value):.3f}"}, refresh=False)
+
+    def _line(self, row, is_best):
+        """An epoch in one line: mean loss of training, metrics on validation, time, and time until the last epoch."""
+        model, epochs = "/".join(runs.describe(self.folder)[1:]), self.options["epochs"]
+        scores = [f"{name} {value:.3f}" for name, value in selection.kept(row, self.options["select"]).items()
+                  if name == "loss" or name.startswith("val_")]
+        recent = self.rows[-3:]  # with --size-from the first epochs are short
+        left = sum(row["seconds"] for row in recent) / len(recent) * (epochs - row["epoch"])
+        return "  ".join([f"{model}: epoch {row['epoch']}/{epochs}", *scores, f"{row['seconds']:.1f} s",
+                          f"{text.format_duration(left)} left", *(["best so far"] if is_best else [])])
 
     def last_checkpoint(self):
         """A sentence on the last good checkpoint, and how to go on from it; '' where there is none."""
         if not self.rows:
             return ""
-        best, script = self.folder / "best.pt", SCRIPTS[self.role]
+        best, script = self.folder / "best.pt", runs.SCRIPTS[self.role]
         pretrained = ["--weights", "none"] if self.options["weights"] != "none" else []  # --init takes their place
         return " To go on from the last good checkpoint: " + text.command(
             script, "--config", self.folder / "config.yaml", "--init", best, "--lr", f"{self.options['lr'] / 10:g}",
             "--name", f"{self.folder.resolve().parent.name}_lower_lr", *pretrained)
+
+
+def steps_per_epoch(step, data, options):
+    """The batches of an epoch, of all processes together."""
+    return len(batching.batch_sizes(data, options["batch"], distributed.world(), step.unlabelled_ratio))
 
 
 def _load_optimizer(optimizer, state):
@@ -239,6 +258,7 @@ def _describe(folder, student, step, data, options, role, init):
     write_json(folder / "environment.json", {
         **machine.environment(), "device": str(step.device), "precision": step.precision, "role": role,
         "processes": distributed.world(),
+        "plugins": plugins.record(options["plugin"]), "steps_per_epoch": steps_per_epoch(step, data, options),
         "teacher": step.teacher_fingerprint, **step.teacher_record(), "init": init, "input": input_of(student, data),
         "arch": student.arch, "parameters": networks.parameters(student.model), "formula": step.objective.formula,
         "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),

@@ -24,7 +24,7 @@ def train(step, data, options, seed, journal):
     options: those of the command line, resolved. journal: kd.train.engine.Journal, the epochs of the run so far.
     Raises UserError where the loss is no longer a number.
     """
-    sizes = batching.batch_sizes(data, options["batch"], distributed.world(), step.unlabelled_share)
+    sizes = batching.batch_sizes(data, options["batch"], distributed.world(), step.unlabelled_ratio)
     steps = len(sizes) * options["epochs"]
     for epoch in journal.epochs():  # those that are left: a run that was stopped goes on after its last whole epoch
         start = time.monotonic()
@@ -36,7 +36,7 @@ def train(step, data, options, seed, journal):
         batches = batching.training_batches(
             data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
             views=step.views, size=step.size(epoch), other_sizes=step.teacher_sizes, share=distributed.share(),
-            unlabelled_share=step.unlabelled_share)
+            unlabelled_ratio=step.unlabelled_ratio)
         for size, batch in zip(sizes, batches):
 
             # The teacher sees the same views as the student, in eval mode and without gradients.

@@ -1,6 +1,5 @@
 """Stems, feature extraction, folding of batch normalisation, devices, size and cost of a network."""
 
-import difflib
 import hashlib
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ import torch.fx
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-from kd.errors import UserError, listing
+from kd.errors import UserError
 from kd.image import MEAN, STD
 
 
@@ -199,7 +198,7 @@ def check_input(model, arch, size, classes):
     arch: the name of the architecture for the message.
     """
     try:
-        logits = _evaluate(model, size)
+        logits = outputs_of_black(model, size)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{arch} cannot take images of {size} px: {reason}",
@@ -211,62 +210,13 @@ def check_input(model, arch, size, classes):
 
 
 @torch.no_grad()
-def _evaluate(model, size):
-    """The output for two black images of `size` px, in eval mode; the mode is restored."""
+def outputs_of_black(model, size):
+    """The output of a model for two black images of `size` px, in eval mode; the mode is restored."""
     training = model.training
     try:
         return model.eval()(torch.zeros(2, 3, size, size))
     finally:
         model.train(training)
-
-
-def check_stages(model, arch, stages, size):
-    """Run two images of `size` px through a model; raises UserError unless it has and runs each of its stages once, in
-    this order, with an output [2, C, H, W].
-
-    stages: module paths. arch: the name of the architecture for the message.
-    """
-    modules = dict(model.named_modules())
-    for path in stages:
-        if path not in modules:
-            close = difflib.get_close_matches(path, [name for name in modules if name])
-            outer = listing([name for name, _ in model.named_children()], 20)
-            raise UserError(f"{arch} has no module {path!r} for --stages",
-                            f"The nearest are: {listing(close)}." if close else f"Its outer modules are: {outer}.")
-    outputs = _outputs({path: modules[path] for path in stages}, model, size)
-    for path in stages:
-        count = len(outputs.get(path, ()))
-        if count != 1:
-            raise UserError(f"{arch} runs {path} {count} times for a batch of images, not once",
-                            "Name a module around it, or another one, in --stages.")
-        output, = outputs[path]
-        shape = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        # of a square image each stage is square; otherwise the channels are the last dimension
-        if not isinstance(shape, list) or len(shape) != 4 or shape[2] != shape[3]:
-            raise UserError(f"{path} of {arch} gives {shape} for two images of {size} px, not [2, channels, height, "
-                            "width]", "Name another module in --stages.")
-    if list(outputs) != list(stages):
-        raise UserError(f"{arch} runs its stages in the order {' '.join(outputs)}, not {' '.join(stages)}",
-                        "--stages takes four modules, in the order in which they are run.")
-
-
-def _outputs(modules, model, size):
-    """{path: its outputs for two black images of `size` px}, in the order in which they are run.
-
-    modules: {path: a module of the model}.
-    """
-    outputs = {}
-
-    def hook(path):
-        return lambda module, inputs, output: outputs.setdefault(path, []).append(output)
-
-    hooks = [module.register_forward_hook(hook(path)) for path, module in modules.items()]
-    try:
-        _evaluate(model, size)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return outputs
 
 
 def parameters(model):

@@ -21,10 +21,9 @@ from kd.errors import (
     whole,
 )
 from kd.files import read_json, read_yaml
+from kd.runs import SCRIPTS
 from kd.selection import METRICS
 from kd.text import command
-
-SCRIPTS = {"teacher": "train_teacher.py", "student": "distill.py"}  # that train a network of each role
 
 # What --augment corruption trains with: no suite of robustness.py measures any corruption of these families.
 TRAINED_CORRUPTIONS = ("saturation_up", "saturation_down", "colour_cast", "rotation", "off_centre", "zoom")
@@ -33,17 +32,44 @@ TRAINED_CORRUPTIONS = ("saturation_up", "saturation_down", "colour_cast", "rotat
 # may move: their content is compared by the fingerprints in environment.json.
 NO_EFFECT = ("root", "groups", "split", "out", "cache", "workers", "device", "compile", "download", "plugin")
 
+# What --help shows first, after the options of the script itself.
+FIRST = ("--data", "--root", "--size", "--epochs", "--lr", "--weights", "--seeds")
+
 # Options that are younger than the first runs, with the value that those runs used.
 ADDED = {"augment": "heavy", "select": "macro_f1", "sampling": "natural", "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}
 
 
-def training_parser(prog, description):
+class TrainingParser(Parser):
+    """A Parser of many options, whose --help shows the few that matter first above the others in their groups.
+
+    first: these, as they are typed.
+    """
+
+    def __init__(self, first=(), **kwargs):
+        super().__init__(**kwargs)
+        self.first = first
+
+    def format_help(self):
+        first = [self._option_string_actions[flag] for flag in self.first]
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        general, *groups = [group for group in self._action_groups if group._group_actions]
+        for title, actions in (("the options that matter first", first),
+                               *((group.title, group._group_actions) for group in (*groups, general))):
+            formatter.start_section(title)
+            formatter.add_arguments([action for action in actions if actions is first or action not in first])
+            formatter.end_section()
+        return formatter.format_help()
+
+
+def training_parser(prog, description, own=("--teacher",)):
     """The Parser with the options that train_teacher.py and distill.py share.
 
-    prog: the script's file name. description: the first paragraph of its --help. A comment behind a default says why
-    it has this value.
+    prog: the script's file name. description: the first paragraph of its --help. own: options of the script that its
+    --help shows first. A comment behind a default says why it has this value.
     """
-    parser = Parser(prog=prog, description=description)
+    parser = TrainingParser((*own, *FIRST), prog=prog, description=description, usage="%(prog)s [options]")
 
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="lesions", metavar="NAME",  # runs at once: nothing to download
@@ -87,7 +113,7 @@ def training_parser(prog, description):
     training.add_argument("--epochs", type=positive, metavar="N",
                           help="passes over the training images; default: the data set's own, else 30")
     training.add_argument("--batch", type=images, metavar="N",
-                          help="images a step; default: the data set's own, else 64")
+                          help="labelled images a step; default: the data set's own, else 64")
     training.add_argument("--lr", type=not_negative, metavar="X",
                           default=1e-3,  # the value suggested for Adam (1412.6980)
                           help="peak learning rate of AdamW (1711.05101); 5e-4 was used for ImageNet weights "
@@ -172,7 +198,7 @@ def parse_options(parser, argv=None):
     Raises UserError where an option is unknown or its value wrong, in the file as on the command line.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    config_parser = Parser(prog=parser.prog, add_help=False)
+    config_parser = Parser(prog=parser.script, add_help=False)
     config_parser.add_argument("--config", action="append", default=[])
     paths = config_parser.parse_known_args(argv)[0].config
     if len(paths) > 1:
@@ -189,14 +215,14 @@ def _check_script(path, parser):
     """The config.yaml of a student's run is for distill.py, that of a teacher's for train_teacher.py."""
     environment = Path(path).parent / "environment.json"
     script = SCRIPTS.get(read_json(environment).get("role")) if environment.is_file() else None
-    if script and script != parser.prog:
+    if script and script != parser.script:
         raise UserError(f"{path} has the options of another script", "Run: " + command(script, "--config", path))
 
 
 def settable(parser):
     """{name: action} of the options that a file may set."""
     return {action.dest: action for action in parser._actions
-            if action.option_strings and action.dest not in ("help", "config", "list")}
+            if action.option_strings and action.dest not in ("help", "version", "config", "list")}
 
 
 def underscored(options, source):
@@ -228,7 +254,7 @@ def to_arguments(parser, options, source=None, positional=()):
             continue
         if action is None:
             raise UserError(f"{source}: unknown option {key!r}",
-                            suggestion(key, actions, parser.prog) or f"Known are: {', '.join(actions)}.")
+                            suggestion(key, actions, parser.script) or f"Known are: {', '.join(actions)}.")
         if value is None:
             continue
         flag = action.option_strings[0]

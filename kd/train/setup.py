@@ -5,11 +5,12 @@ The script passes its `registry`, an object with get, create and load_plugin.
 
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import torch
 
-from kd import image, objective, runs
+from kd import image, objective, plugins, runs
 from kd.data import loader, splits
 from kd.data.dataset import Dataset
 from kd.errors import UserError, listing
@@ -23,19 +24,18 @@ from kd.train.weights import fingerprint
 def start(parser, argv, registry):
     """The options of a training script, resolved; None after --list has printed its table.
 
-    Plugins are loaded. Epochs, batch and the hard loss come from the data set's `defaults=` in the registry where the
-    command line leaves them open.
+    Plugins are loaded. What the command line leaves open is as in the data set's recipe().
     """
     options = parse_options(parser, argv)
-    for file in options["plugin"]:
-        registry.load_plugin(file)
-    if options.pop("list"):
+    words = sys.argv[1:] if argv is None else argv
+    is_typed = any(word.split("=")[0] == "--plugin" for word in words)
+    (plugins.load if is_typed else plugins.load_of_config)(options["plugin"], registry)
+    if options["list"]:
         print(registry.table())
         return None
-    name, _ = objective.parse_spec(options["data"])
-    defaults = {"epochs": 30, "batch": 64, "hard": "ce", **registry.get("dataset", name).info.get("defaults", {})}
-    for key in ("epochs", "batch", "hard"):
-        options[key] = options[key] or defaults[key]
+    parser.set_defaults(**recipe(options, parser.script, registry))
+    options = parse_options(parser, argv)
+    del options["list"]
     device, options["precision"] = engine.device_and_precision(options)
     options["device"] = str(device)
     if options["compile"]:
@@ -44,12 +44,27 @@ def start(parser, argv, registry):
     return options
 
 
+def recipe(options, script, registry):
+    """The defaults of a training script, a dict, for the data set of `options`: ours, or those it is registered with.
+
+    `defaults=` in the registry are for all networks, `student=` for distill.py. `teacher=` is for train_teacher.py,
+    where it trains the data set's own teacher: weights and a schedule that suit one network need not suit another.
+    """
+    name, _ = objective.parse_spec(options["data"])
+    info = registry.get("dataset", name).info
+    result = {"epochs": 30, "batch": 64, "hard": "ce", **info.get("defaults", {})}
+    if script == "distill.py":
+        return {**result, **info.get("student", {})}
+    own = {"teacher": "resnet50", **info.get("teacher", {})}
+    return {**result, **own} if canonical(options["teacher"] or own["teacher"], registry) == own["teacher"] else result
+
+
 def load_data(options, registry):
     """The Data that `options` name. Resolves size and study where they are open."""
     name, _ = objective.parse_spec(options["data"])
     entry = registry.get("dataset", name)
     if options["size"] is None and not entry.info.get("size_from_file"):
-        options["size"] = entry.info.get("defaults", {}).get("size", 64)
+        options["size"] = 64
     dataset = load_dataset(options, registry)
     if options["size"] is None:
         options["size"] = len(dataset.images[0])
@@ -113,6 +128,8 @@ def data_of_run(run, registry, root=None, cache=None):
     options = {"download": False, **run.options, "study": None, "name": None, "out": str(run.folder),
                "split": str(run.folder / "split.csv")}
     options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None}, fold=None)
+    if isinstance(options.get("data"), str):
+        plugins.provide("dataset", objective.parse_spec(options["data"])[0], run.folder, registry)
     try:
         data = load_data(options, registry)
         if data.range is not None and list(data.range) != _range_of(run):
@@ -183,7 +200,7 @@ def new_network(arch, data, options, seed, registry):
         if options["weights"] != "none":
             raise UserError("--init and --weights both say where to start",
                             "Give one of them; --weights none undoes that of a --config file.")
-        model, content = checkpoint.load(options["init"], registry.create, arch=name, class_names=data.class_names)
+        model, content = checkpoint.load(options["init"], registry, arch=name, class_names=data.class_names)
         check_input(content, data.input(), options["init"], "Fine-tune at the size that it was trained at.")
         splits.refuse_leak(seen(content, options["init"]), data, "the network in --init")
         info = {**inside(entry, model), **_recorded(content, model, options["init"])}
@@ -254,7 +271,7 @@ def check_input(content, here, path, hint):
 
 def load_network(path, registry, class_names=None):
     """(Network of a checkpoint, the checkpoint's content); another class list is an error."""
-    model, content = checkpoint.load(path, registry.create, class_names=class_names)
+    model, content = checkpoint.load(path, registry, class_names=class_names)
     info = {**inside(registry.get("architecture", content["arch"]), model), **_recorded(content, model, path)}
     return networks.Network(model, content["arch"], content["stem"], fingerprint=fingerprint(content["state_dict"]),
                             **info), content
@@ -276,10 +293,7 @@ def seen(content, path):
 
 def default_teacher(options, registry):
     """The name of the teacher's architecture: --teacher, else the data set's default, else resnet50."""
-    if options["teacher"]:
-        return canonical(options["teacher"], registry)
-    name, _ = objective.parse_spec(options["data"])
-    return registry.get("dataset", name).info.get("defaults", {}).get("teacher", "resnet50")
+    return canonical(options["teacher"] or recipe(options, "train_teacher.py", registry)["teacher"], registry)
 
 
 def checkpoint_in(path):

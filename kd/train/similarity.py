@@ -97,7 +97,8 @@ def write(folder, student, teacher, data, device):
     """
     if not student.stages or len(student.stages) != len(teacher.stages):
         unknown = teacher.arch if not teacher.stages else student.arch
-        print(f"{folder}: the stages of {unknown} are not known: no attention maps, and no similarity to the teacher")
+        print(f"{folder}: the stages of {unknown} are not known: no attention maps, and no similarity to the teacher. "
+              "They are named with --stages, or where the network is registered (docs/extending.md)")
         return
     pair = {"student": student, "teacher": teacher}
     extractors = {role: networks.FeatureExtractor(network.model, network.stages) for role, network in pair.items()}

@@ -15,6 +15,7 @@ from kd.data.mixing import mix_labels
 from kd.errors import UserError
 from kd.selection import AVERAGE
 from kd.train import cpu_convolution, distributed, networks
+from kd.train.stages import check_stages, proposed
 
 SIZE_STEP = 16  # px, in which --size-from grows
 NOT_OF_SEVERAL = {"teacher_features", "teacher_attention", "teacher_pooled"}  # what an ensemble of teachers has not
@@ -42,9 +43,11 @@ def feature_extractor(network, needs, role, compiled=None):
     head = network.head if f"{role}_pooled" in needs else None
     if reads_stages and not stages:
         when = "" if role == "student" else " when it is trained"
+        paths = " ".join(proposed(network.model) or "ABCD")
         raise UserError(f"the stages of {network.arch} are not known, and this loss reads them",
-                        f"Name four of its modules{when}, --stages A B C D; or use losses on logits (--beta 0, no such "
-                        "--term), or another network.")
+                        f"Name four of its modules{when}, --stages {paths}; a plugin of yours names them where it "
+                        'registers the network, stages=("A", "B", "C", "D"). Or use losses on logits (--beta 0, no '
+                        "such --term), or another network.")
     if f"{role}_pooled" in needs and not head:
         raise UserError(f"the head of {network.arch} is not known, and this loss reads its input",
                         "Use losses without it (no such --term), or another network.")
@@ -69,7 +72,7 @@ def dry_run(network, terms, data, options):
 
     The teacher may not exist yet; the network's own outputs stand for the teacher's.
     """
-    batching.batch_sizes(data, options["batch"], distributed.world(), options.get("unlabelled_share", 0.0))
+    batching.batch_sizes(data, options["batch"], distributed.world(), options.get("unlabelled_ratio", 0.0))
     for size in dict.fromkeys((options["size_from"] or data.size, data.size)):
         networks.check_input(network.model, network.arch, size, len(data.class_names))
     if options["size_from"] and options["size_from"] > data.size:
@@ -79,8 +82,8 @@ def dry_run(network, terms, data, options):
         raise UserError("validation has images of one class alone, and no AUROC", "Leave out --select.")
     if options["head_lr"] is not None and not network.head:
         raise UserError(f"the head of {network.arch} is not known, and --head-lr is for it", "Leave out --head-lr.")
-    if options["stages"]:
-        networks.check_stages(network.model, network.arch, network.stages, data.size)
+    if network.stages:
+        check_stages(network.model, network.arch, network.stages, data.size)
     needs = {need.replace("teacher_", "student_") for need in objective.needed(terms)}
     extractor = feature_extractor(network, needs, "student")
     training = network.model.training
@@ -144,7 +147,7 @@ class Step:
                                  if device.type == "cpu"]
         self.class_counts = _class_counts(data, options["sampling"]).to(device)
         self.views = Views.of(options, kept=options["teacher_cache"] if targets else None)
-        self.unlabelled_share = options["unlabelled_share"] if data.unlabelled else 0.0
+        self.unlabelled_ratio = options["unlabelled_ratio"] if data.unlabelled else 0.0
         self.full_size, self.first_size = data.size, options["size_from"] or data.size
         self.teacher_sizes = () if targets else tuple(member.size or data.size for member in members)
         self.epochs = options["epochs"]

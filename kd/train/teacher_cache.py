@@ -246,7 +246,7 @@ def kept(folder, teacher, data, options, needs):
     labelled = Targets(folder, teacher, data, views, **settings)
     if not data.unlabelled:
         return labelled
-    sizes = batch_sizes(data, options["batch"], unlabelled_share=options["unlabelled_share"])
+    sizes = batch_sizes(data, options["batch"], unlabelled_ratio=options["unlabelled_ratio"])
     visits = -(-options["epochs"] * sum(total - own for own, total in sizes) // len(data.unlabelled))
     views = replace(views, kept=min(views.kept, visits))
     return TargetsOfBoth(labelled, Targets(folder / data.unlabelled.fingerprint, teacher, data, views, **settings,

@@ -11,6 +11,7 @@ from kd.data import splits
 from kd.errors import UserError, listing
 from kd.objective import check_options, parse_spec
 from kd.train import networks, setup
+from kd.train.stages import check_stages
 from kd.train.weights import fingerprint, load_whole
 
 UNKNOWN = "what the teacher was trained on is unknown: it may have seen the validation and test images"
@@ -83,7 +84,7 @@ def foreign(file, spec, data, registry):
                                **{**setup.inside(entry, model), **given})
     networks.check_input(model, name, size, len(classes))
     if network.stages:
-        networks.check_stages(model, name, network.stages, size)
+        check_stages(model, name, network.stages, size)
     return network
 
 
@@ -135,7 +136,7 @@ class Answers:
             raise UserError(f"--teacher-predictions has one answer for each image, and this training {shown}", way_out)
         if data.unlabelled:
             raise UserError("--teacher-predictions is for images with labels, and --unlabelled has others",
-                            "Leave out one of them.")
+                            "Leave out one of them; --unlabelled without a name is none.")
         answers = self._read(file, data)
         if answers.ids is None:
             raise UserError(f"{file} has no ids, which tell whose answers these are", "Add a column or array `id`.")

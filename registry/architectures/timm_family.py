@@ -1,7 +1,10 @@
 """Any classifier of timm, by its own name: `timm:mobilenetv3_small_050`, `timm:resnet50.a1_in1k`."""
 
+import importlib.util
+
 from kd.errors import UserError, listing, nearest, need
 from kd.train import networks
+from kd.train.stages import check_stages
 from kd.train.weights import load_pretrained
 from registry import register
 
@@ -15,7 +18,7 @@ def stages(model):
     if len(found) < len(STRIDES):
         return ()
     try:
-        networks.check_stages(model, "timm", found, model.pretrained_cfg["input_size"][-1])
+        check_stages(model, "timm", found, model.pretrained_cfg["input_size"][-1])
     except UserError:  # channels last, as in Swin; names of timm's own feature extractor; rows of tokens
         return ()
     return found
@@ -35,7 +38,13 @@ def head(model):
     return found[0] if len(found) == 1 else None
 
 
+def members():
+    """The names of timm's classifiers, without those of their weights; none where timm is not installed."""
+    return need("timm", "timm").list_models() if importlib.util.find_spec("timm") else []
+
+
 @register("architecture", "timm:", stages=stages, head=head, small_stem=False,
+          members=members,
           mean=lambda model: tuple(model.pretrained_cfg["mean"]), std=lambda model: tuple(model.pretrained_cfg["std"]))
 def timm_classifier(name, num_classes, stem, weights):
     """Any classifier of timm, which the extra timm installs; --weights imagenet downloads the weights of that name."""

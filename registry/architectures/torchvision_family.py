@@ -20,10 +20,15 @@ def head(model):
     return path if isinstance(module, nn.Linear) else None
 
 
-@register("architecture", "torchvision:", stages=(), head=head, small_stem=False)
+def members():
+    """The names of all classifiers of torchvision."""
+    return models.list_models(module=models)
+
+
+@register("architecture", "torchvision:", stages=(), head=head, small_stem=False, members=members)
 def torchvision_classifier(name, num_classes, stem, weights):
     """Any torchvision classifier; losses on features need --stages."""
-    available = models.list_models(module=models)
+    available = members()
     if name not in available:
         suggestion = nearest(name, available)
         raise UserError(f"torchvision has no classifier {name!r}" + (f"; {suggestion}" if suggestion else ""),
