@@ -313,7 +313,11 @@ def write(rows, options):
         if path.is_file() and path != out:
             with contextlib.suppress(UserError):  # a table that cannot be read is replaced
                 old_rows = read_csv(path)
-        write_csv(path, [*table, *(row for row in old_rows if row_key(row) not in measured_again)])
+        all_rows = [*table, *(row for row in old_rows if row_key(row) not in measured_again)]
+        write_csv(path, all_rows)
+        if path != out:
+            from kd import event_writer, scalars  # not on an edge box, which has no runs
+            event_writer.results(path.parent, "benchmark", scalars.of_benchmark(all_rows))
     return list(tables)
 
 

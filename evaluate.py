@@ -18,12 +18,14 @@ from kd import (
     bootstrap,
     calibration,
     errors,
+    event_writer,
     metrics,
     operating_points,
     plugins,
     prediction_files,
     predictions,
     runs,
+    scalars,
     score_kinds,
 )
 from kd.audit import examine
@@ -125,7 +127,7 @@ def reading(options):
 
 
 def evaluate_run(folder, settings=protocol.Settings(), table=None, by=()):
-    """Evaluate a seed's folder and write its metrics.json. Returns Evaluated.
+    """Evaluate a seed's folder, write its metrics.json and log it for TensorBoard. Returns Evaluated.
 
     table, by: the path of a table about the images (by default one beside the images), and its columns that make
     subgroups.
@@ -138,6 +140,7 @@ def evaluate_run(folder, settings=protocol.Settings(), table=None, by=()):
     add_subgroups(evaluated, table or (find_table(run, by) if by else None), by, settings)
     evaluated.result["audit"] = examine.audit_run(run, evaluated.result)
     write_json(Path(folder) / "metrics.json", evaluated.result)
+    event_writer.results(folder, "evaluate", scalars.of_metrics(evaluated.result))
     return evaluated
 
 

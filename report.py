@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kd import errors
 from kd.files import check_writable, write_text
-from kd.report import blocks, build, figures, pdf, pdf_blocks, study_files
+from kd.report import blocks, build, figures, paper, pdf, pdf_blocks, study_files
 from kd.report.sections import overview
 
 
@@ -20,7 +20,9 @@ def parser():
     result.add_argument(
         "runs", metavar="RUNS", help="a study's folder, e.g. runs/lesions_48px, or one with another system's tables"
     )
-    result.add_argument("--out", metavar="DIR", help="where report.html, report.pdf and tables/ go (default: RUNS)")
+    result.add_argument(
+        "--out", metavar="DIR", help="where report.html, report.pdf, tables/ and figures/ go (default: RUNS)"
+    )
     result.add_argument(
         "--notes", nargs="+", default=[], metavar="FILE", help="Markdown, text or Word files, added as they are"
     )
@@ -28,7 +30,7 @@ def parser():
 
 
 def main(argv=None):
-    """Write report.html, report.pdf and tables/; returns the path of the page."""
+    """Write report.html, report.pdf, tables/ and figures/; returns the path of the page."""
     args = parser().parse_args(argv)
     for package in ("jinja2", "matplotlib", "reportlab"):
         errors.need(package, "report")
@@ -40,10 +42,11 @@ def main(argv=None):
     page = render(study, lead, sections)
     pdf.write(out / "report.pdf", pdf_blocks.printed(study.name, lead, sections))
     blocks.write_tables(out / "tables", sections)
+    paper.write(out / "figures", sections)
     write_text(out / "report.html", page)
     for folder, problem, remedy in study.problems:
         print(f"{folder}: {problem} ({remedy})" if remedy else f"{folder}: {problem}")
-    print(f"report: {out / 'report.html'}, {out / 'report.pdf'}, {out / 'tables'}")
+    print(f"report: {out / 'report.html'}, {out / 'report.pdf'}, {out / 'tables'}, {out / 'figures'}")
     return out / "report.html"
 
 

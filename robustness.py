@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import registry
-from kd import bootstrap, corruptions, errors, objective, plugins, runs
+from kd import bootstrap, corruptions, errors, event_writer, objective, plugins, runs, scalars
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
-from kd.files import atomic, write_text
+from kd.files import atomic, read_csv, write_text
 from kd.report import figures, figures_robustness
 from kd.robustness import answers, scores, suites, terminal
 from kd.text import command
@@ -176,6 +176,8 @@ def write(folder, model_files, tables, summary):
     for model_file, rows in zip(model_files, tables):
         rows_of.setdefault(model_file.folder / "robustness.csv", []).extend(rows)
     written = [path for path, rows in rows_of.items() if _write_table(path, rows, ("file", "suite"))]
+    for path in written:
+        event_writer.results(path.parent, "robustness", scalars.of_robustness(read_csv(path)))
     if folder and _write_table(folder / SUMMARY, summary, ("suite",)):
         written.append(folder / SUMMARY)
     return written
@@ -201,8 +203,8 @@ def draw(folder, rows, kinds, example_rows):
     legible_rows, omissions = figures_robustness.legible(rows)
     curves_alt = " ".join([f"Macro-F1 over severity {alt}.", *omissions])
     try:
-        drawings = {"curves": figures_robustness.curves(legible_rows, kinds, alt=curves_alt),
-                    "heatmap": figures_robustness.heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}.")}
+        drawings = {"curves": figures_robustness.robustness_curves(legible_rows, kinds, alt=curves_alt),
+                    "heatmap": figures_robustness.robustness_heatmap(rows, kinds, alt=f"Mean macro-F1 {alt}.")}
         sheet = figures_robustness.sheet(example_rows())
     except UserError as error:
         print(f"no figures: {error.message}. {error.hint}")

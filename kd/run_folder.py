@@ -255,6 +255,14 @@ def _attention(run, path, arrays):
     if student.ndim != 4 or student.shape != teacher.shape or len(arrays["ids"]) != len(student) or any(
             values.shape != student.shape[1:2] for values in (cka, *ends)):
         raise UserError(f"{path} holds no maps [K, stages, h, w] of student and teacher")
+    cam = "iuf", student[:, 0].shape
+    for name, (kinds, shape) in {"student_cam": cam, "teacher_cam": cam, "candidates": ("iu", ()),
+                                 "difference": ("iuf", student.shape[:1])}.items():
+        array = arrays.get(name)  # older files have none
+        if array is not None and (array.dtype.kind not in kinds or array.shape != shape):
+            raise UserError(f"{path} is damaged: {name} is not of shape {shape}")
+    if "images" in arrays:
+        _samples(run, path, arrays)
     return arrays
 
 

@@ -20,7 +20,7 @@ from kd import event_writer, runs
 from kd.calibration import BIASED
 from kd.evaluation import protocol
 from kd.files import read_json, read_npz, write_csv, write_json, write_npz, write_yaml
-from kd.report import figures, pdf
+from kd.report import figures, paper, pdf
 
 CLASSES = {"mel": .4, "nv": .4, "df": .2}
 MODELS = {"teacher_big": (3.0, (0,)), "small_alone": (1.0, (0, 1)), "small_kd": (2.2, (0, 1))}
@@ -98,7 +98,10 @@ def write_parts(root):
         if not model.startswith("teacher") and not model.endswith("alone"):
             cka = np.array([.9, .8, .7, .6])
             maps = {name: rng.random((4, 4, 4, 4)).astype(np.float16) for name in ("student", "teacher")}
-            write_npz(folder / "attention.npz", ids=samples["ids"], cka=cka, cka_lo=cka - .05, cka_hi=cka + .05, **maps)
+            maps |= {f"{name}_cam": rng.random((4, 4, 4)).astype(np.float16) for name in ("student", "teacher")}
+            write_npz(folder / "attention.npz", ids=samples["ids"], cka=cka, cka_lo=cka - .05, cka_hi=cka + .05,
+                      images=samples["images"], difference=np.array([.75, .5, .25, .125]), candidates=np.array(120),
+                      **maps)
         with event_writer.opened(folder / "tb", 0) as log:
             log({"epoch": 1, "loss": 2.5 - k, "val_macro_f1": .25})
             log({"epoch": 2, "loss": 1.5, "val_macro_f1": .125 * k})
@@ -187,6 +190,7 @@ def without_drawings(monkeypatch):
     """For tests that are not about drawings: a report without them and without the PDF, its template compiled once."""
     monkeypatch.setattr(os, "fsync", lambda file: None)
     monkeypatch.setattr(pdf, "write", lambda path, blocks: None)
+    monkeypatch.setattr(paper, "write", lambda folder, sections: None)
     monkeypatch.setattr(figures, "to_svg", lambda draw, args, options, alt: "<svg></svg>")
     monkeypatch.setattr(jinja2.Environment, "compile", compile_once)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd.report import figures, figures_quality
+from kd.report import figures, figures_latency, figures_quality, figures_scalars
 from reported import words
 
 NAN = float("nan")
@@ -20,12 +20,15 @@ def texts(svg):
     return words(ElementTree.fromstring(svg))
 
 
-def test_curves_are_drawn_of_one_epoch_of_nan_and_of_many_seeds():
-    single = figures.curves([("seed 0", [1], [2.], [.3], 0)], "teacher", alt="one")
-    lost = figures.curves([("seed 0", [1, 2], [NAN, float("inf")], [NAN, NAN], None)], "student", alt="lost")
-    many = figures.curves([(f"seed {i}", [1, 2], [2, 1], [.1, .2], 1) for i in range(9)], "alone", 1, 2, alt="many")
-    assert "epoch" in texts(single) and "epoch" in texts(lost)
-    assert {f"seed {i}" for i in range(9)} <= set(texts(many))
+def test_scalars_of_one_step_of_nan_and_of_many_runs_are_drawn_each_in_its_frame():
+    steps = np.arange(1, 4)
+    frames = [("val/macro_f1", [(k, steps, np.array([.1, NAN, .3 + k]), 3) for k in range(9)]),
+              ("train/loss", [(0, steps[:1], np.array([2.]), None), (1, steps, np.array([NAN, float("inf"), NAN]), 2)]),
+              ("long", [(0, np.arange(10_000), np.arange(10_000.), None)])]
+    models = [("teacher_big", "teacher"), *((f"m{k}", "student") for k in range(8))]
+    svg = figures_scalars.scalars(models, frames, alt="s")
+    assert {"val/macro_f1", "train/loss", "long", *(name for name, _ in models)} <= set(texts(svg))
+    assert len(svg) < 60_000  # long histories are thinned
 
 
 def test_a_drawing_drawn_again_is_the_same_to_the_letter():
@@ -57,20 +60,38 @@ def test_bars_name_the_classes_and_their_values_and_the_reference():
 
 def test_reliability_is_drawn_with_empty_bins_and_without_a_temperature():
     bins = [{"count": 0, "confidence": None, "accuracy": None}, {"count": 3, "confidence": .7, "accuracy": .5}]
-    assert "○ raw, ECE 0.200" in texts(figures_quality.reliability(bins, None, "student", (.2, NAN), alt="r"))
-    assert "● calibrated, ECE 0.100" in texts(figures_quality.reliability(bins, bins, "student", (.2, .1), alt="r"))
+    for calibrated, eces, key in ((None, (.2, NAN), "○ raw, ECE 0.200"), (bins, (.2, .1), "● calibrated, ECE 0.100")):
+        shown = texts(figures_quality.reliability(bins, calibrated, "student", eces, alt="r"))
+        assert {key, "3", "images"} <= set(shown)
+    assert "images" in texts(figures_quality.reliability([], None, "student", (NAN, NAN), alt="r"))
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_quality_over_latency_labels_every_point(narrow):
-    points = [
-        ((f"m{k}", "1 MB"), "student", "int8" if k else "fp32", latency, 0.5, 0.4, 0.6, size, bool(k), 0 if k else None)
-        for k, (latency, size) in enumerate([(1.0, 100), (1.0, None), (50.0, 10)])
+def test_bins_of_few_images_are_joined_and_lose_none():
+    bins = [{"count": count, "confidence": confidence, "accuracy": accuracy} for count, confidence, accuracy in (
+        (4, .1, .25), (0, None, None), (6, .2, .5), (30, .5, .4), (8, .9, .75), (1, 1., 0))]
+    assert figures_quality.joined(bins) == [
+        (pytest.approx(.16), pytest.approx(.4), 10), (pytest.approx((15 + 7.2 + 1) / 39), pytest.approx(18 / 39), 39),
     ]
-    svg = figures_quality.pareto(points, "median latency, ms an image", narrow, alt="p")
-    labels = {f"m{k}" if narrow else f"m{k}, 1 MB" for k in range(3)}
-    axis_labels = {"median latency, ms an image, logarithmic", "macro-F1 on the test split"}
-    assert labels | axis_labels <= set(texts(svg))
+    assert figures_quality.joined(bins[:1]) == [(pytest.approx(.1), pytest.approx(.25), 4)]
+    assert figures_quality.joined([]) == figures_quality.joined(bins[1:2]) == []
+
+
+Mark = figures_latency.Mark
+
+
+def test_quality_over_latency_names_every_model_with_its_latency_and_size():
+    models = [("big", "teacher", Mark(50., .8, .7, .9, 44.7), Mark(20., .79, .68, .91, 11.2)),
+              ("small_alone", "alone", Mark(1., .5, NAN, NAN, None), None),
+              ("$x$", "student", Mark(1., .5, .4, .6, .4), None)]
+    svg = figures_latency.quality_latency(models, "median latency, ms", [(1, .45), (1, .55)], alt="p")
+    assert {"big", "50 ms, 45 MB", "small_alone", "1 ms", "$x$", "1 ms, 0.4 MB", "macro-F1 on the test split",
+            "median latency, ms, log scale"} <= set(texts(svg))
+    assert svg.split('viewBox="')[1].startswith("0 0 400 ")  # legible on a telephone as it is
+
+
+def test_the_front_is_of_the_marks_that_no_other_equals_in_both():
+    marks = [Mark(x, y, NAN, NAN, 1.) for x, y in ((1, .5), (2, .4), (3, .7), (3, .6), (4, .7), (5, .9))]
+    assert figures_latency._front(marks, 9) == ([1, 3, 3, 5, 5, 9], [.5, .5, .7, .7, .9, .9])
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -80,12 +101,16 @@ def test_risk_over_coverage_labels_every_line(narrow):
 
 
 @pytest.mark.parametrize("narrow", [False, True])
-def test_attention_is_drawn_beside_its_image(narrow):
+@pytest.mark.parametrize("with_cam", [False, True])
+def test_attention_is_drawn_beside_its_image_with_grad_cam_where_the_file_has_it(narrow, with_cam):
     maps = np.linspace(0, 1, 64).reshape(4, 4, 4).astype(np.float16)
-    svg = figures_quality.attention([(np.zeros((8, 8, 3), np.uint8), maps, np.zeros_like(maps))], narrow, alt="a")
-    assert svg.count("<image ") == (3 if narrow else 9)
-    headings = {"teacher, stage 3", "student, stage 3"} if narrow else {"teacher", "student", "stage 4"}
-    assert {"image"} | headings <= set(texts(svg))
+    cams = {"teacher_cam": maps[0], "student_cam": maps[1]} if with_cam else {}
+    rows = [figures_quality.Maps(np.zeros((8, 8, 3), np.uint8), maps, maps, words="true $mel$", **cams)]
+    svg = figures_quality.attention(rows, narrow, alt="a")
+    assert svg.count("<image ") == (3 if narrow else 9) + 2 * with_cam
+    headings = texts(svg)
+    assert {"image", "teacher", "student", "stage 3", "true $mel$"} <= set(headings)
+    assert headings.count("Grad-CAM") == 2 * with_cam and headings.count("stage 4") == 2 * (not narrow)
 
 
 def test_labels_stand_apart_in_order_and_move_no_more_than_they_must():

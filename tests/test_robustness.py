@@ -559,13 +559,14 @@ def text_of(svg):
 def test_curves_and_heat_map_show_every_model_and_corruption():
     pytest.importorskip("matplotlib")
     rows = table() + [{**row, "file": "model.int8.onnx"} for row in table() if row["model"] == "b_kd"]
-    for draw in (figures_robustness.curves, figures_robustness.heatmap):
+    for draw in (figures_robustness.robustness_curves, figures_robustness.robustness_heatmap):
         text = text_of(draw(rows, KINDS, alt="x"))
         assert all(word in text for word in (*KINDS, "b_kd INT8", "gaussian noise", "jpeg", "clean"))
-    numbers = re.findall(r"\.\d\d", text_of(figures_robustness.heatmap(rows, KINDS, alt="x")))
+    numbers = re.findall(r"\.\d\d", text_of(figures_robustness.robustness_heatmap(rows, KINDS, alt="x")))
     assert numbers[:3] == [".80", ".65", ".65"]  # clean, then means over severities
     other_seed = [{**row, "seed": "seed_1", "macro_f1": "0"} for row in table()]
-    curves, more = (figures_robustness.curves(rows, KINDS, alt="x") for rows in (table(), table() + other_seed))
+    curves, more = (figures_robustness.robustness_curves(rows, KINDS, alt="x")
+                    for rows in (table(), table() + other_seed))
     assert curves == more
 
 

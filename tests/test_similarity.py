@@ -10,7 +10,7 @@ import distill
 import small
 import train_teacher
 from kd import image, losses
-from kd.files import read_npz, write_npz
+from kd.files import read_npz
 from kd.train import networks, similarity
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -110,14 +110,67 @@ def test_the_interval_covers_what_many_images_give_and_groups_widen_it():
     assert widths[1] > 1.2 * widths[0]
 
 
+class Pooled(torch.nn.Module):
+    """A stage of two channels, given by hand, then global average pooling and a linear head."""
+
+    def __init__(self, channels, weights):
+        super().__init__()
+        self.channels, self.stage = channels, torch.nn.Identity()
+        self.relu, self.head = torch.nn.ReLU(inplace=True), torch.nn.Linear(len(weights[0]), len(weights))
+        self.head.weight.data, self.head.bias.data = torch.tensor(weights), torch.zeros(len(weights))
+
+    def forward(self, images):
+        features = self.stage(self.channels * images.mean((1, 2, 3), keepdim=True))
+        return self.head(self.relu(features).mean((2, 3)))
+
+
+def test_grad_cam_of_a_linear_head_after_average_pooling_is_the_class_activation_map():
+    # The channels A = 3 1 / 1 5 and B = 2 3 / 2 1 have the means 5/2 and 2, and the logits are 2 * 5/2 - 2 = 3 and 2.
+    # So the map is that of class 0, relu(2 A - B) = 4 0 / 0 9, over its maximum.
+    channels = torch.tensor([[[[3., 1], [1, 5]], [[2, 3], [2, 1]]]])
+    model = Pooled(channels, [[2., -1], [0, 1]]).eval().requires_grad_(False)  # frozen, as a teacher is
+    with torch.no_grad():
+        maps = similarity.grad_cam(model, "stage", torch.tensor([1., 2, 5]).view(3, 1, 1, 1).expand(3, 3, 2, 2))
+    assert maps.numpy() == pytest.approx(np.array([[[4 / 9, 0], [0, 1]]] * 3))
+    assert not model.stage._forward_hooks and not maps.requires_grad
+
+
+def test_grad_cam_shows_nothing_where_nothing_speaks_for_the_class():
+    model = Pooled(torch.ones(1, 2, 2, 2), [[-1., -1], [-2, -2]]).eval()
+    assert not similarity.grad_cam(model, "stage", torch.ones(1, 3, 2, 2)).any()
+
+
 @pytest.fixture
 def run(tmp_path):
-    """(folder, student, teacher, data) with samples of a run."""
+    """(folder, student, teacher, data)."""
     data, options = small.data(folder=tmp_path / "cache"), small.options("--alpha", "0.5")
-    student, teacher = small.network(options, data), small.network(options, data, seed=1)
-    test = data.where("test")[:3]
-    write_npz(tmp_path / "samples.npz", images=image.centre_crop(data.pixels(test), 32), ids=data.ids[test])
-    return tmp_path, student, teacher, data
+    return tmp_path, small.network(options, data), small.network(options, data, seed=1), data
+
+
+def logits(network, pixels):
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (network.mean, network.std))
+    with torch.no_grad():
+        return network.model.eval()((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
+
+
+def test_the_images_are_those_on_which_student_and_teacher_differ_most_one_of_a_group(run):
+    folder, student, teacher, data = run
+    test = data.where("test")
+    data.groups[test[:2 * len(test) // 3]] = "one"
+    similarity.write(folder, student, teacher, data, "cpu")
+    arrays = read_npz(folder / "attention.npz")
+    pixels = image.centre_crop(data.pixels(test), 32)
+    both = [logits(network, pixels).softmax(1).numpy() for network in (student, teacher)]
+    distances, expected, groups = np.abs(both[0] - both[1]).sum(1) / 2, [], set()
+    for k in np.argsort(-distances):
+        if data.groups[test[k]] not in groups:
+            expected.append(k)
+            groups.add(data.groups[test[k]])
+    expected = expected[:similarity.SHOWN]
+    assert "one" in {data.groups[test[k]] for k in expected}
+    assert arrays["ids"].tolist() == data.ids[test[expected]].tolist()
+    assert arrays["difference"] == pytest.approx(distances[expected], abs=1e-6)
+    assert np.array_equal(arrays["images"], pixels[expected]) and arrays["candidates"] == len(test)
 
 
 def test_a_network_has_similarity_1_and_equal_maps_with_itself(run):
@@ -126,29 +179,28 @@ def test_a_network_has_similarity_1_and_equal_maps_with_itself(run):
     arrays = read_npz(folder / "attention.npz")
     maps = arrays["student"]
     assert arrays["cka"] == pytest.approx(np.ones(4)) and arrays["cka_lo"] == pytest.approx(np.ones(4), abs=1e-6)
-    assert np.array_equal(maps, arrays["teacher"]) and maps.shape == (3, 4, 32, 32)
+    assert np.array_equal(maps, arrays["teacher"]) and maps.shape == (similarity.SHOWN, 4, 32, 32)
+    assert np.array_equal(arrays["student_cam"], arrays["teacher_cam"])
+    assert arrays["student_cam"].shape == maps[:, 0].shape and arrays["student_cam"].max() <= 1
     assert maps.dtype == np.float16 and arrays["cka_images"] == len(data.where("val"))
-    assert np.square(maps.astype(float)).sum((2, 3)) == pytest.approx(np.ones((3, 4)), abs=.01)
+    assert np.square(maps.astype(float)).sum((2, 3)) == pytest.approx(np.ones((similarity.SHOWN, 4)), abs=.01)
 
 
 def test_maps_and_similarity_are_those_of_the_stages(run):
     folder, student, teacher, data = run
     similarity.write(folder, student, teacher, data, "cpu")
-    arrays, samples = read_npz(folder / "attention.npz"), read_npz(folder / "samples.npz")
+    arrays = read_npz(folder / "attention.npz")
     cka, lo, hi = arrays["cka"], arrays["cka_lo"], arrays["cka_hi"]
-    assert arrays["ids"].tolist() == samples["ids"].tolist()
     assert (cka < .999).all() and (lo < cka).all() and (cka < hi).all()
 
     def stage(network, pixels):
         model, features = network.model.eval(), []
         hook = model.stage1.register_forward_hook(lambda module, inputs, output: features.append(output))
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (network.mean, network.std))
-        with torch.no_grad():
-            model((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
+        logits(network, pixels)
         hook.remove()
         return features[0]
 
-    expected = losses.attention(stage(teacher, samples["images"])).numpy()  # 32 x 32 already
+    expected = losses.attention(stage(teacher, arrays["images"])).numpy()  # 32 x 32 already
     assert arrays["teacher"][:, 0].astype(float) == pytest.approx(expected, abs=1e-3)
     pixels = image.centre_crop(data.pixels(data.where("val")), 32)
     blocks = [stage(network, pixels).view(len(pixels), 16, 4, 8, 4, 8).mean((3, 5)).flatten(1).numpy().astype(float)
@@ -164,6 +216,7 @@ def test_a_large_validation_split_is_sampled_evenly_and_the_same_each_time(run, 
         similarity.write(folder, student, teacher, data, "cpu")
         files.append(read_npz(folder / "attention.npz"))
     assert 4 <= files[0]["cka_images"] <= 5 and np.array_equal(files[0]["cka"], files[1]["cka"])
+    assert files[0]["candidates"] <= 5 and len(files[0]["ids"]) <= similarity.SHOWN
 
 
 def test_without_known_stages_a_line_says_so(run, capsys):

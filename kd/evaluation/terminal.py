@@ -6,16 +6,7 @@ import numpy as np
 
 from kd import bootstrap, paired, prediction_files, runs
 from kd.errors import listing
-from kd.text import (
-    SEEDS_NOTE,
-    align_columns,
-    format_count,
-    format_metric,
-    format_number,
-    format_p,
-    shortened,
-    width,
-)
+from kd.text import SEEDS_NOTE, align_columns, format_count, format_metric, format_number, format_p, shortened, width
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "macro_f1_without_rarest": "macro F1 without {}",
           "weighted_f1": "weighted F1",

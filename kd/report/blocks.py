@@ -258,6 +258,12 @@ def _cell_text(record, column):
     return f"{parts['text']} ({parts['reason']})" if parts["reason"] else parts["text"]
 
 
+def key_columns(columns, records):
+    """The number of first columns that name the rows of a table: those of texts, the first alone if all are texts."""
+    texts = [all(isinstance(record.get(column.key), (str, type(None))) for record in records) for column in columns]
+    return texts.index(False) or 1 if False in texts else 1
+
+
 def to_csv(records):
     """Records as the text of a CSV file, one column for each key.
 
@@ -298,7 +304,8 @@ def write_tables(folder, sections):
         files = {f"{block['name']}.csv": to_csv(block["export"])}
         if block["paper"]:
             titles, rows = texts({**block, "columns": block["paper"]})
-            files[f"{block['name']}.tex"] = latex.table(titles, rows, block["caption"], block["name"])
+            keys = key_columns(block["paper"], block["records"])
+            files[f"{block['name']}.tex"] = latex.table(titles, rows, block["caption"], block["name"], keys)
         for name, content in files.items():
             write_text(folder / name, content)
         written |= files.keys()

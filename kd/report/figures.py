@@ -28,11 +28,15 @@ DARK = {"paper": "#14181c", "ink": "#e5e9ec", "muted": "#9ba7b0", "rule": "#3942
         "teacher": "#f28a45", "alone": "#a7b1b9", "student": "#5ab4ea",
         "shade": "#1f80c2", "note": "#3b3013", "error": "#ff8a8f"}
 MARKERS = {"teacher": "s", "alone": "o", "student": "o"}
-DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2))]  # distinguish lines of one role
+DASHES = ["-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)), (0, (9, 2)), (0, (5, 2, 1, 1, 1, 2))]  # of one role
+
+FONT = 12  # px
 
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False,
-    "font.size": 12, "axes.labelsize": 12, "xtick.labelsize": 12, "ytick.labelsize": 12,
+    # No text is smaller: at the widths of a paper it must not fall below 7 points (kd/report/paper.py).
+    **dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize", "figure.labelsize", "legend.fontsize",
+                     "xtick.labelsize", "ytick.labelsize"), FONT),
     "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["muted"], "axes.edgecolor": LIGHT["rule"],
     "xtick.color": LIGHT["rule"], "ytick.color": LIGHT["rule"],
     "xtick.labelcolor": LIGHT["muted"], "ytick.labelcolor": LIGHT["muted"],
@@ -65,11 +69,14 @@ def to_svg(draw, args, options, alt):
         figure, file = figure_class(layout="constrained", dpi=72), io.StringIO()
         draw(figure, *args, **options)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(file.getvalue(), alt)
+    return _inline(file.getvalue(), alt, draw.__name__)
 
 
-def _inline(svg, alt):
-    """matplotlib's SVG file as an element of an HTML page: no namespaces, no global style, ids of its own."""
+def _inline(svg, alt, name):
+    """matplotlib's SVG file as an element of an HTML page: no namespaces, no global style, ids of its own.
+
+    name: of the drawing, which names its file among the figures for papers.
+    """
     root = ElementTree.fromstring(svg)
     prefix = "f" + hashlib.sha256((alt + svg).encode(errors="replace")).hexdigest()[:8]
     referenced = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
@@ -92,7 +99,7 @@ def _inline(svg, alt):
     _ungroup(root)
     width, height = root.get("viewBox").split()[2:]
     root.attrib.update({"width": width, "height": height, "role": "img", "aria-label": one_line(alt, 10 ** 6),
-                        "style": "stroke-linejoin: round"})
+                        "style": "stroke-linejoin: round", "data-figure": name})
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -178,7 +185,7 @@ def confusion(figure, matrix, class_names):
         axes.add_patch(Rectangle((column - .5, row - .5), 1, 1, linewidth=0,
                                  facecolor=(LIGHT["shade"], .75 * shares[row, column])))
         if count <= 15:
-            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center", fontsize=11,
+            axes.text(column, row, f"{matrix[row, column]:,}", ha="center", va="center",
                       fontweight="bold" if row == column else None)
     for edge in np.arange(-.5, count):
         axes.axhline(edge, color=LIGHT["rule"], linewidth=.75)
@@ -192,49 +199,6 @@ def confusion(figure, matrix, class_names):
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-
-
-@drawing
-def curves(figure, seeds, role, top=1, last=None):
-    """Validation macro-F1 above training loss, by epoch; one line for each seed.
-
-    seeds: (label, epochs, losses, scores, best); best is the index of the best epoch, or None.
-    role: of the model. top, last: ends of the macro-F1 and epoch axes, so that drawings can be compared.
-    """
-    from matplotlib.ticker import MaxNLocator
-    figure.set_layout_engine("none")  # the axes have the same place in every drawing, however long the labels
-    figure.set_size_inches(420 / 72, 330 / 72)
-    score_axes, loss_axes = figure.subplots(2, sharex=True, gridspec_kw={
-        "left": .125, "right": .82, "top": .97, "bottom": .13, "hspace": .22})
-    labels = []  # (height, index of the seed, linestyle, name), beside the end of each line
-    for i, (name, epochs, losses, scores, best) in enumerate(seeds):
-        linestyle = DASHES[i % len(DASHES)]
-        options = {"color": LIGHT[role], "linestyle": linestyle, "marker": "." if len(epochs) < 3 else None}
-        score_axes.plot(epochs, scores, **options)
-        loss_axes.plot(epochs, losses, **options)
-        if best is not None:
-            score_axes.plot([epochs[best]], [scores[best]], MARKERS[role], color=LIGHT[role],
-                            markersize=8, markeredgewidth=2, markerfacecolor=LIGHT["paper"])
-            last_score = [score for score in scores if np.isfinite(score)][-1]
-            labels.append((last_score, i, linestyle, name))
-    labels = sorted(labels) if len(seeds) > 1 else []
-    for height, (_, _, linestyle, name) in zip(apart([label[0] for label in labels], .13 * top), labels):
-        beside = score_axes.get_yaxis_transform()  # x in widths of the axes, y in macro-F1
-        score_axes.plot([1.02, 1.075], [height] * 2, color=LIGHT[role], linestyle=linestyle,
-                        transform=beside, clip_on=False)
-        score_axes.text(1.09, height, one_line(name, 10), transform=beside, va="center", fontsize=11)
-    score_axes.set_ylim(0, top)
-    if last is not None:
-        score_axes.set_xlim(.5, last + .5)
-    loss_axes.set_ylim(bottom=0)
-    score_axes.set_ylabel("val. macro-F1")
-    loss_axes.set_ylabel("training loss")
-    loss_axes.set_xlabel("epoch")
-    loss_axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for axes in (score_axes, loss_axes):
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        plain(axes, "y")
-    figure.align_ylabels()
 
 
 def dashes(roles):
@@ -271,6 +235,16 @@ def thumbnail(image, limit=192):
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def standalone(svg):
-    """An inline drawing as an SVG file of its own."""
+def standalone(svg, width=None):
+    """An inline drawing as an SVG file of its own, in the light colours. width: in points; default: its own, in px."""
+    svg = re.sub(r"var\(--[\w-]+, ([^()]*)\)", r"\1", svg)  # a CSS variable: its fallback
+    if width:
+        old_width, old_height = size(svg)
+        svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)
+        svg = svg.replace("<svg ", f'<svg width="{width:g}pt" height="{width * old_height / old_width:g}pt" ', 1)
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+
+
+def size(svg):
+    """(width, height) of an inline drawing, in px."""
+    return tuple(map(float, re.search(r'viewBox="\S+ \S+ (\S+) (\S+)"', svg).groups()))

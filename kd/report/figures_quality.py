@@ -1,14 +1,15 @@
-"""Figures of the quality of models: F1 of each class, calibration, risk, latency, CKA and attention."""
+"""Figures of the quality of models: F1 of each class, calibration, risk, CKA and attention."""
 
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
+from kd.estimate import wilson
 from kd.report.figures import LIGHT, MARKERS, apart, dashes, drawing, plain
 from kd.text import one_line
 
 QUARTERS = [0, .25, .5, .75, 1], ["0", ".25", ".5", ".75", "1"]  # ticks and their labels
-LATENCY_TICKS = [digit * 10 ** power for power in range(-2, 4) for digit in (1, 2, 5)]  # ms
 
 
 @drawing
@@ -18,7 +19,7 @@ def per_class(figure, names, model, reference, role, title):
     names: the C classes. model: C METRICs. reference: C METRICs, or None. role: of the model. title: the reference's
     name.
     """
-    figure.set_size_inches(420 / 72, (26 * len(names) + 84) / 72)
+    figure.set_size_inches(400 / 72, (26 * len(names) + 84) / 72)
     axes = figure.add_subplot()
     for y, metric in enumerate(model):
         value = metric["value"]
@@ -27,7 +28,7 @@ def per_class(figure, names, model, reference, role, title):
             axes.plot([metric["lo"], metric["hi"]], [y, y], color=LIGHT[role], linewidth=2.25)
             axes.plot([value], [y], "|", color=LIGHT[role], markersize=13, markeredgewidth=2.25)
         axes.annotate(f"{value:.3f}" if np.isfinite(value) else "n/a", (1, y), xytext=(8, 0),
-                      xycoords=("axes fraction", "data"), textcoords="offset points", va="center", fontsize=11)
+                      xycoords=("axes fraction", "data"), textcoords="offset points", va="center")
     for y, metric in enumerate(reference or ()):
         if np.isfinite(metric["value"]):
             axes.plot([metric["value"]], [y - .02], MARKERS["teacher"], color=LIGHT["teacher"], markersize=6.5,
@@ -45,42 +46,74 @@ def per_class(figure, names, model, reference, role, title):
         )
 
 
+LEAST = 10  # images of a bin that is drawn: fewer are joined with the next bin
+
+
+def joined(bins):
+    """Bins of a reliability diagram with at least LEAST images each: [(confidence, accuracy, images)].
+
+    bins: {"count", "confidence", "accuracy"} in ascending order. A bin with fewer is joined with the next ones, the
+    last with the one before.
+    """
+    groups = []
+    for row in bins:
+        if row["count"] and row["confidence"] is not None and row["accuracy"] is not None:
+            if not groups or sum(other["count"] for other in groups[-1]) >= LEAST:
+                groups.append([])
+            groups[-1].append(row)
+    if len(groups) > 1 and sum(row["count"] for row in groups[-1]) < LEAST:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    points = []
+    for group in groups:
+        counts = [row["count"] for row in group]
+        means = [np.average([row[key] for row in group], weights=counts) for key in ("confidence", "accuracy")]
+        points.append((*map(float, means), int(sum(counts))))
+    return points
+
+
 @drawing
 def reliability(figure, raw, calibrated, role, eces):
-    """Accuracy over confidence: a mark for each bin, its area the bin's share of the images. Ideal is the diagonal.
+    """Accuracy over confidence with its interval (Wilson), and below it the images of each bin. Ideal is the diagonal.
 
-    raw, calibrated: bins {"count", "confidence", "accuracy"} of metrics.json, or None. role: of the model.
+    raw, calibrated: bins of metrics.json, or None, drawn as joined() makes them. role: of the model.
     eces: (raw, calibrated), NaN where undefined.
     """
-    figure.set_size_inches(330 / 72, 346 / 72)
-    axes = figure.add_subplot(aspect="equal")
+    figure.set_layout_engine("none")
+    width, height, left, side = 340, 404, 58, 270
+    figure.set_size_inches(width / 72, height / 72)
+    axes = figure.add_axes((left / width, 1 - (12 + side) / height, side / width, side / height))
+    images = figure.add_axes((left / width, 50 / height, side / width, 60 / height), sharex=axes)
     axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1, linestyle=(0, (4, 3)))
-    hollow = {"facecolor": LIGHT["paper"], "edgecolor": LIGHT["alone"], "linewidth": 1.75}
-    solid = {"facecolor": LIGHT[role], "edgecolor": LIGHT["paper"], "linewidth": .75}
-    for bins, marker, colour in ((raw, hollow, LIGHT["alone"]), (calibrated, solid, LIGHT[role])):
-        points = [
-            (row["confidence"], row["accuracy"], row["count"]) for row in bins or ()
-            if row["count"] and row["confidence"] is not None and row["accuracy"] is not None
-        ]
-        if points:
-            x, y, counts = np.array(points, dtype=float).T
-            axes.plot(x, y, color=colour, linewidth=1, alpha=.5)
-            axes.scatter(x, y, s=14 + 240 * counts / counts.sum(), zorder=3, **marker)
-    legend = []
-    if raw and np.isfinite(eces[0]):
-        legend.append((f"○ raw, ECE {eces[0]:.3f}", LIGHT["alone"]))
-    if calibrated and np.isfinite(eces[1]):
-        legend.append((f"● calibrated, ECE {eces[1]:.3f}", LIGHT[role]))
+    legend, most = [], 1
+    for k, (bins, name) in enumerate(((raw, "○ raw"), (calibrated, "● calibrated"))):
+        colour = LIGHT[role] if k else LIGHT["alone"]
+        points = joined(bins or ())
+        for confidence, accuracy, count in points:
+            axes.plot([confidence] * 2, wilson(accuracy, count, NormalDist().inv_cdf(.975)), color=colour,
+                      linewidth=1.5, alpha=.8, zorder=2 + k)
+            axes.plot([confidence], [accuracy], "o", color=colour, markersize=6.5, markeredgewidth=1.5, zorder=4 + k,
+                      markerfacecolor=colour if k else LIGHT["paper"], clip_on=False)
+            images.plot([confidence] * 2, [0, count], color=colour, linewidth=3 if k else 5, alpha=1 if k else .45,
+                        solid_capstyle="butt")
+            most = max(most, count)
+        if points and np.isfinite(eces[k]):
+            legend.append((f"{name}, ECE {eces[k]:.3f}", colour))
     for k, (words, colour) in enumerate(legend):
-        axes.text(.03, .96 - .085 * k, words, color=colour, transform=axes.transAxes, va="top", fontsize=11)
-    axes.set_xticks(*QUARTERS)
+        axes.text(.03, .97 - .075 * k, words, color=colour, transform=axes.transAxes, va="top")
     axes.set_yticks(*QUARTERS)
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.grid()
-    axes.tick_params(length=0)
-    axes.set_xlabel("confidence (mean of the bin)")
+    axes.tick_params(length=0, labelbottom=False)
     axes.set_ylabel("accuracy of the bin")
+    images.set_xticks(*QUARTERS)
+    images.set_ylim(0, 1.1 * most)
+    images.set_yticks([0, most], ["0", f"{most:,}"])
+    plain(images, "x")
+    images.set_xlabel("confidence (mean of the bin)")
+    images.set_ylabel("images")
+    for both in (axes, images):
+        both.yaxis.set_label_coords(-40 / side, .5)
 
 
 @drawing
@@ -109,81 +142,10 @@ def risk_coverage(figure, curves, narrow=False):
         if narrow:
             transform, line, x, y = figure.transFigure, [58 / width, 84 / width], 92 / width, (14 + 22 * k) / height
         axes.plot(line, [y, y], color=LIGHT[role], linestyle=linestyle, transform=transform, clip_on=False)
-        axes.text(x, y, one_line(name, 34), transform=transform, va="center", fontsize=11)
+        axes.text(x, y, one_line(name, 34), transform=transform, va="center")
     plain(axes, "y")
     axes.set_xlabel("coverage (share of the images that are answered)")
     axes.set_ylabel("risk (share of these that is wrong)")
-
-
-class Mark(NamedTuple):
-    """A mark of pareto(). origin: index of the mark of the file that it was quantised from, or None."""
-
-    label: tuple  # (name, details)
-    role: str  # teacher | alone | student
-    precision: str  # fp32 | int8
-    latency: float  # ms
-    score: float
-    lo: float
-    hi: float
-    size: float  # bytes, or None
-    dominated: bool
-    origin: int
-
-
-@drawing
-def pareto(figure, points, unit, narrow=False):
-    """Quality over latency; the area of a mark is the file's size, a hollow mark is dominated.
-
-    points: tuples with the fields of Mark. unit: the label of the latency axis. narrow: labels without the details.
-    """
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
-    marks = [Mark(*point) for point in points]
-    width, height = (400, 400) if narrow else (820, 430)
-    figure.set_layout_engine("none")
-    figure.set_size_inches(width / 72, height / 72)
-    right = .53 if narrow else .66
-    axes = figure.add_axes((58 / width, .14, right - 58 / width, .82))
-    latencies = np.array([mark.latency for mark in marks])
-    numbers = [number for mark in marks for number in (mark.score, mark.lo, mark.hi) if np.isfinite(number)]
-    margin = .06 * np.ptp(numbers) + .01
-    low, high = max(0, min(numbers) - margin), min(1, max(numbers) + margin)
-    logarithmic = latencies.max() > 8 * latencies.min() > 0
-    if logarithmic:
-        first, last = latencies.min() / 1.35, latencies.max() * 1.35
-        ticks = [tick for tick in LATENCY_TICKS if first <= tick <= last]
-        axes.set_xscale("log")
-        axes.set_xlim(first, last)
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    else:
-        axes.set_xlim(0, latencies.max() * 1.12)
-    largest = max(mark.size or 0 for mark in marks) or 1
-    for mark in marks:
-        x, y, colour = mark.latency, mark.score, LIGHT[mark.role]
-        if mark.origin is not None:
-            origin = marks[mark.origin]
-            axes.plot([origin.latency, x], [origin.score, y], color=LIGHT["muted"], linewidth=.75, zorder=1)
-        axes.plot([x, x], [mark.lo, mark.hi], color=colour, linewidth=1.25, alpha=.7, zorder=2)
-        axes.scatter([x], [y], s=36 + 380 * (mark.size or 0) / largest, zorder=3,
-                     marker="D" if mark.precision == "int8" else "o",
-                     facecolor=LIGHT["paper"] if mark.dominated else colour, edgecolor=colour, linewidth=1.75)
-    axes.set_ylim(low, high)
-    ascending = sorted(marks, key=lambda mark: mark.score)
-    gap = (14 if narrow else 17) / (.82 * height) * (high - low)
-    heights = apart([mark.score for mark in ascending], gap)
-    shift = max(0, low + gap / 2 - min(heights)) - max(0, max(heights) - high + gap / 2)
-    beside = axes.get_yaxis_transform()  # x in widths of the axes, y in macro-F1
-    for mark, y in zip(ascending, heights):
-        name, details = mark.label
-        axes.annotate("", (mark.latency, mark.score), xytext=(1.03, y + shift), xycoords="data", textcoords=beside,
-                      arrowprops={"arrowstyle": "-", "color": LIGHT["rule"], "linewidth": .75, "shrinkB": 0}, zorder=1)
-        axes.text(1.045, y + shift, one_line(name, 27) if narrow else f"{one_line(name, 36)}, {details}",
-                  transform=beside, va="center", fontsize=10 if narrow else 11)
-    plain(axes, "both")
-    axes.set_xlabel(f"{unit}{', logarithmic' if logarithmic else ''}")
-    axes.set_ylabel("macro-F1 on the test split")
 
 
 @drawing
@@ -204,7 +166,7 @@ def stages(figure, models, narrow=False):
     labels.sort()
     for y, (_, _, name) in zip(apart([label[0] for label in labels], .085), labels):
         axes.annotate(
-            one_line(name, 24), (count, y), xytext=(10, 0), textcoords="offset points", va="center", fontsize=11,
+            one_line(name, 24), (count, y), xytext=(10, 0), textcoords="offset points", va="center",
             annotation_clip=False,
         )
     axes.set_xticks(range(1, 1 + count))
@@ -215,40 +177,66 @@ def stages(figure, models, narrow=False):
     axes.set_ylabel("linear CKA with the teacher")
 
 
+class Maps(NamedTuple):
+    """An image uint8 [H, W, 3] and, of teacher and student each, attention [stages, h, w] and Grad-CAM [h, w] or None.
+
+    words: below it.
+    """
+
+    image: np.ndarray
+    teacher: np.ndarray
+    student: np.ndarray
+    teacher_cam: np.ndarray = None
+    student_cam: np.ndarray = None
+    words: str = ""
+
+
 @drawing
 def attention(figure, rows, narrow=False):
-    """Test images beside the attention maps of teacher and student, one row for each image.
+    """Test images beside the attention of each stage and the Grad-CAM of teacher and student, one row for each image.
 
-    rows: (image uint8 [H, W, 3], teacher [stages, h, w], student [stages, h, w]).
-    narrow: only the maps of the last stage but one, because those of the last may have no more than 2 x 2 positions.
+    rows: of Maps. Grad-CAM is drawn over the image. narrow: of the attention only the last stage but one, because those
+    of the last may have no more than 2 x 2 positions.
     """
-    stage_count = len(rows[0][1])
+    stage_count = len(rows[0].teacher)
     stages = [max(0, stage_count - 2)] if narrow else range(stage_count)
-    panels = [("image", 0, None)]  # (heading, index in a row of `rows`, stage)
-    panels += [(model, part, stage) for part, model in ((1, "teacher"), (2, "student")) for stage in stages]
-    side, gap = (104, 8) if narrow else (80, 6)
-    width = len(panels) * (side + gap) + (0 if narrow else 28)
-    height = len(rows) * (side + gap) + 44
+    panels = [("image", "", None)]  # (field of Maps, heading, stage)
+    for role in ("teacher", "student"):
+        panels += [(role, f"stage {stage + 1}", stage) for stage in stages]
+        if rows[0].teacher_cam is not None:
+            panels.append((f"{role}_cam", "Grad-CAM", None))
+    side, gap, top = (72, 8, 44) if narrow else (68, 5, 44)
+    below = 20 if any(row.words for row in rows) else 0
+    apart_by = 0 if narrow else 14  # px between teacher and student
+    width, pitch = len(panels) * (side + gap) - gap + 2 * apart_by, side + gap + below
+    height = len(rows) * pitch + top
     figure.set_layout_engine("none")
     figure.set_size_inches(width / 72, height / 72)
-    for row, parts in enumerate(rows):
-        bottom = 44 + (row + 1) * (side + gap) - gap
-        for column, (name, part, stage) in enumerate(panels):
-            left = column * (side + gap) + (0 if narrow else 14 * part)
+    for k, row in enumerate(rows):
+        bottom = top + k * pitch + side
+        for column, (field, heading, stage) in enumerate(panels):
+            role = field.removesuffix("_cam")
+            left = column * (side + gap) + apart_by * ("image", "teacher", "student").index(role)
             axes = figure.add_axes((left / width, 1 - bottom / height, side / width, side / height))
             axes.set_axis_off()
-            pixels = parts[0] if stage is None else parts[part][stage].astype(np.float32)
-            axes.imshow(pixels, cmap="cividis", interpolation="nearest")
-            if row == 0:
-                _head(axes, name, stage, narrow)
+            _map(axes, row, field, stage)
+            if k == 0:
+                axes.text(0, 1.06, heading or "image", transform=axes.transAxes, color=LIGHT["muted"])
+                if role != "image" and panels[column - 1][0].removesuffix("_cam") != role:
+                    axes.text(0, 1.3, role, transform=axes.transAxes, fontweight="bold", color=LIGHT[role])
+        figure.text(0, 1 - (bottom + 4) / height, one_line(row.words, 62 if narrow else 140), va="top")
 
 
-def _head(axes, name, stage, narrow):
-    """Write the heading above a column of attention(); without `narrow`, the model's name above its first stage."""
-    if stage is None:
-        words = name
+def _map(axes, row, field, stage):
+    """Draw a field of Maps: the image, the attention of a stage, or Grad-CAM over the image in grey."""
+    pixels = getattr(row, field)
+    if field == "image":
+        axes.imshow(pixels, interpolation="nearest")
+    elif stage is not None:
+        axes.imshow(pixels[stage].astype(np.float32), cmap="cividis", interpolation="nearest")
     else:
-        words = f"{name}, stage {stage + 1}" if narrow else f"stage {stage + 1}"
-    axes.text(.5, 1.05, words, transform=axes.transAxes, ha="center", fontsize=11, color=LIGHT["muted"])
-    if stage == 0 and not narrow:
-        axes.text(0, 1.28, name, transform=axes.transAxes, fontsize=12, fontweight="bold", color=LIGHT[name])
+        height, width = row.image.shape[:2]
+        cam = pixels.astype(np.float32)
+        axes.imshow(row.image.mean(2), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(cam, cmap="inferno", vmin=0, vmax=1.15, alpha=.8 * np.clip(cam, 0, 1), interpolation="bilinear",
+                    extent=(-.5, width - .5, height - .5, -.5))

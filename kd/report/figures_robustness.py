@@ -64,7 +64,7 @@ def spoken(name):
 
 
 @drawing
-def curves(figure, rows, roles, metric="macro_f1"):
+def robustness_curves(figure, rows, roles, metric="macro_f1"):
     """A panel for each corruption: a metric against severity, 0 being clean; its 95% interval as a band.
 
     rows: of robustness.csv, of one suite, texts or numbers; each model and file becomes a line.
@@ -90,22 +90,20 @@ def curves(figure, rows, roles, metric="macro_f1"):
         handles.append(line)
     last = max(parse_number(row["severity"]) for row in rows)
     for axes, name in zip(grid.flat, panels):
-        axes.set_title(spoken(name), fontsize=12, color=LIGHT["ink"], loc="left", pad=4)
+        axes.set_title(spoken(name), color=LIGHT["ink"], loc="left", pad=4)
         axes.set_xticks(range(int(last) + 1), ["clean", *map(str, range(1, int(last) + 1))])
         plain(axes, "y")
-        axes.tick_params(labelsize=11)
     for axes in list(grid.flat)[len(panels):]:
         axes.set_axis_off()
     for k in range(len(panels) - width, len(panels)):
         grid.flat[k].tick_params(labelbottom=True)
     grid[0, 0].set_ylim(bottom=0)
     grid[0, 0].set_xlim(-.2, last + .2)
-    figure.supylabel(spoken(metric).replace("macro f1", "macro-F1"), color=LIGHT["muted"], fontsize=12)
-    figure.supxlabel("severity", color=LIGHT["muted"], fontsize=12)
+    figure.supylabel(spoken(metric).replace("macro f1", "macro-F1"), color=LIGHT["muted"])
+    figure.supxlabel("severity", color=LIGHT["muted"])
     names = [one_line(name) for name in names_of(rows_of)]
     figure.legend(
         handles, names, loc="outside upper left", ncols=min(3, len(rows_of)), frameon=False, handlelength=3,
-        fontsize=12,
     )
 
 
@@ -116,10 +114,10 @@ def _point(row, metric):
 
 
 @drawing
-def heatmap(figure, rows, roles, metric="macro_f1"):
+def robustness_heatmap(figure, rows, roles, metric="macro_f1"):
     """Models by corruptions: a metric, mean over severities; the darker, the more of the clean value is lost.
 
-    rows, roles: as for curves().
+    rows, roles: as for robustness_curves().
     """
     from matplotlib.patches import Rectangle
     rows_of, columns = lines(rows), corruptions(rows)
@@ -134,7 +132,7 @@ def heatmap(figure, rows, roles, metric="macro_f1"):
             # At three quarters of full colour the ink is legible on it, in light and in dark.
             axes.add_patch(Rectangle((x - .5, y - .5), 1, 1, linewidth=0, facecolor=(LIGHT["teacher"], .75 * loss)))
             label = f"{mean:.2f}".lstrip("0") if np.isfinite(mean) else ""
-            axes.text(x, y, label, ha="center", va="center", fontsize=11, fontweight=None if x else "bold")
+            axes.text(x, y, label, ha="center", va="center", fontweight=None if x else "bold")
     for edge in np.arange(-.5, len(rows_of)):
         axes.axhline(edge, color=LIGHT["rule"], linewidth=.75)
     axes.axvline(.5, color=LIGHT["rule"], linewidth=1.5)

@@ -64,11 +64,29 @@ def write(path, document):
         target.write(file.getvalue())
 
 
+def write_drawing(path, svg, width):
+    """Write an SVG text, as of kd/report/figures.py, as a PDF of one page of its size, `width` points wide."""
+    need("reportlab", "report")
+    from reportlab.graphics import renderPDF
+    from reportlab.pdfgen.canvas import Canvas
+    _register_fonts()
+    picture, file = _drawing(svg), io.BytesIO()
+    scale = width / picture.width
+    canvas = Canvas(file, pagesize=(width, scale * picture.height), invariant=1, initialFontName=REGULAR)
+    canvas.scale(scale, scale)
+    renderPDF.draw(picture, canvas, 0, 0)
+    canvas.save()
+    with atomic(path) as target:
+        target.write(file.getvalue())
+
+
 @functools.cache
 def _register_fonts():
     """Register matplotlib's DejaVu fonts with reportlab, and with svglib as the font of all text in drawings."""
     from reportlab.pdfbase import pdfmetrics, ttfonts
+    shapes = need("reportlab.graphics.shapes", "report")
     fonts = need("svglib.fonts", "report")
+    shapes.STATE_DEFAULTS["fontName"] = REGULAR  # else a PDF names Helvetica, which is not in it
     folder = need("matplotlib", "report").get_data_path() + "/fonts/ttf/"
     for name in (REGULAR, BOLD, MONO):
         pdfmetrics.registerFont(ttfonts.TTFont(name, folder + name + ".ttf"))
@@ -287,9 +305,8 @@ def _figure(block):
 def _drawing(svg):
     """A reportlab Drawing of an SVG text, in the light colours. First replaces what svglib does not support."""
     from svglib.svglib import svg2rlg
-    svg = svg if "xmlns=" in svg else standalone(svg)
     svg = re.sub(r"var\(--sans,[^()]*\)", REGULAR, svg).replace("font-weight: 700", "font-weight: bold")
-    svg = re.sub(r"var\(--[\w-]+,\s*([^()]*)\)", r"\1", svg)  # a CSS variable: its fallback
+    svg = svg if "xmlns=" in svg else standalone(svg)
     svg = re.sub(r"(?<=[\s\";])opacity: ([\d.]+)", r"fill-opacity: \1; stroke-opacity: \1", svg)
     for name, background in re.findall(r'<pattern id="(\w+)"[^>]*>\s*<rect[^>]*fill="([^"]+)"', svg):
         svg = svg.replace(f"url(#{name})", background)  # a hatch: its background

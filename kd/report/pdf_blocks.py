@@ -2,7 +2,6 @@
 
 import base64
 import io
-import itertools
 
 from kd.report import blocks
 
@@ -41,9 +40,7 @@ def _table(block):
         return []
     titles, rows = blocks.texts(block, MAX_ROWS)
     caption, _ = blocks.visible_rows(block, MAX_ROWS)
-    names = itertools.takewhile(lambda column: all(
-        isinstance(record.get(column.key), (str, type(None))) for record in block["records"]), block["columns"])
-    keys = max(1, len(list(names)))
+    keys = blocks.key_columns(block["columns"], block["records"])
     return [{"kind": "table", "columns": titles, "rows": rows, "caption": caption, "keys": keys}]
 
 

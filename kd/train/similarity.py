@@ -1,16 +1,18 @@
-"""Similarity of student and teacher inside: linear CKA for each stage, and attention maps of a few test images."""
+"""Similarity of student and teacher inside: linear CKA for each stage, attention maps and Grad-CAM of test images."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from kd import image
 from kd.data import augment, batching
 from kd.errors import progress
-from kd.files import read_npz, write_npz
+from kd.files import write_npz
 from kd.train import networks
-from kd.train.step import memory_format, network_outputs
+from kd.train.step import memory_format, network_outputs, normalise_for
 
-IMAGES = 256   # validation images at most, evenly spread over the split
+IMAGES = 256   # of a split at most, evenly spread over it
+SHOWN = 4      # test images with maps
 BATCH = 32
 POSITIONS = 4  # the map of a stage is averaged to at most 4 x 4 before it is compared
 LARGEST = 32   # side of the attention maps, at most
@@ -56,15 +58,42 @@ def cka_interval(gram_x, gram_y, groups):
     return value, value - half_width, min(1, value + half_width) if np.isfinite(half_width) else np.nan
 
 
+def grad_cam(model, stage, images):
+    """Grad-CAM of the predicted class: which positions of a stage speak for it. [N, h, w] in [0, 1].
+
+    model: in eval mode. stage: path of a module whose output is [N, C, h, w]. images: [N, 3, H, W], normalised.
+    The channels are summed with the mean of d logit / d channel as weight, and what is negative is 0 (Selvaraju et al.
+    2017, 10.1109/ICCV.2017.74, eq. 1 and 2). Each map is divided by its maximum; one without positive values is 0.
+    """
+    kept = []
+
+    def keep(module, inputs, output):
+        kept.append(output.detach().requires_grad_())
+        return kept[0].clone()  # a layer that works in place does not change what is kept
+
+    hook = model.get_submodule(stage).register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            logits = model(images)
+            gradient, = torch.autograd.grad(logits.max(1).values.sum(), kept[0])
+    finally:
+        hook.remove()
+    weights = gradient.mean((2, 3), keepdim=True)
+    maps = F.relu((weights * kept[0].detach()).sum(1))
+    return maps / maps.amax((1, 2), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
 @torch.no_grad()
 def write(folder, student, teacher, data, device):
-    """Write attention.npz of a run folder, beside its samples.npz, and print the similarities in a line.
+    """Write attention.npz of a run folder, and print the similarities in a line.
 
     student, teacher: kd.train.networks.Network. Without known stages a line says so and nothing is written.
-    The file has the ids [K] of the samples; student, teacher: [K, 4, h, h] float16, the attention of each stage
-    (kd.losses.attention) on each sample, resized to the side h of the largest stage or LARGEST, of length 1; cka,
-    cka_lo, cka_hi: [4], each stage of the student compared with the same stage of the teacher; cka_images: the number
-    of validation images that these come from.
+    The file has the SHOWN test images [K, H, W, 3] uint8, of different groups, on which the two differ most, and their
+    ids [K]; difference: [K], the total variation distance of their probabilities, from 0 to 1; student, teacher:
+    [K, 4, h, h] float16, the attention of each stage (kd.losses.attention), resized to the side h of the largest stage
+    or LARGEST, of length 1; student_cam, teacher_cam: [K, h, h] float16, grad_cam() of the last stage; cka, cka_lo,
+    cka_hi: [4], each stage of the student compared with the same stage of the teacher; cka_images: the number of
+    validation images that these come from, and candidates: of test images that were compared.
     """
     if not student.stages or len(student.stages) != len(teacher.stages):
         unknown = teacher.arch if not teacher.stages else student.arch
@@ -75,32 +104,54 @@ def write(folder, student, teacher, data, device):
     extractors = {role: networks.FeatureExtractor(network.model, network.stages) for role, network in pair.items()}
     for network in pair.values():
         network.model.to(device, memory_format=memory_format(torch.device(device))).eval()
-    every = -(-len(data.where("val")) // IMAGES)
-    rows = data.where("val")[::every]
-    features = {role: [] for role in pair}
-    batches = batching.evaluation_batches(data, "val", batch=BATCH, device=device, share=(0, every))
-    for images in progress(batches, "similarity", total=-(-len(rows) // BATCH), unit="batch"):
-        for role, network in pair.items():
-            outputs = network_outputs(role, network, extractors[role], images, ())
-            features[role].append([_pooled(feature).cpu() for feature in outputs[f"{role}_features"]])
+    rows, features, _ = _outputs(pair, extractors, data, "val", device)
     grams = {role: [_gram(torch.cat(stage)) for stage in zip(*batches)] for role, batches in features.items()}
     intervals = np.array([cka_interval(gram_student, gram_teacher, data.groups[rows])
                           for gram_student, gram_teacher in zip(grams["student"], grams["teacher"])])
 
-    samples = read_npz(folder / "samples.npz", ("images", "ids"))
-    images = augment.to_float(samples["images"], device)
+    candidates, _, probabilities = _outputs(pair, extractors, data, "test", device)
+    distances = np.abs(probabilities["student"] - probabilities["teacher"]).sum(1) / 2
+    order = np.argsort(-distances, kind="stable")
+    first = np.sort(np.unique(data.groups[candidates[order]], return_index=True)[1])  # one image a group
+    chosen = order[first[:SHOWN]]
+    pixels = image.centre_crop(data.pixels(candidates[chosen]), data.size)
+    images = augment.to_float(pixels, device)
     attention = {}
     for role, network in pair.items():
         name = f"{role}_attention"
         attention[role] = network_outputs(role, network, extractors[role], images, {name})[name]
-    side = min(LARGEST, max(maps.shape[1] for stages in attention.values() for maps in stages))
     for extractor in extractors.values():
         extractor.close()
+    side = min(LARGEST, max(maps.shape[1] for stages in attention.values() for maps in stages))
+    maps = {role: F.normalize(_resized(stages, side).flatten(2), dim=2).view(len(chosen), -1, side, side)
+            for role, stages in attention.items()}
+    for role, network in pair.items():
+        cam = grad_cam(network.model, network.stages[-1], normalise_for(images, network))
+        maps[f"{role}_cam"] = _resized([cam], side)[:, 0]
     value, lo, hi = intervals.T
-    write_npz(folder / "attention.npz", ids=samples["ids"], cka=value, cka_lo=lo, cka_hi=hi,
-              cka_images=np.array(len(rows)), **{role: _resized(stages, side) for role, stages in attention.items()})
+    write_npz(folder / "attention.npz", ids=data.ids[candidates[chosen]], images=pixels, difference=distances[chosen],
+              candidates=np.array(len(candidates)), cka=value, cka_lo=lo, cka_hi=hi, cka_images=np.array(len(rows)),
+              **{name: of_role.cpu().numpy().astype(np.float16) for name, of_role in maps.items()})
     print(f"{folder}: similarity to the teacher by stage (linear CKA, {len(rows)} validation images): "
           + ", ".join(f"{number:.2f}" for number in value))
+
+
+def _outputs(pair, extractors, data, split, device):
+    """What both networks give for at most IMAGES images of a split: (rows of the images, features, probabilities).
+
+    pair, extractors: {role: Network}, {role: its FeatureExtractor}. features: {role: [pooled stages of a batch]}.
+    probabilities: {role: [n, C]}.
+    """
+    every = -(-len(data.where(split)) // IMAGES)
+    rows = data.where(split)[::every]
+    features, probabilities = {role: [] for role in pair}, {role: [] for role in pair}
+    batches = batching.evaluation_batches(data, split, batch=BATCH, device=device, share=(0, every))
+    for images in progress(batches, "similarity", total=-(-len(rows) // BATCH), unit="batch"):
+        for role, network in pair.items():
+            outputs = network_outputs(role, network, extractors[role], images, ())
+            features[role].append([_pooled(feature).cpu() for feature in outputs[f"{role}_features"]])
+            probabilities[role].append(outputs[f"{role}_logits"].float().softmax(1).cpu())
+    return rows, features, {role: torch.cat(parts).numpy() for role, parts in probabilities.items()}
 
 
 def _pooled(feature):
@@ -116,7 +167,6 @@ def _gram(features):
 
 
 def _resized(stages, side):
-    """Four [K, h, w] as one float16 array [K, 4, side, side], each map of length 1."""
+    """Several [K, h, w] as one [K, stages, side, side]."""
     maps = [F.interpolate(stage[:, None], (side, side), mode="bilinear", antialias=True)[:, 0] for stage in stages]
-    maps = torch.stack(maps, dim=1)
-    return F.normalize(maps.flatten(2), dim=2).view_as(maps).cpu().numpy().astype(np.float16)
+    return torch.stack(maps, dim=1)

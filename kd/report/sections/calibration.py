@@ -104,8 +104,11 @@ def diagrams(study):
     if not runs:
         return missing("reliability diagrams", "No metrics.json has the bins.")
     runs, surplus = drawable(runs)
-    note = ("Each mark is a bin; its area is the share of the images in it. Above the dashed line the network is more "
-            "accurate than its confidence, below it less accurate. The first seed of each model.")
+    note = (f"Each mark is a bin, with the 95% interval of its accuracy (Wilson, images taken as independent); below, "
+            f"its number of images. Bins of fewer than {figures_quality.LEAST} images are joined with the next; ECE is "
+            "of the bins as they were. An interval that includes the dashed line does not show miscalibration; above "
+            "the line the network is more accurate than its confidence, below it less accurate. The first seed of each "
+            "model.")
     return [heading("Reliability"), aside(note), grid([diagram(run) for run in runs]), *surplus]
 
 
@@ -118,11 +121,8 @@ def diagram(run):
     summary = f"Reliability of {name}: ECE {format_number(eces[0])}"
     if math.isfinite(eces[1]):
         summary += f", after temperature {eces[1]:.3f}"
-    descriptions = []
-    for row in raw or ():
-        if row["count"] and row["confidence"] is not None and row["accuracy"] is not None:
-            images = format_count(row["count"], "image")
-            descriptions.append(f"confidence {row['confidence']:.2f}, accuracy {row['accuracy']:.2f}, {images}")
+    descriptions = [f"confidence {confidence:.2f}, accuracy {accuracy:.2f}, {format_count(count, 'image')}"
+                    for confidence, accuracy, count in figures_quality.joined(raw or ())]
     alt = f"{summary}. {'; '.join(descriptions)}"
     return figure(figures_quality.reliability(raw, calibrated, run.kind, eces, alt=alt), alt, name, role=run.kind)
 
@@ -145,8 +145,7 @@ def operating_points(runs):
     export = [{key: value for key, value in record.items() if key != "role"} for record in records]
     paper = [
         *seed_columns(), Column("Point", "name", kind="text"), Column("Threshold", "tau", ".3g"),
-        interval("Macro-F1", "macro_f1_opt"), interval("Accuracy", "accuracy"), interval("Sensitivity", "sensitivity"),
-        interval("Specificity", "specificity"), interval("Answered", "coverage"), interval("Risk", "risk"),
+        interval("Macro-F1", "macro_f1_opt"), interval("Sensitivity", "sensitivity"), interval("Risk", "risk"),
     ]
     caption = "Operating points, chosen on validation and tested once"
     return [*blocks, table("operating_points", caption, [], records, export, paper)]

@@ -4,13 +4,15 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+
 from kd.files import parse_number
-from kd.report import figures_quality
-from kd.report.blocks import Column, aside, heading, interval, missing, spread, table
-from kd.report.sections.overview import FORMATS, responsive_figure, seed_columns, seed_name, with_format
+from kd.report import figures_latency
+from kd.report.blocks import Column, aside, figure, heading, interval, missing, spread, table
+from kd.report.sections.overview import FORMATS, seed_columns, seed_name, with_format
 from kd.report.study_files import command_path
 from kd.run_folder import bounded
-from kd.text import format_bounds, format_count, is_defined
+from kd.text import format_bounds, format_count, format_metric, is_defined
 
 LATENCY = ("lat_ms_mean", "lat_ms_std", "lat_ms_p50", "lat_ms_p90", "lat_ms_p99", "throughput_fps")
 MEMORY = ("params_bytes", "params_mib", "peak_cuda_bytes", "peak_cuda_mib")
@@ -26,7 +28,7 @@ PARETO_COLUMNS = (
     "model", "score", "latency_ms", "params_mib", "peak_cuda_mib", "seed", "precision", "file", "score_lo", "score_hi",
     "file_bytes", "dominated", "noisy",
 )
-MAX_POINTS = 16  # that a drawing has room to label
+MAX_MARKS = 12  # models in the drawing
 
 
 def benchmark_rows(study):
@@ -122,8 +124,7 @@ def latency_table(name, title, rows):
     keys = ["ckpt", "model", "seed", "device", "batch", "imsz", *LATENCY]
     keys += dict.fromkeys(key for row in rows for key in row if key not in (*keys, *MEMORY))
     export = [{key: row.get(key) for key in keys} for row in rows]
-    paper = [Column("Checkpoint", "ckpt", kind="text"), Column("Device", "device"), *columns]
-    return table(name, caption, columns, records, export, paper)
+    return table(name, caption, columns, records, export)
 
 
 def memory_table(rows):
@@ -210,15 +211,57 @@ class Measured:
                      if (point["model"], point["precision"]) == (model, precision)), None)
 
 
-def drawing(measured):
-    """Blocks: macro-F1 over latency of the measured files."""
-    points = measured.points
-    if len(points) < 2:
+def drawing(study, measured):
+    """The figure of macro-F1 over latency, a mark for each model and one for its INT8 file, in a list; or []."""
+    of_models = {}
+    for point in measured.points:
+        of_models.setdefault(point["model"], {}).setdefault(point["precision"], []).append(point)
+    models, values, descriptions = [], [], []
+    for model, of_model in of_models.items():
+        score = study.over_seeds(model, "macro_f1")
+        if "fp32" not in of_model or not is_defined(score["value"]) or len(models) == MAX_MARKS:
+            continue
+        if not is_defined(score["lo"]):
+            seeds = [run.metric("macro_f1")["value"] for run in study.models[model]]
+            values += [(len(models), seed) for seed in seeds if len(seeds) > 1 and is_defined(seed)]
+        fp32 = mark(of_model["fp32"], score)
+        shifted = int8_score(study, of_model, score)
+        int8 = mark(of_model["int8"], shifted) if shifted else None
+        models.append((model, study.models[model][0].kind, fp32, int8))
+        size = f", {fp32.size:.1f} MB" if fp32.size else ""
+        descriptions.append(f"{model} {format_metric(score)}, {fp32.latency:.2f} ms{size}")
+    if len(models) < 2:
         return []
-    if len(points) > MAX_POINTS:
-        return missing("the drawing of quality against latency",
-                       f"{len(points)} points are too many to label; the table has them.")
-    return [pareto_figure(points)]
+    parts = ["Quality against latency; the area of a mark is the size of the file"]
+    if any(int8 for *_, int8 in models):
+        parts.append("diamond: its INT8 file")
+    if values:
+        parts.append("short lines: the seeds of a model without an interval")
+    parts.append("dashed: the files that no other equals in both")
+    alt = f"Macro-F1 over latency. {'; '.join(descriptions)}"
+    svg = figures_latency.quality_latency(models, "median latency, ms an image", values, alt=alt)
+    return [figure(svg, alt, "; ".join(parts))]
+
+
+def mark(points, score):
+    """The Mark of the files of a model's seeds in one precision. score: METRIC of them."""
+    latency, size = (float(np.median([point[key] or 0 for point in points])) for key in ("latency_ms", "file_mb"))
+    return figures_latency.Mark(latency, score["value"], score["lo"], score["hi"], size or None)
+
+
+def int8_score(study, of_model, score):
+    """METRIC of the INT8 files of a model, or None. score: that of the model over its seeds.
+
+    of_model: its points, {precision: [point]}. Of several seeds it is `score` and the mean difference of the INT8 files
+    from their checkpoints, without an interval.
+    """
+    points, checkpoints = of_model.get("int8", []), {point["seed"]: point["score"] for point in of_model["fp32"]}
+    shifts = [point["score"] - checkpoints[point["seed"]] for point in points if point["seed"] in checkpoints]
+    if not shifts:
+        return None
+    if len(study.models[points[0]["model"]]) == 1:
+        return {"value": points[0]["score"], "lo": points[0]["score_lo"], "hi": points[0]["score_hi"]}
+    return {"value": score["value"] + float(np.mean(shifts)), "lo": math.nan, "hi": math.nan}
 
 
 def pareto(study, measured):
@@ -236,27 +279,6 @@ def pareto(study, measured):
     caption = (f"Quality against latency; {measured.conditions}. Dominated: another is at least as fast and scores at "
                "least as high (point estimates; where intervals overlap, the order is not significant)")
     return [heading("Quality against latency"), *blocks, table("pareto", caption, columns, points, export)]
-
-
-def pareto_figure(points):
-    """Macro-F1 over latency of points, after mark_dominated()."""
-    fp32 = {(point["model"], point["seed"]): k for k, point in enumerate(points) if point["precision"] == "fp32"}
-    marks, descriptions = [], []
-    for point in points:
-        details = f"{point['latency_ms']:.2f} ms"
-        if point["file_mb"]:
-            details += f", {point['file_mb']:.1f} MB"
-        origin = fp32.get((point["model"], point["seed"])) if point["precision"] == "int8" else None
-        marks.append((
-            (point["label"], details), point["role"], point["precision"], point["latency_ms"], point["score"],
-            point["score_lo"], point["score_hi"], point["file_bytes"], point["dominated"], origin,
-        ))
-        dominated = ", dominated" if point["dominated"] else ""
-        descriptions.append(f"{point['label']}, {details}, {point['score']:.3f}{dominated}")
-    alt = f"Macro-F1 over latency. {'; '.join(descriptions)}"
-    caption = ("Quality against latency. Area: size of the file. Circle: fp32, diamond: INT8. Hollow: another is as "
-               "fast and as good")
-    return responsive_figure(figures_quality.pareto, marks, "median latency, ms an image", alt=alt, caption=caption)
 
 
 def measure(study):

@@ -1,6 +1,5 @@
 """The study itself: roles and data, training, methods; and what the other sections share."""
 
-import math
 from collections import Counter
 from pathlib import Path
 
@@ -224,19 +223,10 @@ def sample_alt(name, true, lines):
 
 
 def training(study):
-    """Blocks: the curves of each model over its epochs, and the best epoch of each run."""
+    """Blocks: the best epoch of each run; its curves are among TensorBoard's scalars."""
     trained = [run for run in study.runs if run.history]
     if not trained:
-        return missing("training curves", "No run has history.csv.")
-    rows = [row for run in trained for row in run.kept_history]
-    scores = [row["val_macro_f1"] for row in rows if math.isfinite(row["val_macro_f1"])]
-    top = min(1, math.ceil(10 * max(scores, default=1) + .5) / 10)
-    last = max(row["epoch"] for row in rows)
-    by_model = {}
-    for run in trained:
-        by_model.setdefault(run.model, []).append(run)
-    models, surplus = drawable(list(by_model.items()))
-    curves = [training_figure(model, group, top, last) for model, group in models]
+        return missing("the training", "No run has history.csv.")
     columns = [
         *seed_columns(), Column("Epochs", "epochs", "d"), Column("Best epoch", "best_epoch", "d"),
         Column("Validation macro-F1 there", "best_val_macro_f1"), Column("Training time", "seconds", "duration"),
@@ -244,9 +234,7 @@ def training(study):
     chosen_by = listing(sorted({selection.named(run.select) for run in trained}))
     caption = (f"Epochs that were best on validation ({chosen_by}); time is the sum of the epochs on the machine named "
                "under Methods")
-    return [aside("One line for each seed; the mark is its best epoch, whose weights were evaluated. The losses of "
-                  "different objectives have different scales."),
-            grid(curves), *surplus, table("training", caption, columns, [training_record(run) for run in trained])]
+    return [table("training", caption, columns, [training_record(run) for run in trained])]
 
 
 def training_record(run):
@@ -257,20 +245,6 @@ def training_record(run):
         "best_epoch": int(best["epoch"]) if best else None, "best_val_macro_f1": best.get("val_macro_f1"),
         "seconds": sum(row["seconds"] for row in run.history),
     }
-
-
-def training_figure(model, group, top, last):
-    """The curves of a model's seeds. top: of the axis of macro-F1; last: the last epoch of the study."""
-    lines, best_epochs = [], []
-    for run in group:
-        epochs, losses, scores = ([row[key] for row in run.kept_history] for key in ("epoch", "loss", "val_macro_f1"))
-        best = run.best_epoch
-        lines.append((seed_name(run), epochs, losses, scores, best))
-        if best is not None:
-            best_epochs.append(f"{seed_name(run)}: best {scores[best]:.3f} at epoch {epochs[best]:g}")
-    alt = f"Training of {model}: validation macro-F1 and training loss by epoch. {'; '.join(best_epochs)}"
-    role = group[0].kind
-    return figure(figures.curves(lines, role, top, last, alt=alt), alt, model, role=role)
 
 
 # ---- methods

@@ -22,7 +22,7 @@ def result(study, compared, measured):
             robustness.sentences, calibration.threshold_sentences, subgroups.sentences)
             for line in (sentences(study, order[0]) if order else ())],
     }
-    blocks = [*overview(study, compared, measured), *efficiency.drawing(measured),
+    blocks = [*overview(study, compared, measured), *efficiency.drawing(study, measured),
               *(students.weak_teachers(study, compared) if compared else [])]
     for title, lines in findings.items():
         if lines:

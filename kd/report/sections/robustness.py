@@ -196,11 +196,11 @@ def drawings(rows, suite):
     if max(row["severity"] for row in rows) > 0:
         legible, left_out = figures_robustness.legible(rows)
         caption = f"Against severity; the bands are 95% intervals{seeds}"
-        blocks.append(figure(figures_robustness.curves(legible, roles, alt=alt), alt, caption))
+        blocks.append(figure(figures_robustness.robustness_curves(legible, roles, alt=alt), alt, caption))
         blocks += map(aside, left_out)
     if all(math.isfinite(row["macro_f1"]) for row in rows):
         caption = f"Mean over severities; the darker, the more of the clean figure is lost{seeds}"
-        blocks.append(figure(figures_robustness.heatmap(rows, roles, alt=alt), alt, caption))
+        blocks.append(figure(figures_robustness.robustness_heatmap(rows, roles, alt=alt), alt, caption))
     return blocks
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from kd import predictions
 from kd.evaluation import compare as comparison
 from kd.evaluation import protocol
@@ -333,31 +335,54 @@ def attention(study):
             return []
         return missing("attention maps and the similarity of representations", "No run has attention.npz, which "
                        "distill.py writes for students that have a teacher.")
-    samples = study.first("samples")
-    images = dict(zip(map(str, samples["ids"]), samples["images"])) if samples else {}
     firsts = {}
     for run in runs:
         firsts.setdefault(run.model, run)
     drawn, surplus = drawable(list(firsts.values()))
-    maps = [attention_figure(run, images) for run in drawn]
-    note = ("Spatial attention of each stage (mean of the squared activations, each map on its own scale): light is "
-            "high.")
+    maps = [attention_figure(run, study.first("samples")) for run in drawn]
+    note = ("Attention: the mean of the squared activations of each stage, each map on its own scale, light is high. "
+            "Grad-CAM: the positions of the last stage that speak for the class that the network predicts (Selvaraju "
+            "et al. 2017).")
     return [heading("Attention, teacher beside student"), aside(note), *filter(None, maps), *surplus, *similarity(runs)]
 
 
-def attention_figure(run, images):
-    """The maps of a Run and its teacher beside at most four of the `images` (id -> array); None without any."""
-    rows = []
-    for k, name in enumerate(map(str, run.attention["ids"])):
+def attention_figure(run, samples):
+    """The maps of a Run and its teacher beside at most four images, its own or of `samples`; None without any."""
+    kept = run.attention
+    source = kept if "images" in kept else samples or {"ids": (), "images": ()}
+    images, rows = dict(zip(map(str, source["ids"]), source["images"])), []
+    cam_names = ("teacher_cam", "student_cam") if {"teacher_cam", "student_cam"} <= kept.keys() else ()
+    for k, name in enumerate(map(str, kept["ids"])):
         if name in images:
-            rows.append((images[name], run.attention["teacher"][k], run.attention["student"][k]))
+            cams = {cam: kept[cam][k] for cam in cam_names}
+            rows.append(figures_quality.Maps(images[name], kept["teacher"][k], kept["student"][k],
+                                             words=answers(run, name), **cams))
     rows = rows[:4]
     if not rows:
         return None
     count = format_count(len(rows), "test image")
-    alt = f"Attention of {run.model} and its teacher, {seed_name(run)}: {count}, one map per stage."
+    alt = (f"Attention of {run.model} and its teacher, {seed_name(run)}, on {count}: "
+           + "; ".join(row.words for row in rows))
     caption = f"{run.model}, {seed_name(run)}"
+    if {"difference", "candidates"} <= kept.keys():
+        distances = ", ".join(f"{value:.2f}" for value in kept["difference"][:4])
+        caption += (f": of {format_count(int(kept['candidates']), 'test image')}, those on which the probabilities of "
+                    f"teacher and student differ most (total variation distance {distances})")
     return responsive_figure(figures_quality.attention, rows, alt=alt, caption=caption, role=run.kind)
+
+
+def answers(run, image):
+    """The true class of a test image, and what teacher and student answer with which probability, where known."""
+    words = ""
+    for name, model in (("teacher", run.teachers[0] if len(run.teachers) == 1 else None), ("student", run)):
+        test = model.test if model else None
+        rows = np.flatnonzero(test.ids.astype(str) == image) if test and test.ids is not None else ()
+        if len(rows):
+            probabilities, label = test.probabilities[rows[0]], test.labels[rows[0]]
+            words = words or f"true {test.class_names[label]}"
+            best = probabilities.argmax()
+            words += f"; {name} {test.class_names[best]} {probabilities[best]:.2f}"
+    return words
 
 
 def similarity(runs):

@@ -4,40 +4,108 @@ import base64
 import io
 from pathlib import Path
 
-from kd import runs
+import numpy as np
+
+from kd import event_writer, runs, scalars, selection
 from kd.errors import UserError
-from kd.report import event_files, notes
+from kd.report import event_files, figures_scalars, notes
 from kd.report.blocks import Column, aside, bullets, heading, missing, paragraph, picture, table
+from kd.report.sections.overview import responsive_figure
+from kd.text import format_count
 
 MAX_PICTURES = 12  # on a page
+MAX_MODELS, MAX_FRAMES = 16, 24  # of the curves
 
 
 def boards(study):
-    """Blocks: last, best and best step of each scalar, and the last image of each tag."""
-    folders = event_folders(study)
-    if not folders:
-        return missing("TensorBoard scalars and images", "There are no event files (tb/ in a run's folder).")
-    problems, histories, images = [], {}, {}
-    try:
-        for name, folder in folders.items():
-            histories[name], steps_by_tag = event_files.read(folder, problems)
-            for tag, steps in steps_by_tag.items():
-                step, data = steps[-1]
-                # Runs of one study log the same samples: they stand once, at their last place.
-                images[data] = images.pop(data, f"{name}: {tag}, step {step}")
-    except UserError as error:
-        reason = f"{error.message[0].upper()}{error.message[1:]}."
-        return missing("TensorBoard scalars and images", reason, error.hint)
-    blocks = []
-    if problems:
-        blocks += [paragraph("Not all of the event files could be read.", "note"), bullets(problems)]
-    blocks += scalars(histories)
+    """Blocks: the scalars of all runs as curves, their last, best and best step, and the last image of each tag."""
+    histories, images, blocks = logged(study)
+    if not histories:
+        return blocks or missing("TensorBoard scalars and images", "There are no event files (tb/ in a run's folder).")
+    blocks += [*curves(study, histories), *scalars_table(histories)]
     pictures = [logged_picture(data, caption) for data, caption in list(images.items())[:MAX_PICTURES]]
     if any(pictures):
         blocks += [heading("Images"), *filter(None, pictures)]
     if len(images) > MAX_PICTURES:
         blocks.append(aside(f"{len(images) - MAX_PICTURES} more images are in the event files."))
     return blocks
+
+
+def logged(study):
+    """({run: {tag: (steps, values)}}, {image: its caption}, blocks about what could not be read).
+
+    The scalars of a run that has no event files, or where they cannot be read, are those of its history.csv.
+    """
+    problems, images, blocks = [], {}, []
+    histories = {run.name: history(run) for run in study.runs if run.history}
+    try:
+        for name, folder in event_folders(study).items():
+            of_folder, steps_by_tag = event_files.read(folder, problems)
+            if of_folder:
+                histories[name] = of_folder
+            for tag, steps in steps_by_tag.items():
+                step, data = steps[-1]
+                # Runs of one study log the same samples: they stand once, at their last place.
+                images[data] = images.pop(data, f"{name}: {tag}, step {step}")
+    except UserError as error:
+        reason = f"{error.message[0].upper()}{error.message[1:]}."
+        blocks += missing("TensorBoard's event files", reason, error.hint)
+    if problems:
+        blocks += [paragraph("Not all of the event files could be read.", "note"), bullets(problems)]
+    return histories, images, blocks
+
+
+def history(run):
+    """The scalars of a Run's history.csv, with the tags and steps of its event files."""
+    steps = np.array([row["epoch"] for row in run.history])
+    columns = [column for column in run.history[0] if column != "epoch"]
+    return {event_writer.tag(column): (steps, np.array([row.get(column, np.nan) for row in run.history]))
+            for column in columns}
+
+
+def curves(study, histories):
+    """Blocks: a frame for each scalar that has several steps, with a line for each run."""
+    runs_of = {run.name: run for run in study.runs}
+    models = {}  # name of a model, or of a folder that is no run -> role
+    for name in histories:
+        run = runs_of.get(name)
+        models.setdefault(run.model if run else name, run.kind if run else "student")
+    drawn, surplus = list(models.items())[:MAX_MODELS], []
+    if len(models) > MAX_MODELS:
+        surplus = [aside(f"{format_count(len(models) - MAX_MODELS, 'more model')} not drawn; the table has them.")]
+    index, frames = {name: k for k, (name, _) in enumerate(drawn)}, {}
+    for name, of_run in histories.items():
+        run = runs_of.get(name)
+        for tag, (steps, values) in of_run.items():
+            model = run.model if run else name
+            if len(steps) > 1 and np.isfinite(values).any() and model in index and not is_result(tag):
+                frames.setdefault(tag, []).append((index[model], steps, values, kept_step(run, tag)))
+    if not frames:
+        return []
+    ordered = sorted(frames.items(), key=lambda frame: (not frame[0].startswith("val/"), frame[0]))
+    if len(ordered) > MAX_FRAMES:
+        more = format_count(len(ordered) - MAX_FRAMES, "more scalar")
+        surplus.append(aside(f"{more} not drawn; the table has them."))
+    ordered = ordered[:MAX_FRAMES]
+    alt = (f"{format_count(len(ordered), 'scalar')} over the epochs of {', '.join(name for name, _ in drawn)}: "
+           + ", ".join(tag for tag, _ in ordered))
+    caption = ("Each scalar over its steps (epochs), a line for each run; all seeds of a model have the same style. "
+               "The mark is the epoch whose weights were evaluated. Losses of different objectives have different "
+               "scales")
+    return [responsive_figure(figures_scalars.scalars, drawn, ordered, alt=alt, caption=caption), *surplus]
+
+
+def is_result(tag):
+    """Whether a scalar is a result that has a section of its own."""
+    return tag.split("/")[0] in scalars.GROUPS
+
+
+def kept_step(run, tag):
+    """The epoch that a Run kept, where `tag` is the metric that chose it, else None."""
+    if run is None or not run.history or run.best_epoch is None:
+        return None
+    column, _ = selection.METRICS[run.select]
+    return run.history[run.best_epoch]["epoch"] if tag == event_writer.tag(column) else None
 
 
 def event_folders(study):
@@ -54,18 +122,16 @@ def event_folders(study):
     return folders
 
 
-def scalars(histories):
-    """Blocks of {run: its scalars}, as event_files.read() returns them."""
+def scalars_table(histories):
+    """Blocks of {run: its scalars}, as event_files.read() returns them; results are in the CSV alone."""
     rows = event_files.table(histories)
-    if not rows:
-        return missing("TensorBoard scalars", "The event files hold none that can be read.")
     columns = [
         Column("Run", "run", kind="text"), Column("Tag", "tag", kind="text"), Column("Last", "last", ".4g"),
         Column("Best", "best", ".4g"), Column("Best step", "best_step", "d"),
     ]
     caption = ("Last and best value of each scalar; best is the highest or the lowest, depending on the tag, at its "
                "first step")
-    return [table("scalars", caption, columns, rows)]
+    return [table("scalars", caption, columns, [row for row in rows if not is_result(row["tag"])], rows)]
 
 
 def logged_picture(data, caption):
