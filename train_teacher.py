@@ -1,6 +1,6 @@
 """Train a large network on hard labels: the teacher of distill.py.
 
-    python train_teacher.py                                  # a resnet18 on the embedded data
+    python train_teacher.py                                  # an efficientnetlite0 on the embedded data
     python train_teacher.py --teacher resnet50 --data ham10000 --root PATH --size 64
 """
 
@@ -16,8 +16,9 @@ from kd.train.step import dry_run
 def parser():
     """The Parser of this script."""
     result = training_parser("train_teacher.py", "Train a large network on hard labels.")
-    # resnet50: the usual teacher. A data set may name another: on the few lesions a resnet18 learns enough in minutes.
-    result.add_argument("--teacher", metavar="NAME", help="architecture; default: resnet18 on lesions, else resnet50")
+    # resnet50: the usual teacher. A data set may name another: on the few lesions a pretrained one learns in a minute.
+    result.add_argument("--teacher", metavar="NAME", help="architecture; default: resnet50, on lesions "
+                        "efficientnetlite0 with ImageNet weights")
     return result
 
 

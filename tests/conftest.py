@@ -19,6 +19,12 @@ def private_cache(tmp_path_factory, monkeypatch):
         monkeypatch.setenv("HOME", str(folder))
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """Tables are printed whole, wherever the tests run; those of narrow terminals set their own width."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def embedded_recipe():
     """The recipe of the embedded data set, a dict; tests train with a shorter one, without a pretrained teacher."""

@@ -62,7 +62,8 @@ def study(tmp_path, no_report, plugin):
     train_teacher.main([*common, "--out", str(tmp_path), "--teacher", "tiny"])
     teacher = tmp_path / "lesions_32px" / "teacher_tiny" / "seed_0"
     of_student = ["--plugin", str(plugin), "--student", "plain", "--teacher", str(teacher),
-                  "--term", "fatal=1", "--name", "plain_kd_fatal"]
+                  "--term", "fatal=1", "--name", "plain_kd_fatal", "--unlabelled", "--teacher-cache", "3",
+                  "--lr", "1e-3", "--hard", "logit_adjusted"]
     return tmp_path, lambda out: [*common, *of_student, "--out", str(tmp_path / out)]
 
 

@@ -59,7 +59,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 4])
+@pytest.mark.parametrize("stop_at", [1, 2])
 def test_what_a_loss_learns_is_kept_and_a_stopped_run_ends_the_same(tmp_path, teacher, stop_at, monkeypatch):
     """In steps of two an epoch: before the first epoch ends, at its end, and in the middle of the last but one."""
     unbroken, = train(tmp_path / "a", teacher, *LEARNABLE)

@@ -81,7 +81,7 @@ def test_the_page_fits_phone_and_desktop_in_light_and_dark(reported_study, brows
 
 def test_the_first_screen_has_table_and_plot_and_the_folded_page_has_at_most_eight(reported_study, browser):
     browser.open(reported_study[0] / "report.html", 1400, 900)
-    for part in ("#table-result", "#result figure svg.narrow"):
+    for part in ("#table-result", "#result figure svg"):
         assert browser.evaluate(f"document.querySelector('{part}').getBoundingClientRect().bottom") <= 900
     assert browser.evaluate("document.documentElement.scrollHeight") <= 8 * 900
     folded = browser.evaluate("[...document.querySelectorAll('section > details')].map(fold => fold.open)")

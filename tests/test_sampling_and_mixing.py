@@ -175,7 +175,7 @@ def test_kept_targets_of_mixed_views_are_the_teachers_answers_to_them(tmp_path):
             online, disk = step.teacher_forward(batch.crops), step.teacher_outputs(batch)
             assert torch.allclose(online["teacher_logits"], disk["teacher_logits"], rtol=2e-3, atol=2e-3)
             compared += len(batch.index) - len(batch.labels)
-    assert compared > 100
+    assert compared > 90
     step.close()
 
 

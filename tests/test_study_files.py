@@ -130,11 +130,11 @@ def test_no_damaged_file_stops_the_report(two, name):
         for garbage in (b"", b"\x00\xff\xfe", *GARBAGE[name]):
             path.write_bytes(garbage)
             page = paged(two)
-            assert len(page.rows("calibration")["b", "0"]["accuracy"]) == 3
+            assert len(page.rows("calibration")["b", "0"]["ece"]) == 3
             if name in ("samples.npz", "predictions/test.npz"):
                 assert "a/seed_0: broken" in page.text and ("a", "0") not in page.rows("calibration")
             elif name in EXTRA:
-                assert len(page.rows("calibration")["a", "0"]["accuracy"]) == 3
+                assert len(page.rows("calibration")["a", "0"]["ece"]) == 3
             not_shown = page.text.partition("What is not shown")[2].partition("Findings in words")[0]
             harmless = (name, garbage) == ("config.yaml", b"")  # an empty one gives no option
             assert (

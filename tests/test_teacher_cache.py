@@ -226,7 +226,7 @@ def test_students_and_seeds_of_a_study_share_the_targets(tmp_path, no_report, mo
 
     monkeypatch.setattr(engine.Step, "teacher_forward", teacher_forward)
     folders = distill.main([*common, "--student", "tiny", "--beta", "10", "--seeds", "0", "1", "--teacher-cache", "1"])
-    assert sum(counts) == 2 + 207  # two images for the shapes, then one view of each training image, for both seeds
+    assert sum(counts) == 2 + 79  # two images for the shapes, then one view of each training image, for both seeds
     histories = [read_csv(folder / "history.csv") for folder in folders]
     assert all(len(rows) == 2 and float(rows[0]["kd"]) > 0 and float(rows[0]["at"]) > 0 for rows in histories)
     assert histories[0] != histories[1]

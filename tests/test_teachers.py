@@ -188,7 +188,7 @@ def test_a_file_of_predictions_answers_by_id_and_class(study, answers, monkeypat
         step_data.update(data=data), init(step, student_, teacher_, terms, data, *rest))[1])
     monkeypatch.setattr(engine.Step, "teacher_outputs", outputs)
     folder = student(study, "of_file", "--teacher-predictions", str(path), "--augment", "none")
-    assert len(seen) > 60 and all(np.allclose(logits, by_id[name], atol=1e-6) for name, logits in seen.items())
+    assert len(seen) > 30 and all(np.allclose(logits, by_id[name], atol=1e-6) for name, logits in seen.items())
     assert Run(folder).kind == "student" and read_json(folder / "environment.json")["teacher_is_foreign"] is True
 
 
@@ -267,10 +267,10 @@ def test_a_run_records_its_images_without_labels(study, capsys):
         student(study, "more", "--teacher", teacher(study, 0), "--unlabelled", "lesions,images=300", "--seeds", "5")
 
 
-def test_a_run_without_a_loss_for_images_without_labels_is_refused(study):
-    with pytest.raises(UserError, match="no loss of this run reads images without labels") as caught:
-        student(study, "none", "--alpha", "1", "--unlabelled", "lesions,images=240")
-    assert "--alpha 0.5" in caught.value.hint
+def test_a_run_without_a_loss_for_images_without_labels_says_so_and_uses_none(study, capsys):
+    folder = student(study, "none", "--alpha", "1", "--unlabelled", "lesions,images=240")
+    assert "no loss of this run reads images without labels, and none are used" in capsys.readouterr().out
+    assert "unlabelled" not in read_json(folder / "environment.json")["data"]
 
 
 @pytest.mark.parametrize("spec, words", [("nowhere", "no such folder, and no data set"),

@@ -37,7 +37,7 @@ SKINS = np.float32([[0.88, 0.70, 0.67], [0.92, 0.82, 0.79], [0.72, 0.60, 0.68], 
 
 
 # Labels are few and images many, as in clinics: a quarter of the images is trained on, and distill.py has further ones
-# without labels. docs/quickstart.md has what was measured with this recipe.
+# without labels.
 @register("dataset", "lesions", defaults={"size": 48, "batch": 16, "hard": "logit_adjusted"},
           teacher={"teacher": "efficientnetlite0", "weights": "imagenet", "epochs": 20},
           student={"epochs": 30, "lr": 3e-3, "unlabelled": ["lesions,images=2000,seed=1"], "unlabelled_ratio": 4.0,
