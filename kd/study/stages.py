@@ -5,8 +5,9 @@ from kd.study.plan import Task, run_name
 
 STAGES = ("train", "evaluate", "compare", "export", "robustness", "benchmark", "report")
 OPTIONAL = ("export", "robustness", "benchmark")  # done where the plan has a section; the others always
+# Of the event files those of training, whose names end with a number; those of results repeat what tables have.
 TABLES = ("*/*/*.csv", "*/*/*.json", "*/*/*.npz", "*/*/predictions/*.npz", "*/*/config.yaml", "*/*/exports/parity.json",
-          "*/*/tb/*", "*/seeds.json", f"*/{sweeps.FILE}", "*.csv")
+          "*/*/tb/*[0-9]", "*/seeds.json", f"*/{sweeps.FILE}", "*.csv")
 
 
 def tasks(plan, stage, finished):
