@@ -60,7 +60,12 @@ def test_the_reasons_come_from_the_run(make):
     counted = near_majority.notes({make(environment={"steps_per_epoch": 7}): result_of(0.2)})
     assert "35 steps" in counted
     tuned = near_majority.notes({make(weights="imagenet", best=5, labels=["nv"] * 90 + ["df"] * 3): result_of(0.2)})
-    assert "random weights" not in tuned and "steps" not in tuned
+    tuned = " ".join(tuned.split())
+    assert "random weights" not in tuned
+    assert "15 steps of training (5 epochs of 3) are few: from trained weights 200 and more" in tuned
+    assert "--epochs 50 --name tiny_kd_50" in tuned
+    enough = near_majority.notes({make(weights="imagenet", epochs=20): result_of(0.2)})
+    assert "steps" not in enough and "--epochs" not in enough
     assert "its best epoch is the last" in tuned and "few training images of df 3" in tuned
     wild = near_majority.notes({make(lr=1.0): result_of(0.2)})
     assert "the learning rate 1 is far from" in wild and "--lr 0.001 --name tiny_kd_usual_lr" in wild

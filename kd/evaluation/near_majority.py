@@ -13,7 +13,9 @@ from kd.run_folder import Run
 from kd.text import TERMINAL_WIDTH, command, format_count, format_metric, format_number, is_defined, shortened
 
 NEAR = 0.2     # of the way from the majority rule's macro-F1 to 1: below this a network has learned little
-STEPS = 2000   # from random weights; the 880 of docs/results/ham10000_64px were too few for a mobilenetv2
+# Steps that are usual: from random weights, where the 880 of docs/results/ham10000_64px were too few for a mobilenetv2;
+# and from trained ones.
+STEPS, STEPS_OF_TUNING = 2000, 200
 FEW_IMAGES = 20  # of a class, for training
 USUAL_LR = (1e-4, 1e-2)  # of AdamW; outside, it is named as a reason
 # Networks whose ImageNet weights the extra `lite` installs, so that nothing is downloaded: {role: (option, name)}
@@ -86,9 +88,10 @@ def causes(run):
     count, steps = steps_per_epoch(run), steps_per_epoch(run) * len(run.history)
     if is_from_scratch(run):
         found.append("it began with random weights")
-    if steps < STEPS and is_from_scratch(run):
+    if steps < usual_steps(run):
+        weights = "random" if is_from_scratch(run) else "trained"
         found.append(f"{steps} steps of training ({format_count(len(run.history), 'epoch')} of {count}) are few: from "
-                     f"random weights {STEPS:,} and more are usual")
+                     f"{weights} weights {usual_steps(run):,} and more are usual")
     if run.best_epoch is not None and run.best_epoch == options["epochs"] - 1 > 0:
         found.append("its best epoch is the last, so that it may not have ended learning")
     images = Counter(row["label"] for row in run.split if row["split"] == "train")
@@ -113,9 +116,9 @@ def instead(run):
     if is_from_scratch(run) and not options.get("stages") and importlib.util.find_spec(package(arch)):
         found.append(command(script, *config, flag, arch, "--weights", "imagenet", "--lr", "0.0005", "--name",
                              f"{arch}_pretrained"))
-    steps = steps_per_epoch(run) * options["epochs"]
-    if steps < STEPS and len(run.history) == options["epochs"]:
-        epochs = min(max(2 * options["epochs"], -(-STEPS // steps_per_epoch(run))), 10 * options["epochs"])
+    enough = -(-usual_steps(run) // steps_per_epoch(run))  # epochs
+    if len(run.history) == options["epochs"] < enough:
+        epochs = min(max(2 * options["epochs"], enough), 10 * options["epochs"])
         found.append(command(script, *config, "--epochs", epochs, "--name", f"{model}_{epochs}"))
     return found[:2]
 
@@ -123,6 +126,11 @@ def instead(run):
 def is_from_scratch(run):
     """Whether a Run began with random weights."""
     return run.options.get("weights", "none") == "none" and not run.options.get("init")
+
+
+def usual_steps(run):
+    """Steps that a training of this kind usually has."""
+    return STEPS if is_from_scratch(run) else STEPS_OF_TUNING
 
 
 def steps_per_epoch(run):
