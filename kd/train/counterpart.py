@@ -15,7 +15,6 @@ from kd.train.options import to_arguments
 # method does not share.
 OF_METHOD = ("alpha", "beta", "soft", "term", "temperature", "stage_weights", "teacher", "teacher_arch", "teacher_tau",
              "teacher_predictions", "teacher_cache", "unlabelled", "unlabelled_ratio")
-
 # Those of them that have no effect beside --alpha 1 --beta 0.
 OF_TEACHER = {"alpha", "beta", "teacher", "temperature", "teacher_cache", "unlabelled", "unlabelled_ratio"}
 
@@ -24,10 +23,9 @@ def next_command(parser, study, folders):
     """The command that trains the first student without a teacher, or with one, where the study lacks it;
     else the command that compares the models.
 
-    parser: of distill.py, with the defaults of the data set.
-
     A run that began with --init has a counterpart that began alike: with the same file where that was trained without
     a teacher, else with the one that was trained as the counterpart is, which is to be trained first where it lacks.
+    parser: of distill.py, with the defaults of the data set.
     """
     run = Run(folders[0])
     options, seeds = run.options, [Run(folder).options["seeds"][0] for folder in folders

@@ -104,13 +104,18 @@ def write(folder, student, teacher, data, device):
     extractors = {role: networks.FeatureExtractor(network.model, network.stages) for role, network in pair.items()}
     for network in pair.values():
         network.model.to(device, memory_format=memory_format(torch.device(device))).eval()
-    rows, features, _ = _outputs(pair, extractors, data, "val", device)
+    rows, features = _rows(data, "val"), {role: [] for role in pair}
+    for role, outputs in _outputs(pair, extractors, data, "val", device):
+        features[role].append([_pooled(feature).cpu() for feature in outputs[f"{role}_features"]])
     grams = {role: [_gram(torch.cat(stage)) for stage in zip(*batches)] for role, batches in features.items()}
     intervals = np.array([cka_interval(gram_student, gram_teacher, data.groups[rows])
                           for gram_student, gram_teacher in zip(grams["student"], grams["teacher"])])
 
-    candidates, _, probabilities = _outputs(pair, extractors, data, "test", device)
-    distances = np.abs(probabilities["student"] - probabilities["teacher"]).sum(1) / 2
+    candidates, probabilities = _rows(data, "test"), {role: [] for role in pair}
+    for role, outputs in _outputs(pair, extractors, data, "test", device):
+        probabilities[role].append(outputs[f"{role}_logits"].float().softmax(1).cpu())
+    ours, theirs = (torch.cat(probabilities[role]).numpy() for role in pair)
+    distances = np.abs(ours - theirs).sum(1) / 2
     order = np.argsort(-distances, kind="stable")
     first = np.sort(np.unique(data.groups[candidates[order]], return_index=True)[1])  # one image a group
     chosen = order[first[:SHOWN]]
@@ -136,22 +141,25 @@ def write(folder, student, teacher, data, device):
           + ", ".join(f"{number:.2f}" for number in value))
 
 
-def _outputs(pair, extractors, data, split, device):
-    """What both networks give for at most IMAGES images of a split: (rows of the images, features, probabilities).
+def _every(data, split):
+    """n, where every n-th image of a split is looked at."""
+    return -(-len(data.where(split)) // IMAGES)
 
-    pair, extractors: {role: Network}, {role: its FeatureExtractor}. features: {role: [pooled stages of a batch]}.
-    probabilities: {role: [n, C]}.
+
+def _rows(data, split):
+    """The positions of at most IMAGES images of a split, evenly spread over it."""
+    return data.where(split)[::_every(data, split)]
+
+
+def _outputs(pair, extractors, data, split, device):
+    """Yield (role, network_outputs() of its network) for each batch of the images of _rows().
+
+    pair, extractors: {role: Network}, {role: its FeatureExtractor}.
     """
-    every = -(-len(data.where(split)) // IMAGES)
-    rows = data.where(split)[::every]
-    features, probabilities = {role: [] for role in pair}, {role: [] for role in pair}
-    batches = batching.evaluation_batches(data, split, batch=BATCH, device=device, share=(0, every))
-    for images in progress(batches, "similarity", total=-(-len(rows) // BATCH), unit="batch"):
+    batches = batching.evaluation_batches(data, split, batch=BATCH, device=device, share=(0, _every(data, split)))
+    for images in progress(batches, "similarity", total=-(-len(_rows(data, split)) // BATCH), unit="batch"):
         for role, network in pair.items():
-            outputs = network_outputs(role, network, extractors[role], images, ())
-            features[role].append([_pooled(feature).cpu() for feature in outputs[f"{role}_features"]])
-            probabilities[role].append(outputs[f"{role}_logits"].float().softmax(1).cpu())
-    return rows, features, {role: torch.cat(parts).numpy() for role, parts in probabilities.items()}
+            yield role, network_outputs(role, network, extractors[role], images, ())
 
 
 def _pooled(feature):

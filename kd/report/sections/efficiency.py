@@ -10,6 +10,7 @@ from kd.files import parse_number
 from kd.report import figures_latency
 from kd.report.blocks import Column, aside, figure, heading, interval, missing, spread, table
 from kd.report.sections.overview import FORMATS, seed_columns, seed_name, with_format
+from kd.report.sections.students import not_significant
 from kd.report.study_files import command_path
 from kd.run_folder import bounded
 from kd.text import format_bounds, format_count, format_metric, is_defined
@@ -189,9 +190,8 @@ def int8_change(run):
     lo, hi = difference.get("lo"), difference.get("hi")
     if not is_defined(lo) or not is_defined(test["flips"]):
         return ""
-    verdict = "not significant (95% interval includes 0)" if lo <= 0 <= hi else "significant"
     return (f"{test['flips']:.1%} other answers, macro-F1 {difference['value']:+.4f} "
-            f"{format_bounds(lo, hi, '+.4f')}, {verdict}")
+            f"{format_bounds(lo, hi, '+.4f')}, {not_significant(difference) or 'significant'}")
 
 
 # ---- Pareto

@@ -6,6 +6,7 @@ from kd.report import figures
 from kd.report.blocks import Column, aside, interval, missing, paragraph, spread, table
 from kd.report.sections import sweeps
 from kd.report.sections.overview import responsive_figure, seed_columns, seed_name
+from kd.report.sections.students import conclusive, not_significant
 from kd.text import format_bounds, format_metric, format_number, is_defined
 
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "weighted_f1": "Weighted F1",
@@ -138,9 +139,8 @@ def ranked(study):
 
 def choice_verdict(row):
     """What the difference of the student that validation puts first from the next says on test."""
-    if not is_defined(row["lo"]) or row["lo"] <= 0 <= row["hi"]:
-        reason = "95% interval includes 0" if is_defined(row["lo"]) else row["withheld"].partition(";")[0]
-        return f"not significant ({reason}), so that the choice rests on validation alone"
+    if not conclusive(row):
+        return f"{not_significant(row)}, so that the choice rests on validation alone"
     if row["lo"] > 0:
         return "test confirms the choice"
     return "on test the other is the better one, so validation chose wrong"

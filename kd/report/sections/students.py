@@ -23,7 +23,6 @@ AGREEMENTS = {"agreement": "Agree", "right_to_wrong": "Only the reference is rig
 ALPHA = 0.05
 DECIDES = "macro_f1"  # the metric whose p a table of several metrics shows: one family of tests a table
 ENDS = ("", "_lo", "_hi")
-NOT_SIGNIFICANT = "not significant (95% interval includes 0)"
 
 
 @dataclass
@@ -97,14 +96,20 @@ def conclusive(row):
     return is_defined(row["lo"]) and (row["lo"] > 0 or row["hi"] < 0)
 
 
+def not_significant(row):
+    """`not significant (why)` where the interval of a row's difference does not exclude 0, or there is none; or ""."""
+    if conclusive(row):
+        return ""
+    why = "95% interval includes 0" if is_defined(row["lo"]) else row["withheld"].partition(";")[0]
+    return f"not significant ({why})"
+
+
 def verdict(row, pairs):
     """What the interval and the p of a row support, corrected over `pairs`."""
     if not is_defined(row["p"]):
         return "one seed, which says nothing of the method"
-    if not is_defined(row["lo"]):
-        return f"not significant ({row['withheld'].partition(';')[0]})"
     if not conclusive(row):
-        return NOT_SIGNIFICANT
+        return not_significant(row)
     comparisons = format_count(len(tested(pairs)), "comparison")
     if row["p_corrected"] < ALPHA:
         return f"significant (p < {ALPHA}, corrected over {comparisons})"
