@@ -54,7 +54,9 @@ def recipe(options, script, registry):
     info = registry.get("dataset", name).info
     result = {"epochs": 30, "batch": 64, "hard": "ce", **info.get("defaults", {})}
     if script == "distill.py":
-        return {**result, **info.get("student", {})}
+        # a file of the teacher's answers has none to images without labels, and there is no network to keep outputs of
+        of_file = {"unlabelled": [], "teacher_cache": None} if options["teacher_predictions"] else {}
+        return {**result, **info.get("student", {}), **of_file}
     own = {"teacher": "resnet50", **info.get("teacher", {})}
     return {**result, **own} if canonical(options["teacher"] or own["teacher"], registry) == own["teacher"] else result
 
