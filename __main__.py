@@ -30,6 +30,9 @@ def main():
 def help_or_error():
     """Print a line for each script, the first of its docstring. UserError for a name that no script has."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name == "--version":
+        print(errors.VERSION)
+        return
     if name not in ("-h", "--help"):
         raise errors.UserError(f"there is no command {name!r}",
                                errors.nearest(name, SCRIPTS) or f"There are: {', '.join(SCRIPTS)}.")

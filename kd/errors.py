@@ -20,6 +20,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 _ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = _ROOT.name == "medmnist_edgeai" and not (_ROOT / "setup.cfg").exists()  # by a wheel: no clone, no bundle
+VERSION = f"MedMNIST-EdgeAI {__version__}"
 LONGEST = 1000  # characters of the message of a UserError
 
 
@@ -76,7 +77,7 @@ class Parser(argparse.ArgumentParser):
         typed = as_typed_here(f"python {prog}").removeprefix("python ")
         super().__init__(typed, formatter_class=_HelpFormatter, allow_abbrev=False, **kwargs)
         if self.add_help:
-            self.add_argument("--version", action="version", version=f"MedMNIST-EdgeAI {__version__}")
+            self.add_argument("--version", action="version", version=VERSION)
 
     def parse_known_args(self, args=None, namespace=None):
         namespace, rest = super().parse_known_args(args, namespace)
