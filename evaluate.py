@@ -1,12 +1,12 @@
 """Predictions -> metrics with confidence intervals, calibration and operating points; comparisons; an audit.
 
     python evaluate.py runs/lesions_48px                            every run below, one line a run
-    python evaluate.py runs/lesions_48px/mobilenetv2_kd/seed_0      one run in full
+    python evaluate.py runs/lesions_48px/tiny_kd_unlabelled/seed_0  one run in full
     python evaluate.py runs/lesions_48px --target mel --sensitivity 0.95
     python evaluate.py runs/lesions_48px --by sex --table patients.csv    figures of subgroups, and their gaps
     python evaluate.py runs/lesions_48px --compare                  paired differences from the teacher
     python evaluate.py theirs_test.npz --val theirs_val.npz --groups lesions.csv --out results
-    python evaluate.py runs/lesions_48px/mobilenetv2_kd/seed_0 --data folder --root other_clinic
+    python evaluate.py runs/lesions_48px/tiny_kd_unlabelled/seed_0 --data folder --root other_clinic
     python evaluate.py --audit FOLDER
     python evaluate.py theirs_test.npz --out results --audit         evaluated, and audited with every note
 """

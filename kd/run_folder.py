@@ -1,6 +1,6 @@
 """The one reader of a run folder: each file is read when it is first needed, once, and checked once.
 
-    run = Run("runs/lesions_48px/mobilenetv2_kd/seed_0")
+    run = Run("runs/lesions_48px/tiny_kd_unlabelled/seed_0")
     run.environment, run.history, run.test ...     a file that is missing is None or empty; a damaged one is a UserError
     run.tolerate("history", "metrics")             a damaged file counts as missing from here on; returns its error
 
