@@ -270,7 +270,7 @@ def test_the_baseline_has_nothing_of_the_distillation_and_all_else(tmp_path, stu
     if len(more) != 4 or "--seeds" not in more:
         defaults = distill.parser()
         assert all(ours[key] == defaults.get_default(key) for key in ("soft", "teacher_cache", "unlabelled",
-                                                                      "teacher_predictions"))
+                                                                      "unlabelled_ratio", "teacher_predictions"))
     assert read_json(alone / "environment.json")["formula"] == "loss = 1 * ce(smoothing=0.0)"
     assert following(capsys)[0][:2] == ["evaluate.py", "--compare"]
 

@@ -91,7 +91,7 @@ def test_the_command_does_all_that_scripts_do_from_an_empty_folder(wheel, tmp_pa
     assert "`medmnist-edgeai distill --help` lists" in run("distill", "--qqq", status=2)
     small = ("--data", "lesions,images=300", "--size", "32", "--epochs", "1", "--study", "s")
     assert "next: medmnist-edgeai distill" in run("train_teacher", "--teacher", "tiny", *small)
-    run("distill", "--student", "tiny", *small)
+    run("distill", "--student", "tiny", "--unlabelled", *small)
     run("evaluate", "runs/s/tiny_kd/seed_0")
     assert "next: medmnist-edgeai predict" in run("export", "runs/s/tiny_kd/seed_0", "--bundle", "box",
                                                   "--max-flips", "1", "--calibration", "32")

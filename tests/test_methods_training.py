@@ -16,7 +16,7 @@ from kd.train.step import dry_run
 from kd.train.weights import safe_load
 
 pytestmark = pytest.mark.usefixtures("no_report")
-DATA = ["--data", "lesions,images=72", "--size", "16", "--epochs", "1", "--batch", "26", "--workers", "0"]
+DATA = ["--data", "lesions,images=72", "--size", "16", "--epochs", "1", "--batch", "10", "--workers", "0"]
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("stop_at", [1, 2])
+@pytest.mark.parametrize("stop_at", [1, 2, 4])
 def test_what_a_loss_learns_is_kept_and_a_stopped_run_ends_the_same(tmp_path, teacher, stop_at, monkeypatch):
     """In steps of two an epoch: before the first epoch ends, at its end, and in the middle of the last but one."""
     unbroken, = train(tmp_path / "a", teacher, *LEARNABLE)

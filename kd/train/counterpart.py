@@ -15,8 +15,6 @@ from kd.train.options import to_arguments
 # method does not share.
 OF_METHOD = ("alpha", "beta", "soft", "term", "temperature", "stage_weights", "teacher", "teacher_arch", "teacher_tau",
              "teacher_predictions", "teacher_cache", "unlabelled", "unlabelled_ratio")
-# Those of them that have no effect beside --alpha 1 --beta 0.
-OF_TEACHER = {"alpha", "beta", "teacher", "temperature", "teacher_cache", "unlabelled", "unlabelled_ratio"}
 
 
 def next_command(parser, study, folders):
@@ -67,7 +65,7 @@ def same_student(parser, run, seeds, name, init=None):
     losses = ["--alpha", 0.5] if not has_teacher(options) else ["--alpha", 1, "--beta", 0]
     kept = {key for key in OF_METHOD if options.get(key) != parser.get_default(key)}
     words = ["--config", run.folder / "config.yaml"]
-    if options["init"] or kept - OF_TEACHER or not has_teacher(options) and "unlabelled" in kept:
+    if options["init"] or kept - {"alpha", "beta", "teacher", "temperature", "unlabelled_ratio"}:
         device, precision = engine.device_and_precision({**options, "device": "auto", "precision": "auto"})
         usual = {"device": str(device), "precision": precision, "init": options["init"], "name": options["name"],
                  "seeds": options["seeds"]}
