@@ -4,6 +4,7 @@ A table is set in \\footnotesize and fits the text of `article` at 10 points. Lo
 still too wide is divided into parts below each other, each of which repeats the columns that name the rows.
 """
 
+import functools
 import re
 
 from kd.text import one_line
@@ -86,6 +87,7 @@ def table(columns, rows, caption, label, keys=1):
     return "\n".join([*lines, "}" if is_long else r"\end{table}", ""])
 
 
+@functools.lru_cache(maxsize=10_000)  # cells are measured several times, and many are alike
 def _width(text):
     """Points that a text takes at most, without line breaks."""
     escapes = (character if character in _WIDTHS else _escaped(character) for character in text)

@@ -302,6 +302,7 @@ def _figure(block):
     return painting
 
 
+@functools.lru_cache(maxsize=100)  # the report and the figures for papers show the same drawings
 def _drawing(svg):
     """A reportlab Drawing of an SVG text, in the light colours. First replaces what svglib does not support."""
     from svglib.svglib import svg2rlg
