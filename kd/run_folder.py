@@ -16,11 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from kd import predictions, runs, selection, sweeps
-from kd.errors import UserError, listing
+from kd.errors import UserError, listing, nearest
 from kd.files import CSV, parse_csv, parse_number, read_bytes, read_csv, read_json, read_npz, read_yaml
 from kd.text import is_defined
 
 HISTORY = ("epoch", "loss", "val_macro_f1", "seconds")  # columns of history.csv that every training writes
+RECALIBRATED = "recalibrated"  # folder of a run: settings that were fitted to cases of other sites, a file each
+RECALIBRATION = "medmnist-edgeai/recalibration/1"  # what such a file calls itself
+FIT = "fit"  # the part of such cases that settings were fitted on, as operating points and sizes name it
 UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan}
 
 
@@ -214,6 +217,49 @@ def _metrics(run, path, content):
              and _is_calibration(content.get("calibration") or {})
              and _is_curve(content.get("risk_coverage") or {"coverage": [], "risk": []}))
     return content if sound else fail()
+
+
+def _recalibration(run, path, content):
+    """recalibrated/NAME.json: a metrics.json with settings for another site, which are computed with."""
+    def is_sound(names, fitted, points, calibration):
+        temperature, offsets, keys = calibration.get("temperature"), fitted["offsets"], fitted["fitted_on"]
+        return (fitted["format"] == RECALIBRATION and all(isinstance(fitted[key], str) for key in ("site", "weights"))
+                and len(offsets) == len(names) and all(is_defined(offset) and _is_number(offset) for offset in offsets)
+                and is_defined(temperature) and temperature > 0
+                and all(map(is_defined, [*calibration["bounds"], calibration["nll_val_before"],
+                                         calibration["nll_val_after"]])) and len(calibration["bounds"]) == 2
+                and all(isinstance(key, str) for what in ("images", "groups", "pictures") for key in keys[what])
+                and content["conventions"]["majority_class"] in names
+                and all(_is_setting(point, names) for point in points)
+                and isinstance(fitted["own"], dict) and _is_metrics(fitted["own"]["test"])
+                and all(map(_is_point, fitted["own"]["operating_points"]))
+                and all(isinstance(row["metric"], str) and isinstance(row.get("withheld", ""), str) and all(
+                    _is_number(row.get(key)) for key in ("reference_value", "model_value", "difference", "lo", "hi",
+                                                         "p")) for row in fitted["differences"])
+                and all(_is_share(part[key]) for part in fitted["shares"].values() for key in ("site", "answered"))
+                and all(name in names and _is_count(count) for name, count in fitted["without_threshold"].items()))
+
+    content = _metrics(run, path, content)
+    try:
+        sound = is_sound(content["class_names"], content["recalibration"], content["operating_points"],
+                         content["calibration"])
+    except (KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{path} is not what evaluate.py --recalibrate writes",
+                        "Make it again: evaluate.py RUN --data NAME --recalibrate")
+    return content
+
+
+def _is_setting(point, names):
+    """Whether an operating point of metrics.json can be used: its threshold is one of its kind."""
+    threshold, kind = point["threshold"], point["kind"]
+    if kind == "sensitivity":
+        return point["class"] in names and _is_share(threshold)
+    if kind == "abstention":
+        return threshold is None or _is_share(threshold)
+    return isinstance(threshold, dict) and list(threshold) == names and all(
+        is_defined(value) and value > 0 for value in threshold.values())
 
 
 _KINDS_OF_DATA = {"name": (str,), "fingerprint": (str,), "split": (str,), "images": (int,), "groups": (int,),
@@ -431,6 +477,18 @@ class Run(_Folder):
             places = [*(places if len(path.parts) > 1 else ()), path]
             found.append(next((Run(place) for place in places if os.path.isdir(place)), None))  # it raises for no name
         return found
+
+    # ---- other sites
+
+    def recalibration(self, name):
+        """recalibrated/NAME.json, as kd.evaluation.recalibrate makes it. UserError where there is none."""
+        folder = self.folder / RECALIBRATED
+        if not (folder / f"{name}.json").is_file():
+            others = sorted(path.stem for path in folder.glob("*.json"))
+            raise UserError(f"{self.folder} has no settings for a site {name}",
+                            nearest(name, others) or (f"It has: {listing(others)}." if others else
+                                                      "Fit them: evaluate.py RUN --data NAME --recalibrate"))
+        return _File(f"{RECALIBRATED}/{name}.json", read_json, _recalibration)._content(self)
 
     # ---- predictions
 
