@@ -25,6 +25,7 @@ from kd import (
     plugins,
     prediction_files,
     predictions,
+    recalibration,
     runs,
     scalars,
     score_kinds,
@@ -44,7 +45,7 @@ from kd.evaluation import (
     terminal,
 )
 from kd.files import read_csv, write_csv, write_json
-from kd.run_folder import RECALIBRATED, Run
+from kd.run_folder import Run
 from kd.text import command, quoted
 
 
@@ -135,7 +136,7 @@ def recalibrate_runs(paths, options, settings, next_step):
         evaluated.result["audit"] = examine.audit_metrics(evaluated.result, None, evaluated.test)
         print("\n\n".join(filter(None, [recalibration_text.text(evaluated.result),
                                          findings_text(evaluated.result["audit"], brief=True)])))
-        written = run.folder / RECALIBRATED / f"{path.stem}.json"
+        written = run.folder / recalibration.FOLDER / f"{path.stem}.json"
         for place in (written, *([Path(options.out) / "metrics.json"] if options.out else ())):
             write_json(place, evaluated.result)
         print(f"\nwritten: {written}")
@@ -146,7 +147,7 @@ def recalibrate_runs(paths, options, settings, next_step):
 
 def measure_recalibrated(path, options, settings):
     """Evaluated of external predictions with the settings of --recalibrated, without the cases they were fitted on."""
-    record = Run(path.parents[1]).recalibration(options.recalibrated)
+    record = recalibration.read(Run(path.parents[1]), options.recalibrated)
     evaluated = recalibrate.evaluate(record, recalibrate.Cases.read(path), settings)
     add_subgroups(evaluated, options.table, options.by, settings)
     evaluated.result["audit"] = examine.audit_metrics(evaluated.result, None, evaluated.test)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import registry
-from kd import errors, plugins, runs
+from kd import errors, plugins, recalibration, runs
 from kd.edge import bundle, checked_export
 from kd.errors import UserError
 from kd.files import lock
@@ -56,7 +56,7 @@ def for_site(run, options):
     """Write a bundle of a file that was exported before, with the settings of another site; the images of the run need
     not be here. Returns the folder, a Path.
     """
-    record = run.recalibration(options.recalibrated)
+    record = recalibration.read(run, options.recalibrated)
     files = [run.folder / "exports" / checked_export.FILES[name] for name in ("int8", "onnx")
              if name in options.formats]
     exported = next((file for file in files if file.is_file()), None)
@@ -67,8 +67,8 @@ def for_site(run, options):
     images = run.samples["images"]
     images = images[np.unique(np.linspace(0, len(images) - 1, bundle.CHECKED).astype(int))]
     bundle.write(run, exported, images, options.bundle, record)
-    print(f"written: {options.bundle}: {exported.name} with the settings for {record['recalibration']['site']}; RUN.md "
-          "in it says what to do there")
+    print(f"written: {options.bundle}: {exported.name} with the settings for {options.recalibrated}; RUN.md in it says "
+          "what to do there")
     return Path(options.bundle)
 
 
@@ -94,9 +94,8 @@ def parser():
                         help="weights of 7 bits: for x86 processors without VNNI, where sums of products of 8 bits "
                         "saturate")
     result.add_argument("--bundle", metavar="DIR", help="write all that another machine needs into this new folder")
-    result.add_argument("--recalibrated", metavar="NAME", help="for --bundle: take the file that was exported before, "
-                        "with the settings in RUN/recalibrated/NAME.json, which evaluate.py --recalibrate fitted to "
-                        "another site")
+    result.add_argument("--recalibrated", metavar="NAME", help="make the --bundle of the file that was exported "
+                        "before, with the settings in RUN/recalibrated/NAME.json, which were fitted to another site")
     result.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
     return result
 

@@ -11,7 +11,7 @@ import numpy as np
 from kd import sweeps
 from kd.audit.rule import rule
 from kd.errors import listing
-from kd.run_folder import FIT
+from kd.recalibration import FIT
 
 
 @rule("error", "The search scored the same predictions at every threshold, or every score passes the threshold: the "

@@ -10,7 +10,7 @@ from pathlib import Path
 from kd import onnx_model
 from kd.edge import site
 from kd.errors import UserError
-from kd.files import check_writable, write_npz, write_text
+from kd.files import check_writable, read_bytes, write_npz, write_text
 from kd.text import format_bounds, format_count, format_number, format_p, is_defined, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,12 +23,12 @@ def write(run, model, images, target, record=None):
     """Lay out a new folder `target` for the exported file `model` (a path) of a Run.
 
     images: uint8 [N, S, S, 3], N <= CHECKED, whose logits go along. record: the settings of another site
-    (Run.recalibration) that the file gets. The folder appears whole or not at all. Raises UserError where `target` is
+    (kd/recalibration.py) that the file gets. The folder appears whole or not at all. Raises UserError where `target` is
     not free, and where the file cannot be run.
     """
     model, target = Path(model), Path(os.path.abspath(target))
     check_free(target)
-    content = site.with_settings(model, record) if record else model.read_bytes()
+    content = site.with_settings(model, record) if record else read_bytes(model, onnx_model.FILE)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".bundle."))
     try:
@@ -38,7 +38,7 @@ def write(run, model, images, target, record=None):
         (folder / model.name).write_bytes(content)
         exported = onnx_model.Model(folder / model.name, 1)
         write_npz(folder / "check.npz", **onnx_model.expected(exported, images))
-        write_text(folder / "RUN.md", how_to_run(model.name, len(images)))
+        write_text(folder / "RUN.md", how_to_run(model.name, len(images), "test" if record else "validation"))
         write_text(folder / "MODEL_CARD.md", card(run, model, exported, record))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -68,8 +68,8 @@ def check_free(target):
     check_writable(place.parent, "another folder with --bundle")
 
 
-def how_to_run(name, count):
-    """The text of RUN.md. name: of the model's file. count: of the images in check.npz."""
+def how_to_run(name, count, split="validation"):
+    """The text of RUN.md. name: of the model's file. count, split: of the images in check.npz."""
     return f"""# Classify images with {name}
 
 Needs Python 3.10 or newer and three packages; no torch, no graphics card:
@@ -90,7 +90,7 @@ Then:
     env/bin/python benchmark.py {name}                   (how fast it is here)
 
 Images are JPEG, PNG, BMP or TIFF of up to 65 megapixels, or WebP of up to 32. What cannot be read is marked, and
-passed over. `check.npz` holds {count} images, the logits that they must give, and the labels, calibrated
+passed over. `check.npz` holds {count} {split} images, the logits that they must give, and the labels, calibrated
 probabilities, calls, abstentions and thresholds that follow from them.
 
 ## What the checks find

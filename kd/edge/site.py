@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kd import errors, onnx_model, recalibration_tables
+from kd import errors, onnx_model, recalibration
 from kd.errors import UserError
 from kd.text import format_count, format_number, one_line
 
@@ -10,7 +10,7 @@ POINT = ("name", "kind", "class", "threshold", "promised")  # what a file has of
 
 
 def with_settings(path, record):
-    """The bytes of the .onnx file `path` with the settings in a record (Run.recalibration).
+    """The bytes of the .onnx file `path` with the settings in a record (kd/recalibration.py).
 
     The offsets are added to the logits in the graph, so that whatever runs the file has them; temperature and
     thresholds are in its metadata, as those of any exported file, and the site in its provenance. UserError where the
@@ -53,15 +53,15 @@ def card(record):
         f"## Recalibrated for {one_line(fitted['site'])}", "",
         f"Offsets of the logits, temperature and thresholds were fitted on {fit} from there, and tested on {test} that "
         "had no part in it." + " No patients are known: images of one may be in both parts." * (not grouped), "",
-        *_markdown(recalibration_tables.classes(record)), "",
+        *_markdown(recalibration.classes(record)), "",
         f"Temperature {record['calibration']['temperature']:.3f}; before it was "
         f"{format_number(fitted['own']['temperature'])}.", "",
         "The checkpoint on the test part, with 95% intervals and paired differences; of probabilities, those after the "
         "temperature:", "",
-        *_markdown(recalibration_tables.compared(record)), "",
-        *(f"- {sentence}" for sentence in recalibration_tables.verdict(record)), "",
-        *_markdown(recalibration_tables.thresholds(record)), "",
-        *(f"- {sentence}" for sentence in recalibration_tables.promises(record)), ""]
+        *_markdown(recalibration.compared(record)), "",
+        *(f"- {sentence}" for sentence in recalibration.verdict(record)), "",
+        *_markdown(recalibration.thresholds(record)), "",
+        *(f"- {sentence}" for sentence in recalibration.promises(record)), ""]
 
 
 def _markdown(rows):

@@ -2,7 +2,7 @@
 
     cases = Cases.read(RUN/predictions/NAME.npz)       what evaluate.py --data writes
     after = recalibrate(val, cases, settings)          its result is the content of RUN/recalibrated/NAME.json
-    record = Run(RUN).recalibration(NAME)              that file, read
+    record = recalibration.read(Run(RUN), NAME)        that file, read (kd/recalibration.py)
     evaluated = evaluate(record, cases, settings)      the same settings on further cases
 
 The settings are offsets of the logits (how much more or less frequent a class is than the network takes it to be), the
@@ -18,7 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import bootstrap, calibration, metrics, operating_points, paired, perceptual_hash, predictions, run_folder
+from kd import (
+    bootstrap,
+    calibration,
+    metrics,
+    operating_points,
+    paired,
+    perceptual_hash,
+    predictions,
+    recalibration,
+)
 from kd.errors import UserError, listing
 from kd.evaluation import protocol
 from kd.files import read_npz
@@ -143,19 +152,19 @@ def recalibrate(val, cases, settings):
                         "the others.")
     chosen = replace(settings, targets=enough)
     offsets, ridge = calibration.fit_offsets(fit.predictions.scores, fit.predictions.labels, fit.predictions.clusters)
-    choices = protocol.choose(fit.predictions.shifted(offsets), chosen, run_folder.FIT)
+    choices = protocol.choose(fit.predictions.shifted(offsets), chosen, recalibration.FIT)
     if not choices.temperature.ok:
         raise UserError(f"no temperature can be fitted on {cases.name}: {choices.temperature.reason}",
                         "Give more cases, among them some that the network gets wrong, and see that its classes mean "
                         "the same there.")
     own = protocol.evaluate(val, rest.predictions, chosen)
     after = protocol.evaluate(None, rest.predictions.shifted(offsets), chosen, choices)
-    after.result["split"] = {run_folder.FIT: fit.predictions.size(), **after.result["split"]}
+    after.result["split"] = {recalibration.FIT: fit.predictions.size(), **after.result["split"]}
     temperature = own.result["calibration"]["temperature"]
     answered = metrics.softmax(fit.predictions.scores / (temperature or 1)).mean(0)
     shares = np.bincount(fit.predictions.labels, minlength=len(names)) / len(fit)
     after.result["recalibration"] = {
-        "format": run_folder.RECALIBRATION, "site": cases.name, "weights": cases.weights, "unit": cases.unit,
+        "format": recalibration.FORMAT, "site": cases.name, "weights": cases.weights, "unit": cases.unit,
         "offsets": offsets.tolist(), "ridge": ridge,
         "shares": {name: {"site": site, "answered": answer} for name, site, answer in zip(names, shares, answered)},
         "least_positives": operating_points.least_positives(settings.sensitivity, settings.assurance),
@@ -193,30 +202,30 @@ def differences(own, after, draws):
 
 
 def evaluate(record, cases, settings):
-    """protocol.Evaluated of Cases with the settings in a record (Run.recalibration), without what these were fitted on.
+    """protocol.Evaluated of Cases with the settings in a record, without what these were fitted on.
 
     UserError where they are of another network, or less than two images are left.
     """
-    recalibration, site = record["recalibration"], record["recalibration"]["site"]
-    if recalibration["weights"] != cases.weights:
+    fitted, site = record["recalibration"], record["recalibration"]["site"]
+    if fitted["weights"] != cases.weights:
         raise UserError(f"the settings for {site} were fitted to other weights than those of best.pt",
                         "Fit them to these: evaluate.py RUN --data NAME --recalibrate")
-    known = cases.known(recalibration["fitted_on"])
+    known = cases.known(fitted["fitted_on"])
     if len(cases) - known.sum() < 2:
         raise UserError(f"nothing of {cases.name} is left to test on: the settings for {site} were fitted on "
                         f"{format_count(int(known.sum()), 'image')} of it, or on others of the same patients",
                         "Give further cases.")
-    notes = [f"the settings are those of {run_folder.RECALIBRATED}/{site}.json"]
+    notes = [f"the settings are those of {recalibration.FOLDER}/{site}.json"]
     if known.any():
         notes.append(f"{known.sum()} of {len(cases)} images are left out, since these were fitted on them, or on "
                      "others of the same patients")
-    rest = cases.predictions.take(~known).shifted(np.array(recalibration["offsets"]))
+    rest = cases.predictions.take(~known).shifted(np.array(fitted["offsets"]))
     rest.note = "; ".join(filter(None, (rest.note, *notes)))
     return protocol.evaluate(None, rest, settings, choices_of(record))
 
 
 def choices_of(record):
-    """protocol.Choices of a record (Run.recalibration)."""
+    """protocol.Choices of a record."""
     fit = record["calibration"]
     temperature = calibration.Temperature(fit["temperature"], *fit["bounds"], fit["nll_val_before"],
                                           fit["nll_val_after"], True, "")

@@ -1,21 +1,21 @@
 """A recalibration as text for the terminal."""
 
-from kd import recalibration_tables
+from kd import recalibration
 from kd.evaluation import terminal
 from kd.text import align_columns, format_count, format_number, is_defined
 
 
 def text(record):
-    """What was fitted, and the run's own settings beside the new ones. record: as kd/recalibration_tables.py has it."""
+    """What was fitted, and the run's own settings beside the new ones. record: as kd/recalibration.py has it."""
     labels = dict(zip(record["class_names"], terminal.class_labels(record["class_names"])[1]))
     classes, thresholds = ([[labels.get(first, first), *rest] for first, *rest in table] for table in (
-        recalibration_tables.classes(record), recalibration_tables.thresholds(record)))
+        recalibration.classes(record), recalibration.thresholds(record)))
     return "\n\n".join([
-        head(record), f"{align_columns(classes)}\n{fitted(record)}",
-        "\n".join([align_columns(recalibration_tables.compared(record)),
+        head(record), f"{align_columns(classes)}\n{temperature(record)}",
+        "\n".join([align_columns(recalibration.compared(record)),
                    "Of probabilities, those after the temperature are compared.",
-                   *recalibration_tables.verdict(record)]),
-        "\n".join([align_columns(thresholds), *recalibration_tables.promises(record)])])
+                   *recalibration.verdict(record)]),
+        "\n".join([align_columns(thresholds), *recalibration.promises(record)])])
 
 
 def head(record):
@@ -34,12 +34,12 @@ def head(record):
     return "\n".join([*lines, terminal.describe_intervals(record)])
 
 
-def fitted(record):
+def temperature(record):
     """The temperature, and what the offsets do not know."""
-    recalibration, support = record["recalibration"], record["split"]["fit"]["support"]
+    fitted, support = record["recalibration"], record["split"]["fit"]["support"]
     lines = [f"temperature {record['calibration']['temperature']:.3f}; before it was "
-             f"{format_number(recalibration['own']['temperature'])}"]
-    if not is_defined(recalibration["ridge"]):
+             f"{format_number(fitted['own']['temperature'])}"]
+    if not is_defined(fitted["ridge"]):
         lines.append("The offsets are 0: by cross-validation on the images fitted on, others predict no better.")
     absent = [name for name, count in support.items() if not count]
     if absent:

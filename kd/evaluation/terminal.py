@@ -6,7 +6,7 @@ import numpy as np
 
 from kd import bootstrap, paired, prediction_files, runs
 from kd.errors import listing
-from kd.run_folder import FIT
+from kd.recalibration import FIT
 from kd.text import SEEDS_NOTE, align_columns, format_count, format_metric, format_number, format_p, shortened, width
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "macro_f1_without_rarest": "macro F1 without {}",
@@ -136,7 +136,7 @@ def operating_points(result):
         rows = [[name, *(format_metric(metrics[metric]) for metric in SHORT)] for name, metrics in decisions.items()]
         parts.append(align_columns([["decision", *SHORT_TITLES], *rows]))
     else:
-        parts.append(f"No multipliers and no prior correction: all images of {chosen_on} are of one class.")
+        parts.append("No multipliers and no prior correction: all validation images are of one class.")
     for point in abstentions:
         if np.isfinite(point["threshold"]):
             coverage, risk = (format_metric(point["test"][name]) for name in ("coverage", "risk"))
