@@ -231,8 +231,8 @@ def test_a_threshold_keeps_its_sensitivity_at_the_site_as_often_as_the_assurance
         cases = dataclasses.replace(one, predictions=dataclasses.replace(
             one.predictions, labels=drawn, logits=scores, probabilities=metrics.softmax(scores)))
         part = recalibrate.divide(cases)[0].predictions
-        offsets, _ = calibration.fit_offsets(part.scores, part.labels, part.clusters)
-        point, = (point for point in protocol.choose(part.shifted(offsets), FAST).points if point["class"] == "mel")
+        offsets, _, choices = recalibrate.fitted(part, FAST)
+        point, = (point for point in choices.points if point["class"] == "mel")
         assert point["promised"] == .8
         population = metrics.softmax(logits + offsets)[labels == 1, 1]
         kept += np.mean(population >= point["threshold"]) >= .8
@@ -275,6 +275,10 @@ def test_both_settings_are_measured_on_the_same_images_and_differences_are_paire
     assert rows["accuracy"]["model_value"] == pytest.approx(np.mean(new.argmax(1) == labels))
     assert rows["nll"]["hi"] < 0 and rows["accuracy"]["lo"] > 0
     point = next(point for point in record["operating_points"] if point["class"] == "mel")
+    fit = recalibrate.divide(cases)[0].predictions
+    scores = metrics.softmax(fit.logits + record["recalibration"]["offsets"])[:, 1]
+    assert (point["threshold"], point["promised"]) == operating_points.threshold_for(
+        .8, fit.labels == 1, scores, groups=fit.groups)
     called = metrics.softmax(new)[:, 1] >= point["threshold"]
     assert rows["sensitivity/mel"]["model_value"] == pytest.approx(called[labels == 1].mean())
     assert point["test"]["sensitivity"]["value"] == rows["sensitivity/mel"]["model_value"]

@@ -151,8 +151,7 @@ def recalibrate(val, cases, settings):
                         "Give more cases. Half of the patients are for the test, without images that look like one of "
                         "the others.")
     chosen = replace(settings, targets=enough)
-    offsets, ridge = calibration.fit_offsets(fit.predictions.scores, fit.predictions.labels, fit.predictions.clusters)
-    choices = protocol.choose(fit.predictions.shifted(offsets), chosen, recalibration.FIT)
+    offsets, ridge, choices = fitted(fit.predictions, chosen)
     if not choices.temperature.ok:
         raise UserError(f"no temperature can be fitted on {cases.name}: {choices.temperature.reason}",
                         "Give more cases, among them some that the network gets wrong, and see that its classes mean "
@@ -174,6 +173,12 @@ def recalibrate(val, cases, settings):
         "differences": differences(own, after, protocol.resampling(rest.predictions, chosen)),
         "fitted_on": fit.listed()}
     return after
+
+
+def fitted(part, settings):
+    """(offsets [C], ridge as calibration.fit_offsets() gives it, protocol.Choices) of the Predictions to fit on."""
+    offsets, ridge = calibration.fit_offsets(part.scores, part.labels, part.clusters)
+    return offsets, ridge, protocol.choose(part.shifted(offsets), settings, recalibration.FIT)
 
 
 def differences(own, after, draws):
