@@ -3,6 +3,7 @@
 from collections import Counter
 
 from kd.errors import listing
+from kd.paired import metric
 from kd.report.blocks import Column, bullets, heading, interval, missing, spread, table
 from kd.report.sections import calibration, efficiency, performance, robustness, students, subgroups, sweeps
 from kd.text import format_count, is_defined
@@ -59,9 +60,9 @@ def record(study, model, compared, measured):
         if pair["model"] == model:
             of_pair, roles = students.row_of(pair, "macro_f1"), compared.roles(pair)
             if roles[0] == "teacher" and roles[1] != "teacher":
-                row.update(spread("kept", students.metric(of_pair, "retention")))
+                row.update(spread("kept", metric(of_pair, "retention")))
             elif roles == ("alone", "student"):
-                row.update(spread("added", students.metric(of_pair, "difference")))
+                row.update(spread("added", metric(of_pair, "difference")))
     return {**row, "latency_ms": point.get("latency_ms"), "file_mb": point.get("file_mb"), "seeds": len(group)}
 
 

@@ -7,14 +7,13 @@ import numpy as np
 from kd import predictions
 from kd.evaluation import compare as comparison
 from kd.evaluation import protocol
-from kd.evaluation.terminal import format_difference
-from kd.paired import holm
+from kd.paired import holm, metric
 from kd.report import figures, figures_quality
 from kd.report.blocks import Column, aside, figure, grid, heading, interval, missing, paragraph, spread, table
 from kd.report.sections import fidelity
 from kd.report.sections.overview import drawable, merged, responsive_figure, seed_columns, seed_name
 from kd.report.study_files import command_path
-from kd.text import format_count, format_number, is_defined
+from kd.text import format_count, format_metric, format_number, is_defined
 
 OVERALL = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_f1_without_rarest": "macro-F1 without {}",
            "weighted_f1": "weighted F1", "balanced_accuracy": "balanced accuracy"}
@@ -77,18 +76,11 @@ def compare(study):
 # ---- in words
 
 
-def metric(row, figure):
-    """METRIC of a row's `figure`: "difference", "retention", "reference" or "model"."""
-    prefix, value = {"difference": ("", "difference"), "retention": ("retention_", "retention")}.get(
-        figure, (f"{figure}_", f"{figure}_value"))
-    return {"value": row[value], **{key: row[f"{prefix}{key}"] for key in ("lo", "hi", "withheld")}}
-
-
 def in_words(row):
     """The difference of a row as `+0.021 [-0.003, +0.044]`, or with the reason why it has no interval."""
     if row["withheld"]:
         return f"{row['difference']:+.3f} ({row['withheld']})"
-    return format_difference(row)
+    return format_metric(metric(row, "difference"), "+.3f")
 
 
 def conclusive(row):
