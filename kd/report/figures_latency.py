@@ -10,6 +10,7 @@ from kd.text import one_line
 TICKS = [digit * 10 ** power for power in range(-3, 5) for digit in (1, 2, 5)]  # ms
 LARGEST, SMALLEST = 560, 26  # areas of marks, in square points
 ROW = 15                     # px between lines of text
+DIGIT, SPACE = 7, 8          # px: the widths of a digit, and between the labels of ticks
 
 
 class Mark(NamedTuple):
@@ -30,7 +31,7 @@ def quality_latency(figure, models, label, values=()):
     score of one of its seeds), drawn as dashes. The line joins the files that no other file equals in both.
     """
     width, left, bottom = 400, 56, 50
-    height = max(330, 2.2 * ROW * len(models) + bottom + 14)
+    height = max(240, 2.2 * ROW * len(models) + bottom + 14)
     names = [one_line(name, 25) for name, *_ in models]
     beside = 22 + 6.4 * max(17, *map(len, names))  # px for the labels
     figure.set_layout_engine("none")
@@ -38,7 +39,7 @@ def quality_latency(figure, models, label, values=()):
     axes = figure.add_axes((left / width, bottom / height, 1 - (left + beside) / width, 1 - (bottom + 14) / height))
     marks = [mark for model in models for mark in model[2:] if mark]
     largest = max([mark.size or 0 for mark in marks], default=0) or 1
-    _latency_axis(axes, [mark.latency for mark in marks], label)
+    _latency_axis(axes, [mark.latency for mark in marks], label, width - left - beside)
     _score_axis(axes, [*(number for mark in marks for number in mark[1:4]), *(score for _, score in values)])
     axes.plot(*_front(marks, axes.get_xlim()[1]), color=LIGHT["muted"], linewidth=.9, linestyle=(0, (3, 2)), zorder=1)
     for _, role, mark, int8 in models:
@@ -56,29 +57,40 @@ def quality_latency(figure, models, label, values=()):
     _labels(axes, models, names, 2.2 * ROW / (height - bottom - 14))
 
 
-def _latency_axis(axes, latencies, label):
-    """From 0, or logarithmic where the slowest takes eight times as long as the fastest."""
+def _latency_axis(axes, latencies, label, width):
+    """From 0, or logarithmic where the slowest takes eight times as long as the fastest. width: in px."""
     from matplotlib.ticker import MaxNLocator, NullLocator
     slowest, fastest = max(latencies), min(latencies)
     if slowest > 8 * fastest > 0:
-        first, last = fastest / 1.6, slowest * 1.6
+        first, last, scale, ticks = fastest / 1.6, slowest * 1.6, np.log, TICKS
         axes.set_xscale("log")
-        axes.set_xlim(first, last)
-        ticks = [tick for tick in TICKS if first <= tick <= last]
-        ticks = ticks if len(ticks) < 6 else ticks[::2]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
         label += ", log scale"
     else:
-        axes.set_xlim(0, 1.15 * slowest)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        first, last, scale = 0, 1.15 * slowest or 1, float
+        ticks = MaxNLocator(5).tick_values(first, last)
+    axes.set_xlim(first, last)
+    per_px = (scale(last) - scale(first)) / width
+    ticks = legible([tick for tick in ticks if first <= tick <= last], lambda tick: scale(tick) / per_px)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xlabel(label)
 
 
+def legible(ticks, place):
+    """Those of ascending ticks whose labels have room beside each other. place: a function, tick -> px."""
+    kept = ticks[:1]
+    for tick in ticks[1:]:
+        if place(tick) - place(kept[-1]) >= DIGIT * (len(f"{tick:g}") + len(f"{kept[-1]:g}")) / 2 + SPACE:
+            kept.append(tick)
+    return kept
+
+
 def _score_axis(axes, numbers):
+    from matplotlib.ticker import MaxNLocator
     numbers = [number for number in numbers if np.isfinite(number)] or [0, 1]
     margin = .08 * (max(numbers) - min(numbers)) + .01
     axes.set_ylim(max(0, min(numbers) - margin), min(1, max(numbers) + margin))
+    axes.yaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10]))
     axes.set_ylabel("macro-F1 on the test split")
     plain(axes, "both")
 

@@ -232,12 +232,12 @@ def drawing(study, measured):
         descriptions.append(f"{model} {format_metric(score)}, {fp32.latency:.2f} ms{size}")
     if len(models) < 2:
         return []
-    parts = ["Quality against latency; the area of a mark is the size of the file"]
+    parts = ["Quality against latency; mark area: file size"]
     if any(int8 for *_, int8 in models):
-        parts.append("diamond: its INT8 file")
+        parts.append("diamond: INT8")
     if values:
         parts.append("short lines: the seeds of a model without an interval")
-    parts.append("dashed: the files that no other equals in both")
+    parts.append("dashed: files that no other equals in both")
     alt = f"Macro-F1 over latency. {'; '.join(descriptions)}"
     svg = figures_latency.quality_latency(models, "median latency, ms an image", values, alt=alt)
     return [figure(svg, alt, "; ".join(parts))]

@@ -44,7 +44,7 @@ def overview(study, compared, measured):
     ]
     caption = f"Test split, {performance.level(study)} intervals. Teacher added: macro-F1 above the same network alone"
     if measured.points:
-        caption += ". Latency of one image and file: fp32"
+        caption += ". Latency and file: fp32"
     return [table("result", caption, columns, records)]
 
 
