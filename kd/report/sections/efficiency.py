@@ -8,7 +8,7 @@ import numpy as np
 
 from kd.files import parse_number
 from kd.report import figures_latency
-from kd.report.blocks import Column, aside, figure, heading, interval, missing, spread, table
+from kd.report.blocks import Column, aside, figure, interval, missing, spread, table
 from kd.report.sections.overview import FORMATS, seed_columns, seed_name, with_format
 from kd.report.sections.students import not_significant
 from kd.report.study_files import command_path
@@ -165,7 +165,7 @@ def exports(study):
     ]
     caption = ("Exported files compared with their checkpoint, on the test images; paired intervals over lesions or "
                "patients")
-    return [heading("Exported files"), table("exports", caption, columns, records)]
+    return [table("exports", caption, columns, records)]
 
 
 def export_record(run, name, export):
@@ -278,7 +278,7 @@ def pareto(study, measured):
     export = [{key: point[key] for key in PARETO_COLUMNS} for point in points]
     caption = (f"Quality against latency; {measured.conditions}. Dominated: another is at least as fast and scores at "
                "least as high (point estimates; where intervals overlap, the order is not significant)")
-    return [heading("Quality against latency"), *blocks, table("pareto", caption, columns, points, export)]
+    return [*blocks, table("pareto", caption, columns, points, export)]
 
 
 def measure(study):

@@ -26,7 +26,9 @@ def audited(study):
             "found nothing")
     blocks = [{"kind": "finding", **group} for group in examine.grouped(findings)]
     title = f"Audit: {', '.join(totals) or f'{len(rules)} rules found nothing'}"
-    return Section("findings", title, [*blocks, fold(note, [aside(f"{', '.join(silent)}.")])], counts["error"] > 0)
+    names = ", ".join(silent)
+    rest = fold(note, [aside(f"{names}.")]) if blocks else aside(f"{note}: {names}.")
+    return Section("findings", title, [*blocks, rest], counts["error"] > 0)
 
 
 def not_shown(study, sections, measured):

@@ -285,6 +285,7 @@ def environment(study):
     elsewhere = ("role", "formula", *NETWORK_OPTIONS)
     keys = dict.fromkeys(key for record in records for key in record if key not in elsewhere)
     pairs = [(key, merged(record.get(key) for record in records)) for key in keys]
+    pairs = [(key, words) for key, words in pairs if words != "–"]
     if started:
         pairs.append(("started", started[0] if len(started) == 1 else f"{started[0]} to {started[-1]}"))
     return [heading("Environment"), facts(pairs)]
@@ -295,7 +296,8 @@ def flattened(environment):
     flat = {}
     for key, value in environment.items():
         if isinstance(value, dict):
-            flat |= {f"{key} {inner}": item for inner, item in value.items() if inner != "classes"}
+            inner = flattened({name: item for name, item in value.items() if name != "classes"})
+            flat |= {f"{key} {name}": item for name, item in inner.items()}
         else:
             flat[key] = value
     return flat

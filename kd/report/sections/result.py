@@ -82,8 +82,10 @@ def which(study, compared, measured, order):
     choice = f"{best}: the highest macro-F1 on validation (next {second})."
     row = compared.difference(second, best) if compared else None
     if row:
-        choice += f" On test its difference from {second} is {students.in_words(row)}"
-        choice += f": {performance.choice_verdict(row)}."
+        is_baseline = compared.models[second].kind == "alone" and any(
+            (pair["reference"], pair["model"]) == (second, best) for pair in compared.pairs)
+        difference = "what the teacher added" if is_baseline else students.in_words(row)
+        choice += f" On test its difference from {second} is {difference}: {performance.choice_verdict(row)}."
     lines = [choice]
     on_test = {model: study.over_seeds(model, "macro_f1")["value"] for model in order}
     highest = max(filter(lambda model: is_defined(on_test[model]), order), key=on_test.get, default=best)

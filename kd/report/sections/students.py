@@ -102,10 +102,11 @@ def verdict(row, pairs):
         return "one seed, which says nothing of the method"
     if not conclusive(row):
         return not_significant(row)
-    comparisons = format_count(len(tested(pairs)), "comparison")
+    count = len(tested(pairs))
+    correction = f" when corrected over {count} comparisons" if count > 1 else ""
     if row["p_corrected"] < ALPHA:
-        return f"significant (p < {ALPHA}, corrected over {comparisons})"
-    return f"95% interval without 0, but p of {ALPHA} or more when corrected over {comparisons}"
+        return f"significant (p < {ALPHA}{correction})"
+    return f"95% interval without 0, but p of {ALPHA} or more{correction}"
 
 
 def tested(pairs):
@@ -166,8 +167,8 @@ def students(study, compared):
     notes = [f"The same {size['images']:,} test images for all; paired bootstrap over {size['groups']:,} {clusters}."]
     count = len(tested(compared.pairs))
     if count:
-        notes.append("p is two-sided and corrected (Holm). In the first table it is of macro-F1, over its "
-                     f"{format_count(count, 'comparison')}; in that of classes, over all its rows.")
+        correction = f", corrected (Holm) over {count} comparisons" if count > 1 else ""
+        notes.append(f"p is of macro-F1, two-sided{correction}.")
     if count < len(compared.pairs):
         notes.append("Where a model has one seed there is no p, for it says nothing of the method; the interval is of "
                      "these two networks.")
@@ -260,7 +261,9 @@ def per_class(compared):
         interval("Δ recall", "delta_recall", form="+.3f"), Column("p", "p_corrected", "p"),
     ]
     note = "Bar and line: the model with its interval. Square: its reference. Classes in the order of the data."
-    caption = "F1 of each class, and its difference from the reference; p is of Δ F1"
+    caption = "F1 of each class, and its difference from the reference"
+    if any(is_defined(record["p_corrected"]) for record in rows):
+        caption += "; p is of Δ F1, two-sided, corrected (Holm) over all rows"
     return [heading("F1 of each class"), aside(note), grid(bars), *surplus,
             table("deltas_per_class", caption, columns, rows)]
 
