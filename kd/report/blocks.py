@@ -27,6 +27,9 @@ from kd.report import latex
 from kd.text import format_count, format_duration, format_p, is_defined
 
 
+SHORT = 12  # characters of a name that is not broken
+
+
 @dataclass
 class Section:
     """A section of a report. key: its anchor on the page. is_open: whether the page shows it unfolded."""
@@ -195,12 +198,12 @@ def blocks_of(sections, kind):
             yield from (item for item in (block, *items) if item["kind"] == kind)
 
 
-# ---- numbers in words
+# ---- texts
 
 
 def breakable(name):
-    """The parts of a name between which a line may be broken: after `_` and `/` where letters follow."""
-    return re.split(r"(?<=[_/])(?=[^\W\d_]{2})", name)
+    """The parts of a long name between which a line may be broken: after `_` and `/` where letters follow."""
+    return re.split(r"(?<=[_/])(?=[^\W\d_]{2})", name) if len(name) > SHORT else [name]
 
 
 def printable(text):

@@ -56,7 +56,8 @@ def _widths(name, cells, size):
 
 def _words(text):
     """The parts of a text between which a line may be broken, each with the blank that follows it."""
-    return [part for word in text.split(" ") for part in breakable(f"{word} ")]
+    parts = [breakable(word) for word in text.split(" ")]
+    return [part for of_word in parts for part in (*of_word[:-1], f"{of_word[-1]} ")]
 
 
 @functools.lru_cache(100_000)

@@ -22,8 +22,8 @@ def fidelity(study, compared):
             figures, why = of_model(study, model, contents)
             if figures:
                 names = dict.fromkeys(content["teacher"] for content in contents if content.get("teacher"))
-                teacher = ", ".join(name.removeprefix(f"{study.name}/") for name in names)
-                records.append(record(model, group[0].kind, teacher, figures, len(group)))
+                teachers = ", ".join(teacher_name(study, name) for name in names)
+                records.append(record(model, group[0].kind, teachers, figures, len(group)))
             else:
                 unknown += missing(f"the fidelity of {model} to its teacher", *why)
     of_others = [record(pair["model"], "alone", pair["reference"], pair["fidelity"], pair["seeds"]["model"])
@@ -45,6 +45,13 @@ def fidelity(study, compared):
                Column("Seeds", "seeds", "d")]
     return [heading("Fidelity to the teacher"), aside(note),
             table("fidelity", "Students beside the teacher, test split", columns, shown, records), *unknown]
+
+
+def teacher_name(study, name):
+    """`study/model/seed_0` without the study if it is this one, and then without the seed if it is the only one."""
+    name = name.removeprefix(f"{study.name}/")
+    model = name.rpartition("/")[0]
+    return model if len(study.models.get(model, ())) == 1 else name
 
 
 def is_of_a_pair(row, compared):

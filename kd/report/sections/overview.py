@@ -75,9 +75,13 @@ def merged(values):
 
 
 def option_text(value):
-    """An option's value as text: a dash for nothing, commas between the items of a list."""
+    """An option's value as text: a dash for nothing, commas between the items of a list or a mapping."""
     if value in (None, "", [], {}):
         return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {option_text(item)}" for key, item in value.items())
     return ", ".join(map(option_text, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
