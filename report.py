@@ -60,7 +60,7 @@ def render(study, lead, sections):
     )
     environment.globals.update(
         breakable=blocks.breakable, cell=blocks.cell, visible_rows=blocks.visible_rows, light=figures.LIGHT,
-        dark=figures.DARK,
+        dark=figures.DARK, roles=overview.ROLES,
     )
     script = (folder / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

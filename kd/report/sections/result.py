@@ -10,7 +10,7 @@ from kd.text import format_count, is_defined
 
 
 def result(study, compared, measured):
-    """Blocks: the table of all models, quality against latency, caveats, and findings in words.
+    """Blocks: the table of all models, quality against latency or parameters, caveats, and findings in words.
 
     compared: of students.compare(), or None. measured: efficiency.Measured.
     """
@@ -42,7 +42,9 @@ def overview(study, compared, measured):
         interval("Teacher added", "added", form="+.3f"), Column("Latency, ms", "latency_ms", ".2f"),
         Column("File, MB", "file_mb", ".2f"),
     ]
-    caption = f"Test split, {performance.level(study)} intervals. Teacher added: macro-F1 above the same network alone"
+    caption = f"Test split, {performance.level(study)} intervals"
+    if any("added" in row for row in records):
+        caption += ". Teacher added: macro-F1 above the same network alone"
     if measured.points:
         caption += ". Latency and file: fp32"
     return [table("result", caption, columns, records)]
