@@ -6,7 +6,7 @@ from kd import errors, onnx_model, recalibration
 from kd.errors import UserError
 from kd.text import format_count, format_number, one_line
 
-POINT = ("name", "kind", "class", "threshold", "promised", "asked", "assurance")  # what a file has of an operating point
+POINT = ("name", "kind", "class", "threshold", "promised", "asked", "assurance")  # of an operating point
 
 
 def with_settings(path, record):
