@@ -154,8 +154,8 @@ def promises(record):
     fitted = record["recalibration"]
     first = next(point for point in record["operating_points"] if point["kind"] == "sensitivity")
     lines = [f"promised: a sensitivity that a threshold has, with an assurance of {first['assurance']:g}, among cases "
-             "like those it was chosen on: validation images, and now those fitted on. "
-             f"{first['asked']:g} takes {fitted['least_positives']} positives to fit on."]
+             "like those it was chosen on (validation images; now those fitted on)",
+             f"to promise {first['asked']:g} takes {fitted['least_positives']} positives to fit on"]
     few = [f"{name} ({count})" for name, count in fitted["without_threshold"].items()]
     if few:
         lines.append(f"no threshold, since there are fewer: {', '.join(few)}")

@@ -360,7 +360,7 @@ def test_the_settings_are_kept_and_later_tested_only_on_what_they_were_not_fitte
 def test_without_patients_it_is_said_that_the_test_may_be_too_good(run, capsys):
     save(run, site(400, grouped=False))
     call(run, "--recalibrate", "--sensitivity", "0.8")
-    assert "No patients are known (--groups)" in capsys.readouterr().out
+    assert "No patients are known (--groups FILE.csv" in capsys.readouterr().out
 
 
 def test_a_class_that_the_site_lacks_is_named(run, capsys):

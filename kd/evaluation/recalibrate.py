@@ -116,14 +116,14 @@ def targets(fit, settings):
     lacking = {name: count for name, count in positives.items() if count < least}
     if enough and (not lacking or not settings.targets):
         return enough, lacking
-    most = max(lacking.values())
+    most, of_most = max((count, name) for name, count in lacking.items())
     possible = math.floor(1000 * (1 - settings.assurance) ** (1 / most)) / 1000 if most else 0
     counts = listing([f"{count} of {name}" for name, count in lacking.items()], 8)
     raise UserError(
         f"too few positives in the part of {fit.name} to fit on: {counts} ({fit.unit}); to promise a sensitivity of "
         f"{settings.sensitivity:g} with an assurance of {settings.assurance:g} takes {least}",
         f"Give a set with about {2 * least}, since half of them are for the test"
-        + (f"; {most} can promise --sensitivity {possible:g}" if possible >= 0.5 else "")
+        + (f"; the {most} of {of_most} can promise --sensitivity {possible:g}" if possible >= 0.5 else "")
         + ("; or leave out --target: classes with too few get no threshold." if enough else "."))
 
 

@@ -29,8 +29,8 @@ def head(record):
         lines.append("In neither part, since they look like images of the first: "
                      f"{format_count(fitted['in_neither'], 'image')}.")
     if not grouped:
-        lines.append("No patients are known (--groups): images of one patient may be in both parts, and make the test "
-                     "too good.")
+        lines.append("No patients are known (--groups FILE.csv, or group=COLUMN of a table): images of one may be in "
+                     "both parts, and make the test too good.")
     return "\n".join([*lines, terminal.describe_intervals(record)])
 
 
