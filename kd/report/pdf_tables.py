@@ -45,13 +45,15 @@ def _fitting_size(columns, rows, page):
 
 
 def _widths(name, cells, size):
-    """(least, compact, full) width of a column: breaks no word; breaks no cell up to CELL_WIDTH; breaks no cell."""
+    """(least, compact, full) width of a column: breaks no word of up to CELL_WIDTH / 2; no word and no cell of up to
+    CELL_WIDTH; no cell."""
     words = {word.rstrip(" ") for text in (name, *cells) for word in _words(text)}
     word_widths = [_text_width(word, BOLD if word in name else REGULAR, size) for word in words]
     least = max((min(width, CELL_WIDTH / 2) for width in word_widths), default=0)
     cell_widths = [_text_width(cell, REGULAR, size) for cell in set(cells)]
     full = max([least, *cell_widths])
-    compact = max([least, *([width for width in cell_widths if width <= CELL_WIDTH] or [min(full, CELL_WIDTH)])])
+    unbroken = [width for width in cell_widths if width <= CELL_WIDTH] or [min(full, CELL_WIDTH)]
+    compact = max([least, *unbroken, *(width for width in word_widths if width <= CELL_WIDTH)])
     return [width + 2 * PADDING + .5 for width in (least, compact, full)]
 
 
