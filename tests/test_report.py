@@ -561,7 +561,8 @@ def test_the_page_names_the_rules_that_were_applied(study):
     root, page = study
     found, rules = examine.apply_rules(examine.gather_cases(runs.find(root)))
     silent = [rule for rule in rules if rule not in {finding["rule"] for finding in found}]
-    assert f"{len(rules)} of {len(examine.RULES)} rules could be applied to these runs: {', '.join(silent)}." in page.text
+    applied = f"{len(rules)} of {len(examine.RULES)} rules could be applied to these runs: {', '.join(silent)}."
+    assert applied in page.text
 
 
 def test_the_tables_of_a_report_give_an_audit_nothing_new(study):

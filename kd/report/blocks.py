@@ -26,7 +26,6 @@ from kd.files import csv_line, write_text
 from kd.report import latex
 from kd.text import format_count, format_duration, format_p, is_defined
 
-
 SHORT = 12  # characters of a name that is not broken
 
 
