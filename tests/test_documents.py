@@ -15,7 +15,7 @@ from kd.train.options import TrainingParser, parse_options
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {"__main__"}
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("models/**/*.md"))]
-GAINS = re.compile(r"(?m)^\| ([\w-]+)[^|]*\| (\S+ \[.*?\]) \| (\S+ \[.*?\]) \| (\S+ \[.*?\]) \|$")
+GAINS = re.compile(r"(?m)^\| ([\w-]+)[^|]*\| (\S+ \[.*?\]) \| (\S+ \[.*?\]) \| (\S+ [\[(].*?[\])]) \|$")
 COMMAND = re.compile(r"(?m)^    (?:.*&& )?(python \S+\.py.*)$")
 
 
@@ -146,8 +146,9 @@ def test_the_gains_in_the_readme_are_those_of_the_comparison():
         for side, text in (("reference", alone), ("model", distilled)):
             expected = "{:.3f} [{:.3f}, {:.3f}]".format(*(values[f"{side}_{key}"] for key in ("value", "lo", "hi")))
             assert text == expected.replace("0.", "."), (name, side)
-        expected = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*(values[key] for key in ("difference", "lo", "hi")))
-        assert gain == expected.replace("0.", "."), name
+        brackets = f"({row['withheld'].partition('; ')[2]})" if row["withheld"] else (
+            f"[{values['lo']:+.3f}, {values['hi']:+.3f}]")
+        assert gain == f"{values['difference']:+.3f} {brackets}".replace("0.", "."), name
 
 
 def test_the_table_of_what_a_teacher_adds_agrees_with_itself_and_with_who_quotes_it():

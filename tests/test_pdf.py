@@ -1,6 +1,7 @@
 """The PDF: every block is on a page and within its margins, and no text is markup."""
 
 import io
+import itertools
 import re
 import sys
 
@@ -118,11 +119,13 @@ def test_a_name_is_broken_where_a_word_of_it_ends_and_a_further_part_has_a_short
 
 
 def test_no_page_has_the_last_row_of_a_table_alone(tmp_path):
-    for count in range(40, 60):
-        rows = [[f"run {k};", k / 8] for k in range(count)]
-        pages = texts(written(tmp_path, {"kind": "table", "columns": ["name", "score"], "rows": rows}))
-        assert [page.count("run ") for page in pages] != [count - 1, 1]
-        assert sum(page.count("run ") for page in pages) == count
+    for count, height_of_last in itertools.product(range(40, 60), (1, 20)):
+        rows = [[f"run {k};", *["in words"] * 4] for k in range(count)]
+        rows[-1][1:] = ["in words " * height_of_last] * 4
+        pages = texts(written(tmp_path, {"kind": "table", "columns": ["name", "score", *"abc"], "rows": rows}))
+        counts = [page.count("run ") for page in pages]
+        assert sum(counts) == count and (len(counts) == 1 or counts[-1] > 1), counts
+        assert [page.count("name score a b c") for page in pages] == [1] * len(pages)
 
 
 @pytest.mark.parametrize("below", ["table", "figure", "figures", "paragraph"])

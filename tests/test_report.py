@@ -487,6 +487,27 @@ def test_the_agreement_with_the_teacher_stands_once_on_the_page(study, tmp_path,
     assert paged(tmp_path / "toy").rows("fidelity")["small_kd",]["agreement"] == interval(fidelity["agreement"])
 
 
+def test_without_latencies_quality_is_drawn_against_parameters_and_one_model_alone_is_not_drawn(study, tmp_path):
+    def drawn(page):
+        section = page.source.split('id="result"')[1].split("</section>")[0]
+        return re.findall('data-figure="([^"]*)"', section), section
+
+    assert drawn(study[1])[0] == ["quality_latency"]
+    write_run(tmp_path / "toy/small_kd/seed_0", student=["small"])
+    reported.evaluate(tmp_path / "toy")
+    names, section = drawn(paged(tmp_path / "toy"))
+    assert not names and "Teacher added" not in section  # no column of this name
+    write_run(tmp_path / "toy/teacher_big/seed_0", 3., role="teacher", teacher="big")
+    reported.evaluate(tmp_path / "toy")
+    page = paged(tmp_path / "toy")
+    assert drawn(page)[0] == ["quality_parameters"]
+    value = read_json(tmp_path / "toy/teacher_big/seed_0/metrics.json")["test"]["macro_f1"]["value"]
+    alt, = [d.get("aria-label") for d in page.drawings() if d.get("aria-label").startswith("Macro-F1 over parameters")]
+    assert f"teacher_big {value:.3f}" in alt and "0.01 M" in alt
+    legend = page.source.split("</header>")[0].split("<h1>")[1]
+    assert "student with a teacher" in legend and "student without a teacher" not in legend
+
+
 def test_no_sentence_stands_twice_on_the_page(study):
     texts = re.findall(r"<(?:p|li)[^>]*>([^<]{40,})</", study[1].source)
     assert len(texts) > 20 and len(texts) == len(set(texts))
@@ -531,7 +552,9 @@ def test_findings_stand_above_every_figure_worst_first_with_their_severity_in_wo
     of_audit = examine.audit_study(runs.find(root))
     assert {(f["severity"], f["rule"]) for f in of_audit} == set(on_page)
     section = page.source.split('id="findings"')[1].split("</section>")[0]
-    assert section.index('class="finding"') < section.index("<details")  # of the rules that found nothing
+    shown, warnings, silent = section.split("<details>")  # the last is of the rules that found nothing
+    assert shown.count('data-severity="error"') == section.count('data-severity="error"') == shown.count("data-rule") > 0
+    assert warnings.count("data-rule") == len(on_page) - shown.count("data-rule") and "1 note<" in warnings
 
 
 def test_the_page_names_the_rules_that_were_applied(study):

@@ -45,12 +45,15 @@ def _fitting_size(columns, rows, page):
 
 
 def _widths(name, cells, size):
-    """(least, compact, full) width of a column: breaks no word; breaks no cell up to CELL_WIDTH; breaks no cell."""
+    """(least, compact, full) width of a column: breaks no word of up to CELL_WIDTH / 2; no word and no cell of up to
+    CELL_WIDTH; no cell."""
     words = {word.rstrip(" ") for text in (name, *cells) for word in _words(text)}
     word_widths = [_text_width(word, BOLD if word in name else REGULAR, size) for word in words]
     least = max((min(width, CELL_WIDTH / 2) for width in word_widths), default=0)
-    full = max([least, *(_text_width(cell, REGULAR, size) for cell in set(cells))])
-    compact = max(least, min(full, CELL_WIDTH))
+    cell_widths = [_text_width(cell, REGULAR, size) for cell in set(cells)]
+    full = max([least, *cell_widths])
+    unbroken = [width for width in cell_widths if width <= CELL_WIDTH] or [min(full, CELL_WIDTH)]
+    compact = max([least, *unbroken, *(width for width in word_widths if width <= CELL_WIDTH)])
     return [width + 2 * PADDING + .5 for width in (least, compact, full)]
 
 
@@ -135,7 +138,7 @@ def _numeric(cells):
 
 @functools.cache
 def _grid_class():
-    from reportlab.platypus import LongTable
+    from reportlab.platypus import LongTable, PageBreak
 
     class Grid(LongTable):
         """A table of which no page has the last row alone."""
@@ -143,7 +146,8 @@ def _grid_class():
         def split(self, width, height):
             parts = super().split(width, height)
             if len(parts) == 2 and parts[1]._nrows - self.repeatRows == 1 and parts[0]._nrows - self.repeatRows > 2:
-                return super().split(width, height - self._rowHeights[-2])
+                above, below = super().split(width, sum(self._rowHeights[:-2]) + .01)
+                return [above, PageBreak(), below]  # else the two rows could begin on this page
             return parts
 
     return Grid

@@ -5,9 +5,8 @@ import math
 from kd.report.blocks import Column, aside, heading, interval, missing, spread, table
 from kd.run_folder import bounded
 
-COLUMNS = {"agreement": ("Agreement", ".1%"),
-           "agreement_where_teacher_wrong": ("Agreement where the teacher is wrong", ".1%"),
-           "kl_teacher_student": ("KL(teacher ‖ student)", ".3f")}
+COLUMNS = {"agreement": "Agreement", "agreement_where_teacher_wrong": "Agreement where the teacher is wrong",
+           "kl_teacher_student": "KL(teacher ‖ student)"}
 
 
 def fidelity(study, compared):
@@ -41,7 +40,7 @@ def fidelity(study, compared):
     if of_others:
         note += " A student without a teacher shows what comes from learning the same labels."
     columns = [Column("Model", "model", kind="model"), Column("Teacher", "teacher", kind="text"),
-               *(interval(title, name, form=form) for name, (title, form) in COLUMNS.items()),
+               *(interval(title, name) for name, title in COLUMNS.items()),
                Column("Seeds", "seeds", "d")]
     return [heading("Fidelity to the teacher"), aside(note),
             table("fidelity", "Students beside the teacher, test split", columns, shown, records), *unknown]

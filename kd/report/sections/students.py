@@ -232,7 +232,7 @@ def agreement_table(compared):
         records.append(record)
     columns = [
         Column("Model", "model", kind="model"), Column("Compared with", "reference", kind="text"),
-        *(interval(title, name, form=".1%") for name, title in AGREEMENTS.items()),
+        *(interval(title, name) for name, title in AGREEMENTS.items()),
     ]
     caption = "Shares of the images on which two models give the same answer, or only one of them is right"
     return table("agreement", caption, columns, records)
