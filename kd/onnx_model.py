@@ -124,11 +124,11 @@ class Model:
         lines = [f"classes: {', '.join(self.class_names)}; an image of any other kind is called one of them, too",
                  f"confidence: probability of the most probable class, {calibrated}"]
         if abstention:
-            threshold, errors_at_most = abstention["threshold"], f"at most {abstention['promised']:.0%} errors"
-            lines.append(f"abstains: never, since no threshold gave {errors_at_most} on validation images"
+            threshold, few_errors = abstention["threshold"], f"at most {abstention['promised']:.0%} errors"
+            lines.append(f"abstains: never, since no threshold gave {few_errors} on validation images"
                          if threshold is None else
-                         f"abstains (no label): where no probability before calibration reaches {threshold:.3g}, chosen "
-                         f"on validation images for {errors_at_most} among the images that get a label")
+                         f"abstains (no label): where no probability before calibration reaches {threshold:.3g}, "
+                         f"chosen on validation images for {few_errors} among the images that get a label")
         if sensitivity:
             lines.append("called: every class whose probability before calibration reaches its threshold, chosen on "
                          f"validation images for a sensitivity{sensitivity}")
@@ -454,7 +454,8 @@ def _are_points(points, names):
     return (all(isinstance(key, str) and (key in names or point["kind"] == "abstention")
                 for key, point in zip(keys, points)) and len(set(keys)) == len(keys)
             and all(_is_share(point["promised"]) for point in points)
-            and all(point.get(key) is None or _is_share(point[key]) for key in ("asked", "assurance") for point in points)
+            and all(point.get(key) is None or _is_share(point[key])
+                    for point in points for key in ("asked", "assurance"))
             and all(point["threshold"] is None or _is_share(point["threshold"]) for point in points))
 
 

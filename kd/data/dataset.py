@@ -7,8 +7,8 @@ import numpy as np
 from kd.data.splits import FRACTIONS
 from kd.errors import UserError, listing
 
-SYNTHETIC = ("the model was trained on synthetic images, which are drawn and not photographed: of a photograph its answer "
-             "says nothing")
+SYNTHETIC = ("the model was trained on synthetic images, which are drawn and not photographed: of a photograph its "
+             "answer says nothing")
 
 
 @dataclass
