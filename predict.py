@@ -237,9 +237,7 @@ def print_csv(rows, model):
     columns = ["file", "label", "confidence", "most_probable", "called", *probabilities, "error", "caution"]
     print(csv_line(columns), end="", flush=True)
     for row in rows:
-        if "probabilities" in row:
-            row = {**row, "label": row["label"] or "", "called": " ".join(row["called"]),
-                   **{f"p_{name}": p for name, p in row["probabilities"].items()}}
+        row = {**row, "called": " ".join(row["called"]), **{f"p_{name}": p for name, p in row["probabilities"].items()}}
         print(csv_line([row.get(column) for column in columns]), end="", flush=True)
 
 

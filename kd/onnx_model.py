@@ -100,8 +100,9 @@ class Model:
         """An iterator over the answers to images, in their order, each as predict() gives it.
 
         sources: any iterable of what predict() takes, or an array [N, H, W, 3]. batch: how many are in memory, and in
-        the network, at a time. Where an image cannot be used, its answer is {"error": why, "problem": "unreadable", or
-        "deep" where it has more than 8 bits and the model was trained on images of 8 bits}. UserError for the rest.
+        the network, at a time; with 1 each is answered before the next one is taken. Where an image cannot be used,
+        its answer has no label and in addition "error": why, and its problem is "unreadable", or "deep" where it has
+        more than 8 bits and the model was trained on images of 8 bits. UserError for what is no images.
         """
         _check_whole("batch", batch, 1, 2 ** 16)
         if isinstance(sources, np.ndarray) and sources.ndim != 4:
@@ -169,7 +170,8 @@ class Model:
         decided = zip(*columns)
         for square, further in prepared:
             if square is None:
-                yield further
+                yield {"label": None, "confidence": None, "most_probable": None, "called": [], "probabilities": {},
+                       **further}
                 continue
             label, p, called, abstains = next(decided)
             label, probabilities = str(label), dict(zip(self.class_names, map(float, p)))
