@@ -151,7 +151,8 @@ def test_a_picture_whose_file_is_cut_short_is_one_line(model, picture):
 @pytest.mark.parametrize("wrong, words", [
     (np.zeros((8, 8, 3), np.uint8), r"a batch is an array \[N, H, W, 3\], not \[8, 8, 3\]"),
     ("a.png", "several images"), (Path("a.png"), "several images"), (b"", "several images"),
-    (Image.new("RGB", (8, 8)), "several images"), (io.BytesIO(), "several images"), (None, "several images, not NoneType"), (3, "several images, not int")])
+    (Image.new("RGB", (8, 8)), "several images"), (io.BytesIO(), "several images"),
+    (None, "several images, not NoneType"), (3, "several images, not int")])
 def test_one_image_for_several_is_refused_at_once(model, wrong, words):
     with pytest.raises(UserError, match=words) as caught:
         model.predict_all(wrong)
