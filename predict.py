@@ -163,9 +163,12 @@ def watch(model, folder, batch, there):
     it can be read, or after PATIENCE seconds. UserError when the folder is gone.
     """
     since, unlisted = {}, set()  # of files that are not answered: {path: (state, when it was first seen so)}
+    pause = POLL
     while True:
-        time.sleep(POLL)
-        files, now = scan(folder, unlisted), time.monotonic()
+        time.sleep(pause)
+        now = time.monotonic()
+        files = scan(folder, unlisted)
+        pause = max(POLL, 9 * (time.monotonic() - now))  # so that looking at many files takes a tenth of a core at most
         there = {path: known for path, known in there.items() if path in files}
         since = {path: since[path] if path in since and since[path][0] == found else (found, now)
                  for path, found in files.items() if there.get(path) != found}

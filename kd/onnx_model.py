@@ -53,9 +53,9 @@ class Model:
     path: the .onnx file. threads: of the CPU, from 1 to 1024; 0: one per core.
 
     class_names: [C]; size: side of its input in px; range: of deep values, as kd.image.to_rgb() takes it, or None;
-    temperature: float, or None if calibration failed or was
-    not done; points: operating points, [{"name", "kind", "class", "threshold", "promised"}], whose thresholds are for
-    raw probabilities; caution: what every answer says of the images that the model was trained on, or "".
+    temperature: float, or None if calibration failed or was not done; points: operating points, [{"name", "kind",
+    "class", "threshold", "promised"}], whose thresholds are for raw probabilities; caution: what every answer says of
+    the images that the model was trained on, or "".
     """
 
     def __init__(self, path, threads=0):
@@ -91,8 +91,8 @@ class Model:
         {"label": the most probable class, or None if the model abstains; "confidence": its calibrated probability;
         "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
         calibrated probability}; "problem": None, or how values of more than 8 bits do not fit the range of the
-        training images: "beyond" its ends or "narrow", nearly one grey; "caution": why little may be made of this
-        answer, or ""}. explain() says what these mean for this model.
+        training images, "beyond" its ends or "narrow" (nearly one grey), and with it "values": [least, largest];
+        "caution": why little may be made of this answer, or ""}. explain() says what these mean for this model.
         """
         return next(self._answers([self._prepare(source, bgr)]))
 
@@ -102,7 +102,7 @@ class Model:
         sources: any iterable of what predict() takes, or an array [N, H, W, 3]. batch: how many are in memory, and in
         the network, at a time; with 1 each is answered before the next one is taken. Where an image cannot be used,
         its answer has no label and in addition "error": why, and its problem is "unreadable", or "deep" where it has
-        more than 8 bits and the model was trained on images of 8 bits. UserError for what is no images.
+        more than 8 bits and the model was trained on images of 8 bits. UserError where `sources` are no images.
         """
         _check_whole("batch", batch, 1, 2 ** 16)
         if isinstance(sources, np.ndarray) and sources.ndim != 4:
