@@ -82,7 +82,7 @@ def write_model(path):
 
 def start(command, cwd):
     """(seconds to the first line of output, processor seconds, MB at the peak) of a process."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     begin = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE)
     line = process.stdout.readline()

@@ -1,5 +1,6 @@
 """kd.onnx_model.Model in a program: what it takes, what it answers, what it says of itself; examples run as printed."""
 
+import dataclasses
 import io
 import json
 import re
@@ -17,7 +18,7 @@ import exported as parts
 import predict
 from kd import metrics
 from kd.data.dataset import SYNTHETIC, Dataset
-from kd.edge import bundle, convert
+from kd.edge import bundle
 from kd.errors import UserError
 from kd.files import read_json
 from kd.onnx_model import Model
@@ -264,18 +265,16 @@ def test_a_data_set_says_what_its_images_are(tmp_path):
     assert "caution" in Data.__dataclass_fields__
 
 
-def test_the_loader_and_the_export_pass_it_on(exported, tmp_path):
-    import torch
-
+def test_the_loader_and_the_export_pass_it_on(exported, tmp_path, monkeypatch):
     import registry
     from kd.data import loader
+    from kd.edge import checked_export
+    from kd.train import setup
     lesions = registry.create("dataset", "lesions", images=100, size=16)
-    data = loader.prepare(lesions, size=16, cache_folder=tmp_path)
-    assert data.caution == SYNTHETIC
-    from kd.train import checkpoint
-    network, content = checkpoint.load(exported[0] / "best.pt", registry)
-    assert convert.describe(network, content, caution=data.caution)["caution"] == SYNTHETIC
-    assert torch.is_tensor(next(network.parameters()))
+    assert loader.prepare(lesions, size=16, cache_folder=tmp_path).caution == SYNTHETIC
+    of_run = setup.data_of_run
+    monkeypatch.setattr(setup, "data_of_run", lambda *args: dataclasses.replace(of_run(*args), caution=SYNTHETIC))
+    assert checked_export.open_run(Run(exported[0]), registry).metadata["caution"] == SYNTHETIC
 
 
 def test_every_answer_of_a_model_of_drawn_images_says_so_in_each_format(file, tmp_path, picture, capsys):

@@ -207,9 +207,10 @@ def test_a_table_begins_with_what_its_columns_mean_and_csv_with_their_names(outp
 
 
 def test_lines_come_as_images_do_and_ctrl_c_ends_it_cleanly(model, folder, jpeg):
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, ROOT / "predict.py", model, "--watch", folder, "--format", "jsonl", "--threads", "1"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert "watching" in process.stderr.readline()
         for name in ("a.jpg", "b.jpg"):
