@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -211,14 +212,17 @@ def test_lines_come_as_images_do_and_ctrl_c_ends_it_cleanly(model, folder, jpeg)
     process = subprocess.Popen(
         [sys.executable, ROOT / "predict.py", model, "--watch", folder, "--format", "jsonl", "--threads", "1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    guard = threading.Timer(100, process.kill)  # where a line is kept back, reading it would wait for ever
+    guard.start()
     try:
         assert "watching" in process.stderr.readline()
         for name in ("a.jpg", "b.jpg"):
             (folder / name).write_bytes(jpeg)
-            row = json.loads(process.stdout.readline())  # waits for ever where a line is kept back
+            row = json.loads(process.stdout.readline())
             assert row["file"] == str(folder / name) and row["most_probable"]
         process.send_signal(signal.SIGINT if os.name != "nt" else signal.CTRL_C_EVENT)
         out, errors = process.communicate()
         assert (process.returncode, out, errors) == (0, "", "")
     finally:
+        guard.cancel()
         process.kill()
