@@ -101,8 +101,28 @@ def test_a_wide_table_comes_in_parts_that_all_name_their_rows(tmp_path):
     everything = " ".join(texts(document))
     parts = int(re.search(r"part 1 of (\d+)", everything)[1])
     assert parts > 3 and everything.count("model_1 seed_1") == parts
-    assert all(column in everything for column in columns) and all(cell in everything for row in rows for cell in row)
+    joined = "".join(everything.split())  # a name may be broken at its underscores
+    assert all(text in joined for row in (columns, *rows) for text in row)
     assert_within_margins(document)
+
+
+def test_a_name_is_broken_where_a_word_of_it_ends_and_a_further_part_has_a_short_caption(tmp_path):
+    columns = ["model"] + [f"figure {k}" for k in range(30)]
+    rows = [["teacher_efficientnetlite0", *["0.123 [0.100, 0.200]"] * 30]]
+    caption = "Scores of all; explained at length"
+    document = written(tmp_path, {"kind": "table", "columns": columns, "rows": rows, "caption": caption})
+    assert {"teacher_", "efficientnetlite0"} <= set(document[0].get_textpage().get_text_range().split())
+    everything = texts(document)[0]
+    assert f"{caption} (part 1 of" in everything and "Scores of all (part 2 of" in everything
+    assert everything.count("at length") == 1
+
+
+def test_no_page_has_the_last_row_of_a_table_alone(tmp_path):
+    for count in range(40, 60):
+        rows = [[f"run {k};", k / 8] for k in range(count)]
+        pages = texts(written(tmp_path, {"kind": "table", "columns": ["name", "score"], "rows": rows}))
+        assert [page.count("run ") for page in pages] != [count - 1, 1]
+        assert sum(page.count("run ") for page in pages) == count
 
 
 @pytest.mark.parametrize("below", ["table", "figure", "figures", "paragraph"])

@@ -303,7 +303,7 @@ def mean_ratio(model, baseline, tags_of_each, loss):
 def write(path, rows, by=("file", "suite")):
     """Write rows into a table in place of those with the same values in the columns `by`; all others stay.
 
-    Returns False, and writes nothing, where the rows to be replaced are of more images.
+    Returns all rows of the table; None, and writes nothing, where the rows to be replaced are of more images.
     """
     def key(row):
         return [row.get(name) for name in by]
@@ -312,10 +312,11 @@ def write(path, rows, by=("file", "suite")):
     keys = [key(row) for row in rows]
     images = max((parse_number(row.get("images")) for row in existing if key(row) in keys), default=0)
     if images > rows[0]["images"]:
-        return False
-    others = [row for row in existing if key(row) not in keys]
-    write_csv(path, [*({name: format_cell(name, value) for name, value in row.items()} for row in rows), *others])
-    return True
+        return None
+    rows = [{name: format_cell(name, value) for name, value in row.items()} for row in rows]
+    rows += [row for row in existing if key(row) not in keys]
+    write_csv(path, rows)
+    return rows
 
 
 def format_cell(column, value):
