@@ -52,7 +52,7 @@ def main(argv=None):
         smooth = np.random.default_rng(0).integers(60, 200, (15, 20, 3)).astype(np.uint8)
         Image.fromarray(smooth).resize((600, 450), Image.Resampling.BICUBIC).save(picture, quality=90)
         bundles = [Path(path).resolve() for path in options.bundles] or [make_bundle(Path(folder, "bundle"))]
-        commands = {path: ["predict.py", next(path.glob("*.onnx")).name, picture, "--format", "jsonl", "--threads",
+        commands = {path: ["predict.py", model_of(path), picture, "--format", "jsonl", "--threads",
                            str(options.threads)] for path in bundles}
         commands["imports"] = ["-c", IMPORTS]
         measured = {side: [] for side in commands}
@@ -60,6 +60,13 @@ def main(argv=None):
             for side, words in commands.items():
                 measured[side].append(start([options.python, *words], cwd=folder if side == "imports" else side))
     return report(measured, bundles[0])
+
+
+def model_of(folder):
+    """The name of the model in a bundle. UserError if there is none."""
+    if not (folder / "predict.py").is_file() or not list(folder.glob("*.onnx")):
+        raise errors.UserError(f"{folder} is no bundle", "Name a folder that export.py --bundle wrote.")
+    return next(folder.glob("*.onnx")).name
 
 
 def make_bundle(folder):
@@ -91,7 +98,7 @@ def start(command, cwd):
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode or not line:
-        raise errors.UserError(f"{Path(cwd).name}: predict.py did not answer", "It says why above.")
+        raise errors.UserError(f"no answer came in {cwd}", "Why stands above.")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes
     return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6
 
