@@ -32,7 +32,7 @@ def main(argv=None):
     folder = run.folder / "exports"
     with lock(folder / ".lock", what=str(folder)):
         parity = checked_export.write(source, folder, options.formats, calibration=options.calibration,
-                                      weights=options.int8_weights, max_flips=options.max_flips)
+                                      weight_range=options.weight_range, max_flips=options.max_flips)
     print(parity_table(parity))
     print(f"\nwritten: {folder}")
     best = folder / ("model.int8.onnx" if "int8" in parity["formats"] else "model.onnx")
@@ -63,10 +63,10 @@ def parser():
     result.add_argument("--max-flips", type=errors.share, default=0.03, metavar="X",
                         help="share of validation images whose label INT8 may change, from 0 to 1; if more labels "
                         "change, layers stay in float, and if that does not help, INT8 is not exported")
-    result.add_argument("--int8-weights", choices=quantize.WEIGHTS, default="portable",  # costs little accuracy
-                        help="portable: weights whose products saturate on no processor; full: all values of 8 bits, a "
-                        "little more accurate, but slow on x86 processors without VNNI, and there wrong in other "
-                        "programs than predict.py")
+    result.add_argument("--weight-range", choices=quantize.WEIGHT_RANGES, default="portable",  # costs little accuracy
+                        help="of INT8's integers; portable: sums of products saturate on no processor; full: a little "
+                        "more accurate, but on x86 processors without VNNI slower with predict.py and wrong with other "
+                        "programs")
     result.add_argument("--bundle", metavar="DIR", help="write all that another machine needs into this new folder")
     result.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
     return result
@@ -91,11 +91,11 @@ def parity_table(parity):
         else:
             lines.append(f"INT8: ranges by {recipe['ranges']}, {len(recipe['float'])} convolutions in float, chosen on "
                          "validation")
-            lines += [f"  {figures['weights']} weights{file}: {figures['val_flips']:.2%} of the labels changed on "
-                      f"validation, logits {figures['val_difference']:.3f} off on average, "
+            lines += [f"  weight range {figures['weight_range']}{file}: {figures['val_flips']:.2%} of the labels changed "
+                      f"on validation, logits {figures['val_difference']:.3f} off on average, "
                       f"{figures['bytes'] / 1e6:.2f} MB"
                       for file, figures in ((" (this file)", recipe),
-                                            ("", parity["formats"]["int8"]["other_weights"]))]
+                                            ("", parity["formats"]["int8"]["other_range"]))]
     return "\n".join(lines)
 
 

@@ -172,10 +172,10 @@ class Model:
 
 
 def _may_saturate(metadata):
-    """Whether sums of products of a file saturate on some processors: of INT8 whose weights were not chosen for that."""
+    """Whether sums of products of a file saturate on some processors: those of INT8 with weights of any size."""
     recipe = metadata.get("recipe")
     return isinstance(recipe, dict) and (
-        recipe.get("weights") == "full" or recipe.get("reduce_range") is False)  # so in files of older versions
+        recipe.get("weight_range") == "full" or recipe.get("reduce_range") is False)  # so in files of older versions
 
 
 def expected(model, images):

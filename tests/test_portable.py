@@ -12,7 +12,7 @@ from kd import onnx_model
 from kd.edge import quantize
 
 onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+helper, numpy_helper, TensorProto = onnx.helper, onnx.numpy_helper, onnx.TensorProto
 
 
 # ---- sums of products
@@ -201,7 +201,7 @@ def in_fixed_point(a, b, scales, zero_points):
 
 
 def exactly(a, b, multiples, zero_points):
-    """Codes of a sum in integers, for scales that are multiples of a unit. Never half-way, for the multiples are odd."""
+    """Codes of a sum in integers, for scales that are odd multiples of a unit: it is never half-way."""
     sums = (a - zero_points[0]) * multiples[0] + (b - zero_points[1]) * multiples[1]
     return np.clip((2 * sums + multiples[2]) // (2 * multiples[2]) + zero_points[2], 0, 255)
 

@@ -131,7 +131,7 @@ def test_the_recipe_is_chosen_on_validation_and_a_hopeless_one_writes_nothing(ex
 
     monkeypatch.setattr(checked_export.Source, "pixels", pixels)
     with pytest.raises(UserError, match=r"INT8 changes the label of .* in each of 4 recipes"):
-        checked_export.write(source, folder, ["onnx", "int8"], calibration=8, weights="portable", max_flips=-1)
+        checked_export.write(source, folder, ["onnx", "int8"], calibration=8, weight_range="portable", max_flips=-1)
     assert splits.count("train") == 1
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
 
@@ -161,7 +161,7 @@ def test_a_network_that_bears_no_rounded_activations_keeps_its_labels_by_rounded
     monkeypatch.setattr(checked_export.quantize, "quantize",
                         lambda model, *_, **options: quantize.round_weights(with_noise(model)))
     folder = exported[0] / "elsewhere"
-    parity = checked_export.write(source, folder, ["int8"], calibration=8, weights="portable", max_flips=0.03)
+    parity = checked_export.write(source, folder, ["int8"], calibration=8, weight_range="portable", max_flips=0.03)
     int8 = parity["formats"]["int8"]
     assert int8["recipe"]["ranges"] == checked_export.WEIGHTS and int8["val"]["flips"] <= .03
     assert len(int8["recipes"]) == len(quantize.RECIPES) + 1

@@ -58,12 +58,12 @@ def open_run(run, registry, root=None, cache=None):
     return Source(run, convert.deployed(model, content), data, convert.describe(model, content, run.metrics))
 
 
-def write(source, folder, formats, *, calibration, weights, max_flips):
+def write(source, folder, formats, *, calibration, weight_range, max_flips):
     """Make, check and write the `formats` of a Source into `folder`; returns the content of parity.json.
 
-    calibration: training images that the ranges of INT8 are taken from. weights: of INT8, one of quantize.WEIGHTS.
-    max_flips: the share of validation labels that a rounded format may change. A check that fails is a UserError before
-    anything is written; old files stay.
+    calibration: training images that the ranges of INT8 are taken from. weight_range: of INT8, one of
+    quantize.WEIGHT_RANGES. max_flips: the share of validation labels that a rounded format may change. A check that
+    fails is a UserError before anything is written; old files stay.
     """
     checks = _Checks.of(source)
     parity_content = {"checkpoint": source.metadata["provenance"]["weights"],
@@ -81,7 +81,7 @@ def write(source, folder, formats, *, calibration, weights, max_flips):
             model = model or convert.to_onnx(source.network, source.size, source.metadata)
             content = model.SerializeToString()
             if name == "int8":
-                content, recipes = int8(checks, model, calibration, weights, max_flips)
+                content, recipes = int8(checks, model, calibration, weight_range, max_flips)
             predict = checks.onnx(content)
         entry = {"file": FILES[name], "bytes": len(content), **recipes, **checks.check(name, predict)}
         if name == "fx" and entry["val"]["flips"] > max_flips:
@@ -157,13 +157,15 @@ class _Checks:
                                                     temperature) for split in logits}}
 
 
-def int8(checks, model, calibration, weights, max_flips):
-    """(content, {"recipe", "recipes", "other_weights"}) of the INT8 file whose probabilities on validation are nearest
+def int8(checks, model, calibration, weight_range, max_flips):
+    """(content, {"recipe", "recipes", "other_range"}) of the INT8 file whose probabilities on validation are nearest
     to the checkpoint's, of those that change at most `max_flips` of the labels.
 
-    weights: one of quantize.WEIGHTS. other_weights: figures of the chosen recipe with the other of them; None where
-    activations are not rounded. Where all change more, but at most twice as many, the group of layers that costs most is left in float, up to three
-    times. If this is not enough only weights are rounded; and if that is too much, a UserError.
+    weight_range: one of quantize.WEIGHT_RANGES. other_range: the figures of the chosen recipe with the other of them;
+    None where activations are not rounded.
+
+    Where all recipes change more, but at most twice as many, the group of layers that costs most is left in float, up
+    to three times. If this is not enough only weights are rounded; and if that is too much, a UserError.
     """
     folded = quantize.fold(model)
     activations = quantize.observe(folded, checks.source.pixels("train", calibration),
@@ -180,16 +182,16 @@ def int8(checks, model, calibration, weights, max_flips):
                 "val_flips": parity.flips(reference, logits),
                 "val_difference": float(np.abs(logits - reference).mean())}, content
 
-    def quantized(name, float_layers, weights):
+    def quantized(name, float_layers, weight_range):
         """judge() of a recipe that rounds activations, too."""
         ranges = {tensor: quantize.RECIPES[name](activation) for tensor, activation in activations.items()}
-        in_float, full = [*always_float, *float_layers], weights == "full"
+        in_float, full = [*always_float, *float_layers], weight_range == "full"
         corrected = quantize.correct(folded, activations, keep=in_float, full=full)
         model = quantize.quantize(corrected, ranges, keep=in_float, full=full)
-        return judge(model, {"ranges": name, "float": float_layers, "weights": weights})
+        return judge(model, {"ranges": name, "float": float_layers, "weight_range": weight_range})
 
     def attempt(name, float_layers):
-        recipe, content = quantized(name, float_layers, weights)
+        recipe, content = quantized(name, float_layers, weight_range)
         recipes.append(recipe)
         return recipe, content
 
@@ -212,13 +214,13 @@ def int8(checks, model, calibration, weights, max_flips):
             recipes.append(weights_only[0])
             chosen = best([chosen, weights_only])
         recipe, content = chosen
-        other_weights = None
-        if "weights" in recipe and recipe["val_flips"] <= max_flips:
-            other, = set(quantize.WEIGHTS) - {weights}
-            other_weights, _ = quantized(recipe["ranges"], recipe["float"], other)
+        other_range = None
+        if "weight_range" in recipe and recipe["val_flips"] <= max_flips:
+            other, = set(quantize.WEIGHT_RANGES) - {weight_range}
+            other_range, _ = quantized(recipe["ranges"], recipe["float"], other)
     if recipe["val_flips"] > max_flips:
         raise UserError(f"INT8 changes the label of {recipe['val_flips']:.1%} of the validation images, more than "
                         f"--max-flips {max_flips:g}, in each of {len(recipes)} recipes",
                         "Training must know of the rounding (quantisation-aware); networks without "
                         "squeeze-and-excitation and with ReLU6 lose least. Or accept more.")
-    return content, {"recipe": recipe, "recipes": recipes, "other_weights": other_weights}
+    return content, {"recipe": recipe, "recipes": recipes, "other_range": other_range}

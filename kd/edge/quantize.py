@@ -68,7 +68,7 @@ def least_error(activation):
     return float(lo[k, 0]), float(hi[k, 0])
 
 
-WEIGHTS = ("portable", "full")  # see codes()
+WEIGHT_RANGES = ("portable", "full")  # see codes()
 RECIPES = {"minmax": minmax, "percentile 99.99": percentile, "least error": least_error}
 
 
@@ -152,7 +152,7 @@ def correct(model, activations, *, keep=(), full=False):
 
 
 def codes(weights, *, depthwise=False, full=False):
-    """(codes, scales) of weights [out, in, ...]: integers from -127 to 127, and one scale [out, 1, ...] for each output.
+    """(codes, scales) of weights [out, in, ...]: integers from -127 to 127, a scale [out, 1, ...] for each output.
 
     x86 processors without VNNI add the products of two neighbouring weights in 16 bits (vpmaddubsw), which saturate. So
     codes of neighbours that have the same sign sum to 128 at most: their products with activations of up to 255 then
@@ -207,10 +207,10 @@ def round_weights(model):
 def round_alike(model, ranges):
     """Ranges with which every processor rounds the sum of two tensors to the same code.
 
-    The code of a sum is c = round((k_a (a - z_a) + k_b (b - z_b)) / k_c) + z_c, where a scale is k times a unit. Kernels
-    compute this in float or in fixed point, and round half to even or away from zero, so that they differ where it is
-    near half-way between two integers. If all k are odd, it is never nearer to half-way than 1 / (2 k_c), because no
-    multiple of 1 / k_c is. With k up to UNITS, this is more than the kernels err, see tests/test_portable.py.
+    The code of a sum is c = round((k_a (a - z_a) + k_b (b - z_b)) / k_c) + z_c, where scales are k times a unit.
+    Kernels compute this in float or in fixed point, and round half to even or away from zero, so that they differ where
+    it is near half-way between two integers. If all k are odd, it is never nearer to half-way than 1 / (2 k_c), because
+    no multiple of 1 / k_c is. With k up to UNITS, this is more than the kernels err; see tests/test_portable.py.
 
     ranges: {tensor name: (lo, hi)} of a folded float model. Those of tensors that meet in sums are returned a little
     wider, so that their scales are odd multiples of a common unit; the others as they are.
