@@ -155,17 +155,21 @@ def print_table(rows, model):
 def legend(model):
     """The meaning of the columns, with the thresholds in the file, as lines of text."""
     calibrated = "" if model.temperature is None else f", calibrated with temperature {model.temperature:.2f}"
+    site = model.metadata["provenance"].get("site")  # whose cases the settings were fitted on, where it is another
+    chosen_on = f"cases of {errors.printable(str(site))}" if site else "validation images"
     lines = [f"confidence: probability of the label{calibrated}"]
     abstention, sensitivity = model.point("abstention"), model.point("sensitivity")
     if abstention and abstention["threshold"] is not None:
         lines.append("abstains: the probability before calibration is below the threshold for at most "
-                     f"{abstention['promised']:.0%} errors on validation images")
+                     f"{abstention['promised']:.0%} errors on {chosen_on}")
+    elif abstention:
+        lines.append(f"never abstains: on {chosen_on} no confidence left at most {abstention['promised']:.0%} errors")
     if sensitivity:
         promised = {point["class"]: f"{point['promised']:.2f}" for point in model.points
                     if point["kind"] == "sensitivity"}
         same = set(promised.values())
         text = same.pop() if len(same) == 1 else ", ".join(f"{name} {value}" for name, value in promised.items())
-        lines.append(f"called: classes above their threshold, chosen on validation images for a sensitivity of {text}")
+        lines.append(f"called: classes above their threshold, chosen on {chosen_on} for a sensitivity of {text}")
     return "\n".join(lines)
 
 
