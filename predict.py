@@ -6,8 +6,8 @@
     python predict.py model.int8.onnx --check          # does this machine compute the right logits?
 
 On a machine without the project it needs `__init__.py`, `errors.py`, `files.py`, `image.py`, `image_files.py`,
-`metrics.py` and `onnx_model.py` of kd/ in a folder kd/ beside it; `export.py --bundle` writes such a folder. Programs
-of your own import kd.onnx_model.Model, which gives the same answers.
+`metrics.py` and `onnx_model.py` of kd/ in a folder kd/ beside it, and for --check `machine.py`; `export.py --bundle`
+writes such a folder. Programs of your own import kd.onnx_model.Model, which gives the same answers.
 """
 
 import itertools
@@ -28,10 +28,10 @@ PATIENCE = 10  # seconds for which a file that cannot be read may still be half-
 def main(argv=None):
     """Print an answer for each image; returns how many images could not be read."""
     options = parse(argv)
-    model = onnx_model.Model(options.model, options.threads)
     if options.check:
-        print(onnx_model.check(model, Path(options.check)))
+        print(onnx_model.check(options.model, Path(options.check), options.threads))
         return 0
+    model = onnx_model.Model(options.model, options.threads)
     there = scan(options.watch) if options.watch else {}
     files = find(options.images) if options.images else []
     rows = answers(model, files, options.batch)
@@ -117,11 +117,11 @@ def parse(argv):
     parser.add_argument("--threads", type=errors.whole(0, 1024), default=0, metavar="N",
                         help="threads of the CPU; 0: one per core")
     parser.add_argument("--check", nargs="?", const="", metavar="CHECK.npz", help="instead of classifying: compare the "
-                        "logits in this file with those that this machine computes; default: check.npz beside the "
-                        "model")
+                        "files with SHA256SUMS, and the logits in this file with those that this machine computes; "
+                        "default: check.npz beside the model")
     options = parser.parse_args(argv)
     if options.check is not None:
-        options.check = options.check or str(Path(options.model).with_name("check.npz"))
+        options.check = options.check or str(Path(options.model).parent / "check.npz")
     elif not options.images and not options.watch:
         raise UserError("no image named", "Give image files or folders after the model.")
     return options
