@@ -6,10 +6,11 @@
 `bilinear` is how networks of older versions resize, in one step; `box-bilinear` is how new ones do (kd/image.py). Files
 are images of 600 x 450 px, and the same enlarged to 24 megapixels: as JPEG of quality 90, also progressive and with the
 noise of a camera (standard deviation 4, which makes its files several times as large), as PNG and as TIFF. `frame` is
-an array of 1920 x 1080 px; `copied` is how older versions read it, with one copy more. Each way is a process with one
-thread, they take turns, and processor time is measured. Images are HAM10000 with --root, else synthetic ones. It
-takes five minutes and 0.4 GB in the folder for temporary files. The last line is one JSON object: of each kind, how
-many times faster `box-bilinear` is than the first line of its table.
+an array of 1920 x 1080 px; `copied` is how older versions read it, with one copy more, for which a program that reads
+frames alone gets new memory from the system each time. Each way is a process of its own for each kind, with one thread
+and, as predict.py, without torch; they take turns, and processor time is measured. Images are HAM10000 with --root,
+else synthetic ones. It takes five minutes and 0.4 GB in the folder for temporary files. The last line is one JSON
+object: of each kind, how many times faster `box-bilinear` is than the first line of its table.
 """
 
 import contextlib
@@ -49,19 +50,17 @@ def main(argv=None):
     pixels = onnx_model.Model(args.model, 1).metadata["input"]
     print(f"{machine.line(machine.describe())}, Pillow {PIL.__version__}; {pixels['size']} px of {pixels['resize']}")
     result = {}
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        kinds = write(args.root, args.images, folder)
-        sides = {side: stack.enter_context(turns.Side(make, side, args.model, folder))
-                 for side in ("copied", *image.INTERPOLATIONS)}
-        both = {side: sides[side] for side in image.INTERPOLATIONS}
-        for kind in kinds:
-            compared = sides if kind == "frame" else both
-            seconds = turns.measure(compared, args.rounds, [kind])
-            rows = {f"{kind}, {side}": seconds[side, kind][:, 1] for side in compared}
-            count = FRAMES if kind == "frame" else args.images
-            result[kind] = turns.print_table(rows, count, "ms an image")[f"{kind}, box-bilinear"]
-        turns.print_peaks(sides)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        for kind in write(args.root, args.images, Path(folder)):
+            names = ["copied"] * (kind == "frame") + list(image.INTERPOLATIONS)
+            with contextlib.ExitStack() as stack:
+                sides = {f"{kind}, {name}": stack.enter_context(turns.Side(make, name, args.model, Path(folder, kind)))
+                         for name in names}
+                seconds = turns.measure(sides, args.rounds, ["answer"])
+                rows = {side: seconds[side, "answer"][:, 1] for side in sides}
+                count = FRAMES if kind == "frame" else args.images
+                result[kind] = turns.print_table(rows, count, "ms an image")[f"{kind}, box-bilinear"]
+                turns.print_peaks(sides)
     print(json.dumps(result))
 
 
@@ -72,8 +71,8 @@ def write(root, count, folder):
     kinds = {"small": {"format": "JPEG", "quality": 90}, "jpeg": {"format": "JPEG", "quality": 90},
              "noisy": {"format": "JPEG", "quality": 90},
              "progressive": {"format": "JPEG", "quality": 90, "progressive": True},
-             "png": {"format": "PNG", "compress_level": 1}, "tiff": {"format": "TIFF"}, "frame": {"format": "PNG"}}
-    for kind in kinds:
+             "png": {"format": "PNG", "compress_level": 1}, "tiff": {"format": "TIFF"}}
+    for kind in (*kinds, "frame"):
         (folder / kind).mkdir()
     for k, path in enumerate(source.images[::len(source.images) // count][:count]):
         with Image.open(path) as file:
@@ -82,18 +81,20 @@ def write(root, count, folder):
         noise = rng.normal(0, NOISE, (HEIGHT, WIDTH, 1)).astype(np.float32)
         noisy = Image.fromarray(np.clip(np.asarray(large) + noise, 0, 255).astype(np.uint8))
         for kind, options in kinds.items():
-            picture = {"small": small, "noisy": noisy, "frame": small.resize(FRAME)}.get(kind, large)
+            picture = {"small": small, "noisy": noisy}.get(kind, large)
             picture.save(folder / kind / f"{k}.{options['format'].lower()}", **options)
-    return list(kinds)
+        np.save(folder / "frame" / f"{k}.npy", np.asarray(small.resize(FRAME)))
+    return [*kinds, "frame"]
 
 
 def make(side, model, folder):
-    """{kind: a function that answers all images of a kind}. side: "copied", or one of kd.image.INTERPOLATIONS."""
-    model = onnx_model.Model(model, 1)
+    """{"answer": a function that answers all images in a folder}. side: "copied", or one of kd.image.INTERPOLATIONS."""
+    model, files = onnx_model.Model(model, 1), sorted(folder.iterdir())
     recorded = model.metadata["input"]
     recorded["interpolation"] = "bilinear" if side == "copied" else side
-    files = {path.name: sorted(path.iterdir()) for path in folder.iterdir() if path.is_dir()}
-    frames = [np.asarray(Image.open(path)) for path in files.pop("frame")]
+    if folder.name != "frame":
+        return {"answer": lambda: list(predict.answers(model, files, 1, {}))}
+    frames = [np.load(path) for path in files]
 
     def copied(frame):
         """The pixels of a frame by way of one copy more."""
@@ -101,14 +102,13 @@ def make(side, model, folder):
         pixels = Image.fromarray(frame).convert("RGB").resize(size, Image.Resampling.BILINEAR)
         return image.centre_crop(np.asarray(pixels)[None], model.size)[0]
 
+    pixels = copied if side == "copied" else model.pixels
+
     def answer_frames():
         for k in range(FRAMES):
-            model.answers([(copied if side == "copied" else model.pixels)(frames[k % len(frames)])])
+            model.answers([pixels(frames[k % len(frames)])])
 
-    def answer_files(paths):
-        return lambda: list(predict.answers(model, paths, 1, {}))
-
-    return {"frame": answer_frames, **{kind: answer_files(paths) for kind, paths in files.items()}}
+    return {"answer": answer_frames}
 
 
 if __name__ == "__main__":

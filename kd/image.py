@@ -26,8 +26,9 @@ from kd.files import open_regular
 # Only these formats: some decoders of Pillow start other programs. TGA has no signature, so it goes by the suffix.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI")
 # How images are resized. "bilinear": in one step, antialiased. "box-bilinear": first to the means of squares of pixels,
-# so far that the short side stays GAP times the final one or more, then as "bilinear"; a JPEG is decoded at a half, a
-# quarter or an eighth of its size as far as that reaches. Below 2 GAP times the final size both give the same pixels.
+# so far that the short side stays GAP times the final one or more, then as "bilinear"; in place of the first step, a
+# JPEG is decoded at a half, a quarter or an eighth of its size, within the same bound. Below 2 GAP times the final size
+# both give the same pixels.
 INTERPOLATIONS = ("bilinear", "box-bilinear")
 INTERPOLATION = "box-bilinear"  # of new trainings
 GAP = 3       # from which on the two can hardly be told apart (documentation of Pillow, Image.resize, `reducing_gap`)
@@ -55,7 +56,7 @@ STRIP = 2 ** 20             # pixels that are converted to RGB at a time
 # that: whether its colours are the four bytes of grey and alpha)
 WHITE_IS_ZERO, SEVERAL_FRAMES, UNSIGNED, LOWER_BITS = "white is zero", "several frames", "unsigned", "lower bits"
 FOUR_BYTES = "four bytes"
-FRAME = "frame"  # where the picture lies in the pixels of an image: (left, top, right, bottom)
+FRAME = "frame"  # (left, top, right, bottom) of the picture in the pixels of a JPEG decoded at a fraction; else None
 
 # Of a range, from which on values do not fit it: as resampling does not go beyond it, and as 12 bits lie in 16.
 BEYOND, NARROW = 1 / 100, 1 / 16
@@ -285,16 +286,16 @@ _TURNS = {2: (Image.Transpose.FLIP_LEFT_RIGHT, True, False), 3: (Image.Transpose
 def _upright(image, size=None):
     """A loaded Pillow image after the turn that its rotation tag asks for; without one the image itself, no copy.
 
-    size: width and height of the picture before the turn, where they are fractions. info[FRAME] is where it lies then.
+    size: width and height, before the turn, of a picture that does not fill its last pixels; info[FRAME] is its place.
     """
     tag = image.getexif().get(0x0112)
     turn, is_right, is_below = _TURNS.get(tag, (None, False, False))
     upright = image if turn is None else image.transpose(turn)
-    width, height = size or image.size
-    if tag in (5, 6, 7, 8):
-        width, height = height, width
-    left, top = is_right * (upright.width - width), is_below * (upright.height - height)
-    upright.info[FRAME] = left, top, left + width, top + height
+    upright.info[FRAME] = None
+    if size:
+        width, height = size[::-1] if tag in (5, 6, 7, 8) else size
+        left, top = is_right * (upright.width - width), is_below * (upright.height - height)
+        upright.info[FRAME] = left, top, left + width, top + height
     return upright
 
 
@@ -448,7 +449,8 @@ def _gap(interpolation):
 
 def _square(image, side, range, gap):
     """square() of an upright Pillow image."""
-    left, top, right, bottom = image.info.get(FRAME, (0, 0, *image.size))
+    frame = image.info.get(FRAME)
+    left, top, right, bottom = frame or (0, 0, *image.size)
     image, short = to_rgb(image, range), min(right - left, bottom - top)
     ends = [max(0, int(length - LONGEST * short)) // 2 for length in image.size]
     if any(ends):  # otherwise an image of one row of pixels would be scaled up to gigabytes
@@ -458,10 +460,10 @@ def _square(image, side, range, gap):
     width, height = right - left, bottom - top
     scale = side / short
     size = max(side, round(width * scale)), max(side, round(height * scale))
-    factor = min(int(short // (gap * side)), SQUARE) if gap else 1
+    factor = min(short // (gap * side), SQUARE) if gap and not frame else 1
     if factor > 1:
         image = image.reduce(factor)
-        left, top, right, bottom = (edge / factor for edge in (left, top, right, bottom))
+        right, bottom = right / factor, bottom / factor
     if size != image.size:
         image = image.resize(size, Image.Resampling.BILINEAR, (left, top, right, bottom))
     return centre_crop(np.asarray(image)[None], side)[0]

@@ -335,6 +335,6 @@ def test_robustness_does_not_take_the_images_of_one_way_for_those_of_the_other(c
     for data, members in groups:
         assert [member.input["interpolation"] for member in members] == [data.interpolation]
     files[0].input = {**files[0].input, "interpolation": NEW}
-    with pytest.raises(UserError, match=r"takes images of 32 px cut from 36 \(box-bilinear\), and the images of its run "
-                                        r"are 32 px cut from 36 \(bilinear\)"):
+    with pytest.raises(UserError, match=r"takes images of 32 px cut from 36 \(box-bilinear\), and the images of its "
+                                        r"run are 32 px cut from 36 \(bilinear\)"):
         answers.group(files[:1], registry)
