@@ -210,7 +210,7 @@ class Model:
 
     def pixels(self, source):
         """The pixels uint8 [S, S, 3] of an image, the same as in evaluation. source: as for image.square()."""
-        return image.evaluation_pixels(source, self.metadata["input"]["resize"], self.size, self.range)
+        return image.evaluation_pixels(source, self.metadata["input"])
 
     def examined(self, source):
         """(pixels, misfit) of an image: those of pixels(), and how its deep values do not fit the model's range.
@@ -219,7 +219,8 @@ class Model:
         """
         if self.range is None:
             return self.pixels(source), None
-        square, extremes, _ = image.examine(source, self.metadata["input"]["resize"], self.range)
+        recorded = self.metadata["input"]
+        square, extremes, _ = image.examine(source, recorded["resize"], self.range, recorded["interpolation"])
         how = image.misfit(extremes, self.range) if extremes else ""
         return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None
 
@@ -556,7 +557,7 @@ def _wrong(content, session):
     checks = {
         "class_names": _are_names(names),
         "input": all(type(side) is int and side > 0 for side in sides) and sides[0] <= sides[1] <= LARGEST
-        and preprocessing.get("interpolation") == image.INTERPOLATION
+        and preprocessing.get("interpolation") in image.INTERPOLATIONS
         and ("range" not in preprocessing or image.is_range(preprocessing["range"])),
         "temperature": temperature is None or isinstance(temperature, (int, float)) and 0 < temperature < math.inf,
         "operating_points": not _are_names(names) or _are_points(content["operating_points"], names),

@@ -233,6 +233,8 @@ def broken_models(model, folder):
     changed(model, folder / "lines.onnx", class_names=["red", "green\n", "blue"])
     changed(model, folder / "terminal.onnx", class_names=["red", "\x1b[2J", "blue"])
     changed(model, folder / "huge.onnx", input={"resize": 60000, "size": 32, "interpolation": "bilinear"})
+    changed(model, folder / "newer.onnx", input={"resize": 36, "size": 32, "interpolation": "lanczos"})
+    changed(model, folder / "how.onnx", input={"resize": 36, "size": 32, "interpolation": ["bilinear"]})
     import onnx
     proto = onnx.load(model)
     proto.opset_import[0].version = 9999
@@ -247,8 +249,8 @@ def broken_models(model, folder):
             "stranger.onnx": "operating_points", "certain.onnx": "operating_points", "promise.onnx": "operating_points",
             "twice.onnx": "operating_points", "classes_twice.onnx": "damaged: class_names is",
             "no_name.onnx": "class_names", "lines.onnx": "class_names", "terminal.onnx": "class_names",
-            "huge.onnx": "damaged: input", "opset.onnx": "cannot load",
-            "ir.onnx": "cannot load", ".": "is a folder", "missing.onnx": "no such file"}
+            "huge.onnx": "damaged: input", "newer.onnx": "damaged: input is", "how.onnx": "damaged: input is",
+            "opset.onnx": "cannot load", "ir.onnx": "cannot load", ".": "is a folder", "missing.onnx": "no such file"}
 
 
 def test_a_broken_or_foreign_model_is_one_line(exported, model, tmp_path):
