@@ -55,7 +55,8 @@ def open_run(run, registry, root=None, cache=None):
             raise UserError(f"{run.folder}/predictions/{split}.npz is of other images than split.csv says")
     if not (run.metrics or {}).get("calibration"):
         print(f"note: no temperature and thresholds go along; find them first: {command('evaluate.py', run.folder)}")
-    return Source(run, convert.deployed(model, content), data, convert.describe(model, content, run.metrics))
+    metadata = convert.describe(model, content, run.metrics, data.caution)
+    return Source(run, convert.deployed(model, content), data, metadata)
 
 
 def write(source, folder, formats, *, calibration, reduce_range, max_flips):

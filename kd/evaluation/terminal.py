@@ -4,6 +4,7 @@ import numpy as np
 
 from kd import bootstrap, paired, prediction_files, runs
 from kd.errors import listing
+from kd.recalibration import FIT
 from kd.text import (
     SEEDS_NOTE,
     align_columns,
@@ -127,7 +128,8 @@ def operating_points(result):
     thresholds = [point for point in points if point["kind"] == "sensitivity"]
     rules = [point for point in points if point["kind"] in ("macro_f1", "prior")]
     abstentions = [point for point in points if point["kind"] == "abstention"]
-    parts = ["Operating points, chosen on validation, tested once on test:"]
+    chosen_on = "the part fitted on" if points[0]["chosen_on"] == FIT else "validation"
+    parts = [f"Operating points, chosen on {chosen_on}, tested once on test:"]
     if thresholds:
         short_name = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
         table = [["class", "threshold", "promised", "sensitivity", "specificity", "PPV", "NPV"]]
@@ -136,7 +138,7 @@ def operating_points(result):
             table.append([short_name[point["class"]], format_number(point["threshold"], ".3g"),
                           format_number(point["promised"], ".2f"), test["sensitivity"], test["specificity"],
                           test["ppv"], test["npv"]])
-        parts.append(f"{align_columns(table)}\n{describe_promises(thresholds)}")
+        parts.append(f"{align_columns(table)}\n{describe_promises(thresholds, chosen_on)}")
     if rules:
         decisions = {"most probable class": result["test"], **{point["name"]: point["test"] for point in rules}}
         rows = [[name, *(format_metric(metrics[metric]) for metric in SHORT)] for name, metrics in decisions.items()]
@@ -148,7 +150,7 @@ def operating_points(result):
             coverage, risk = (format_metric(point["test"][name]) for name in ("coverage", "risk"))
             text = f"answers above a confidence of {point['threshold']:.3f}, {coverage} of the images, wrong in {risk}"
         else:
-            text = "no confidence reaches it on validation"
+            text = f"no confidence reaches it on {chosen_on}"
         parts.append(f"{point['name']}: {text}")
     return "\n\n".join(parts)
 
@@ -174,13 +176,13 @@ def subgroup_table(column, content):
     return "\n".join(lines)
 
 
-def describe_promises(points):
-    """What thresholds promise, with which assurance; where validation has too few positives, that they promise less."""
+def describe_promises(points, chosen_on):
+    """What thresholds promise, with which assurance; that they promise less where `chosen_on` has too few positives."""
     first = points[0]
     text = (f"promised: a sensitivity that the threshold has with an assurance of {first['assurance']:g}; "
             f"{first['asked']:g} was asked for.")
     if any(point["promised"] < point["asked"] - 1e-9 for point in points):
-        text += "\nLess is promised where validation has too few positives for that."
+        text += f"\nLess is promised where {chosen_on} has too few positives for that."
     return text
 
 

@@ -5,7 +5,6 @@ replicates over lesions or patients, so that differences to clean, means over ce
 paired. Temperature and operating points are those chosen on clean validation images.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,10 +100,7 @@ def subset(test, count, seed=0):
         for group in clusters[members]:
             if remaining > 0 and not chosen[group]:
                 chosen[group], remaining = True, remaining - sizes[group]
-    rows = np.flatnonzero(chosen[clusters])
-    arrays = {name: getattr(test, name) for name in ("labels", "logits", "probabilities", "ids", "groups")}
-    arrays = {name: None if array is None else array[rows] for name, array in arrays.items()}
-    return dataclasses.replace(test, **arrays)
+    return test.take(chosen[clusters])
 
 
 def example_id(test):
