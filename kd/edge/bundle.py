@@ -74,6 +74,8 @@ Needs Python 3.10 or newer and three packages; no torch, no graphics card:
     python -m venv env
     env/bin/pip install numpy pillow onnxruntime        (Windows: env\\Scripts\\pip)
 
+It runs with onnxruntime 1.18 or newer; 1.18 needs "numpy<2".
+
 Is everything here, and does this machine compute what it should?
 
     env/bin/python predict.py {name} --check
