@@ -6,14 +6,12 @@ whole set that a network was trained on (see kd.data.values).
 """
 
 import contextlib
-import ctypes
 import functools
 import io
 import os
 import sys
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -83,11 +81,18 @@ class _Share:
 
 
 _headers, _memory = _Share(2 * HEADER_BYTES), _Share(MEMORY)
-_threads = ThreadPoolExecutor(4)  # that decode large images, because glibc keeps up to 64 MB of freed memory a thread
+
+
+@functools.cache
+def _threads():
+    """The threads that decode large images, because glibc keeps up to 64 MB of freed memory for each thread."""
+    from concurrent.futures import ThreadPoolExecutor  # here and below, because predict.py starts sooner without
+    return ThreadPoolExecutor(4)
 
 
 def _return_memory():
     """Give freed memory back to the system; glibc keeps most of it."""
+    import ctypes
     if sys.platform == "linux":
         getattr(ctypes.CDLL(None), "malloc_trim", lambda padding: 0)(0)  # other C libraries have none and need none
 
@@ -142,7 +147,7 @@ def _decoded(source, use):
             file.seek(0)
             reader = _Reader(file)
             try:
-                image = Image.open(reader, formats=_formats(getattr(source, "name", source)))
+                image = _opened(reader, getattr(source, "name", source))
             except UnidentifiedImageError:
                 raise ValueError(image_files.unread(file, tags)) from None
             pixels, pixel_bytes = image.width * image.height, PIXEL_BYTES.get(image.format, ANY_PIXEL_BYTES)
@@ -155,7 +160,7 @@ def _decoded(source, use):
             stack.enter_context(_memory.take(pixels * pixel_bytes * (1 if lower is None else 2)))
             if pixels <= LARGE:
                 return _use_pixels(image, lower, use)
-            return _threads.submit(_use_pixels, image, lower, use).result()
+            return _threads().submit(_use_pixels, image, lower, use).result()
     except OtherDepth as error:
         raise OtherDepth(f"{source if is_path else 'the image'} {error.message}", error.hint) from None
     except UserError:
@@ -165,11 +170,17 @@ def _decoded(source, use):
     raise UserError(f"cannot read {source if is_path else 'the image'}: {' '.join(reason.split())}")
 
 
-def _formats(name):
-    """The formats of FORMATS that this version of Pillow has, and TGA for a file of this name."""
-    Image.init()
+def _opened(reader, name):
+    """The Pillow image in a file of one of FORMATS; TGA where it is called so. UnidentifiedImageError otherwise."""
     formats = (*FORMATS, "TGA") if str(name).lower().endswith(".tga") else FORMATS
-    return [form for form in formats if form in Image.OPEN]
+    Image.preinit()  # the decoders of the usual formats; those of all take a tenth of the time to the first answer
+    try:
+        return Image.open(reader, formats=[form for form in formats if form in Image.OPEN])
+    except UnidentifiedImageError:
+        if not Image.init():
+            raise
+    reader.seek(0)
+    return Image.open(reader, formats=[form for form in formats if form in Image.OPEN])
 
 
 def _lower_bits(image, file):

@@ -31,6 +31,7 @@ class Data:
     skipped: list       # ids of images that cannot be read
     range: tuple = None  # the values of images of more than 8 bits that became 0 and 255; None if there are none
     corruptions: tuple = ()  # registry entries for the augmentation of kind "corruption"
+    caution: str = ""    # of the Dataset: what each answer of an exported model says of the images
     unlabelled: object = None  # Unlabelled, further training images
     resize_of: object = None   # a function from the input size of a network, px, to the side of the cached images
     open_at: object = None     # a function from the same to the memory map of the images of that side
@@ -147,7 +148,8 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, fold=None, cache_fo
     splits.check(split, groups, labels, dataset.class_names)
     _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
-                sha256, size, dataset.synthetic, skipped, used_range, resize_of=resize_of, open_at=lambda size: _open(
+                sha256, size, dataset.synthetic, skipped, used_range, caution=dataset.caution, resize_of=resize_of,
+                open_at=lambda size: _open(
                     dataset, resize_of(size), cache_folder, root, skip_bad, used_range, again=True)[0])
 
 
