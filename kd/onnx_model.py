@@ -92,9 +92,8 @@ class Model:
         except UserError:
             raise
         except Exception as error:  # onnxruntime has an exception class for each kind of failure
-            reason = _one_line(error)
-            is_newer = "opset" in reason.lower() or "ir version" in reason.lower()
-            raise UserError(f"cannot load {path}: {reason}",
+            is_newer = any(part in str(error).lower() for part in ("opset", "ir version"))
+            raise UserError(f"cannot load {path}: {_one_line(error)}",
                             "Update onnxruntime, which is older than this file." if is_newer else HINT) from None
         self.path, self.metadata = path, _metadata(path, self.session)
         if _may_saturate(self.metadata) and saturates():
