@@ -190,7 +190,7 @@ def int8_change(run):
     lo, hi = difference.get("lo"), difference.get("hi")
     if not is_defined(lo) or not is_defined(test["flips"]):
         return ""
-    return (f"{test['flips']:.1%} other answers, macro-F1 {difference['value']:+.4f} "
+    return (f"another class for {test['flips']:.1%} of the test images, macro-F1 {difference['value']:+.4f} "
             f"{format_bounds(lo, hi, '+.4f')}, {not_significant(difference) or 'significant'}")
 
 
@@ -232,12 +232,13 @@ def drawing(study, measured):
         descriptions.append(f"{model} {format_metric(score)}, {fp32.cost:.2f} {unit}{size}")
     parts = [f"Quality against {cost}"]
     if cost == "latency":
-        parts.append("mark area: file size")
+        parts.append("area: file size")
     if any(int8 for *_, int8 in models):
-        parts.append("diamond: INT8")
+        several = any(len(study.models[model]) > 1 for model, *_ in models)
+        parts.append("diamond: INT8" + (", shifted as in its seed" if several else ""))
     if values:
         parts.append("short lines: the seeds of a model without an interval")
-    parts.append(f"dashed: {'files' if cost == 'latency' else 'models'} that no other equals in both")
+    parts.append(f"dashed: best up to each {'latency' if cost == 'latency' else 'number of parameters'}")
     alt = f"Macro-F1 over {cost}. {'; '.join(descriptions)}"
     return [figure(draw(models[:MAX_MARKS], values, alt=alt), alt, "; ".join(parts))]
 
@@ -353,6 +354,7 @@ def pareto_point(run, precision, row, score, several_seeds):
         "model": run.model, "seed": run.seed, "role": run.kind, "precision": precision, "file": row["file"],
         "label": label, **spread("score", score), "latency_ms": row["lat_ms_p50"],
         "params_mib": row.get("params_mib"), "peak_cuda_mib": row.get("peak_cuda_mib"),
+        "peak_rss_mib": row.get("peak_rss_mib"),
         "file_bytes": row.get("file_bytes"), "file_mb": scaled(row.get("file_bytes"), 1e6), "noisy": row["noisy"],
         "noise": "noisy" if row["noisy"] else "",
     }

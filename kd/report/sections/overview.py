@@ -40,6 +40,11 @@ def seed_name(run):
     return run.seed.replace("seed_", "seed ")
 
 
+def of_seeds(runs):
+    """`seed 0`, or `mean of 3 seeds`: what a figure of some Runs of a model is of."""
+    return seed_name(runs[0]) if len(runs) == 1 else f"mean of {len(runs)} seeds"
+
+
 def seed_columns():
     """The Columns `model` and `seed`, with which a table of runs begins."""
     return [Column("Model", "model", kind="model"), Column("Seed", "seed", kind="seed")]

@@ -127,20 +127,24 @@ def forest(study):
 # ---- order on validation
 
 
+def on_validation(study, model):
+    """Macro-F1 of an evaluated model on validation, the mean over its seeds; NaN where one has none."""
+    values = [run.metric("macro_f1", "val")["value"] for run in study.models[model]]
+    return sum(values) / len(values)
+
+
 def ranked(study):
-    """The evaluated students, best first, by macro-F1 on validation; of means over seeds."""
-    scores = []
-    for model, group in study.evaluated.items():
-        values = [run.metric("macro_f1", "val")["value"] for run in group]
-        if group[0].kind != "teacher" and all(map(math.isfinite, values)):
-            scores.append((-sum(values) / len(values), model))
-    return [model for _, model in sorted(scores)]
+    """The evaluated students, best first, by macro-F1 on validation."""
+    scores = [(-on_validation(study, model), model) for model, group in study.evaluated.items()
+              if group[0].kind != "teacher"]
+    return [model for score, model in sorted(scores) if math.isfinite(score)]
 
 
-def choice_verdict(row):
-    """What the difference of the student that validation puts first from the next says on test."""
+def choice_verdict(row, second):
+    """A sentence: what the difference of the student that validation puts first from the `second` says on test."""
     if not conclusive(row):
-        return f"{not_significant(row)}, so that the choice rests on validation alone"
+        return (f"On test its difference from {second} is {not_significant(row)}: the choice rests on validation "
+                "alone.")
     if row["lo"] > 0:
-        return "test confirms the choice"
-    return "on test the other is the better one, so validation chose wrong"
+        return "Test confirms the choice."
+    return f"On test {second} is significantly better: validation chose wrong."
