@@ -1,4 +1,4 @@
-"""Classify images with an exported model. Needs numpy, pillow and onnxruntime; no torch.
+"""Classify images with an exported model. Needs numpy, pillow and onnxruntime; no torch (model.pte: executorch).
 
     python predict.py model.int8.onnx lesion.jpg more_lesions/
     python predict.py model.int8.onnx lesions/ --format csv > answers.csv
@@ -70,7 +70,7 @@ def parse(argv):
     """The options of the command line, checked."""
     parser = errors.Parser(prog="predict.py", description="Classify images with a model that export.py wrote. "
                            "Research software, not a medical device.")
-    parser.add_argument("model", metavar="MODEL.onnx", help="an exported model")
+    parser.add_argument("model", metavar="MODEL.onnx|MODEL.pte", help="an exported model")
     parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER", help="image files, and folders with image files")
     parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table",  # for a reader at the terminal
                         help="format of the output; jsonl: a JSON object in each line")

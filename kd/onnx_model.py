@@ -1,4 +1,4 @@
-"""An exported model with its metadata, run by ONNX Runtime on an edge box.
+"""An exported model with its metadata, run by ONNX Runtime on an edge box (a .pte by ExecuTorch).
 
 The input `image` is uint8 [N, S, S, 3]; the normalisation is in the graph; the output `logits` is float [N, C]. The
 metadata of the file are the class names, the preprocessing, the temperature, the thresholds and the provenance.
@@ -47,10 +47,14 @@ class Model:
     def __init__(self, path, threads=0):
         path = Path(path)
         if path.is_dir():
-            raise UserError(f"{path} is a folder, not an exported model", "Name the .onnx file in it.")
+            raise UserError(f"{path} is a folder, not an exported model", "Name the .onnx or .pte file in it.")
         open_regular(path, FILE).close()
         try:
-            self.session = session(str(path), threads)
+            if path.suffix == ".pte":
+                from kd import executorch_model  # here, so that a box with ONNX files does not need this file
+                self.session = executorch_model.open_session(path, threads)
+            else:
+                self.session = session(str(path), threads)
         except UserError:
             raise
         except Exception as error:  # onnxruntime has an exception class for each kind of failure
