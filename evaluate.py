@@ -7,6 +7,7 @@
     python evaluate.py runs/lesions_48px --compare                  paired differences from the teacher
     python evaluate.py theirs_test.npz --val theirs_val.npz --groups lesions.csv --out results
     python evaluate.py runs/lesions_48px/tiny_kd_unlabelled/seed_0 --data folder --root other_clinic
+    python evaluate.py runs/lesions_48px/tiny_kd_unlabelled/seed_0 --data folder --root other_clinic --recalibrate
     python evaluate.py --audit FOLDER
     python evaluate.py theirs_test.npz --out results --audit         evaluated, and audited with every note
 """
@@ -24,6 +25,7 @@ from kd import (
     plugins,
     prediction_files,
     predictions,
+    recalibration,
     runs,
     scalars,
     score_kinds,
@@ -31,7 +33,17 @@ from kd import (
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
-from kd.evaluation import compare, fidelity, folds, near_majority, protocol, subgroups, terminal
+from kd.evaluation import (
+    compare,
+    fidelity,
+    folds,
+    near_majority,
+    protocol,
+    recalibrate,
+    recalibration_text,
+    subgroups,
+    terminal,
+)
 from kd.files import read_csv, write_csv, write_json
 from kd.run_folder import Run
 from kd.text import command, quoted
@@ -57,6 +69,9 @@ def main(argv=None):
     check(options, files, folders)
     if options.data:
         files, folders = score(folders, options), []
+    if options.recalibrate:
+        recalibrate_runs(files, options, settings, argv is None)
+        return
     lost = sorted({column for folder in folders for column in columns_of(folder)} - set(options.by))
     if lost:
         print(f"note: subgroups by {errors.listing(lost)} are in the former metrics.json and not in the new one; to "
@@ -96,6 +111,8 @@ def audit(options, settings, files):
 
 def measure(path, options, settings, of_file):
     """Evaluated of a run's folder, or of a predictions file."""
+    if options.recalibrated:
+        return measure_recalibrated(path, options, settings)
     if options.data:  # what is chosen is chosen on the run's own validation split
         val, test = Run(path.parents[1]).predictions(path.stem)
     elif of_file:
@@ -106,6 +123,34 @@ def measure(path, options, settings, of_file):
     add_subgroups(evaluated, options.table, options.by, settings)
     # an external set is not drawn as validation is, and may well be harder
     evaluated.result["audit"] = examine.audit_metrics(evaluated.result, None if options.data else val, test)
+    return evaluated
+
+
+def recalibrate_runs(paths, options, settings, next_step):
+    """Fit settings to one part of external predictions of each run, test them on the other, and write them."""
+    for path in paths:
+        run = Run(path.parents[1])
+        val, _ = run.predictions(path.stem)
+        evaluated = recalibrate.recalibrate(val, recalibrate.Cases.read(path), settings)
+        add_subgroups(evaluated, options.table, options.by, settings)
+        evaluated.result["audit"] = examine.audit_metrics(evaluated.result, None, evaluated.test)
+        print("\n\n".join(filter(None, [recalibration_text.text(evaluated.result),
+                                         findings_text(evaluated.result["audit"], brief=True)])))
+        written = run.folder / recalibration.FOLDER / f"{path.stem}.json"
+        for place in (written, *([Path(options.out) / "metrics.json"] if options.out else ())):
+            write_json(place, evaluated.result)
+        print(f"\nwritten: {written}")
+        if next_step:
+            print("next: " + command("export.py", run.folder, "--recalibrated", path.stem, "--bundle",
+                                     f"box_{path.stem}"))
+
+
+def measure_recalibrated(path, options, settings):
+    """Evaluated of external predictions with the settings of --recalibrated, without the cases they were fitted on."""
+    record = recalibration.read(Run(path.parents[1]), options.recalibrated)
+    evaluated = recalibrate.evaluate(record, recalibrate.Cases.read(path), settings)
+    add_subgroups(evaluated, options.table, options.by, settings)
+    evaluated.result["audit"] = examine.audit_metrics(evaluated.result, None, evaluated.test)
     return evaluated
 
 
@@ -293,6 +338,11 @@ def parser():
                        "of the external data set is; nothing for ours leaves a class out")
     other.add_argument("--skip-bad", action="store_true", help="leave out external images that cannot be read")
     other.add_argument("--name", metavar="NAME", help="predictions/NAME.npz of the external data set; default: its own")
+    other.add_argument("--recalibrate", action="store_true", help="fit temperature, class frequencies and thresholds "
+                       "to half of the patients of the external data set, test them on the others beside the run's "
+                       "own settings, and keep them in RUN/recalibrated/NAME.json")
+    other.add_argument("--recalibrated", metavar="NAME", help="measure the external data set with these settings; "
+                       "cases that they were fitted on are left out")
     other.add_argument(
         "--plugin", action="append", default=[], metavar="FILE.py",
         help="a file that registers further parts, for --data",
@@ -305,7 +355,12 @@ def parse(argv):
     bootstrap.check_replicates(options.replicates)
     if sum(map(bool, (options.compare, options.audit, options.data))) > 1:
         raise UserError("--compare, --audit and --data each do something else", "Give one of them.")
-    of_data = [key for key in ("root", "plugin", "class_map", "skip_bad", "name") if getattr(options, key)]
+    of_data = [key for key in ("root", "plugin", "class_map", "skip_bad", "name", "recalibrate", "recalibrated")
+               if getattr(options, key)]
+    if options.recalibrate and any(map(prediction_files.is_file, options.paths)):
+        raise UserError("--recalibrate is for runs, whose checkpoints answer to the cases of --data",
+                        "For a predictions file, give those of labelled cases from there with --val FILE: temperature "
+                        "and thresholds are chosen on them, and tested on the file.")
     if options.data is None and of_data:
         raise UserError(f"--{of_data[0].replace('_', '-')} is for an external data set", "Name it with --data.")
     if options.table and not options.by:
@@ -344,6 +399,13 @@ def check(options, files, folders):
             "--target needs --val: a threshold is chosen on validation",
             "Give the validation predictions with --val FILE.",
         )
+    if options.recalibrate and options.recalibrated:
+        raise UserError("--recalibrate fits settings, and --recalibrated uses those of before", "Give one of them.")
+    fixed = [key for key in ("target", "sensitivity", "risk", "assurance")
+             if options.recalibrated and getattr(options, key) != parser().get_default(key)]
+    if fixed:
+        raise UserError(f"--{fixed[0]} does not go with --recalibrated, whose thresholds are chosen already",
+                        "Choose others with --recalibrate.")
     if options.data and files:
         raise UserError("--data is scored with the checkpoints of runs, and a predictions file has none")
     if options.out and len(files) + len(folders) > 1:

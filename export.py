@@ -2,13 +2,16 @@
 
     python export.py runs/ham10000_64px/mobilenetv2_kd/seed_0
     python export.py runs/ham10000_64px/mobilenetv2_kd/seed_0 --root data/ham10000 --bundle to_the_box
+    python export.py runs/ham10000_64px/mobilenetv2_kd/seed_0 --recalibrated clinic --bundle to_the_clinic
 """
 
 from pathlib import Path
 
+import numpy as np
+
 import registry
-from kd import errors, plugins, runs
-from kd.edge import bundle, checked_export
+from kd import errors, plugins, recalibration, runs
+from kd.edge import bundle, checked_export, quantize
 from kd.errors import UserError
 from kd.files import lock
 from kd.run_folder import Run
@@ -27,12 +30,16 @@ def main(argv=None):
         if not {"onnx", "int8"} & set(options.formats):
             raise UserError("--bundle wants a file in ONNX, because a bundle runs without torch",
                             "Add onnx or int8 to --formats.")
+    elif options.recalibrated:
+        raise UserError("--recalibrated makes a bundle", "Name its folder with --bundle DIR.")
     run = Run(single_run(options.run))
+    if options.recalibrated:
+        return for_site(run, options)
     source = checked_export.open_run(run, registry, root=options.root, cache=options.cache)
     folder = run.folder / "exports"
     with lock(folder / ".lock", what=str(folder)):
         parity = checked_export.write(source, folder, options.formats, calibration=options.calibration,
-                                      reduce_range=options.reduce_range, max_flips=options.max_flips)
+                                      weight_range=options.weight_range, max_flips=options.max_flips)
     print(parity_table(parity))
     print(f"\nwritten: {folder}")
     best = folder / next(checked_export.FILES[name] for name in ("int8", "onnx", "executorch")
@@ -43,6 +50,26 @@ def main(argv=None):
     if argv is None:
         print("next: " + command("predict.py", best, "IMAGE"))
     return folder
+
+
+def for_site(run, options):
+    """Write a bundle of a file that was exported before, with the settings of another site; the images of the run need
+    not be here. Returns the folder, a Path.
+    """
+    record = recalibration.read(run, options.recalibrated)
+    files = [run.folder / "exports" / checked_export.FILES[name] for name in ("int8", "onnx")
+             if name in options.formats]
+    exported = next((file for file in files if file.is_file()), None)
+    if exported is None:
+        raise UserError(f"{run.folder} has no exported file to recalibrate",
+                        f"First: {command('export.py', run.folder)}")
+    run.require("samples")
+    images = run.samples["images"]
+    images = images[np.unique(np.linspace(0, len(images) - 1, bundle.CHECKED).astype(int))]
+    bundle.write(run, exported, images, options.bundle, record)
+    print(f"written: {options.bundle}: {exported.name} with the settings for {options.recalibrated}; RUN.md in it says "
+          "what to do there")
+    return Path(options.bundle)
 
 
 def parser():
@@ -63,10 +90,13 @@ def parser():
     result.add_argument("--max-flips", type=errors.share, default=0.03, metavar="X",
                         help="share of validation images whose label INT8 may change, from 0 to 1; if more labels "
                         "change, layers stay in float, and if that does not help, INT8 is not exported")
-    result.add_argument("--reduce-range", action="store_true",  # off, since 8 bits are more exact
-                        help="weights of 7 bits: for x86 processors without VNNI, where sums of products of 8 bits "
-                        "saturate")
+    result.add_argument("--weight-range", choices=quantize.WEIGHT_RANGES, default="portable",  # costs little accuracy
+                        help="of INT8's integers; portable: sums of products saturate on no processor; full: a little "
+                        "more accurate, but on x86 processors without VNNI slower with predict.py and wrong with other "
+                        "programs")
     result.add_argument("--bundle", metavar="DIR", help="write all that another machine needs into this new folder")
+    result.add_argument("--recalibrated", metavar="NAME", help="make the --bundle of the file that was exported "
+                        "before, with the settings in RUN/recalibrated/NAME.json, which were fitted to another site")
     result.add_argument("--plugin", nargs="+", default=[], metavar="FILE.py", help="files that register further parts")
     return result
 
@@ -90,6 +120,11 @@ def parity_table(parity):
         elif recipe:
             lines.append(f"{name}: ranges by {recipe['ranges']}, {len(recipe['float'])} layers in float, chosen on "
                          "validation")
+            lines += [f"  weight range {figures['weight_range']}{file}: {figures['val_flips']:.2%} of the labels changed "
+                      f"on validation, logits {figures['val_difference']:.3f} off on average, "
+                      f"{figures['bytes'] / 1e6:.2f} MB"
+                      for file, figures in ((" (this file)", recipe),
+                                            ("", parity["formats"]["int8"]["other_range"]))]
     return "\n".join(lines)
 
 

@@ -5,7 +5,8 @@
     python predict.py model.int8.onnx --check          # does this machine compute the right logits?
 
 On a machine without the project it needs `__init__.py`, `errors.py`, `files.py`, `image.py`, `image_files.py`,
-`metrics.py` and `onnx_model.py` of kd/ in a folder kd/ beside it; `export.py --bundle` writes such a folder.
+`metrics.py` and `onnx_model.py` of kd/ in a folder kd/ beside it, and for --check `machine.py`; `export.py --bundle`
+writes such a folder.
 """
 
 import itertools
@@ -22,10 +23,10 @@ from kd.files import csv_line
 def main(argv=None):
     """Print an answer for each image; returns how many images could not be read."""
     options = parse(argv)
-    model = onnx_model.Model(options.model, options.threads)
     if options.check:
-        print(onnx_model.check(model, Path(options.check)))
+        print(onnx_model.check(options.model, Path(options.check), options.threads))
         return 0
+    model = onnx_model.Model(options.model, options.threads)
     files = find(options.images)
     printers = {"table": print_table, "csv": print_csv, "jsonl": print_jsonl}
     odd = {"unreadable": [], "depth": [], "beyond": [], "narrow": []}
@@ -79,11 +80,11 @@ def parse(argv):
     parser.add_argument("--threads", type=errors.whole(0, 1024), default=0, metavar="N",
                         help="threads of the CPU; 0: one per core")
     parser.add_argument("--check", nargs="?", const="", metavar="CHECK.npz", help="instead of classifying: compare the "
-                        "logits in this file with those that this machine computes; default: check.npz beside the "
-                        "model")
+                        "files with SHA256SUMS, and the logits in this file with those that this machine computes; "
+                        "default: check.npz beside the model")
     options = parser.parse_args(argv)
     if options.check is not None:
-        options.check = options.check or str(Path(options.model).with_name("check.npz"))
+        options.check = options.check or str(Path(options.model).parent / "check.npz")
     elif not options.images:
         raise UserError("no image named", "Give image files or folders after the model.")
     return options
@@ -154,17 +155,21 @@ def print_table(rows, model):
 def legend(model):
     """The meaning of the columns, with the thresholds in the file, as lines of text."""
     calibrated = "" if model.temperature is None else f", calibrated with temperature {model.temperature:.2f}"
+    site = model.metadata["provenance"].get("site")  # whose cases the settings were fitted on, where it is another
+    chosen_on = f"cases of {errors.printable(str(site))}" if site else "validation images"
     lines = [f"confidence: probability of the label{calibrated}"]
     abstention, sensitivity = model.point("abstention"), model.point("sensitivity")
     if abstention and abstention["threshold"] is not None:
         lines.append("abstains: the probability before calibration is below the threshold for at most "
-                     f"{abstention['promised']:.0%} errors on validation images")
+                     f"{abstention['promised']:.0%} errors on {chosen_on}")
+    elif abstention:
+        lines.append(f"never abstains: on {chosen_on} no confidence left at most {abstention['promised']:.0%} errors")
     if sensitivity:
         promised = {point["class"]: f"{point['promised']:.2f}" for point in model.points
                     if point["kind"] == "sensitivity"}
         same = set(promised.values())
         text = same.pop() if len(same) == 1 else ", ".join(f"{name} {value}" for name, value in promised.items())
-        lines.append(f"called: classes above their threshold, chosen on validation images for a sensitivity of {text}")
+        lines.append(f"called: classes above their threshold, chosen on {chosen_on} for a sensitivity of {text}")
     return "\n".join(lines)
 
 

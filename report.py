@@ -59,7 +59,8 @@ def render(study, lead, sections):
         lstrip_blocks=True, finalize=lambda value: blocks.printable(value) if type(value) is str else value,
     )
     environment.globals.update(
-        cell=blocks.cell, visible_rows=blocks.visible_rows, light=figures.LIGHT, dark=figures.DARK,
+        breakable=blocks.breakable, cell=blocks.cell, visible_rows=blocks.visible_rows, light=figures.LIGHT,
+        dark=figures.DARK, roles=overview.ROLES,
     )
     script = (folder / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -16,7 +16,7 @@ from kd import bootstrap, corruptions, errors, event_writer, objective, plugins,
 from kd.audit import examine
 from kd.audit.terminal import findings_text
 from kd.errors import UserError
-from kd.files import atomic, read_csv, write_text
+from kd.files import atomic, write_text
 from kd.report import figures, figures_robustness
 from kd.robustness import answers, scores, suites, terminal
 from kd.text import command
@@ -175,19 +175,23 @@ def write(folder, model_files, tables, summary):
     rows_of = {}  # robustness.csv -> its rows, of all files of a run
     for model_file, rows in zip(model_files, tables):
         rows_of.setdefault(model_file.folder / "robustness.csv", []).extend(rows)
-    written = [path for path, rows in rows_of.items() if _write_table(path, rows, ("file", "suite"))]
-    for path in written:
-        event_writer.results(path.parent, "robustness", scalars.of_robustness(read_csv(path)))
+    written = []
+    for path, rows in rows_of.items():
+        table = _write_table(path, rows, ("file", "suite"))
+        if table:
+            written.append(path)
+            event_writer.results(path.parent, "robustness", scalars.of_robustness(table))
     if folder and _write_table(folder / SUMMARY, summary, ("suite",)):
         written.append(folder / SUMMARY)
     return written
 
 
 def _write_table(path, rows, by):
-    written = scores.write(path, rows, by)
-    if not written:
+    """The rows of the table, or None where it is left as it is; see scores.write()."""
+    table = scores.write(path, rows, by)
+    if not table:
         print(f"note: {path} holds this suite on more images, and is left as it is")
-    return written
+    return table
 
 
 def draw(folder, rows, kinds, example_rows):

@@ -54,10 +54,10 @@ images = np.load(newest("samples.npz"))["images"][:8]
 for axis, image in zip(plt.subplots(1, len(images), figsize=(8, 1.2), dpi=80)[1], images):
     axis.imshow(image)
     axis.axis("off")""",
-    "--beta": """# Where the teacher (middle) and the student (below) look, in their second stage
-images, maps = np.load(newest("samples.npz"))["images"], np.load(newest("attention.npz"))
-figure, axes = plt.subplots(3, 8, figsize=(8, 3.2), dpi=80)
-for row, pictures in zip(axes, (images, maps["teacher"][:, 1], maps["student"][:, 1])):
+    "--beta": """# Where teacher (middle) and student (below) look, second stage, on images where they differ
+maps = np.load(newest("attention.npz"))
+figure, axes = plt.subplots(3, len(maps["images"]), figsize=(4, 3.2), dpi=80)
+for row, pictures in zip(axes, (maps["images"], maps["teacher"][:, 1], maps["student"][:, 1])):
     for axis, picture in zip(row, pictures):
         axis.imshow(picture.astype(float) / picture.max(), cmap="magma")
         axis.axis("off")""",
@@ -166,7 +166,7 @@ def execute(notebook):
     with tempfile.TemporaryDirectory() as folder:
         listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
                                 capture_output=True, text=True, check=True).stdout
-        for name in filter(None, listed.split("\0")):
+        for name in filter(lambda name: (ROOT / name).is_file(), listed.split("\0")):
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, Path(folder, name))
         nbclient.NotebookClient(notebook, kernel_name="python3", timeout=1800,

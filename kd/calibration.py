@@ -21,6 +21,7 @@ BINS = 15  # as in Guo et al. 2017, and so comparable with most publications
 LEAST = 10  # clusters in a bin of the debiased error
 BIASED = "a binned error is biased upwards; rms_ce_debiased has an interval"  # why the others have none
 BOUNDS = 0.05, 20.0  # of the temperature; an optimum outside says that the data do not determine it
+RIDGES = (np.inf, 100, 30, 10, 3, 1, 0.3)  # penalties of class offsets that are tried, see fit_offsets()
 
 
 def ece(labels, probabilities, bins=BINS):
@@ -313,3 +314,75 @@ def fit_temperature(logits, labels, bounds=BOUNDS):
     if not reason and after > before + 1e-12:
         reason = f"the NLL would rise from {before:.4g} to {after:.4g}"
     return Temperature(value, lo, hi, before, after, not reason, reason)
+
+
+def fit_offsets(logits, labels, groups, folds=5):
+    """(offsets [C], ridge): what to add to the logits of a network where classes are more or less frequent than it
+    takes them to be.
+
+    logits [n, C], labels [n]: of labelled images of that place; groups: n names of patients or lesions. An offset is
+    T b_k of the model softmax(z / T + b), whose T and b have the largest log-likelihood less ridge / 2 * sum of b_k^2:
+    logistic recalibration, slope and intercepts (Cox 1958, Biometrika 45; bias-corrected temperature scaling,
+    Alexandari et al. 2020, 1901.06852). b_k is the logarithm of a ratio of class frequencies, of which the penalty
+    says that it is normally distributed with the variance 1 / ridge; without it, a class that has no image would be
+    impossible. The ridge of RIDGES is taken under which held-out patients are most probable (`folds` parts of them); at
+    infinity all offsets are 0. Which prior the network was trained with need not be known: b is relative to what it
+    answers. The offsets add up to 0.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    logits = logits - logits.mean(1, keepdims=True)
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    folds = min(folds, len(names))
+    part = (np.random.default_rng(0).permutation(len(names)) % folds)[index.reshape(-1)]
+    losses = np.zeros(len(RIDGES))
+    for k in range(folds if folds > 1 else 0):
+        fitted, held_out = part != k, part == k
+        slope = None
+        for place, ridge in enumerate(RIDGES):
+            slope, offsets = _slope_and_offsets(logits[fitted], labels[fitted], ridge, slope)
+            losses[place] += _log_losses(slope * logits[held_out] + offsets, labels[held_out]).sum()
+    ridge = RIDGES[int(losses.argmin())]
+    slope, offsets = _slope_and_offsets(logits, labels, ridge)
+    return offsets / slope, ridge
+
+
+def _log_losses(scores, labels):
+    """[n] -log softmax(scores [n, C]) of the labels [n]."""
+    scores = scores - scores.max(1, keepdims=True)
+    return np.log(np.exp(scores).sum(1)) - scores[np.arange(len(labels)), labels]
+
+
+def _slope_and_offsets(logits, labels, ridge, slope=None):
+    """(1 / T, b [C]) of fit_offsets() for one ridge, by Newton's method: the penalised loss is convex in both.
+
+    slope: where the search begins. T stays within BOUNDS.
+    """
+    classes, truth = logits.shape[1], np.eye(logits.shape[1])[labels]
+    at = np.append(slope or 1 / fit_temperature(logits, labels).value, np.zeros(classes))
+    if np.isinf(ridge):
+        return float(at[0]), at[1:]
+
+    def loss(at):
+        return _log_losses(at[0] * logits + at[1:], labels).sum() + ridge / 2 * at[1:] @ at[1:]
+
+    current = loss(at)
+    for _ in range(100):
+        p = metrics.softmax(at[0] * logits + at[1:])
+        gradient = np.append(((p - truth) * logits).sum(), (p - truth).sum(0) + ridge * at[1:])
+        spread = p * (logits - (p * logits).sum(1, keepdims=True))
+        hessian = np.empty((classes + 1, classes + 1))
+        hessian[0, 0] = (spread * logits).sum() + 1e-9
+        hessian[0, 1:] = hessian[1:, 0] = spread.sum(0)
+        hessian[1:, 1:] = np.diag(p.sum(0) + ridge) - p.T @ p
+        step = np.linalg.solve(hessian, gradient)
+        size, reached = 1.0, np.inf
+        while size > 1e-6:
+            candidate = at - size * step
+            reached = loss(candidate) if 1 / BOUNDS[1] <= candidate[0] <= 1 / BOUNDS[0] else np.inf
+            if reached <= current:
+                break
+            size /= 2
+        if not reached < current - 1e-10 * abs(current):
+            break
+        at, current = candidate, reached
+    return float(at[0]), at[1:] - at[1:].mean()

@@ -227,6 +227,7 @@ MEANINGS = (
     ("skiperrors ignoreerrors ignorebad skipcorrupt skipbroken", "--skip-bad", ""),
     ("bootstrap nbootstrap nboot resamples bootstraps", "--replicates", ""),
     ("quantize quantise quantization int8", "--formats", "--formats int8"),
+    ("reducerange", "--weight-range", "INT8 has weights that saturate on no processor, if not --weight-range full."),
     ("classnames classes numclasses nclasses nc", "--data", "The classes come from the data."),
     ("optimizer optim opt momentum", "--epochs", "The optimiser is AdamW; --lr and --weight-decay are its settings."),
     ("scheduler lrscheduler sched lrschedule", "--warmup",

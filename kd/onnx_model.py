@@ -4,9 +4,11 @@ The input `image` is uint8 [N, S, S, 3]; the normalisation is in the graph; the 
 metadata of the file are the class names, the preprocessing, the temperature, the thresholds and the provenance.
 """
 
+import functools
 import hashlib
 import json
 import math
+import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -24,15 +26,36 @@ MAX_CHECKED = 64  # images in a check file
 HINT = "Bring a complete copy of the file, or export it again with export.py."
 
 
-def session(model, threads=0):
-    """An onnxruntime.InferenceSession on the CPU. model: a path or a serialised model; threads: 0 for one per core."""
+def session(model, threads=0, exact=False):
+    """An onnxruntime.InferenceSession on the CPU. model: a path or a serialised model; threads: 0 for one per core.
+
+    exact: compute sums of integer products exactly on a processor where they may saturate, which takes longer there.
+    """
     ort = errors.need("onnxruntime", "edge")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised; in the log they would appear a second time
     if threads == 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if exact and saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+# A model of one node, y int32 [M, N] = MatMulInteger(a uint8 [M, K], b int8 [K, N]), in opset 10.
+PRODUCT = (b'\x08\x04:b\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\x15\n\x01a\x12\x10\n\x0e\x08\x02\x12\n\n'
+           b'\x03\x12\x01M\n\x03\x12\x01KZ\x15\n\x01b\x12\x10\n\x0e\x08\x03\x12\n\n\x03\x12\x01K\n\x03\x12\x01Nb\x15\n'
+           b'\x01y\x12\x10\n\x0e\x08\x06\x12\n\n\x03\x12\x01M\n\x03\x12\x01NB\x04\n\x00\x10\n')
+
+
+@functools.cache
+def saturates():
+    """Whether ONNX Runtime's sums of products of 8 bits saturate on this machine: so on x86 without VNNI.
+
+    It is asked, because not every system says what its processor can do: 255 * 127 + 255 * 127 is 64770.
+    """
+    values = {"a": np.full((1, 2), 255, np.uint8), "b": np.full((2, 1), 127, np.int8)}
+    return session(PRODUCT, 1).run(["y"], values)[0].item() != 64770
 
 
 class Model:
@@ -63,6 +86,8 @@ class Model:
             raise UserError(f"cannot load {path}: {reason}",
                             "Update onnxruntime, which is older than this file." if is_newer else HINT) from None
         self.path, self.metadata = path, _metadata(path, self.session)
+        if _may_saturate(self.metadata) and saturates():
+            self.session = session(str(path), threads, exact=True)
         self.class_names, self.temperature = self.metadata["class_names"], self.metadata["temperature"]
         self.points, self.size = self.metadata["operating_points"], self.metadata["input"]["size"]
         self.range = self.metadata["input"].get("range")
@@ -150,11 +175,37 @@ class Model:
         return next((point for point in self.points if point["kind"] == kind), None)
 
 
+def _may_saturate(metadata):
+    """Whether sums of products of a file saturate on some processors: those of INT8 with weights of any size."""
+    recipe = metadata.get("recipe")
+    return isinstance(recipe, dict) and (
+        recipe.get("weight_range") == "full" or recipe.get("reduce_range") is False)  # so in files of older versions
+
+
 def expected(model, images):
-    """The arrays of a check file, a dict: images uint8 [N, S, S, 3], and what a Model says of them."""
+    """The arrays of a check file, a dict: images uint8 [N, S, S, 3], what a Model says of them, and this machine."""
     logits = model.logits(images)
     return {"images": images, "logits": logits, "class_names": np.array(model.class_names),
-            "thresholds": model.thresholds, "metadata": _checked_metadata(model), **model.decisions(logits)}
+            "thresholds": model.thresholds, "metadata": _checked_metadata(model),
+            "machine": np.array(_this_machine()), **model.decisions(logits)}
+
+
+def _this_machine():
+    """[processor, version of onnxruntime], which logits depend on beside the model; two strings."""
+    from kd import machine  # here, because predict.py does not need this file to classify
+    products = "saturate" if saturates() else "are exact"
+    version = errors.need("onnxruntime", "edge").__version__
+    return [f"{machine.processor()}, where sums of 8-bit products {products}", version]
+
+
+def _machine_of(arrays, path):
+    """_this_machine() of the machine that made a check file, from its arrays; None if an older version made it."""
+    if "machine" not in arrays:
+        return None
+    texts = arrays["machine"]
+    if texts.dtype.kind != "U" or texts.shape != (2,) or not re.fullmatch(r"\d[\w.+]{,40}", texts[1], re.ASCII):
+        raise UserError(f"{path} does not say which machine made it", COPY)
+    return [errors.printable(text)[:200] for text in texts.tolist()]
 
 
 def _checked_metadata(model):
@@ -163,17 +214,20 @@ def _checked_metadata(model):
                                sort_keys=True))
 
 
-def check(model, path):
-    """Compare a Model with a check file (see expected), and the files beside it with SHA256SUMS there.
+def check(model, path, threads=0):
+    """Compare a bundle's files with SHA256SUMS there, and the model's logits and answers with those in a check file.
 
-    Returns lines of text. UserError at the first difference: a file, the logits that this machine computes by more than
-    CLOSE allows, or what the model makes of the logits. Check files of older bundles have only images and logits.
+    model, path: of the .onnx file and of the check file beside it (see expected). Nothing in the model is looked at
+    before its checksum is right. Returns lines of text. UserError at the first difference: a file, the logits that this
+    machine computes by more than CLOSE allows, or what the model makes of the logits. Check files of older bundles have
+    fewer arrays, at least images and logits.
+
     A checksum finds damage and careless changes. Somebody who rewrites SHA256SUMS, check.npz and this program as well
     is found by a signature alone: see RUN.md in the bundle.
     """
-    files = _check_sums(path.with_name("SHA256SUMS"), (model.path, path))
-    arrays = read_npz(path, ("images", "logits"))
-    images, logits = arrays["images"], arrays["logits"]
+    files = _check_sums(path.with_name("SHA256SUMS"), (Path(model), path))
+    model, arrays = Model(model, threads), read_npz(path, ("images", "logits"))
+    images, logits, made_on = arrays["images"], arrays["logits"], _machine_of(arrays, path)
     count = len(images) if images.ndim else 0
     if (images.dtype != np.uint8 or images.shape != (count, model.size, model.size, 3) or logits.dtype.kind != "f"
             or logits.shape != (count, len(model.class_names)) or not 0 < count <= MAX_CHECKED):
@@ -183,15 +237,16 @@ def check(model, path):
         raise UserError(f"{path} has logits that are not finite (NaN or infinite)", COPY)
     difference, allowed = float(np.abs(computed - logits).max()), CLOSE * max(1.0, float(np.abs(logits).max()))
     flipped = int((computed.argmax(1) != logits.argmax(1)).sum())
+    here = _this_machine()
+    made = "an older version on an unknown machine" if made_on is None else _with_runtime(made_on)
     if not difference <= allowed:
         raise UserError(
             f"this machine computes other logits: they differ by up to {difference:.2g} (allowed: {allowed:.1g}), "
-            f"and {flipped} of {count} labels differ",
-            "If this is an INT8 model on an x86 processor without VNNI, export it again: "
-            "python export.py RUN --reduce-range",
-        )
+            f"and {flipped} of {count} labels differ. The check was made by {made}; this is {_with_runtime(here)}",
+            _way_out(made_on, here))
     lines = [f"{files} files are as SHA256SUMS lists them",
-             f"{count} images: logits agree to {difference:.1g}, all labels are the same"]
+             f"{count} images: logits agree to {difference:.1g}, all labels are the same",
+             f"computed by {_with_runtime(here)}; the check was made by {made}"]
     answers = {"class_names": np.array(model.class_names), "thresholds": model.thresholds,
                "metadata": _checked_metadata(model), **model.decisions(logits)}
     raw = model.probabilities(logits)[0]
@@ -212,6 +267,21 @@ def check(model, path):
 
 
 COPY = "Copy the bundle again from where it was made."
+
+
+def _with_runtime(machine):
+    return f"{machine[0]}, with onnxruntime {machine[1]}"
+
+
+def _way_out(made_on, here):
+    """What to do where the logits differ. made_on, here: as _machine_of() and _this_machine() return them."""
+    again = "export the bundle again, whose integers then saturate on no processor: python export.py RUN --bundle DIR"
+    if made_on is None:
+        return (f"Where the sums of products saturated on the machine that made the check, no other computes the same: "
+                f"{again}")
+    if made_on[1] != here[1]:
+        return f"Install the onnxruntime of the check: pip install onnxruntime=={made_on[1]}. Or {again}"
+    return f"Update onnxruntime, whose kernels for one of the two are wrong: pip install -U onnxruntime. Or {again}"
 
 
 def _equal(values, others, ignored):

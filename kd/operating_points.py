@@ -42,6 +42,18 @@ def threshold_for(sensitivity, labels, scores, assurance=ASSURANCE, groups=None)
     return float(scores[(max(r, 1) - 1) * n // m]), float(sensitivity)
 
 
+def least_positives(sensitivity, assurance=ASSURANCE):
+    """The fewest independent positives that can promise a sensitivity with an assurance: 45 for .95 and .9.
+
+    All m are above a threshold of that sensitivity with the probability sensitivity ** m; while this is more than
+    1 - assurance, not even their lowest score promises it. Infinity for a sensitivity of 1. See threshold_for().
+    """
+    if sensitivity >= 1:
+        return float("inf")
+    m = 1 if sensitivity <= 0 else max(1, int(np.log1p(-assurance) / np.log(sensitivity)))
+    return m if sensitivity ** m <= 1 - assurance else m + 1
+
+
 def masks(labels, called):
     """{"sensitivity", "specificity", "ppv", "npv": (hits, among)}, masks [n] bool, of a binary decision.
 

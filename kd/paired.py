@@ -33,6 +33,13 @@ def compare(reference, model, differences=None):
     return rows
 
 
+def metric(row, figure):
+    """METRIC of one of the figures of a row of compare(): "difference", "retention", "reference" or "model"."""
+    prefix, value = {"difference": ("", "difference"), "retention": ("retention_", "retention")}.get(
+        figure, (f"{figure}_", f"{figure}_value"))
+    return {"value": row[value], **{key: row[f"{prefix}{key}"] for key in ("lo", "hi", "withheld")}}
+
+
 def disagreements(reference_correct, model_correct):
     """{"reference_only", "model_only"}: how many images only one of the models classifies correctly; [n] bool each."""
     reference_correct, model_correct = np.asarray(reference_correct, bool), np.asarray(model_correct, bool)

@@ -6,11 +6,11 @@ evaluation says is computed from such files.
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kd import prediction_files, score_kinds
+from kd import metrics, prediction_files, score_kinds
 from kd.errors import UserError, listing
 from kd.files import parse_number, read_csv
 
@@ -47,6 +47,17 @@ class Predictions:
         if self.logits is not None:
             return self.logits
         return np.log(np.maximum(self.probabilities, np.finfo(np.float32).tiny))
+
+    def take(self, rows):
+        """The Predictions of some images; rows: mask [n] bool or positions."""
+        parts = ("labels", "logits", "probabilities", "ids", "groups")
+        return replace(self, **{part: None if getattr(self, part) is None else getattr(self, part)[rows]
+                                for part in parts})
+
+    def shifted(self, offsets):
+        """The Predictions with offsets [C] added to the logits."""
+        logits = self.scores + offsets
+        return replace(self, logits=logits, probabilities=metrics.softmax(logits))
 
     def size(self):
         """{"images", "groups", "support": images a class}, as metrics.json has it."""

@@ -71,20 +71,20 @@ class _Folder:
 LARGEST = 1e15  # that a figure or count of these files may be; what is drawn and printed would overflow
 
 
-def _is_number(value):
+def is_number(value):
     """Whether this is a number, or stands for an undefined one: None, NaN, an infinity."""
     return value is None or isinstance(value, (int, float)) and not LARGEST < abs(value) < math.inf
 
 
-def _is_share(value):
+def is_share(value):
     return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
-def _is_metrics(table):
+def is_metrics(table):
     """Whether this is {NAME: METRIC}."""
     numbers = ("value", "lo", "hi", "mean")
     return isinstance(table, dict) and all(
-        isinstance(metric, dict) and all(_is_number(metric.get(key)) for key in numbers)
+        isinstance(metric, dict) and all(is_number(metric.get(key)) for key in numbers)
         and isinstance(metric.get("withheld", ""), str) for metric in table.values())
 
 
@@ -94,20 +94,20 @@ def _is_square(rows, classes):
         for row in rows)
 
 
-def _is_point(point):
+def is_point(point):
     """Whether this is an operating point of metrics.json."""
-    if not isinstance(point, dict) or not _is_metrics(point.get("test", {})):
+    if not isinstance(point, dict) or not is_metrics(point.get("test", {})):
         return False
     if not isinstance(point.get("name", ""), str) or not isinstance(point.get("kind", ""), str):
         return False
     numbers = ("promised", "asked", "assurance")
-    if not _is_metrics({"": point.get("shortfall") or {}}) or not all(_is_number(point.get(key)) for key in numbers):
+    if not is_metrics({"": point.get("shortfall") or {}}) or not all(is_number(point.get(key)) for key in numbers):
         return False
     threshold, kind = point.get("threshold"), point.get("kind")
     if isinstance(threshold, dict):
-        if not all(map(_is_number, threshold.values())):
+        if not all(map(is_number, threshold.values())):
             return False
-    elif not _is_number(threshold):
+    elif not is_number(threshold):
         return False
     if kind in ("sensitivity", "abstention") and point.get("promised") is None:
         return False
@@ -119,20 +119,20 @@ def _are_subgroups(columns):
     def are(rows, texts, counts, numbers=()):
         return isinstance(rows, list) and all(
             isinstance(row, dict) and all(isinstance(row.get(key), str) for key in texts)
-            and all(type(row.get(key)) is int for key in counts) and all(_is_number(row.get(key)) for key in numbers)
+            and all(type(row.get(key)) is int for key in counts) and all(is_number(row.get(key)) for key in numbers)
             for row in rows)
 
     return isinstance(columns, dict) and all(
         isinstance(content, dict) and are(content.get("subgroups"), ("name",), ("images", "groups"))
-        and all(_is_metrics(part.get("test")) for part in content["subgroups"])
+        and all(is_metrics(part.get("test")) for part in content["subgroups"])
         and are(content.get("gaps"), ("metric", "highest", "lowest"), ("gaps",), ("lo", "hi", "p", "p_corrected"))
-        and all(is_defined(gap.get("value")) and _is_number(gap["value"]) for gap in content["gaps"])
+        and all(is_defined(gap.get("value")) and is_number(gap["value"]) for gap in content["gaps"])
         for content in columns.values())
 
 
 def _is_fidelity(content):
     """Whether this is what kd.evaluation.fidelity makes; or the same of seeds.json, with names of `teachers`."""
-    if not isinstance(content, dict) or not _is_metrics(content.get("test", {})):
+    if not isinstance(content, dict) or not is_metrics(content.get("test", {})):
         return False
     return all(isinstance(content.get(key, ""), str) for key in ("teacher", "reason", "fingerprint")) and all(
         isinstance(name, str) for name in content.get("teachers", ()))
@@ -141,12 +141,12 @@ def _is_fidelity(content):
 def _is_split(parts):
     """Whether this is {part: {"images", "groups", "support": {class: images}}}."""
     return isinstance(parts, dict) and all(
-        isinstance(part, dict) and all(_is_count(part.get(key)) for key in ("images", "groups"))
-        and isinstance(part.get("support", {}), dict) and all(map(_is_count, part.get("support", {}).values()))
+        isinstance(part, dict) and all(is_count(part.get(key)) for key in ("images", "groups"))
+        and isinstance(part.get("support", {}), dict) and all(map(is_count, part.get("support", {}).values()))
         for part in parts.values())
 
 
-def _is_count(value):
+def is_count(value):
     return value is None or type(value) is int and 0 <= value <= LARGEST
 
 
@@ -155,13 +155,13 @@ def _is_calibration(calibration):
         return False
     numbers = ("temperature", "fitted", "nll_val_before", "nll_val_after")
     bounds = calibration.get("bounds", [])
-    if not all(_is_number(calibration.get(key)) for key in numbers):
+    if not all(is_number(calibration.get(key)) for key in numbers):
         return False
-    if not isinstance(bounds, list) or not all(map(_is_number, bounds)):
+    if not isinstance(bounds, list) or not all(map(is_number, bounds)):
         return False
     consistency = calibration.get("consistency", {})
     if not isinstance(consistency, dict) or not all(
-            isinstance(test, dict) and all(map(_is_number, test.values())) for test in consistency.values()):
+            isinstance(test, dict) and all(map(is_number, test.values())) for test in consistency.values()):
         return False
     return all(_are_bins(rows or []) for rows in calibration.get("reliability", {}).values())
 
@@ -169,8 +169,8 @@ def _is_calibration(calibration):
 def _are_bins(rows):
     """Whether these are the bins of a reliability diagram."""
     return isinstance(rows, list) and all(
-        isinstance(row, dict) and {"confidence", "accuracy", "count"} <= row.keys() and _is_number(row["count"])
-        and all(not is_defined(row[column]) and _is_number(row[column]) or _is_share(row[column])
+        isinstance(row, dict) and {"confidence", "accuracy", "count"} <= row.keys() and is_number(row["count"])
+        and all(not is_defined(row[column]) and is_number(row[column]) or is_share(row[column])
                 for column in ("confidence", "accuracy")) for row in rows)
 
 
@@ -181,11 +181,11 @@ def _is_curve(curve):
     columns = [curve.get(key) for key in ("coverage", "risk")]
     if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
         return False
-    return all(map(_is_share, [*columns[0], *columns[1]]))
+    return all(map(is_share, [*columns[0], *columns[1]]))
 
 
-def _metrics(run, path, content):
-    """metrics.json, in which keys of older files have today's names."""
+def check_metrics(run, path, content):
+    """The content of a metrics.json of a Run if it is sound, else UserError; keys of older files get today's names."""
     def fail():
         raise UserError(f"{path} is not what evaluate.py writes" + (f" for {classes} classes" if classes else ""))
 
@@ -204,13 +204,13 @@ def _metrics(run, path, content):
         for point in points:
             if isinstance(point, dict) and "missed" in point:
                 point["shortfall"] = point.pop("missed")
-    sound = (_is_metrics(content.get("test")) and _is_metrics(content.get("val", {}))
+    sound = (is_metrics(content.get("test")) and is_metrics(content.get("val", {}))
              and _is_split(content.get("split", {}))
              and _are_subgroups(content.get("subgroups", {})) and _is_fidelity(content.get("fidelity") or {})
-             and _is_metrics(content.get("majority", {}))
+             and is_metrics(content.get("majority", {}))
              and (confusion is None or _is_square(confusion, classes))
-             and isinstance(conventions, dict) and _is_number(conventions.get("level"))
-             and isinstance(points, list) and all(map(_is_point, points))
+             and isinstance(conventions, dict) and is_number(conventions.get("level"))
+             and isinstance(points, list) and all(map(is_point, points))
              and _is_calibration(content.get("calibration") or {})
              and _is_curve(content.get("risk_coverage") or {"coverage": [], "risk": []}))
     return content if sound else fail()
@@ -270,11 +270,11 @@ def _parity(run, path, content):
     """{format: what parity.json says of it}."""
     def is_sound(entry):
         test = entry.get("test") if isinstance(entry, dict) else None
-        if not isinstance(test, dict) or not _is_number(entry.get("bytes")) or not _is_number(test.get("flips")):
+        if not isinstance(test, dict) or not is_number(entry.get("bytes")) or not is_number(test.get("flips")):
             return False
         return all(isinstance(test.get(name), dict)
-                   and all(_is_number(test[name].get(key)) for key in ("model", "model_lo", "model_hi"))
-                   and _is_metrics({"": test[name].get("difference")}) for name in ("macro_f1", "accuracy"))
+                   and all(is_number(test[name].get(key)) for key in ("model", "model_lo", "model_hi"))
+                   and is_metrics({"": test[name].get("difference")}) for name in ("macro_f1", "accuracy"))
 
     formats = content.get("formats") if isinstance(content, dict) else None
     if not isinstance(formats, dict) or not all(map(is_sound, formats.values())):
@@ -344,7 +344,7 @@ class Run(_Folder):
     history = _File("history.csv", lambda path: read_csv(path, HISTORY), _history, [])
     val = _File("predictions/val.npz", predictions.read)
     test = _File("predictions/test.npz", predictions.read)
-    metrics = _File("metrics.json", read_json, _metrics)
+    metrics = _File("metrics.json", read_json, check_metrics)
     samples = _File("samples.npz", lambda path: read_npz(path, ("images", "ids")), _samples)
     attention = _File("attention.npz", lambda path: read_npz(path, ("ids", "student", "teacher", "cka")), _attention)
     exports = _File("exports/parity.json", read_json, _parity, {})
@@ -530,11 +530,11 @@ class StudyFolder(_Folder):
             if not path.exists():
                 return None
             content = read_json(path)
-            sound = isinstance(content, dict) and _is_metrics(content.get("test")) and _is_fidelity(
+            sound = isinstance(content, dict) and is_metrics(content.get("test")) and _is_fidelity(
                 content.get("fidelity") or {}) and isinstance(content.get("seeds", []), list)
             tables = [content["test"], (content.get("fidelity") or {}).get("test", {})] if sound else ()
             if not sound or not all(
-                    isinstance(metric.get("values", []), list) and all(map(_is_number, metric.get("values", [])))
+                    isinstance(metric.get("values", []), list) and all(map(is_number, metric.get("values", [])))
                     for table in tables for metric in table.values()):
                 raise UserError(f"{path} is not what evaluate.py writes")
             return content

@@ -44,11 +44,16 @@ def format_metric(metric, form=".3f", bounds_form=None):
     value = format_number(metric["value"], form)
     if metric.get("withheld", "").startswith("too few"):
         return f"{value} [too few]"
-    if metric.get("withheld", "").startswith("two seeds"):
+    if is_of_two_seeds(metric):
         return f"{value} ({metric['withheld'].partition('; ')[2]})"
     if not is_defined(metric["lo"]):
         return value
     return f"{value} {format_bounds(metric['lo'], metric['hi'], bounds_form or form)}"
+
+
+def is_of_two_seeds(metric):
+    """Whether a METRIC has the figures of two seeds in place of an interval."""
+    return metric.get("withheld", "").startswith("two seeds")
 
 
 def format_p(p):

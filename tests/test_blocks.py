@@ -46,8 +46,24 @@ def test_cells_show_value_and_interval_in_the_form_of_their_column():
 
 
 def test_a_column_without_a_value_is_not_shown():
-    block = table("t", "", [Column("A", "a"), Column("B", "b")], [{"a": 1.0, "b": None}, {"a": 2.0, "b": ""}])
+    block = table("t", "", [Column("A", "a"), Column("B", "b"), Column("p", "p", "p")],
+                  [{"a": 1.0, "b": None, "p": math.nan}, {"a": 2.0, "b": "", "p": math.nan}])
     assert [column.title for column in block["columns"]] == ["A"]
+
+
+def test_a_reason_that_all_figures_of_a_column_share_stands_above_the_table_alone():
+    few = {"f1": .5, "f1_lo": math.nan, "f1_hi": math.nan, "f1_withheld": "too few images (3)"}
+    columns = [Column("Model", "model"), interval("F1", "f1")]
+    block = table("t", "About", columns, [{"model": "a", **few}, {"model": "b", **few}, {"model": "c"}])
+    assert block["caption"] == "About; no interval of F1: too few images (3)"
+    assert texts(block)[1] == [["a", "0.500"], ["b", "0.500"], ["c", "–"]]
+    one = table("t", "About", [interval("F1", "f1")], [few])
+    assert one["caption"] == "About" and texts(one)[1] == [["0.500 (too few images (3))"]]
+
+
+def test_long_names_break_where_a_word_of_them_ends():
+    assert blocks.breakable("teacher_efficientnetlite0/seed_0") == ["teacher_", "efficientnetlite0/", "seed_0"]
+    assert blocks.breakable("tiny_alone") == ["tiny_alone"] and blocks.breakable("") == [""]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+cmd|' /C calc'!A0", "-2+3", "\t=1", " =1", "\r=1"])

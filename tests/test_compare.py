@@ -143,6 +143,22 @@ def test_seeds_are_averaged_and_widen_the_interval(study):
     assert pair["seeds"] == {"reference": 1, "model": 2}
 
 
+def test_the_note_on_two_seeds_depends_on_the_figures_and_not_on_the_names(study):
+    assert SEEDS_NOTE in terminal.comparison_table(compared(study / "teacher_big", study / "tiny_kd"))  # in full
+    (study / "tiny_alone").rename(study / "tiny 2 (0.5, alone)")
+    assert SEEDS_NOTE not in terminal.comparison_table(compared(study / "teacher_big", study / "tiny 2 (0.5, alone)"))
+
+
+def test_the_table_of_a_study_has_the_note_where_a_mean_has_the_figures_of_two_seeds(study):
+    def printed(withheld):
+        metric = {"value": .5, "mean": .5, "lo": np.nan, "hi": np.nan, "withheld": withheld}
+        seeds = {study / "2 (0.5, kd)": {"seeds": [0, 1], "test": dict.fromkeys(terminal.SHORT, metric)}}
+        return terminal.study_table({}, seeds)
+
+    assert "0.500 (0.250, 0.750)" in printed("two seeds: no interval; 0.250, 0.750")
+    assert SEEDS_NOTE in printed("two seeds: no interval; 0.250, 0.750") and SEEDS_NOTE not in printed("")
+
+
 def test_equal_seeds_are_matched_and_others_are_not(tmp_path):
     # both models gain about the same from seed 1: matched, the difference has hardly any spread over seeds
     for name, gain in (("a", 0.0), ("b", .2)):

@@ -5,6 +5,7 @@ import io
 import itertools
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -83,10 +84,26 @@ def test_quality_over_latency_names_every_model_with_its_latency_and_size():
     models = [("big", "teacher", Mark(50., .8, .7, .9, 44.7), Mark(20., .79, .68, .91, 11.2)),
               ("small_alone", "alone", Mark(1., .5, NAN, NAN, None), None),
               ("$x$", "student", Mark(1., .5, .4, .6, .4), None)]
-    svg = figures_latency.quality_latency(models, "median latency, ms", [(1, .45), (1, .55)], alt="p")
+    svg = figures_latency.quality_latency(models, [(1, .45), (1, .55)], alt="p")
     assert {"big", "50 ms, 45 MB", "small_alone", "1 ms", "$x$", "1 ms, 0.4 MB", "macro-F1 on the test split",
-            "median latency, ms, log scale"} <= set(texts(svg))
+            "median latency, ms an image, log scale"} <= set(texts(svg))
     assert svg.split('viewBox="')[1].startswith("0 0 400 ")  # legible on a telephone as it is
+
+
+@pytest.mark.parametrize("costs", [(.037, .04, .4, 1.3), (.01, .05, .05), (.0311, .0467, .0481), (3, 4), (2, 900)])
+def test_the_labels_of_ticks_do_not_touch(costs):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    models = [(f"a model with a long name {k}", "student", Mark(cost, .5 + k / 9, .4, .9, 1.), None)
+              for k, cost in enumerate(costs)]
+    figure = Figure(dpi=72)
+    FigureCanvasAgg(figure)
+    with matplotlib.rc_context(figures.STYLE):
+        figures_latency.quality_latency.__wrapped__(figure, models)
+        figure.canvas.draw()
+        for axis in (figure.axes[0].xaxis, figure.axes[0].yaxis):
+            boxes = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
+            assert len(boxes) > 1 and not any(a.padded(2).overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_the_front_is_of_the_marks_that_no_other_equals_in_both():

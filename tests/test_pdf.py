@@ -1,6 +1,7 @@
 """The PDF: every block is on a page and within its margins, and no text is markup."""
 
 import io
+import itertools
 import re
 import sys
 
@@ -101,8 +102,30 @@ def test_a_wide_table_comes_in_parts_that_all_name_their_rows(tmp_path):
     everything = " ".join(texts(document))
     parts = int(re.search(r"part 1 of (\d+)", everything)[1])
     assert parts > 3 and everything.count("model_1 seed_1") == parts
-    assert all(column in everything for column in columns) and all(cell in everything for row in rows for cell in row)
+    joined = "".join(everything.split())  # a name may be broken at its underscores
+    assert all(text in joined for row in (columns, *rows) for text in row)
     assert_within_margins(document)
+
+
+def test_a_name_is_broken_where_a_word_of_it_ends_and_a_further_part_has_a_short_caption(tmp_path):
+    columns = ["model"] + [f"figure {k}" for k in range(30)]
+    rows = [["teacher_efficientnetlite0", *["0.123 [0.100, 0.200]"] * 30]]
+    caption = "Scores of all; explained at length"
+    document = written(tmp_path, {"kind": "table", "columns": columns, "rows": rows, "caption": caption})
+    assert {"teacher_", "efficientnetlite0"} <= set(document[0].get_textpage().get_text_range().split())
+    everything = texts(document)[0]
+    assert f"{caption} (part 1 of" in everything and "Scores of all (part 2 of" in everything
+    assert everything.count("at length") == 1
+
+
+def test_no_page_has_the_last_row_of_a_table_alone(tmp_path):
+    for count, height_of_last in itertools.product(range(40, 60), (1, 20)):
+        rows = [[f"run {k};", *["in words"] * 4] for k in range(count)]
+        rows[-1][1:] = ["in words " * height_of_last] * 4
+        pages = texts(written(tmp_path, {"kind": "table", "columns": ["name", "score", *"abc"], "rows": rows}))
+        counts = [page.count("run ") for page in pages]
+        assert sum(counts) == count and (len(counts) == 1 or counts[-1] > 1), counts
+        assert [page.count("name score a b c") for page in pages] == [1] * len(pages)
 
 
 @pytest.mark.parametrize("below", ["table", "figure", "figures", "paragraph"])

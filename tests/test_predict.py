@@ -341,15 +341,60 @@ def sum_up(box):
 
 
 def checked(box):
-    return onnx_model.check(onnx_model.Model(box / "model.int8.onnx"), box / "check.npz")
+    return onnx_model.check(box / "model.int8.onnx", box / "check.npz")
 
 
 def test_check_says_what_it_compared(box):
     lines = checked(box).splitlines()
     assert lines[0] == f"{len(bundle.FILES) + 4} files are as SHA256SUMS lists them"
-    assert lines[1].startswith("8 images: logits agree") and len(lines) == 3
-    assert lines[2] == (
+    assert lines[1].startswith("8 images: logits agree") and len(lines) == 4
+    assert lines[2].startswith("computed by ") and lines[2].count(f"with onnxruntime {VERSION}") == 2
+    assert lines[3] == (
         "as in check.npz: class_names, thresholds, metadata, labels, probabilities, called, abstains")
+
+
+VERSION = onnx_model.errors.need("onnxruntime", "edge").__version__
+
+
+def rewritten(box, **arrays):
+    """Other arrays in a bundle's check file; None removes one."""
+    with np.load(box / "check.npz") as file:
+        arrays = {**file, **arrays}
+    np.savez(box / "check.npz", **{name: array for name, array in arrays.items() if array is not None})
+    sum_up(box)
+
+
+@pytest.mark.parametrize("made_on, words, way_out", [
+    (["a Cortex", VERSION], f"made by a Cortex, with onnxruntime {VERSION}; this is ", "pip install -U onnxruntime"),
+    (["a Xeon", "1.2.3"], "made by a Xeon, with onnxruntime 1.2.3; this is ", "pip install onnxruntime==1.2.3. Or"),
+    (None, "made by an older version on an unknown machine; this is ", "products saturated on the machine")])
+def test_other_logits_name_both_machines_and_a_way_out(box, made_on, words, way_out):
+    with np.load(box / "check.npz") as arrays:
+        logits = arrays["logits"] + 0.5
+    rewritten(box, logits=logits, machine=None if made_on is None else np.array(made_on))
+    with pytest.raises(UserError, match="computes other logits: they differ by up to 0.5 ") as caught:
+        checked(box)
+    here = "saturate" if onnx_model.saturates() else "are exact"
+    assert words in caught.value.message and caught.value.message.endswith(
+        f"where sums of 8-bit products {here}, with onnxruntime {VERSION}")
+    assert way_out in caught.value.hint and caught.value.hint.endswith("python export.py RUN --bundle DIR")
+
+
+@pytest.mark.parametrize("machine", [np.array(["a", "1; rm -r"]), np.array("a"), np.array([1, 2]),
+                                     np.array(["a", "1.0", "b"])])
+def test_a_machine_in_a_check_file_that_is_none_is_refused(box, machine):
+    rewritten(box, machine=machine)
+    with pytest.raises(UserError, match="does not say which machine made it"):
+        checked(box)
+
+
+def test_checksums_are_compared_before_the_model_is_loaded(box, monkeypatch):
+    (box / "model.int8.onnx").write_bytes(b"crafted")
+    monkeypatch.setattr(onnx_model, "Model", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(UserError, match="model.int8.onnx is not the file that SHA256SUMS lists"):
+        checked(box)
+    with pytest.raises(UserError, match="no such file: .*SHA256SUMS"):
+        predict.main([".", "--check"])
 
 
 @pytest.mark.parametrize("change", [
@@ -418,7 +463,9 @@ def test_a_bundle_of_an_older_version_says_what_it_does_not_compare(box):
     with np.load(box / "check.npz") as arrays:
         np.savez(box / "check.npz", images=arrays["images"], logits=arrays["logits"])
     sum_up(box)
-    assert checked(box).splitlines()[2] == (
+    lines = checked(box).splitlines()
+    assert lines[2].endswith("; the check was made by an older version on an unknown machine")
+    assert lines[3] == (
         "not in check.npz, which is older, and so not compared: class_names, thresholds, metadata, labels, "
         "probabilities, called, abstains")
 

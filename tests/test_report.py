@@ -327,7 +327,9 @@ def test_figures_of_too_few_lesions_are_shown_with_the_reason_in_place_of_an_int
 
 def test_one_seed_of_a_model_is_no_evidence_for_a_method(study, tmp_path, quick):
     root, page = study
-    assert "of macro-F1, over its 1 comparison; in that of classes, over all its rows" in page.text
+    assert "p is of macro-F1, two-sided. Where a model has one seed there is no p" in page.text
+    assert "corrected" not in page.text.split("Teacher against students")[1].split("Calibration and")[0]
+    assert not any("p_corrected" in row for row in page.rows("deltas_per_class").values())  # none has one
     rows = {(row["reference"], row["model"]): row for row in table(root, "deltas") if row["metric"] == "macro_f1"}
     assert {pair for pair, row in rows.items() if row["p"]} == {("small_alone", "small_kd")}
     write_run(tmp_path / "toy/teacher_big/seed_0", 3., role="teacher", teacher="big")
@@ -374,9 +376,10 @@ def test_best_is_chosen_on_validation_and_says_what_it_rests_on(study):
         for row in table(root, "deltas")
         if (row["reference"], row["model"], row["metric"]) == ("small_alone", "small_kd", "macro_f1")
     )
-    difference, lo, hi = (float(row[key]) for key in ("difference", "difference_lo", "difference_hi"))
+    lo, hi = (float(row[key]) for key in ("difference_lo", "difference_hi"))
     assert ("small_kd: the highest macro-F1 on validation (next small_alone). On test its difference from small_alone "
-            f"is {difference:+.3f} [{lo:+.3f}, {hi:+.3f}]: ") in page.text
+            "is what the teacher added: ") in page.text
+    assert f"small_kd {float(row['difference']):+.3f}." in page.text.split("What the teacher added")[1]
     assert ("so that the choice rests on validation alone" in page.text) == (lo <= 0 <= hi)
 
 
@@ -391,6 +394,7 @@ def test_a_sentence_never_claims_more_than_its_interval(tmp_path, quick):
             write_npz(path, **{**content, "logits": content["logits"] + noise})
     reported.evaluate(tmp_path / "toy")
     text = paged(tmp_path / "toy").text
+    assert re.search(r"On test its difference from [ab]_alone is [+-]0\.\d{3} \[-0\.\d{3}, \+0\.\d{3}\]: ", text)
     assert "not significant (95% interval includes 0), so that the choice rests on validation alone" in text
     assert "test confirms the choice" not in text and "validation chose wrong" not in text
     assert "Other trainings of a_alone, b_alone: there is one seed." in text
@@ -471,6 +475,39 @@ def test_the_result_has_a_row_for_each_model_with_what_it_keeps_gains_and_costs(
     assert row["file_mb"] == [float(measured["file_bytes"]) / 1e6] and row["parameters_m"] == [.012345]
 
 
+def test_the_agreement_with_the_teacher_stands_once_on_the_page(study, tmp_path, quick):
+    root, page = study
+    of_pairs = {row["model"]: row["agreement"] for row in table(root, "agreement") if row["reference"] == "teacher_big"}
+    assert {row["model"]: row["agreement"] for row in table(root, "fidelity")} == of_pairs  # the file has all figures
+    assert all("agreement" not in row and "kl_teacher_student" in row for row in page.rows("fidelity").values())
+    write_run(tmp_path / "other/teacher_big/seed_0", 3., role="teacher", teacher="big")
+    write_run(tmp_path / "toy/small_kd/seed_0", student=["small"], teacher=str(tmp_path / "other/teacher_big/seed_0"))
+    reported.evaluate(tmp_path / "toy")
+    fidelity = read_json(tmp_path / "toy/small_kd/seed_0/metrics.json")["fidelity"]["test"]
+    assert paged(tmp_path / "toy").rows("fidelity")["small_kd",]["agreement"] == interval(fidelity["agreement"])
+
+
+def test_without_latencies_quality_is_drawn_against_parameters_and_one_model_alone_is_not_drawn(study, tmp_path):
+    def drawn(page):
+        section = page.source.split('id="result"')[1].split("</section>")[0]
+        return re.findall('data-figure="([^"]*)"', section), section
+
+    assert drawn(study[1])[0] == ["quality_latency"]
+    write_run(tmp_path / "toy/small_kd/seed_0", student=["small"])
+    reported.evaluate(tmp_path / "toy")
+    names, section = drawn(paged(tmp_path / "toy"))
+    assert not names and "Teacher added" not in section  # no column of this name
+    write_run(tmp_path / "toy/teacher_big/seed_0", 3., role="teacher", teacher="big")
+    reported.evaluate(tmp_path / "toy")
+    page = paged(tmp_path / "toy")
+    assert drawn(page)[0] == ["quality_parameters"]
+    value = read_json(tmp_path / "toy/teacher_big/seed_0/metrics.json")["test"]["macro_f1"]["value"]
+    alt, = [d.get("aria-label") for d in page.drawings() if d.get("aria-label").startswith("Macro-F1 over parameters")]
+    assert f"teacher_big {value:.3f}" in alt and "0.01 M" in alt
+    legend = page.source.split("</header>")[0].split("<h1>")[1]
+    assert "student with a teacher" in legend and "student without a teacher" not in legend
+
+
 def test_no_sentence_stands_twice_on_the_page(study):
     texts = re.findall(r"<(?:p|li)[^>]*>([^<]{40,})</", study[1].source)
     assert len(texts) > 20 and len(texts) == len(set(texts))
@@ -515,15 +552,17 @@ def test_findings_stand_above_every_figure_worst_first_with_their_severity_in_wo
     of_audit = examine.audit_study(runs.find(root))
     assert {(f["severity"], f["rule"]) for f in of_audit} == set(on_page)
     section = page.source.split('id="findings"')[1].split("</section>")[0]
-    assert section.index('class="finding"') < section.index("<details")  # of the rules that found nothing
+    shown, warnings, silent = section.split("<details>")  # the last is of the rules that found nothing
+    assert shown.count('data-severity="error"') == section.count('data-severity="error"') == shown.count("data-rule") > 0
+    assert warnings.count("data-rule") == len(on_page) - shown.count("data-rule") and "1 note<" in warnings
 
 
 def test_the_page_names_the_rules_that_were_applied(study):
     root, page = study
     found, rules = examine.apply_rules(examine.gather_cases(runs.find(root)))
     silent = [rule for rule in rules if rule not in {finding["rule"] for finding in found}]
-    assert (f"{len(rules)} of {len(examine.RULES)} rules could be applied to these runs; {len(silent)} of them found "
-            f"nothing {', '.join(silent)}.") in page.text
+    applied = f"{len(rules)} of {len(examine.RULES)} rules could be applied to these runs: {', '.join(silent)}."
+    assert applied in page.text
 
 
 def test_the_tables_of_a_report_give_an_audit_nothing_new(study):

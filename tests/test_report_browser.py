@@ -1,6 +1,7 @@
 """The report in a browser: valid, without errors, without outside requests, and with tables that sort."""
 
 import importlib.util
+import itertools
 import shutil
 import subprocess
 from pathlib import Path
@@ -86,9 +87,16 @@ def test_the_first_screen_has_table_and_plot_and_the_folded_page_has_at_most_eig
     assert browser.evaluate("document.documentElement.scrollHeight") <= 8 * 900
     folded = browser.evaluate("[...document.querySelectorAll('section > details')].map(fold => fold.open)")
     assert len(folded) > 8 and not any(folded)
-    browser.open(reported_study[0] / "report.html", 400, 900)
-    assert browser.evaluate("document.querySelector('#table-result').getBoundingClientRect().bottom") <= 700
-    assert browser.evaluate("document.querySelector('#result figure').getBoundingClientRect().bottom") <= 1150
+    browser.open(reported_study[0] / "report.html", 400, 800)
+    assert browser.evaluate("document.querySelector('#result figure').getBoundingClientRect().bottom") <= 800
+    boxes = browser.evaluate("""[...document.querySelectorAll('#table-result tbody tr > *')].map(cell => {
+      const text = document.createRange(); text.selectNodeContents(cell); const box = text.getBoundingClientRect();
+      return [cell.dataset.key, box.left, box.top, box.right, box.bottom]; })""")
+    assert {key for key, *_ in boxes} == {
+        "model", "parameters_m", "macro_f1", "kept", "added", "latency_ms", "file_mb"}
+    assert all(right > left >= 0 and bottom > top and right <= 400 for _, left, top, right, bottom in boxes)
+    apart = [a[3] <= b[1] or b[3] <= a[1] or a[4] <= b[2] or b[4] <= a[2] for a, b in itertools.combinations(boxes, 2)]
+    assert all(apart)
 
 
 def test_the_contents_stay_at_hand_and_unfold_the_section(reported_study, browser):

@@ -11,6 +11,7 @@ import numpy as np
 from kd import sweeps
 from kd.audit.rule import rule
 from kd.errors import listing
+from kd.recalibration import FIT
 
 
 @rule("error", "The search scored the same predictions at every threshold, or every score passes the threshold: the "
@@ -48,7 +49,7 @@ def _idle_on(point, test):
       "measured on the data that the threshold was fitted to.", "Choose on validation, freeze, and test once.")
 def chosen_on_test(points):
     for point in points:
-        if point.chosen_on not in ("", "val"):
+        if point.chosen_on not in ("", "val", FIT):  # FIT: a part of other cases, which test does not have
             yield f"{point.name} was chosen on {point.chosen_on}"
 
 

@@ -8,8 +8,9 @@ import tempfile
 from pathlib import Path
 
 from kd import onnx_model
+from kd.edge import site
 from kd.errors import UserError
-from kd.files import check_writable, write_npz, write_text
+from kd.files import check_writable, read_bytes, write_npz, write_text
 from kd.text import format_bounds, format_count, format_number, format_p, is_defined, one_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,25 +19,27 @@ FILES = ("predict.py", "benchmark.py", "LICENSE", *(f"kd/{name}.py" for name in 
 CHECKED = 8  # images in check.npz, at most
 
 
-def write(run, model, images, target):
+def write(run, model, images, target, record=None):
     """Lay out a new folder `target` for the exported file `model` (a path) of a Run.
 
-    images: uint8 [N, S, S, 3], N <= CHECKED, whose logits go along. The folder appears whole or not at all. Raises
-    UserError where `target` is not free, and where the file cannot be run.
+    images: uint8 [N, S, S, 3], N <= CHECKED, whose logits go along. record: the settings of another site
+    (kd/recalibration.py) that the file gets. The folder appears whole or not at all. Raises UserError where `target` is
+    not free, and where the file cannot be run.
     """
     model, target = Path(model), Path(os.path.abspath(target))
     check_free(target)
-    exported = onnx_model.Model(model, 1)
+    content = site.with_settings(model, record) if record else read_bytes(model, onnx_model.FILE)
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=".bundle."))
     try:
         for name in FILES:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(ROOT / name, folder / name)
-        shutil.copyfile(model, folder / model.name)
+        (folder / model.name).write_bytes(content)
+        exported = onnx_model.Model(folder / model.name, 1)
         write_npz(folder / "check.npz", **onnx_model.expected(exported, images))
-        write_text(folder / "RUN.md", how_to_run(model.name, len(images)))
-        write_text(folder / "MODEL_CARD.md", card(run, model, exported))
+        write_text(folder / "RUN.md", how_to_run(model.name, len(images), "test" if record else "validation"))
+        write_text(folder / "MODEL_CARD.md", card(run, model, exported, record))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         sums = [f"{digest}  {path.relative_to(folder).as_posix()}\n" for path, digest in digests.items()]
@@ -65,8 +68,8 @@ def check_free(target):
     check_writable(place.parent, "another folder with --bundle")
 
 
-def how_to_run(name, count):
-    """The text of RUN.md. name: of the model's file. count: of the images in check.npz."""
+def how_to_run(name, count, split="validation"):
+    """The text of RUN.md. name: of the model's file. count, split: of the images in check.npz."""
     return f"""# Classify images with {name}
 
 Needs Python 3.10 or newer and three packages; no torch, no graphics card:
@@ -87,7 +90,7 @@ Then:
     env/bin/python benchmark.py {name}                   (how fast it is here)
 
 Images are JPEG, PNG, BMP or TIFF of up to 65 megapixels, or WebP of up to 32. What cannot be read is marked, and
-passed over. `check.npz` holds {count} validation images, the logits that they must give, and the labels, calibrated
+passed over. `check.npz` holds {count} {split} images, the logits that they must give, and the labels, calibrated
 probabilities, calls, abstentions and thresholds that follow from them.
 
 ## What the checks find
@@ -109,10 +112,10 @@ Research software, not a medical device. MODEL_CARD.md says what the model was m
 """
 
 
-def card(run, model, exported):
+def card(run, model, exported, record=None):
     """The model card (Mitchell et al. 2019, 1810.03993) of an exported file of a Run, as Markdown.
 
-    model: the file's path; exported: the onnx_model.Model in it.
+    model: the file's path; exported: the onnx_model.Model in it; record: as for write().
     """
     run.require("environment", "exports")
     environment, provenance = run.environment, exported.metadata["provenance"]
@@ -158,6 +161,7 @@ def card(run, model, exported):
         "",
         "## How good it is",
         "",
+        *(["With the settings before it was recalibrated, on other images than those there:", ""] if record else []),
         *metrics_table(evaluation),
         "",
         *subgroups_table(evaluation),
@@ -165,22 +169,25 @@ def card(run, model, exported):
         f"macro F1 differs by {difference['value']:+.3f} {format_bounds(difference['lo'], difference['hi'])} "
         "(95% interval, paired).",
         "",
-        "## Operating points, chosen on validation",
-        "",
-        *points_table(evaluation),
-        "",
+        *(site.card(record) if record else ["## Operating points, chosen on validation", "",
+                                            *points_table(evaluation), ""]),
         "## Limits",
         "",
         "- It knows these classes alone, and calls anything one of them: it cannot tell an image of another kind.",
-        "- Other devices, light, skin or populations than the training data's may give worse answers; none were "
-        "tested.",
+        "- Other devices, light, skin or populations than the training data's may give worse answers; "
+        + ("none but that one were tested." if record else "none were tested."),
         "- Rare classes were tested on few images: look at their intervals.",
-        "- Probabilities are calibrated on validation images; in another population they may not be."
+        f"- Probabilities are calibrated on {cases_of(record)}; in another population they may not be."
         if exported.temperature
         else "- Probabilities are not calibrated.",
         "",
     ]
     return "\n".join(lines)
+
+
+def cases_of(record):
+    """What settings were chosen on, in words; record: as for write()."""
+    return f"cases of {one_line(record['recalibration']['site'])}" if record else "validation images"
 
 
 def metrics_table(evaluation):

@@ -50,22 +50,18 @@ class Choices:
         return metrics.softmax(predictions.scores / self.temperature.value) if self.temperature.ok else None
 
 
-def choose(val, settings):
+def choose(val, settings, part="val"):
     """Choices on the Predictions `val`: temperature, operating points, majority class.
 
-    Raises UserError for a target that is no class.
+    part: what these images are called, as operating points record it. Raises UserError for a target that is no class.
     """
     names = val.class_names
-    unknown = [name for name in settings.targets or () if name not in names]
-    if unknown:
-        raise UserError(f"--target {listing(unknown)}: no such class",
-                        nearest(unknown[0], names) or f"The classes are {listing(names, 12)}.")
+    targets = check_targets(names, settings.targets)
     support = np.bincount(val.labels, minlength=len(names))
     points = []
 
     # a threshold on the probability of each target, as high as the sensitivity allows
-    targets = settings.targets or (names if len(names) <= MAX_TARGETS else ())
-    for name in dict.fromkeys(targets):
+    for name in targets:
         k = names.index(name)
         positive, scores = val.labels == k, val.probabilities[:, k]
         threshold, promised = operating_points.threshold_for(settings.sensitivity, positive, scores,
@@ -91,14 +87,26 @@ def choose(val, settings):
                             operating_points.selective(correct, confidence, threshold), promised=settings.risk),
                    "assurance": settings.assurance})
 
+    points = [{**point, "chosen_on": part} for point in points]
     temperature = calibration.fit_temperature(val.scores, val.labels)
     return Choices(temperature, points, int(support.argmax()))
+
+
+def check_targets(names, targets):
+    """The classes that get a threshold: those of `targets`, else all of `names`, up to MAX_TARGETS. UserError for a
+    target that is no class.
+    """
+    unknown = [name for name in targets or () if name not in names]
+    if unknown:
+        raise UserError(f"--target {listing(unknown)}: no such class",
+                        nearest(unknown[0], names) or f"The classes are {listing(names, 12)}.")
+    return list(dict.fromkeys(targets or (names if len(names) <= MAX_TARGETS else ())))
 
 
 def _point(name, kind, threshold, on_val, class_name=None, promised=None):
     """An operating point as in metrics.json, without its test figures."""
     return {"name": name, "kind": kind, "class": class_name, "threshold": threshold, "promised": promised,
-            "val": on_val, "chosen_on": "val"}
+            "val": on_val}
 
 
 def certainty(predictions):
@@ -125,14 +133,14 @@ class Evaluated:
     fidelity: dict = field(default_factory=dict)  # {NAME: Estimate} behind its "fidelity"
 
 
-def evaluate(val, test, settings=Settings()):
+def evaluate(val, test, settings=Settings(), choices=None):
     """Evaluated: the metrics of Predictions `test`, with what choose() gives for `val`.
 
-    val: Predictions, or None; then there is no temperature and no operating point. A temperature that cannot be
-    fitted leaves the calibrated figures out; all others are computed.
+    val: Predictions, or None; then there is no temperature and no operating point, but those of `choices`, which were
+    made before. A temperature that cannot be fitted leaves the calibrated figures out; all others are computed.
     """
     names = test.class_names
-    choices = choose(val, settings) if val else None
+    choices = choices or (choose(val, settings) if val else None)
     majority = choices.majority if choices else int(np.bincount(test.labels).argmax())
     calibrated = choices.calibrated(test) if choices else None
     draws, rarest = resampling(test, settings), rarest_class(test)
@@ -149,9 +157,10 @@ def evaluate(val, test, settings=Settings()):
         "calibration": None, "operating_points": [], "risk_coverage": risk_coverage(test),
     }
     if choices:
-        # uncalibrated only: the temperature was fitted on these images, so calibrated figures would be too good
-        result["val"] = bootstrap.intervals(bootstrap.replicate(
-            val.probabilities, resampling(val, settings), names, bins=settings.bins, rarest=rarest))
+        if val:
+            # uncalibrated only: the temperature was fitted on these images, so calibrated figures would be too good
+            result["val"] = bootstrap.intervals(bootstrap.replicate(
+                val.probabilities, resampling(val, settings), names, bins=settings.bins, rarest=rarest))
         result["calibration"] = calibration_of(test, calibrated, choices.temperature, settings.bins)
         result["operating_points"] = test_points(choices.points, test, draws)
         if not choices.temperature.ok:

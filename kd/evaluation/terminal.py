@@ -1,12 +1,21 @@
 """Results of an evaluation as text; the tables fit a terminal of 110 columns, and are divided on a narrower one."""
 
-import re
-
 import numpy as np
 
 from kd import bootstrap, paired, prediction_files, runs
 from kd.errors import listing
-from kd.text import SEEDS_NOTE, align_columns, format_count, format_metric, format_number, format_p, shortened, width
+from kd.recalibration import FIT
+from kd.text import (
+    SEEDS_NOTE,
+    align_columns,
+    format_count,
+    format_metric,
+    format_number,
+    format_p,
+    is_of_two_seeds,
+    shortened,
+    width,
+)
 
 TITLES = {"accuracy": "accuracy", "macro_f1": "macro F1", "macro_f1_without_rarest": "macro F1 without {}",
           "weighted_f1": "weighted F1",
@@ -119,7 +128,8 @@ def operating_points(result):
     thresholds = [point for point in points if point["kind"] == "sensitivity"]
     rules = [point for point in points if point["kind"] in ("macro_f1", "prior")]
     abstentions = [point for point in points if point["kind"] == "abstention"]
-    parts = ["Operating points, chosen on validation, tested once on test:"]
+    chosen_on = "the part fitted on" if points[0]["chosen_on"] == FIT else "validation"
+    parts = [f"Operating points, chosen on {chosen_on}, tested once on test:"]
     if thresholds:
         short_name = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
         table = [["class", "threshold", "promised", "sensitivity", "specificity", "PPV", "NPV"]]
@@ -128,7 +138,7 @@ def operating_points(result):
             table.append([short_name[point["class"]], format_number(point["threshold"], ".3g"),
                           format_number(point["promised"], ".2f"), test["sensitivity"], test["specificity"],
                           test["ppv"], test["npv"]])
-        parts.append(f"{align_columns(table)}\n{describe_promises(thresholds)}")
+        parts.append(f"{align_columns(table)}\n{describe_promises(thresholds, chosen_on)}")
     if rules:
         decisions = {"most probable class": result["test"], **{point["name"]: point["test"] for point in rules}}
         rows = [[name, *(format_metric(metrics[metric]) for metric in SHORT)] for name, metrics in decisions.items()]
@@ -140,7 +150,7 @@ def operating_points(result):
             coverage, risk = (format_metric(point["test"][name]) for name in ("coverage", "risk"))
             text = f"answers above a confidence of {point['threshold']:.3f}, {coverage} of the images, wrong in {risk}"
         else:
-            text = "no confidence reaches it on validation"
+            text = f"no confidence reaches it on {chosen_on}"
         parts.append(f"{point['name']}: {text}")
     return "\n\n".join(parts)
 
@@ -166,13 +176,13 @@ def subgroup_table(column, content):
     return "\n".join(lines)
 
 
-def describe_promises(points):
-    """What thresholds promise, with which assurance; where validation has too few positives, that they promise less."""
+def describe_promises(points, chosen_on):
+    """What thresholds promise, with which assurance; that they promise less where `chosen_on` has too few positives."""
     first = points[0]
     text = (f"promised: a sensitivity that the threshold has with an assurance of {first['assurance']:g}; "
             f"{first['asked']:g} was asked for.")
     if any(point["promised"] < point["asked"] - 1e-9 for point in points):
-        text += "\nLess is promised where validation has too few positives for that."
+        text += f"\nLess is promised where {chosen_on} has too few positives for that."
     return text
 
 
@@ -197,8 +207,10 @@ def study_table(results, seeds):
             for path, result in results.items()]
     titles = {model: f"{label(model / 'seed', results).removesuffix('/seed')}, {len(content['seeds'])} seeds"
               for model, content in seeds.items()}
+    over_seeds = []
     for model, content in seeds.items():
         metrics = [content["test"][name] for name in SHORT]
+        over_seeds += [*metrics, *content.get("fidelity", {}).get("test", {}).values()]
         rows.append([titles[model], *(format_metric({**metric, "value": metric["mean"]}) for metric in metrics)])
     test_sets = {repr((result["majority"], result["split"]["test"], result["class_names"])): result
                  for result in results.values()}
@@ -208,7 +220,7 @@ def study_table(results, seeds):
         rows.append([title, *(format_metric(result["majority"][name]) for name in SHORT)])
     lines = [align_columns([["test", *SHORT_TITLES], *rows]), *map(describe_intervals, test_sets.values())]
     if seeds:
-        lines += ["Intervals over seeds include the spread of images and of seeds.", *seeds_note(lines)]
+        lines += ["Intervals over seeds include the spread of images and of seeds.", *seeds_note(over_seeds)]
     if len(test_sets) > 1:
         lines.append(f"These are {len(test_sets)} different test sets: compare rows within one only.")
     for path, result in results.items():
@@ -269,13 +281,12 @@ def comparison_table(compared):
     if single:
         lines.append(f"One seed ({listing(single)}): says nothing of the method, so no p. The interval is of these "
                      "two networks.")
-    parts.append("\n".join([*seeds_note(parts), *lines]))
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *filter(None, ["\n".join(lines)])])
 
 
-def seeds_note(texts):
-    """[SEEDS_NOTE] where one of these texts has the figures of two seeds in place of an interval, else []."""
-    return [SEEDS_NOTE] if any(re.search(r"\d \([+-]?\d+\.\d+, ", text) for text in texts) else []
+def seeds_note(metrics):
+    """[SEEDS_NOTE] where one of these METRICs, which are printed, has the figures of two seeds, else []."""
+    return [SEEDS_NOTE] if any(map(is_of_two_seeds, metrics)) else []
 
 
 def pair_in_full(pair, names, support, conventions):
@@ -285,21 +296,24 @@ def pair_in_full(pair, names, support, conventions):
     titles = {**titles_of(conventions, names), **{f"{name}_calibrated": f"{TITLES[name]}, after T" for name in after}}
     overall_table = [["test", *(model_title(pair, side) for side in ("reference", "model")),
                       "difference", "p", "retained"]]
-    listed = [metric for metric in titles if metric in rows]
+    listed, printed = [metric for metric in titles if metric in rows], []
     corrected = dict(zip(listed, paired.holm([rows[metric]["p"] for metric in listed])))
     for metric, title in titles.items():
         if metric in rows:
             row = rows[metric]
             retained = metric in SHORT and np.isfinite(row["retention"])
-            overall_table.append([title, format_side(row, "reference"), format_side(row, "model"),
-                                  format_difference(row), format_p(corrected[metric]),
-                                  f"{100 * row['retention']:.0f}%" if retained else ""])
+            figures = [paired.metric(row, figure) for figure in ("reference", "model", "difference")]
+            printed += figures
+            overall_table.append([title, *map(format_metric, figures[:2]), format_metric(figures[2], "+.3f"),
+                                  format_p(corrected[metric]), f"{100 * row['retention']:.0f}%" if retained else ""])
     class_table = [["class", "F1", "", "difference", "relative gap", "difference of recall", "support"]]
     for class_label, name in zip(class_labels(names)[1], names):
-        f1, recall = rows[f"f1/{name}"], rows[f"recall/{name}"]
+        f1 = rows[f"f1/{name}"]
+        figures = [paired.metric(rows[f"{metric}/{name}"], "difference") for metric in ("f1", "recall")]
+        printed += figures
+        differences = [format_metric(figure, "+.3f") for figure in figures]
         class_table.append([class_label, format_number(f1["reference_value"]), format_number(f1["model_value"]),
-                            format_difference(f1), format_percent(f1["relative_gap"]), format_difference(recall),
-                            support[name]])
+                            differences[0], format_percent(f1["relative_gap"]), differences[1], support[name]])
     agreement = {name: format_metric(share) for name, share in pair["agreement"].items()}
     counts = pair["disagreements"]
     sentences = (
@@ -313,12 +327,14 @@ def pair_in_full(pair, names, support, conventions):
         sentences += (f"\nOf the images that {pair['reference']} gets wrong, {pair['model']} has the same answer to\n"
                       f"{fidelity['agreement_where_teacher_wrong']}. KL(teacher || student) is "
                       f"{fidelity['kl_teacher_student']} nats.")
-    return "\n\n".join([align_columns(overall_table), align_columns(class_table), sentences])
+    printed += [*pair["agreement"].values(), *pair["fidelity"].values()]
+    return "\n\n".join([align_columns(overall_table), align_columns(class_table),
+                        "\n".join([sentences, *seeds_note(printed)])])
 
 
 def one_line_a_pair(pairs):
     """A table for each reference, with one line a pair."""
-    tables = []
+    tables, printed = [], []
     for reference in dict.fromkeys(pair["reference"] for pair in pairs):
         members = [pair for pair in pairs if pair["reference"] == reference]
         has_kl = any(pair["fidelity"] for pair in members)
@@ -326,12 +342,13 @@ def one_line_a_pair(pairs):
                   *(["KL"] if has_kl else [])]]
         for pair in members:
             rows = {row["metric"]: row for row in pair["rows"]}
-            differences = [format_difference(rows[name]) for name in SHORT[:2]]
+            differences = [paired.metric(rows[name], "difference") for name in SHORT[:2]]
+            printed += differences
             agreement = format_number(pair["agreement"]["agreement"]["value"], ".2f")
-            lines.append([model_title(pair, "model"), *differences, format_p(rows["macro_f1"]["p_corrected"]),
-                          agreement, *([kl_cell(pair)] if has_kl else [])])
+            lines.append([model_title(pair, "model"), *(format_metric(metric, "+.3f") for metric in differences),
+                          format_p(rows["macro_f1"]["p_corrected"]), agreement, *([kl_cell(pair)] if has_kl else [])])
         tables.append(align_columns(lines))
-    return "\n\n".join(tables)
+    return "\n\n".join([*tables, *seeds_note(printed)])
 
 
 def kl_cell(pair):
@@ -343,22 +360,6 @@ def model_title(pair, side):
     """The name of a pair's model, with the number of its seeds where there are several. side: reference or model."""
     seeds = pair["seeds"][side]
     return pair[side] + (f", {seeds} seeds" if seeds > 1 else "")
-
-
-def format_side(row, side):
-    """The metric of one model of a pair, as `0.455 [0.401, 0.504]`. side: reference or model."""
-    return _format(row, f"{side}_value", f"{side}_")
-
-
-def format_difference(row):
-    """The difference of a pair, as `+0.021 [-0.003, +0.044]`."""
-    return _format(row, "difference", "", "+.3f")
-
-
-def _format(row, value, prefix, form=".3f"):
-    """The METRIC in these columns of a pair's row; `prefix` is that of the columns of its interval."""
-    bounds = {key: row[f"{prefix}{key}"] for key in ("lo", "hi", "withheld")}
-    return format_metric({"value": row[value], **bounds}, form)
 
 
 def format_percent(share):

@@ -18,12 +18,15 @@ Texts are plain; the renderers escape them.
 """
 
 import math
+import re
 from dataclasses import dataclass
 
 from kd.errors import as_typed_here
 from kd.files import csv_line, write_text
 from kd.report import latex
 from kd.text import format_count, format_duration, format_p, is_defined
+
+SHORT = 12  # characters of a name that is not broken
 
 
 @dataclass
@@ -64,7 +67,8 @@ class Column:
 
     title: the heading. key: of the value in a record. form: how a number is printed: a format specification,
     "duration" or "p". lo, hi: keys of the bounds of its interval, or None. kind: "", "model" (a name, with the mark of
-    the record's role), "seed" (seed_0 is printed as 0) or "text" (may be long).
+    the record's role), "seed" (seed_0 is printed as 0) or "text" (may be long). reason: why none of its figures has an
+    interval, where that is said above the table.
     """
 
     title: str
@@ -73,6 +77,7 @@ class Column:
     lo: str = None
     hi: str = None
     kind: str = ""
+    reason: str = ""
 
 
 def interval(title, key, stem=None, form=".3f"):
@@ -133,7 +138,8 @@ def table(name, caption, columns, records, export=None, paper=None):
     """A table, without the columns in which no record has a value.
 
     export: the records of its CSV file, where they are not `records`. paper: the columns of its LaTeX file, where they
-    are not `columns`. The caption says how many values are not shown because they have no interval.
+    are not `columns`. The caption says how many values are not shown because they have no interval, and, where no
+    figure of a column has one for the same reason, this reason.
     """
     columns = [column for column in columns if _has_values(column, records)]
     paper = columns if paper is None else [column for column in paper if _has_values(column, records)]
@@ -144,12 +150,23 @@ def table(name, caption, columns, records, export=None, paper=None):
                  for column in columns for record in records)
     if hidden:
         caption += f" ({format_count(hidden, 'figure')} without an interval not shown)"
+    titles = {}  # reason -> titles of columns
+    for column in columns:
+        column.reason = _shared_reason(column, records)
+        titles.setdefault(column.reason, []).append(column.title)
+    caption += "".join(f"; no interval of {', '.join(names)}: {reason}" for reason, names in titles.items() if reason)
     return {"kind": "table", "name": name, "caption": caption, "columns": columns, "records": records,
             "export": records if export is None else export, "paper": paper}
 
 
 def _has_values(column, records):
-    return any(record.get(column.key) not in (None, "") for record in records)
+    return any(text(record.get(column.key)) != "–" for record in records)
+
+
+def _shared_reason(column, records):
+    """Why none of several figures of a column has an interval, where that is one reason, else ""."""
+    reasons = [_withheld(record, column) for record in records if is_defined(record.get(column.key))]
+    return (reasons[0] or "") if len(reasons) > 1 and len(set(reasons)) == 1 else ""
 
 
 def figure(svg, alt, caption="", narrow=None, role=""):
@@ -180,7 +197,12 @@ def blocks_of(sections, kind):
             yield from (item for item in (block, *items) if item["kind"] == kind)
 
 
-# ---- numbers in words
+# ---- texts
+
+
+def breakable(name):
+    """The parts of a long name between which a line may be broken: after `_` and `/` where letters follow."""
+    return re.split(r"(?<=[_/])(?=[^\W\d_]{2})", name) if len(name) > SHORT else [name]
 
 
 def printable(text):
@@ -204,7 +226,7 @@ def cell(record, column):
     if column.kind == "seed":
         result["text"] = result["text"].removeprefix("seed_")
     if withheld and result["value"] is not None:
-        result["reason"] = withheld
+        result["reason"] = "" if withheld == column.reason else withheld
     elif column.lo and result["value"] is not None:
         lo, hi = record[column.lo], record[column.hi]
         result.update(bounds=(lo, hi), lo=text(lo, column.form), hi=text(hi, column.form))

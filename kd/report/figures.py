@@ -40,6 +40,7 @@ STYLE = {
     "text.color": LIGHT["ink"], "axes.labelcolor": LIGHT["muted"], "axes.edgecolor": LIGHT["rule"],
     "xtick.color": LIGHT["rule"], "ytick.color": LIGHT["rule"],
     "xtick.labelcolor": LIGHT["muted"], "ytick.labelcolor": LIGHT["muted"],
+    "xtick.major.pad": 6,  # the first label stands below the lowest of the other axis
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 1,
     "grid.color": LIGHT["rule"], "grid.linewidth": .75, "axes.axisbelow": True,
     "lines.linewidth": 1.75, "lines.solid_capstyle": "round",

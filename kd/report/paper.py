@@ -12,8 +12,8 @@ COLUMN, PAGE = 244.8, 504  # points: the widths of one column, 3.4 inches, and o
 LEAST = 7                        # points: the smallest text
 
 # The names with which files can begin: those of the functions that draw.
-NAMES = ("attention", "confusion", "forest", "per_class", "quality_latency", "reliability", "risk_coverage",
-         "robustness_curves", "robustness_heatmap", "scalars", "stages", "sweep")
+NAMES = ("attention", "confusion", "forest", "per_class", "quality_latency", "quality_parameters", "reliability",
+         "risk_coverage", "robustness_curves", "robustness_heatmap", "scalars", "stages", "sweep")
 
 
 def write(folder, sections):

@@ -31,16 +31,15 @@ from xml.sax.saxutils import escape
 
 from kd.errors import need
 from kd.files import atomic
+from kd.report import pdf_tables
 from kd.report.figures import LIGHT, standalone
+from kd.report.pdf_tables import BOLD, REGULAR
 from kd.text import one_line
 
-REGULAR, BOLD, MONO = "DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono"
+MONO = "DejaVuSansMono"
 MARGIN, WIDTH, HEIGHT = 51, 493, 740  # points, on A4 (595 x 842)
 CODE_WIDTH = 112  # characters on a line of code
-CELL_WIDTH = 160  # points that a column of long texts gets at most
-CELL_LENGTH = 240  # characters in a cell
-SIZES = 7.6, 7, 6.4  # font sizes of tables, in points; the largest that fits is taken
-PADDING = 4  # points on either side of a cell
+CELL_LENGTH = 240  # characters in a cell of a table
 FIRST_ROWS = 4  # of a table, its head included, that stay together
 TONES = {"error": LIGHT["error"], "warning": LIGHT["teacher"], "note": LIGHT["muted"]}
 
@@ -366,120 +365,15 @@ def _table(block, above):
     rows = [[_line(cell, CELL_LENGTH) for cell in row] for row in block["rows"]]
     if not columns or not any(columns) and not rows:
         return above
-    size, (least, compact, full) = _fitting_size(columns, rows)
-    keys = min(block.get("keys", 1), len(columns) - 1)
-    while keys > 1 and sum(least[:keys]) > WIDTH / 2:
-        keys -= 1
-    parts = _parts(least, keys)
-    story = []
-    for number, part in enumerate(parts, 1):
-        caption = block.get("caption", "") + (f" (part {number} of {len(parts)})" if len(parts) > 1 else "")
-        widths = [least[k] for k in part]
-        for targets in (compact, full):
-            widths = _widened(widths, [targets[k] for k in part])
+    story, caption = [], block.get("caption", "")
+    grids = pdf_tables.grids(columns, rows, block.get("keys", 1), WIDTH)
+    for number, grid in enumerate(grids, 1):
+        if len(grids) > 1:
+            caption = caption if number == 1 else re.split("[;:.] ", block.get("caption", ""))[0]  # not all of it again
+            caption += f" (part {number} of {len(grids)})"
         if caption:
             above = [*above, _text(caption, "caption")]
-        grid = _grid([columns[k] for k in part], [[row[k] for k in part] for row in rows], widths, size)
         grid.wrap(WIDTH, HEIGHT)
         story += [*_together(above, sum(grid._rowHeights[:FIRST_ROWS])), grid]
         above = []
     return story
-
-
-def _fitting_size(columns, rows):
-    """The font size of a table, and the (least, compact, full) widths of its columns at this size, as by _widths().
-
-    The largest size at which the compact widths fit the page; else the least widths; else the smallest.
-    """
-    widths = {}
-    for size in SIZES:
-        of_columns = [_widths(name, [row[k] for row in rows], size) for k, name in enumerate(columns)]
-        widths[size] = list(zip(*of_columns))
-    fitting = [size for kind in (1, 0) for size in SIZES if sum(widths[size][kind]) <= WIDTH]
-    size = fitting[0] if fitting else SIZES[-1]
-    return size, widths[size]
-
-
-def _widths(name, cells, size):
-    """(least, compact, full) width of a column: breaks no word; breaks no cell up to CELL_WIDTH; breaks no cell."""
-    words = {word for text in (name, *cells) for word in text.split(" ")}
-    word_widths = [_text_width(word, BOLD if word in name else REGULAR, size) for word in words]
-    least = max((min(width, CELL_WIDTH / 2) for width in word_widths), default=0)
-    full = max([least, *(_text_width(cell, REGULAR, size) for cell in set(cells))])
-    compact = max(least, min(full, CELL_WIDTH))
-    return [width + 2 * PADDING + .5 for width in (least, compact, full)]
-
-
-@functools.lru_cache(100_000)
-def _text_width(text, font, size):
-    from reportlab.pdfbase.pdfmetrics import stringWidth
-    return stringWidth(text, font, size)
-
-
-def _parts(least, keys):
-    """Lists of column numbers, each list as wide as fits the page; each begins with the first `keys` columns."""
-    room = WIDTH - sum(least[:keys])
-    parts, left = [], -1
-    for k in range(keys, len(least)):
-        if not parts or least[k] > left:
-            parts.append(list(range(keys)))
-            left = room
-        parts[-1].append(k)
-        left -= least[k]
-    return parts
-
-
-def _widened(widths, targets):
-    """`widths` moved as near to `targets` as the page allows."""
-    growth = sum(targets) - sum(widths)
-    share = min(1, max(0, WIDTH - sum(widths)) / growth) if growth else 0
-    widths = [width + share * (target - width) for width, target in zip(widths, targets)]
-    return [width * min(1, WIDTH / sum(widths)) for width in widths]
-
-
-def _wrapped(text, width, font, size):
-    """`text` in lines of at most `width` points, broken at blanks, and inside words that are wider."""
-    if _text_width(text, font, size) <= width:
-        return text
-    lines = [""]
-    for word in text.split(" "):
-        joined = f"{lines[-1]} {word}".strip(" ")
-        if _text_width(joined, font, size) <= width:
-            lines[-1] = joined
-            continue
-        lines += [""] if lines[-1] else []
-        for letter in word:
-            if lines[-1] and _text_width(lines[-1] + letter, font, size) > width:
-                lines.append("")
-            lines[-1] += letter
-    return "\n".join(lines)
-
-
-def _grid(columns, rows, widths, size):
-    """A table of texts; its head is repeated on every page."""
-    from reportlab.lib.colors import HexColor
-    from reportlab.platypus import LongTable
-    leading = 1.35 * size
-    rule, ink = HexColor(LIGHT["rule"]), HexColor(LIGHT["ink"])
-    cells = [[_wrapped(text, width - 2 * PADDING, REGULAR, size) for text, width in zip(row, widths)] for row in rows]
-    has_head = int(any(columns))
-    style = [
-        ("FONT", (0, 0), (-1, -1), REGULAR, size, leading), ("TEXTCOLOR", (0, 0), (-1, -1), ink),
-        ("VALIGN", (0, 0), (-1, -1), "TOP"), ("LEFTPADDING", (0, 0), (-1, -1), PADDING),
-        ("RIGHTPADDING", (0, 0), (-1, -1), PADDING), ("TOPPADDING", (0, 0), (-1, -1), 2),
-        ("BOTTOMPADDING", (0, 0), (-1, -1), 2.6), ("LINEBELOW", (0, has_head), (-1, -1), .4, rule),
-    ]
-    if has_head:
-        cells.insert(0, [_wrapped(text, width - 2 * PADDING, BOLD, size) for text, width in zip(columns, widths)])
-        style += [
-            ("FONT", (0, 0), (-1, 0), BOLD, size, leading), ("VALIGN", (0, 0), (-1, 0), "BOTTOM"),
-            ("LINEBELOW", (0, 0), (-1, 0), .9, ink),
-        ]
-    for k in range(len(columns)):
-        if rows and _numeric(row[k] for row in rows):
-            style.append(("ALIGN", (k, 0), (k, -1), "RIGHT"))
-    return LongTable(cells, colWidths=widths, repeatRows=has_head, hAlign="LEFT", spaceAfter=12, style=style)
-
-
-def _numeric(cells):
-    return all(cell in ("", "n/a", "–") or cell.lstrip("+-−<≤≥.")[:1].isdigit() for cell in cells)

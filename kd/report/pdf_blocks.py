@@ -5,7 +5,7 @@ import io
 
 from kd.report import blocks
 
-PICTURE_WIDTH = 72  # points
+PICTURE_WIDTH = 72  # points, of a test image
 MAX_ROWS = 100  # of a table
 
 
@@ -53,9 +53,10 @@ def _picture(block):
     from PIL import Image
     data = base64.b64decode(block["src"].split(",", 1)[1])
     marks = " ".join("✓" if right else "✗" for right, _, _ in block["lines"])
-    width = PICTURE_WIDTH if block["lines"] else 2.5 * PICTURE_WIDTH
-    scale = width / Image.open(io.BytesIO(data)).width
-    return [{"kind": "figure", "png": data, "caption": f"{block['caption']} {marks}".strip(), "scale": scale}]
+    figure = {"kind": "figure", "png": data, "caption": f"{block['caption']} {marks}".strip()}
+    if block["lines"]:
+        figure["scale"] = PICTURE_WIDTH / Image.open(io.BytesIO(data)).width
+    return [figure]
 
 
 def _grid(block):

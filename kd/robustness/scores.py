@@ -5,7 +5,6 @@ replicates over lesions or patients, so that differences to clean, means over ce
 paired. Temperature and operating points are those chosen on clean validation images.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,10 +100,7 @@ def subset(test, count, seed=0):
         for group in clusters[members]:
             if remaining > 0 and not chosen[group]:
                 chosen[group], remaining = True, remaining - sizes[group]
-    rows = np.flatnonzero(chosen[clusters])
-    arrays = {name: getattr(test, name) for name in ("labels", "logits", "probabilities", "ids", "groups")}
-    arrays = {name: None if array is None else array[rows] for name, array in arrays.items()}
-    return dataclasses.replace(test, **arrays)
+    return test.take(chosen[clusters])
 
 
 def example_id(test):
@@ -303,7 +299,7 @@ def mean_ratio(model, baseline, tags_of_each, loss):
 def write(path, rows, by=("file", "suite")):
     """Write rows into a table in place of those with the same values in the columns `by`; all others stay.
 
-    Returns False, and writes nothing, where the rows to be replaced are of more images.
+    Returns all rows of the table; None, and writes nothing, where the rows to be replaced are of more images.
     """
     def key(row):
         return [row.get(name) for name in by]
@@ -312,10 +308,11 @@ def write(path, rows, by=("file", "suite")):
     keys = [key(row) for row in rows]
     images = max((parse_number(row.get("images")) for row in existing if key(row) in keys), default=0)
     if images > rows[0]["images"]:
-        return False
-    others = [row for row in existing if key(row) not in keys]
-    write_csv(path, [*({name: format_cell(name, value) for name, value in row.items()} for row in rows), *others])
-    return True
+        return None
+    rows = [{name: format_cell(name, value) for name, value in row.items()} for row in rows]
+    rows += [row for row in existing if key(row) not in keys]
+    write_csv(path, rows)
+    return rows
 
 
 def format_cell(column, value):

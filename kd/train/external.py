@@ -18,8 +18,9 @@ def score(folder, options, registry):
 
     options: data, root, groups, skip_bad as in training; class_map, a CSV with the columns theirs,ours, or None; name
     or None. Ids and groups get that name before them, so that they cannot be taken for those of the run's own images.
-    An image that the network was trained or selected on, a class that it does not know, and another set's file of this
-    name are a UserError.
+    Keys of images, groups and pictures, as the checkpoint has them of its own, go along, by which they are known again
+    under other names. An image that the network was trained or selected on, a class that it does not know, and another
+    set's file of this name are a UserError.
     """
     file = setup.checkpoint_in(folder)
     network, content = setup.load_network(file, registry)
@@ -52,9 +53,12 @@ def score(folder, options, registry):
     device = networks.device("auto")
     network.model.to(device, memory_format=memory_format(device))
     groups = [f"{name}/{group}" for group in data.groups] if data.grouped else [""] * len(data.ids)
+    keys = {"images": [sha[:16] for sha in data.sha256], "pictures": data.perceptual_hashes,
+            "groups": [splits.key(f"{data.name}/{group}") if data.grouped else "" for group in data.groups]}
     write_npz(path, ids=np.array([f"{name}/{i}" for i in data.ids]), labels=data.labels,
               logits=loop.predict(network, data, "test", device), groups=np.array(groups),
               class_names=np.array(data.class_names), fingerprint=np.array(fingerprint),
+              weights=np.array(network.fingerprint), **{f"key_{what}": np.array(part) for what, part in keys.items()},
               **({"note": np.array(note)} if note else {}))
     return path
 

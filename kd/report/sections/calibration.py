@@ -72,7 +72,7 @@ def calibration_record(run):
 
 
 def sentences(study):
-    """What the temperature did to each model's calibration error: whether the intervals, not paired, overlap."""
+    """What the temperature did to the calibration error of each model's first seed: whether the intervals overlap."""
     models = {"lowers": [], "raises": [], "overlap": []}
     for run in study.firsts:
         raw, calibrated = run.metric("rms_ce_debiased"), run.metric("rms_ce_debiased_calibrated")
@@ -83,15 +83,15 @@ def sentences(study):
             effect = "lowers"
         elif calibrated["lo"] > raw["hi"]:
             effect = "raises"
-        models[effect].append(f"{run.model} ({format_metric(raw)} before, {format_metric(calibrated)} after)")
+        models[effect].append(f"{run.model} ({seed_name(run)})" if len(study.models[run.model]) > 1 else run.model)
     lines = []
     for effect in ("lowers", "raises"):
         if models[effect]:
             lines.append(f"The temperature fitted on validation {effect} the debiased calibration error on test of "
-                         f"{'; '.join(models[effect])}: the intervals do not overlap.")
+                         f"{', '.join(models[effect])}: the intervals do not overlap.")
     if models["overlap"]:
         lines.append("The intervals of the debiased calibration error on test before and after the temperature fitted "
-                     f"on validation overlap: {'; '.join(models['overlap'])}.")
+                     f"on validation overlap, of {', '.join(models['overlap'])}.")
     return lines
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from kd.files import parse_number
 from kd.report import figures_latency
-from kd.report.blocks import Column, aside, figure, heading, interval, missing, spread, table
+from kd.report.blocks import Column, aside, figure, interval, missing, spread, table
 from kd.report.sections.overview import FORMATS, seed_columns, seed_name, with_format
 from kd.report.sections.students import not_significant
 from kd.report.study_files import command_path
@@ -166,7 +166,7 @@ def exports(study):
     ]
     caption = ("Exported files compared with their checkpoint, on the test images; paired intervals over lesions or "
                "patients")
-    return [heading("Exported files"), table("exports", caption, columns, records)]
+    return [table("exports", caption, columns, records)]
 
 
 def export_record(run, name, export):
@@ -213,35 +213,60 @@ class Measured:
 
 
 def drawing(study, measured):
-    """The figure of macro-F1 over latency, a mark for each model and one for its INT8 file, in a list; or []."""
+    """The figure of macro-F1 over latency or, where fewer than two models were measured, over parameters, in a list.
+
+    An empty list where fewer than two are known.
+    """
+    models, draw, cost = latency_marks(study, measured), figures_latency.quality_latency, "latency"
+    if len(models) < 2:
+        models, draw, cost = parameter_marks(study), figures_latency.quality_parameters, "parameters"
+    if len(models) < 2:
+        return []
+    values, descriptions = [], []
+    for k, (model, _, fp32, _) in enumerate(models[:MAX_MARKS]):
+        seeds = [run.metric("macro_f1")["value"] for run in study.models[model]]
+        if len(seeds) > 1 and not is_defined(fp32.lo):
+            values += [(k, seed) for seed in seeds if is_defined(seed)]
+        size = f", {fp32.size:.1f} MB" if fp32.size else ""
+        score = {"value": fp32.score, "lo": fp32.lo, "hi": fp32.hi}
+        unit = "ms" if cost == "latency" else "M"
+        descriptions.append(f"{model} {format_metric(score)}, {fp32.cost:.2f} {unit}{size}")
+    parts = [f"Quality against {cost}"]
+    if cost == "latency":
+        parts.append("mark area: file size")
+    if any(int8 for *_, int8 in models):
+        parts.append("diamond: INT8")
+    if values:
+        parts.append("short lines: the seeds of a model without an interval")
+    parts.append(f"dashed: {'files' if cost == 'latency' else 'models'} that no other equals in both")
+    alt = f"Macro-F1 over {cost}. {'; '.join(descriptions)}"
+    return [figure(draw(models[:MAX_MARKS], values, alt=alt), alt, "; ".join(parts))]
+
+
+def latency_marks(study, measured):
+    """[(model, role, Mark, Mark of its INT8 file or None)] of the measured models with a macro-F1."""
     of_models = {}
     for point in measured.points:
         of_models.setdefault(point["model"], {}).setdefault(point["precision"], []).append(point)
-    models, values, descriptions = [], [], []
+    marks = []
     for model, of_model in of_models.items():
         score = study.over_seeds(model, "macro_f1")
-        if "fp32" not in of_model or not is_defined(score["value"]) or len(models) == MAX_MARKS:
-            continue
-        if not is_defined(score["lo"]):
-            seeds = [run.metric("macro_f1")["value"] for run in study.models[model]]
-            values += [(len(models), seed) for seed in seeds if len(seeds) > 1 and is_defined(seed)]
-        fp32 = mark(of_model["fp32"], score)
-        shifted = int8_score(study, of_model, score)
-        int8 = mark(of_model["int8"], shifted) if shifted else None
-        models.append((model, study.models[model][0].kind, fp32, int8))
-        size = f", {fp32.size:.1f} MB" if fp32.size else ""
-        descriptions.append(f"{model} {format_metric(score)}, {fp32.latency:.2f} ms{size}")
-    if len(models) < 2:
-        return []
-    parts = ["Quality against latency; the area of a mark is the size of the file"]
-    if any(int8 for *_, int8 in models):
-        parts.append("diamond: its INT8 file")
-    if values:
-        parts.append("short lines: the seeds of a model without an interval")
-    parts.append("dashed: the files that no other equals in both")
-    alt = f"Macro-F1 over latency. {'; '.join(descriptions)}"
-    svg = figures_latency.quality_latency(models, "median latency, ms an image", values, alt=alt)
-    return [figure(svg, alt, "; ".join(parts))]
+        if "fp32" in of_model and is_defined(score["value"]):
+            shifted = int8_score(study, of_model, score)
+            int8 = mark(of_model["int8"], shifted) if shifted else None
+            marks.append((model, study.models[model][0].kind, mark(of_model["fp32"], score), int8))
+    return marks
+
+
+def parameter_marks(study):
+    """The same over the number of parameters, of all models that were evaluated; without INT8 files and sizes."""
+    marks = []
+    for model, group in study.evaluated.items():
+        score, parameters = study.over_seeds(model, "macro_f1"), group[0].setting("parameters")
+        if is_defined(score["value"]) and is_defined(parameters):
+            one = figures_latency.Mark(parameters / 1e6, score["value"], score["lo"], score["hi"], None)
+            marks.append((model, group[0].kind, one, None))
+    return marks
 
 
 def mark(points, score):
@@ -279,7 +304,7 @@ def pareto(study, measured):
     export = [{key: point[key] for key in PARETO_COLUMNS} for point in points]
     caption = (f"Quality against latency; {measured.conditions}. Dominated: another is at least as fast and scores at "
                "least as high (point estimates; where intervals overlap, the order is not significant)")
-    return [heading("Quality against latency"), *blocks, table("pareto", caption, columns, points, export)]
+    return [*blocks, table("pareto", caption, columns, points, export)]
 
 
 def measure(study):

@@ -1,11 +1,12 @@
 """Fidelity of the students to their teachers, from metrics.json and seeds.json."""
 
+import math
+
 from kd.report.blocks import Column, aside, heading, interval, missing, spread, table
 from kd.run_folder import bounded
 
-COLUMNS = {"agreement": ("Agreement", ".1%"),
-           "agreement_where_teacher_wrong": ("Agreement where the teacher is wrong", ".1%"),
-           "kl_teacher_student": ("KL(teacher ‖ student)", ".3f")}
+COLUMNS = {"agreement": "Agreement", "agreement_where_teacher_wrong": "Agreement where the teacher is wrong",
+           "kl_teacher_student": "KL(teacher ‖ student)"}
 
 
 def fidelity(study, compared):
@@ -20,25 +21,43 @@ def fidelity(study, compared):
             figures, why = of_model(study, model, contents)
             if figures:
                 names = dict.fromkeys(content["teacher"] for content in contents if content.get("teacher"))
-                records.append(record(model, group[0].kind, ", ".join(names), figures, len(group)))
+                teachers = ", ".join(teacher_name(study, name) for name in names)
+                records.append(record(model, group[0].kind, teachers, figures, len(group)))
             else:
                 unknown += missing(f"the fidelity of {model} to its teacher", *why)
-    of_others = [record(pair["model"], "alone", f"{study.name}/{pair['reference']}", pair["fidelity"],
-                        pair["seeds"]["model"])
+    of_others = [record(pair["model"], "alone", pair["reference"], pair["fidelity"], pair["seeds"]["model"])
                  for pair in (compared.pairs if compared else ())
                  if pair["fidelity"] and compared.roles(pair)[1] == "alone"] if records else []
     if not records:
         return [heading("Fidelity to the teacher"), *unknown] if unknown else []
-    note = ("Agreement: the share of the test images to which student and teacher give the same class; then the same "
-            "among the images that the teacher gets wrong. KL(teacher ‖ student): mean over the images, in nats, at "
-            "the temperature 1; 0 where both give the same probabilities.")
+    records += of_others
+    shown = [{**row, "agreement": None} if is_of_a_pair(row, compared) else row for row in records]
+    everywhere = ("" if any(row["agreement"] for row in shown) else
+                  "; over all images it stands in the table above, beside how often only one of the two is right")
+    note = (f"Agreement: the share of the images to which student and teacher give the same class{everywhere}. "
+            "KL(teacher ‖ student): mean over the images, in nats, at the temperature 1; 0 where both give the same "
+            "probabilities.")
     if of_others:
         note += " A student without a teacher shows what comes from learning the same labels."
     columns = [Column("Model", "model", kind="model"), Column("Teacher", "teacher", kind="text"),
-               *(interval(title, name, form=form) for name, (title, form) in COLUMNS.items()),
+               *(interval(title, name) for name, title in COLUMNS.items()),
                Column("Seeds", "seeds", "d")]
     return [heading("Fidelity to the teacher"), aside(note),
-            table("fidelity", "Fidelity to the teacher, test split", columns, records + of_others), *unknown]
+            table("fidelity", "Students beside the teacher, test split", columns, shown, records), *unknown]
+
+
+def teacher_name(study, name):
+    """`study/model/seed_0` without the study if it is this one, and then without the seed if it is the only one."""
+    name = name.removeprefix(f"{study.name}/")
+    model = name.rpartition("/")[0]
+    return model if len(study.models.get(model, ())) == 1 else name
+
+
+def is_of_a_pair(row, compared):
+    """Whether the agreement in a record() is that of a pair of models, which has a table of its own."""
+    return any(pair["model"] == row["model"] and compared.roles(pair)[0] == "teacher"
+               and math.isclose(pair["agreement"]["agreement"]["value"], row["agreement"])
+               for pair in (compared.pairs if compared else ()))
 
 
 def of_model(study, model, contents):

@@ -22,11 +22,15 @@ def audited(study):
     subject = "runs" if study.runs else "tables"
     found = {finding["rule"] for finding in findings}
     silent = [rule for rule in rules if rule not in found]
-    note = (f"{len(rules)} of {len(examine.RULES)} rules could be applied to these {subject}; {len(silent)} of them "
-            "found nothing")
+    note, names = f"{len(rules)} of {len(examine.RULES)} rules could be applied to these {subject}", ", ".join(silent)
     blocks = [{"kind": "finding", **group} for group in examine.grouped(findings)]
+    if counts["error"] and len(totals) > 1:
+        blocks = [*(block for block in blocks if block["severity"] == "error"),
+                  fold(", ".join(totals[1:]), [block for block in blocks if block["severity"] != "error"])]
     title = f"Audit: {', '.join(totals) or f'{len(rules)} rules found nothing'}"
-    return Section("findings", title, [*blocks, fold(note, [aside(f"{', '.join(silent)}.")])], counts["error"] > 0)
+    rest = (fold(f"{note}; {len(silent)} of them found nothing", [aside(f"{names}.")]) if blocks else
+            aside(f"{note}: {names}."))
+    return Section("findings", title, [*blocks, rest], counts["error"] > 0)
 
 
 def not_shown(study, sections, measured):

@@ -76,9 +76,13 @@ def merged(values):
 
 
 def option_text(value):
-    """An option's value as text: a dash for nothing, commas between the items of a list."""
+    """An option's value as text: a dash for nothing, commas between the items of a list or a mapping."""
     if value in (None, "", [], {}):
         return "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {option_text(item)}" for key, item in value.items())
     return ", ".join(map(option_text, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
@@ -286,6 +290,7 @@ def environment(study):
     elsewhere = ("role", "formula", *NETWORK_OPTIONS)
     keys = dict.fromkeys(key for record in records for key in record if key not in elsewhere)
     pairs = [(key, merged(record.get(key) for record in records)) for key in keys]
+    pairs = [(key, words) for key, words in pairs if words != "–"]
     if started:
         pairs.append(("started", started[0] if len(started) == 1 else f"{started[0]} to {started[-1]}"))
     return [heading("Environment"), facts(pairs)]
@@ -296,7 +301,8 @@ def flattened(environment):
     flat = {}
     for key, value in environment.items():
         if isinstance(value, dict):
-            flat |= {f"{key} {inner}": item for inner, item in value.items() if inner != "classes"}
+            inner = flattened({name: item for name, item in value.items() if name != "classes"})
+            flat |= {f"{key} {name}": item for name, item in inner.items()}
         else:
             flat[key] = value
     return flat

@@ -3,13 +3,14 @@
 from collections import Counter
 
 from kd.errors import listing
+from kd.paired import metric
 from kd.report.blocks import Column, bullets, heading, interval, missing, spread, table
 from kd.report.sections import calibration, efficiency, performance, robustness, students, subgroups, sweeps
 from kd.text import format_count, is_defined
 
 
 def result(study, compared, measured):
-    """Blocks: the table of all models, quality against latency, caveats, and findings in words.
+    """Blocks: the table of all models, quality against latency or parameters, caveats, and findings in words.
 
     compared: of students.compare(), or None. measured: efficiency.Measured.
     """
@@ -41,9 +42,11 @@ def overview(study, compared, measured):
         interval("Teacher added", "added", form="+.3f"), Column("Latency, ms", "latency_ms", ".2f"),
         Column("File, MB", "file_mb", ".2f"),
     ]
-    caption = f"Test split, {performance.level(study)} intervals. Teacher added: macro-F1 above the same network alone"
+    caption = f"Test split, {performance.level(study)} intervals"
+    if any("added" in row for row in records):
+        caption += ". Teacher added: macro-F1 above the same network alone"
     if measured.points:
-        caption += ". Latency of one image and file: fp32"
+        caption += ". Latency and file: fp32"
     return [table("result", caption, columns, records)]
 
 
@@ -59,9 +62,9 @@ def record(study, model, compared, measured):
         if pair["model"] == model:
             of_pair, roles = students.row_of(pair, "macro_f1"), compared.roles(pair)
             if roles[0] == "teacher" and roles[1] != "teacher":
-                row.update(spread("kept", students.metric(of_pair, "retention")))
+                row.update(spread("kept", metric(of_pair, "retention")))
             elif roles == ("alone", "student"):
-                row.update(spread("added", students.metric(of_pair, "difference")))
+                row.update(spread("added", metric(of_pair, "difference")))
     return {**row, "latency_ms": point.get("latency_ms"), "file_mb": point.get("file_mb"), "seeds": len(group)}
 
 
@@ -81,8 +84,10 @@ def which(study, compared, measured, order):
     choice = f"{best}: the highest macro-F1 on validation (next {second})."
     row = compared.difference(second, best) if compared else None
     if row:
-        choice += f" On test its difference from {second} is {students.in_words(row)}"
-        choice += f": {performance.choice_verdict(row)}."
+        is_baseline = compared.models[second].kind == "alone" and any(
+            (pair["reference"], pair["model"]) == (second, best) for pair in compared.pairs)
+        difference = "what the teacher added" if is_baseline else students.in_words(row)
+        choice += f" On test its difference from {second} is {difference}: {performance.choice_verdict(row)}."
     lines = [choice]
     on_test = {model: study.over_seeds(model, "macro_f1")["value"] for model in order}
     highest = max(filter(lambda model: is_defined(on_test[model]), order), key=on_test.get, default=best)

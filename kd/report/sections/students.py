@@ -7,14 +7,13 @@ import numpy as np
 from kd import predictions
 from kd.evaluation import compare as comparison
 from kd.evaluation import protocol
-from kd.evaluation.terminal import format_difference
-from kd.paired import holm
+from kd.paired import holm, metric
 from kd.report import figures, figures_quality
 from kd.report.blocks import Column, aside, figure, grid, heading, interval, missing, paragraph, spread, table
 from kd.report.sections import fidelity
 from kd.report.sections.overview import drawable, merged, responsive_figure, seed_columns, seed_name
 from kd.report.study_files import command_path
-from kd.text import format_count, format_number, is_defined
+from kd.text import format_count, format_metric, format_number, is_defined
 
 OVERALL = {"accuracy": "accuracy", "macro_f1": "macro-F1", "macro_f1_without_rarest": "macro-F1 without {}",
            "weighted_f1": "weighted F1", "balanced_accuracy": "balanced accuracy"}
@@ -77,18 +76,11 @@ def compare(study):
 # ---- in words
 
 
-def metric(row, figure):
-    """METRIC of a row's `figure`: "difference", "retention", "reference" or "model"."""
-    prefix, value = {"difference": ("", "difference"), "retention": ("retention_", "retention")}.get(
-        figure, (f"{figure}_", f"{figure}_value"))
-    return {"value": row[value], **{key: row[f"{prefix}{key}"] for key in ("lo", "hi", "withheld")}}
-
-
 def in_words(row):
     """The difference of a row as `+0.021 [-0.003, +0.044]`, or with the reason why it has no interval."""
     if row["withheld"]:
         return f"{row['difference']:+.3f} ({row['withheld']})"
-    return format_difference(row)
+    return format_metric(metric(row, "difference"), "+.3f")
 
 
 def conclusive(row):
@@ -110,10 +102,11 @@ def verdict(row, pairs):
         return "one seed, which says nothing of the method"
     if not conclusive(row):
         return not_significant(row)
-    comparisons = format_count(len(tested(pairs)), "comparison")
+    count = len(tested(pairs))
+    correction = f" when corrected over {count} comparisons" if count > 1 else ""
     if row["p_corrected"] < ALPHA:
-        return f"significant (p < {ALPHA}, corrected over {comparisons})"
-    return f"95% interval without 0, but p of {ALPHA} or more when corrected over {comparisons}"
+        return f"significant (p < {ALPHA}{correction})"
+    return f"95% interval without 0, but p of {ALPHA} or more{correction}"
 
 
 def tested(pairs):
@@ -174,8 +167,8 @@ def students(study, compared):
     notes = [f"The same {size['images']:,} test images for all; paired bootstrap over {size['groups']:,} {clusters}."]
     count = len(tested(compared.pairs))
     if count:
-        notes.append("p is two-sided and corrected (Holm). In the first table it is of macro-F1, over its "
-                     f"{format_count(count, 'comparison')}; in that of classes, over all its rows.")
+        correction = f", corrected (Holm) over {count} comparisons" if count > 1 else ""
+        notes.append(f"p is of macro-F1, two-sided{correction}.")
     if count < len(compared.pairs):
         notes.append("Where a model has one seed there is no p, for it says nothing of the method; the interval is of "
                      "these two networks.")
@@ -239,7 +232,7 @@ def agreement_table(compared):
         records.append(record)
     columns = [
         Column("Model", "model", kind="model"), Column("Compared with", "reference", kind="text"),
-        *(interval(title, name, form=".1%") for name, title in AGREEMENTS.items()),
+        *(interval(title, name) for name, title in AGREEMENTS.items()),
     ]
     caption = "Shares of the images on which two models give the same answer, or only one of them is right"
     return table("agreement", caption, columns, records)
@@ -268,7 +261,9 @@ def per_class(compared):
         interval("Δ recall", "delta_recall", form="+.3f"), Column("p", "p_corrected", "p"),
     ]
     note = "Bar and line: the model with its interval. Square: its reference. Classes in the order of the data."
-    caption = "F1 of each class, and its difference from the reference; p is of Δ F1"
+    caption = "F1 of each class, and its difference from the reference"
+    if any(is_defined(record["p_corrected"]) for record in rows):
+        caption += "; p is of Δ F1, two-sided, corrected (Holm) over all rows"
     return [heading("F1 of each class"), aside(note), grid(bars), *surplus,
             table("deltas_per_class", caption, columns, rows)]
 

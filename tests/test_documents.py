@@ -1,0 +1,165 @@
+"""Commands in the documents are understood by their scripts, and figures in them are those of what they quote."""
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from kd.errors import UserError
+from kd.files import read_csv, read_json
+from kd.train.options import TrainingParser, parse_options
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {"__main__"}
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("models/**/*.md"))]
+GAINS = re.compile(r"(?m)^\| ([\w-]+)[^|]*\| (\S+ \[.*?\]) \| (\S+ \[.*?\]) \| (\S+ [\[(].*?[\])]) \|$")
+COMMAND = re.compile(r"(?m)^    (?:.*&& )?(python \S+\.py.*)$")
+
+
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+def commands(text):
+    """Words of the commands that run one of our scripts; variables such as C="..." are filled in."""
+    variables = dict(re.findall(r'(?m)^    (\w)="(.*)"$', text))
+    for line in COMMAND.findall(text):
+        for name, value in variables.items():
+            line = line.replace(f"${name}", value)
+        for part in re.split(r"&&| > ", line):
+            words = shlex.split(part, comments=True)
+            if len(words) > 1 and Path(words[1]).stem in SCRIPTS | {path.stem for path in ROOT.glob("benchmarks/*.py")}:
+                yield words[1:]
+
+
+def understand(file, *words):
+    """Parse a command line as its script does. SystemExit or UserError where it would."""
+    if file.startswith("benchmarks/"):
+        unknown = [word for word in words if word.startswith("--") and f'"{word}"' not in text_of(ROOT / file)]
+        if unknown:
+            raise UserError(f"{file} has no {unknown}")
+        return
+    script = importlib.import_module(Path(file).stem)
+    if hasattr(script, "parse"):
+        script.parse(list(words))
+        return
+    parser = script.parser()
+    if isinstance(parser, TrainingParser) and "--config" not in words:
+        parse_options(parser, list(words))
+    else:
+        parser.parse_args(list(words))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_scripts_understand_the_commands_of_a_document(path):
+    for words in commands(text_of(path)):
+        try:
+            understand(*words)
+        except (UserError, SystemExit) as error:
+            pytest.fail(f"{' '.join(words)}: {error}")
+
+
+def test_an_option_that_no_script_has_is_found():
+    with pytest.raises(UserError):
+        understand("distill.py", "--student", "tiny", "--wings", "2")
+    assert len(list(commands(text_of(ROOT / "README.md")))) > 20
+    assert ["train_teacher.py", "--size", "64"] in commands('    C="--size 64"\n    python train_teacher.py $C\n')
+
+
+# ---- figures
+
+
+def figures(text):
+    """Numbers with two or three decimals, without sign and leading zero."""
+    return {number.lstrip("0") for number in re.findall(r"(?<![\d.])\d*\.\d{2,3}(?![\d.])", text)}
+
+
+def lines(text):
+    """Lines with a figure, spaces made equal."""
+    return {" ".join(line.split()) for line in text.splitlines() if figures(line)}
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """What the cells of the executed tutorial print."""
+    cells = json.loads(text_of(ROOT / "docs" / "notebook.ipynb"))["cells"]
+    return "\n".join("".join(output.get("text", "")) for cell in cells for output in cell.get("outputs", ()))
+
+
+def quoted_output(text):
+    """Lines of the indented blocks that are a table of figures: words, then cells such as 0.894 [0.829, 0.938]."""
+    return lines("\n".join(re.findall(r"(?m)^    (.*\d\.\d{3}(?: \[|  |$).*)$", text)))
+
+
+def test_output_that_the_tutorial_quotes_is_what_its_commands_print(printed):
+    quoted = quoted_output(text_of(ROOT / "docs" / "tutorial.md"))
+    assert len(quoted) > 10 and quoted - lines(printed) == set(), "run: python docs/make_notebook.py"
+
+
+def test_output_that_the_readme_quotes_is_what_the_tutorials_commands_print(printed):
+    quoted = quoted_output(text_of(ROOT / "README.md"))
+    assert len(quoted) == 3 and quoted - lines(printed) == set()
+
+
+def test_figures_of_readme_and_tutorial_are_in_what_they_refer_to(printed):
+    docs = ROOT / "docs"
+    sources = [docs / "gain.md", docs / "speed.md", docs / "results" / "README.md", docs / "results" / "edge.md"]
+    known = figures(printed).union(*(figures(text_of(path)) for path in sources))
+    for path in (ROOT / "README.md", docs / "tutorial.md"):
+        prose = re.sub("Python [0-9.]+", "", GAINS.sub("", COMMAND.sub("", text_of(path))))
+        assert figures(prose) - known == set(), path.name
+
+
+# ---- tables of results
+
+
+def cell(metric):
+    return "{value:.3f} [{lo:.3f}, {hi:.3f}]".format(**metric)
+
+
+def test_tables_of_the_results_are_those_of_the_runs():
+    results = ROOT / "docs" / "results"
+    checked = 0
+    for section in re.split(r"(?m)^## ", text_of(results / "README.md"))[1:]:
+        study = results / section.split()[0]
+        for model, seed, *cells in re.findall(
+                r"(?m)^\| (\w+) \| (\d+) \| (\S+ \[.*?\]) \| (\S+ \[.*?\]) \| (\S+ \[.*?\]) \|", section):
+            overall = read_json(study / model / f"seed_{seed}" / "metrics.json")["test"]
+            expected = [cell(overall[name]) for name in ("accuracy", "macro_f1", "balanced_accuracy")]
+            assert cells == expected, (study.name, model, seed)
+            checked += 1
+    assert checked > 20
+
+
+def test_the_gains_in_the_readme_are_those_of_the_comparison():
+    rows = read_csv(ROOT / "docs" / "results" / "ham10000_64px" / "comparison.csv")
+    names = {"MobileNetV2": "mobilenetv2", "EfficientNet-B0": "efficientnetb0", "tiny": "tiny"}
+    found = GAINS.findall(text_of(ROOT / "README.md"))
+    assert [name for name, *_ in found] == list(names)
+    for name, alone, distilled, gain in found:
+        row, = (row for row in rows if row["reference"] == f"{names[name]}_alone"
+                and row["model"] == f"{names[name]}_kd" and row["metric"] == "macro_f1")
+        values = {key: float(row[key]) for key in row if row[key] and key.endswith(("value", "lo", "hi", "difference"))}
+        for side, text in (("reference", alone), ("model", distilled)):
+            expected = "{:.3f} [{:.3f}, {:.3f}]".format(*(values[f"{side}_{key}"] for key in ("value", "lo", "hi")))
+            assert text == expected.replace("0.", "."), (name, side)
+        brackets = f"({row['withheld'].partition('; ')[2]})" if row["withheld"] else (
+            f"[{values['lo']:+.3f}, {values['hi']:+.3f}]")
+        assert gain == f"{values['difference']:+.3f} {brackets}".replace("0.", "."), name
+
+
+def test_the_table_of_what_a_teacher_adds_agrees_with_itself_and_with_who_quotes_it():
+    text = text_of(ROOT / "docs" / "gain.md")
+    rows = [[float(number) for number in row] for row in re.findall(
+        r"(?m)^\| \d+ \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", text)]
+    teacher, alone, distilled, gain = map(list, zip(*rows))
+    means = re.search(r"(?m)^\| mean \| (.*) \|$", text)[1].split(" | ")
+    for values, mean in zip((teacher, alone, distilled, gain), means):
+        assert sum(values) / len(values) == pytest.approx(float(mean.split()[0]), abs=0.001)
+    assert f"in {sum(with_ > without for without, with_ in zip(alone, distilled))} of {len(rows)} seeds" in text
+    assert len(rows) == 20 and all(g == pytest.approx(b - a, abs=0.0011) for a, b, g in zip(alone, distilled, gain))
+    for path in (ROOT / "README.md", ROOT / "docs" / "tutorial.md"):
+        assert means[3].replace("0.", ".") in text_of(path)
