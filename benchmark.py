@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,9 @@ from kd import errors, machine, onnx_model, runs, timing
 from kd.errors import UserError
 from kd.files import read_csv, write_csv
 
-TORCH = ("eager", "channels_last", "bf16", "compiled", "torchscript")
-BACKENDS = (*TORCH, "onnxruntime")
+TORCH = ("eager", "channels_last", "bf16", "compiled")  # of a checkpoint
+EXPORTED = {".onnx": "onnxruntime", ".pte": "executorch"}
+BACKENDS = (*TORCH, *EXPORTED.values())
 BUSY = 0.5  # load per core above which a note is printed
 
 
@@ -58,9 +60,9 @@ def main(argv=None):
     for path in written:
         print(f"written: {path}")
     if argv is None:
-        onnx_files = [target.path.as_posix() for target in targets if target.backend == "onnxruntime"]
+        exported = [target.path.as_posix() for target in targets if target.backend in EXPORTED.values()]
         run = targets[0].path.parent.as_posix()
-        words = ["predict.py", onnx_files[0], "IMAGE"] if onnx_files else ["export.py", run]
+        words = ["predict.py", exported[0], "IMAGE"] if exported else ["export.py", run]
         print(f"next: {shlex.join(['python', *words])}")  # without kd.text, which an edge box does not have
     return rows
 
@@ -69,13 +71,13 @@ def parser():
     """The options of the command line."""
     result = errors.Parser(prog="benchmark.py", description="Latency and memory of models on this machine.")
     result.add_argument("targets", nargs="+", metavar="RUN|FILE", help="folder of a seed (its best.pt and its "
-                        "exports), a folder above, best.pt, .onnx, .ts.pt")
+                        "exports), a folder above, best.pt, .onnx, .pte")
     result.add_argument("--backends", nargs="+", choices=BACKENDS,
-                        default=["eager", "torchscript", "onnxruntime"],  # these need no compiler and no other hardware
+                        default=["eager", "onnxruntime", "executorch"],  # these need no compiler and no other hardware
                         help="each file is measured with those of them that can run it; a checkpoint with eager, "
                         "channels_last, bf16, compiled")
     result.add_argument("--device", choices=("cpu", "cuda"), default="cpu",  # the usual edge box has no GPU
-                        help="device of torch; ONNX files always run on the CPU")
+                        help="device of torch; exported files always run on the CPU")
     result.add_argument("--threads", type=errors.threads,
                         default=1,  # with one thread machines with different numbers of cores can be compared
                         metavar="N", help="threads of a query")
@@ -106,17 +108,12 @@ def find(paths, backends):
     targets = []
     for path in map(Path, paths):
         for file in _model_files(path):
-            if file.suffix == ".onnx":
-                possible = ("onnxruntime",)
-            elif file.name.endswith(".ts.pt"):
-                possible = ("torchscript",)
-            else:
-                possible = TORCH[:4]
+            possible = (EXPORTED[file.suffix],) if file.suffix in EXPORTED else TORCH
             targets += [Target(file, backend) for backend in possible if backend in backends]
     if not targets:
         raise UserError(f"none of --backends {' '.join(backends)} runs {errors.listing(paths)}",
-                        f"Backends are {', '.join(BACKENDS)}; "
-                        "ONNX files need onnxruntime, checkpoints one of the others.")
+                        f"Backends are {', '.join(BACKENDS)}; ONNX files need onnxruntime, .pte files executorch, "
+                        "checkpoints one of the others.")
     return targets
 
 
@@ -124,7 +121,7 @@ def _model_files(path):
     """A file itself; the exports in a folder of exports; the checkpoints and exports of the runs in another folder."""
     if not path.is_dir():
         return [path]
-    if any(path.glob("*.onnx")):
+    if _exports(path):
         return _exports(path)
     files = []
     for run in runs.find(path):
@@ -134,12 +131,14 @@ def _model_files(path):
 
 
 def _exports(folder):
-    return sorted(folder.glob("*.onnx")) + sorted(folder.glob("*.ts.pt"))
+    """The exported files in a folder; those in ExecuTorch only where its runtime is installed."""
+    suffixes = [suffix for suffix, backend in EXPORTED.items() if backend == "onnxruntime" or find_spec(backend)]
+    return [file for suffix in suffixes for file in sorted(folder.glob(f"*{suffix}"))]
 
 
 def open_target(target, options):
     """A Model or Ready; both have logits(images), pixels(file), timer(images), size, facts."""
-    if target.backend == "onnxruntime":
+    if target.backend in EXPORTED.values():
         model = onnx_model.Model(target.path, options.threads)
         if options.size not in (None, model.size):
             raise UserError(f"{target.path} takes images of {model.size} px",
@@ -200,7 +199,7 @@ def identify(target, model, options, batch):
     """The first columns of a row: which model was measured, and how. Their names are those of the reference report."""
     folder = run_folder(target)
     name, seed = runs.describe(folder)[1:] if folder else (target.path.name, "")
-    device = "cpu" if target.backend == "onnxruntime" else options.device
+    device = "cpu" if target.backend in EXPORTED.values() else options.device
     return {"ckpt": str(target.path), "model": name, "seed": seed, "device": device, "batch": batch, "imsz": model.size}
 
 

@@ -1,4 +1,4 @@
-"""Export a checkpoint to ONNX, INT8 and TorchScript. Each file is compared with the checkpoint on real images.
+"""Export a checkpoint to ONNX, INT8 and ExecuTorch. Each file is compared with the checkpoint on real images.
 
     python export.py runs/ham10000_64px/mobilenetv2_kd/seed_0
     python export.py runs/ham10000_64px/mobilenetv2_kd/seed_0 --root data/ham10000 --bundle to_the_box
@@ -42,13 +42,13 @@ def main(argv=None):
                                       weight_range=options.weight_range, max_flips=options.max_flips)
     print(parity_table(parity))
     print(f"\nwritten: {folder}")
-    best = folder / ("model.int8.onnx" if "int8" in parity["formats"] else "model.onnx")
+    best = folder / next(checked_export.FILES[name] for name in ("int8", "onnx", "executorch")
+                         if name in parity["formats"])
     if options.bundle:
         bundle.write(run, best, source.pixels("val", bundle.CHECKED), options.bundle)
         print(f"written: {options.bundle}: copy this folder; RUN.md in it says what to do there")
     if argv is None:
-        print("next: " + (command("predict.py", best, "IMAGE") if best.is_file() else
-                          command("benchmark.py", run.folder)))
+        print("next: " + command("predict.py", best, "IMAGE"))
     return folder
 
 
@@ -75,12 +75,12 @@ def for_site(run, options):
 def parser():
     """The Parser of this script."""
     result = errors.Parser(prog="export.py", description="Export a checkpoint to files that classify images without "
-                           "this project and without torch. Each file is compared with the checkpoint.")
+                           "this project, those in ONNX without torch, too. Each file is compared with the checkpoint.")
     result.add_argument("run", metavar="RUN", help="the folder of a seed, or a folder above a single run")
     result.add_argument("--formats", nargs="+", default=["onnx", "int8"],  # both run without torch
                         choices=checked_export.FORMATS,
-                        help="onnx: float; int8: ONNX with 8-bit weights and activations; torchscript: legacy, "
-                        "deprecated by torch since 2.9; fx: INT8 as TorchScript, for x86, legacy as well")
+                        help="onnx: float; int8: ONNX with 8-bit weights and activations; executorch: model.pte and, "
+                        "with 8 bits, model.int8.pte, for PyTorch's runtime on phones and boards")
     result.add_argument("--root", metavar="PATH", help="where the images of the run are now; default: the place "
                         "that the run names")
     result.add_argument("--cache", metavar="DIR", help="folder for decoded images; default: that of the training")
@@ -113,12 +113,12 @@ def parity_table(parity):
         rows.append([name, f"{entry['bytes'] / 1e6:.2f}", f"{entry['val']['flips']:.2%}", f"{test['flips']:.2%}",
                      f"{test['macro_f1']['model']:.3f}", f"{value} [{lo}, {hi}]", f"{test['ece']['shift']:+.3f}"])
     lines = [align_columns(rows)]
-    if "int8" in parity["formats"]:
-        recipe = parity["formats"]["int8"]["recipe"]
-        if recipe["ranges"] == checked_export.WEIGHTS:
-            lines.append("INT8: of weights only; rounded activations change too many labels")
-        else:
-            lines.append(f"INT8: ranges by {recipe['ranges']}, {len(recipe['float'])} convolutions in float, chosen on "
+    for name, entry in parity["formats"].items():
+        recipe = entry.get("recipe")
+        if recipe and recipe["ranges"] == checked_export.WEIGHTS:
+            lines.append(f"{name}: of weights only; rounded activations change too many labels")
+        elif recipe:
+            lines.append(f"{name}: ranges by {recipe['ranges']}, {len(recipe['float'])} layers in float, chosen on "
                          "validation")
             lines += [f"  weight range {figures['weight_range']}{file}: on val {figures['val_flips']:.2%} of the "
                       f"labels changed, logits {figures['val_difference']:.3f} off on average; "

@@ -1,4 +1,4 @@
-"""Classify images with an exported model. Needs numpy, pillow and onnxruntime; no torch.
+"""Classify images with an exported model. Needs numpy, pillow and onnxruntime; no torch (model.pte: executorch).
 
     python predict.py model.int8.onnx lesion.jpg more_lesions/
     python predict.py model.int8.onnx lesions/ --format csv > answers.csv
@@ -105,7 +105,7 @@ def parse(argv):
     """The options of the command line, checked."""
     parser = errors.Parser(prog="predict.py", description="Classify images with a model that export.py wrote. "
                            "Research software, not a medical device.")
-    parser.add_argument("model", metavar="MODEL.onnx", help="an exported model")
+    parser.add_argument("model", metavar="MODEL.onnx|MODEL.pte", help="an exported model")
     parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER", help="image files, and folders with image files")
     parser.add_argument("--watch", metavar="FOLDER", help="then classify each image that is newly written into this "
                         "folder or one below, once it is complete, until Ctrl-C; one that is written anew is new")

@@ -6,9 +6,9 @@
     answer = model.predict("lesion.jpg")       # or the bytes of a file, a Pillow image, an array, a camera's frame
     print(answer["label"], answer["confidence"], model.explain())
 
-It needs numpy, pillow and onnxruntime. The input of the graph, `image`, is uint8 [N, S, S, 3]; the normalisation is in
-the graph; the output `logits` is float [N, C]. The metadata of the file are the class names, the preprocessing, the
-temperature, the thresholds and the provenance.
+It needs numpy, pillow and onnxruntime; a .pte file is run by ExecuTorch instead. The input of the graph, `image`, is
+uint8 [N, S, S, 3]; the normalisation is in the graph; the output `logits` is float [N, C]. The metadata of the file are
+the class names, the preprocessing, the temperature, the thresholds and the provenance.
 """
 
 import functools
@@ -85,10 +85,14 @@ class Model:
         path = Path(path)
         _check_whole("threads", threads, 0, 1024)
         if path.is_dir():
-            raise UserError(f"{path} is a folder, not an exported model", "Name the .onnx file in it.")
+            raise UserError(f"{path} is a folder, not an exported model", "Name the .onnx or .pte file in it.")
         open_regular(path, FILE).close()
         try:
-            self.session = session(str(path), threads)
+            if path.suffix == ".pte":
+                from kd import executorch_model  # here, so that a box with ONNX files does not need this file
+                self.session = executorch_model.open_session(path, threads)
+            else:
+                self.session = session(str(path), threads)
         except UserError:
             raise
         except Exception as error:  # onnxruntime has an exception class for each kind of failure

@@ -1,6 +1,5 @@
 """An exported file computes the checkpoint's logits, has its metadata, and is written whole or not at all."""
 
-import json
 import re
 import shutil
 
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 
 import export
-import registry
 from kd import image, onnx_model
 from kd.edge import convert, quantize
 from kd.errors import UserError
@@ -103,42 +101,6 @@ def test_a_failed_check_writes_nothing_and_deletes_nothing(copy, monkeypatch):
     assert before == {path.name: path.read_bytes() for path in (copy / "exports").iterdir() if path.name[0] != "."}
 
 
-def test_torchscript_is_exported_beside_existing_formats(copy):
-    import torch
-    before = read_json(copy / "exports" / "parity.json")
-    export.main([str(copy), "--formats", "torchscript"])
-    after = read_json(copy / "exports" / "parity.json")
-    assert after["formats"].pop("torchscript")["test"]["flips"] == 0 and after == before
-    extra = {"metadata.json": ""}
-    with convert.silent():
-        torch.jit.load(copy / "exports" / "model.ts.pt", _extra_files=extra)
-    assert json.loads(extra["metadata.json"])["class_names"] == checkpoint.read(copy / "best.pt")["class_names"]
-
-
-def test_fx_int8_is_smaller_near_the_checkpoint_and_refused_where_it_is_not(copy, monkeypatch):
-    import torch
-    if "x86" not in torch.backends.quantized.supported_engines:
-        pytest.skip("no integer kernels of x86")
-    export.main([str(copy), "--formats", "torchscript", "fx", "--max-flips", "0.3"])  # of nine images
-    test = read_json(copy / "exports" / "parity.json")["formats"]["fx"]["test"]
-    assert 0 < test["largest"] < 1 and test["flips"] <= 0.2
-    file = copy / "exports" / "model.fx.int8.ts.pt"
-    with convert.silent():
-        assert "quantized" in str(torch.jit.load(file).inlined_graph)
-    before = file.read_bytes()
-
-    class Backwards(torch.nn.Module):
-        def forward(self, logits):
-            return -logits
-
-    network = convert.deployed(*checkpoint.load(copy / "best.pt", registry))
-    wrong = convert.to_torchscript(torch.nn.Sequential(network, Backwards()).eval(), 32, {})
-    monkeypatch.setattr(convert, "to_fx", lambda *_: wrong)
-    with pytest.raises(UserError, match="changes the label of .* more than --max-flips"):
-        export.main([str(copy), "--formats", "fx", "--max-flips", "0.3"])
-    assert file.read_bytes() == before
-
-
 def test_other_images_than_the_runs_are_refused(exported, copy, tmp_path):
     root = shutil.copytree(exported[1], tmp_path / "images")
     file = next((root / "red").glob("*plain.jpg"))
@@ -157,7 +119,7 @@ def test_missing_images_are_an_error_that_names_root(exported, copy, tmp_path):
 
 def test_wrong_use_is_one_line(exported, copy, tmp_path):
     with pytest.raises(UserError, match="--bundle wants a file in ONNX"):
-        export.main([str(copy), "--formats", "torchscript", "--bundle", str(tmp_path / "box")])
+        export.main([str(copy), "--formats", "executorch", "--bundle", str(tmp_path / "box")])
     shutil.copytree(copy, copy.parent / "seed_1")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()

@@ -215,7 +215,7 @@ def test_deep_colours_are_turned_and_large_ones_read_in_strips(monkeypatch):
 # ---- the network keeps it
 
 def test_a_file_gives_the_same_pixels_in_the_cache_and_in_use(tmp_path):
-    """Bit for bit, through the checkpoint, ONNX and TorchScript."""
+    """Bit for bit, through the checkpoint and ONNX."""
     data = dataset(tmp_path / "d", scaled(4095, np.uint16, 12))
     prepared = loader.prepare(data, size=32, cache_folder=tmp_path / "cache")
     assert prepared.input() == {key: INPUT[key] for key in ("resize", "size", "interpolation")} | {"range": [0, 4095]}
@@ -224,9 +224,7 @@ def test_a_file_gives_the_same_pixels_in_the_cache_and_in_use(tmp_path):
                     input={**INPUT, **prepared.input()}, provenance={})
     model, content = checkpoint.load(tmp_path / "best.pt", registry)
     network, metadata = convert.deployed(model, content), convert.describe(model, content)
-    (tmp_path / "model.ts.pt").write_bytes(convert.to_torchscript(network, 32, metadata))
-    readers = [torch_model.open_file(tmp_path / "best.pt", "eager", registry),
-               torch_model.open_file(tmp_path / "model.ts.pt", "torchscript", registry)]
+    readers = [torch_model.open_file(tmp_path / "best.pt", "eager", registry)]
     if all(map(_is_installed, ("onnx", "onnxscript", "onnxruntime"))):
         (tmp_path / "model.onnx").write_bytes(convert.to_onnx(network, 32, metadata).SerializeToString())
         readers.append(onnx_model.Model(tmp_path / "model.onnx"))

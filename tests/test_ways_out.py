@@ -61,6 +61,7 @@ SHOWN_BY = {  # module or folder -> scripts whose users read its texts; the long
     "kd/train/teachers.py": ("distill",), "kd/data/batching.py": ("distill",),
     "kd/train/unlabelled_data.py": ("distill",), "kd/data/unlabelled.py": ("distill",),
     "kd/edge/torch_model.py": ("benchmark",), "kd/onnx_model.py": ("predict",), "kd/report": ("report",),
+    "kd/executorch_model.py": ("predict",),
     "kd/audit": ("evaluate",), "kd/study": ("study",), "kd/score_kinds.py": ("evaluate",),
     "kd/score_columns.py": ("evaluate",), "kd/prediction_files.py": ("evaluate",),
     "kd/files.py": ("train_teacher", "distill", "evaluate", "report", "robustness"),

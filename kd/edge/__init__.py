@@ -1,1 +1,1 @@
-"""A checkpoint comes in; files for other machines (ONNX, INT8, TorchScript, bundle), checked against it, come out."""
+"""A checkpoint comes in; files for other machines (ONNX, INT8, ExecuTorch, bundle), checked against it, come out."""

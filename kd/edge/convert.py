@@ -1,9 +1,7 @@
-"""Conversion of a network to files that run on other machines: ONNX, and TorchScript as a legacy format."""
+"""Conversion of a network to a file that runs on other machines: ONNX."""
 
 import contextlib
-import copy
 import io
-import json
 import logging
 import tempfile
 import warnings
@@ -151,44 +149,9 @@ def pool(model):
     model.CopyFrom(inferred)
 
 
-def to_torchscript(network, size, metadata):
-    """A Deployed as the bytes of a TorchScript file, with the metadata in its extra file `metadata.json`.
-
-    size: the side of its images in pixels. metadata: as describe() returns it.
-    """
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    buffer = io.BytesIO()
-    with silent(), torch.no_grad():
-        traced = torch.jit.freeze(torch.jit.trace(network, example))
-        torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(metadata)})
-    return buffer.getvalue()
-
-
-def to_fx(network, images, size, metadata):
-    """A Deployed as the bytes of a TorchScript file with integer kernels of x86.
-
-    images: uint8 [n, S, S, 3], from which the ranges of activations are taken. size, metadata: as for
-    to_torchscript(). Normalisation and linear layers stay in float, as in the ONNX file. torch has deprecated FX
-    quantisation; raises UserError for a torch that cannot do it.
-    """
-    try:
-        from torch.ao.quantization import get_default_qconfig_mapping, quantize_fx
-    except ImportError:
-        raise UserError(f"torch {torch.__version__} has no FX quantisation any more", "Use --formats int8.") from None
-    if "x86" not in torch.backends.quantized.supported_engines:
-        raise UserError("this torch has no integer kernels of x86, which FX quantisation needs", "Use --formats int8.")
-    prepared = copy.deepcopy(network)
-    recipe = get_default_qconfig_mapping("x86").set_object_type(torch.nn.Linear, None)
-    with silent():
-        prepared.model = quantize_fx.prepare_fx(prepared.model, recipe, (torch.zeros(2, 3, size, size),))
-        logits(prepared, images)
-        prepared.model = quantize_fx.convert_fx(prepared.model)
-        return to_torchscript(prepared.eval(), size, metadata)
-
-
 @torch.no_grad()
 def logits(network, images, batch=64):
-    """Logits [N, C] float32 of a Deployed, or of a TorchScript module, for uint8 images [N, S, S, 3]."""
+    """Logits [N, C] float32 of a Deployed, or of another torch module, for uint8 images [N, S, S, 3]."""
     outputs = []
     for k in range(0, len(images), batch):
         part = torch.from_numpy(np.ascontiguousarray(images[k:k + batch]))

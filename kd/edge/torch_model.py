@@ -1,15 +1,12 @@
-"""A checkpoint or a TorchScript file as a network that benchmark.py can time, for each way in which torch runs it."""
+"""A checkpoint as a network that benchmark.py can time, for each way in which torch runs it."""
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from kd import image, timing
 from kd.edge import convert
-from kd.errors import UserError
 from kd.train import checkpoint, networks
 
 
@@ -66,18 +63,16 @@ def _seconds_by_events(network, images):
 
 
 def open_file(path, backend, registry, *, device="cpu", threads=1, size=None):
-    """Ready of a checkpoint, or of a TorchScript file that export.py wrote.
+    """Ready of a checkpoint.
 
-    backend: "torchscript", or for a checkpoint "eager", "channels_last", "bf16" or "compiled". size: the side of the
-    images in pixels, if it is not that of the checkpoint. Raises UserError for a damaged file, a device that is not
-    available, a missing compiler, and a size that the network cannot take.
+    backend: "eager", "channels_last", "bf16" or "compiled". size: the side of the images in pixels, if it is not that
+    of the checkpoint. Raises UserError for a damaged file, a device that is not available, a missing compiler, and a
+    size that the network cannot take.
     """
     torch.set_num_threads(threads)
     device = networks.device(device)
     if backend == "compiled":
         networks.check_compiler(device)
-    if backend == "torchscript":
-        return _torchscript(Path(path), device, size)
     model, content = checkpoint.load(path, registry)
     input = content["input"]
     size = size or input["size"]
@@ -105,21 +100,3 @@ class _Bf16:
     def __call__(self, images):
         with torch.autocast(self.device_type, torch.bfloat16):
             return self.network(images)
-
-
-def _torchscript(path, device, size):
-    extra = {"metadata.json": ""}
-    try:
-        with convert.silent():
-            network = torch.jit.load(path, map_location=device, _extra_files=extra)
-        metadata = json.loads(extra["metadata.json"])
-        input = {key: metadata["input"][key] for key in ("size", "resize", "interpolation")}
-        input["range"] = metadata["input"].get("range")
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error) else "it is empty"
-        raise UserError(f"cannot load {path}: {reason}",
-                        "Export it again: python export.py RUN --formats torchscript") from None
-    if size not in (None, input["size"]):
-        raise UserError(f"{path} takes images of {input['size']} px", "Leave out --size, or name the checkpoint.")
-    facts = {name: metadata.get(name) for name in ("parameters", "params_bytes", "macs")}
-    return Ready(network.eval(), device, input, facts)

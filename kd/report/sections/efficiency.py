@@ -24,7 +24,8 @@ NUMBERS = (
     *LATENCY, *MEMORY, *INTEGERS, "lat_ms_p90_mlperf", "lat_ms_p99_mlperf", "cpu_ms_p50", "iqr_over_median", "speedup",
     "peak_rss_mib", "cold_start_ms", "load",
 )
-EXPORT_FORMATS = {"onnx": "ONNX", "int8": "ONNX INT8"}  # exports/parity.json -> titles
+EXPORT_FORMATS = {"onnx": "ONNX", "int8": "ONNX INT8", "executorch": "ExecuTorch",
+                  "executorch_int8": "ExecuTorch INT8"}  # exports/parity.json -> titles
 PARETO_COLUMNS = (
     "model", "score", "latency_ms", "params_mib", "peak_cuda_mib", "seed", "precision", "file", "score_lo", "score_hi",
     "file_bytes", "dominated", "noisy",

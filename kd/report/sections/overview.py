@@ -23,7 +23,8 @@ from kd.report.study_files import command_path
 from kd.text import format_count
 
 ROLES = {"teacher": "teacher", "alone": "student without a teacher", "student": "student with a teacher"}
-FORMATS = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8", "model.ts.pt": "TorchScript"}
+FORMATS = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8",
+           "model.pte": "ExecuTorch", "model.int8.pte": "ExecuTorch INT8"}
 PARTS = {"train": "train", "val": "validation", "test": "test"}
 MAX_DRAWN = 8  # models; the tables have all of them
 
