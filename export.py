@@ -11,7 +11,7 @@ import numpy as np
 
 import registry
 from kd import errors, plugins, recalibration, runs
-from kd.edge import bundle, checked_export
+from kd.edge import bundle, checked_export, quantize
 from kd.errors import UserError
 from kd.files import lock
 from kd.run_folder import Run
@@ -39,7 +39,7 @@ def main(argv=None):
     folder = run.folder / "exports"
     with lock(folder / ".lock", what=str(folder)):
         parity = checked_export.write(source, folder, options.formats, calibration=options.calibration,
-                                      reduce_range=options.reduce_range, max_flips=options.max_flips)
+                                      weight_range=options.weight_range, max_flips=options.max_flips)
     print(parity_table(parity))
     print(f"\nwritten: {folder}")
     best = folder / ("model.int8.onnx" if "int8" in parity["formats"] else "model.onnx")
@@ -90,9 +90,10 @@ def parser():
     result.add_argument("--max-flips", type=errors.share, default=0.03, metavar="X",
                         help="share of validation images whose label INT8 may change, from 0 to 1; if more labels "
                         "change, layers stay in float, and if that does not help, INT8 is not exported")
-    result.add_argument("--reduce-range", action="store_true",  # off, since 8 bits are more exact
-                        help="weights of 7 bits: for x86 processors without VNNI, where sums of products of 8 bits "
-                        "saturate")
+    result.add_argument("--weight-range", choices=quantize.WEIGHT_RANGES, default="portable",  # costs little accuracy
+                        help="of INT8's integers; portable: sums of products saturate on no processor; full: a little "
+                        "more accurate, but on x86 processors without VNNI slower with predict.py and wrong with other "
+                        "programs")
     result.add_argument("--bundle", metavar="DIR", help="write all that another machine needs into this new folder")
     result.add_argument("--recalibrated", metavar="NAME", help="make the --bundle of the file that was exported "
                         "before, with the settings in RUN/recalibrated/NAME.json, which were fitted to another site")
@@ -119,6 +120,11 @@ def parity_table(parity):
         else:
             lines.append(f"INT8: ranges by {recipe['ranges']}, {len(recipe['float'])} convolutions in float, chosen on "
                          "validation")
+            lines += [f"  weight range {figures['weight_range']}{file}: on val {figures['val_flips']:.2%} of the "
+                      f"labels changed, logits {figures['val_difference']:.3f} off on average; "
+                      f"{figures['bytes'] / 1e6:.2f} MB"
+                      for file, figures in ((" (this file)", recipe),
+                                            ("", parity["formats"]["int8"]["other_range"]))]
     return "\n".join(lines)
 
 

@@ -54,18 +54,16 @@ def main(argv=None):
     print(json.dumps(result))
 
 
-def prepare(arch, size):
-    """({"eager", "onnx", "int8": timer}, bytes of the INT8 file over those of fp32) for an architecture.
-
-    size: the side of the images in pixels. A timer runs one query and returns its seconds.
-    """
+def export(arch, size):
+    """(network, {"onnx", "int8": the bytes of its file}) of an untrained network. size: of its images, px."""
     torch.manual_seed(0)
     model = registry.create("architecture", arch, num_classes=7, stem="imagenet", weights=None).eval()
     content = {
         "arch": arch, "class_names": [str(k) for k in range(7)], "provenance": {}, "state_dict": model.state_dict(),
         "input": {"resize": size, "size": size, "interpolation": INTERPOLATION, "mean": MEAN, "std": STD},
     }
-    exported = convert.to_onnx(convert.deployed(model, content), size, convert.describe(model, content))
+    metadata = convert.describe(model, content)
+    exported = convert.to_onnx(convert.deployed(model, content), size, metadata)
     folded = quantize.fold(exported)
     noise = np.random.default_rng(0).integers(0, 256, (16, size, size, 3), dtype=np.uint8)
     if arch in WEIGHTS_ONLY:
@@ -74,9 +72,19 @@ def prepare(arch, size):
         activations = quantize.observe(folded, noise, lambda file: onnx_model.session(file, 1))
         ranges = {tensor: quantize.minmax(activation) for tensor, activation in activations.items()}
         int8 = quantize.quantize(quantize.correct(folded, activations), ranges, keep=quantize.float_nodes(folded))
-    files = {"onnx": exported.SerializeToString(), "int8": int8.SerializeToString()}
+    convert.label(int8, metadata)
+    return model, {"onnx": exported.SerializeToString(), "int8": int8.SerializeToString()}
+
+
+def prepare(arch, size):
+    """({"eager", "onnx", "int8": timer}, bytes of the INT8 file over those of fp32) for an architecture.
+
+    size: the side of the images in pixels. A timer runs one query and returns its seconds.
+    """
+    model, files = export(arch, size)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    floats = torch.randn(1, 3, size, size)
     sessions = {name: onnx_model.session(file, 1) for name, file in files.items()}
-    pixels, floats = noise[:1], torch.randn(1, 3, size, size)
 
     @torch.inference_mode()
     def eager():

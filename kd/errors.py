@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import errno
 import importlib
 import io
@@ -175,6 +174,7 @@ images = whole(1, 2 ** 16)    # of one batch
 
 def nearest(name, known):
     """'did you mean X?', where X is the string of `known` that is most similar to `name`; '' if none is similar."""
+    import difflib  # here, because predict.py starts sooner without it
     spelled = {str(k).lower().strip("-"): str(k) for k in reversed(list(known))}
     matches = difflib.get_close_matches(str(name).lower().strip("-"), spelled, n=1, cutoff=0.7)
     return f"did you mean {spelled[matches[0]]}?" if matches else ""
@@ -227,6 +227,7 @@ MEANINGS = (
     ("skiperrors ignoreerrors ignorebad skipcorrupt skipbroken", "--skip-bad", ""),
     ("bootstrap nbootstrap nboot resamples bootstraps", "--replicates", ""),
     ("quantize quantise quantization int8", "--formats", "--formats int8"),
+    ("reducerange", "--weight-range", "INT8 has weights that saturate on no processor, if not --weight-range full."),
     ("classnames classes numclasses nclasses nc", "--data", "The classes come from the data."),
     ("optimizer optim opt momentum", "--epochs", "The optimiser is AdamW; --lr and --weight-decay are its settings."),
     ("scheduler lrscheduler sched lrschedule", "--warmup",

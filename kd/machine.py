@@ -149,6 +149,11 @@ def cpu_name():
         return platform.processor() or platform.machine()
 
 
+def processor():
+    """The model name of the processor and its instruction sets that are in SETS, or else its architecture; a string."""
+    return f"{cpu_name()} ({' '.join(instructions()) or platform.machine()})"
+
+
 def git_revision(file=__file__):
     """The commit of the project that `file` belongs to, 12 hex digits, with `+changes` if files differ from it.
 

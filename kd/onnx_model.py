@@ -1,15 +1,27 @@
-"""An exported model with its metadata, run by ONNX Runtime on an edge box.
+"""An exported model with its metadata, run by ONNX Runtime on an edge box. To classify images with it:
 
-The input `image` is uint8 [N, S, S, 3]; the normalisation is in the graph; the output `logits` is float [N, C]. The
-metadata of the file are the class names, the preprocessing, the temperature, the thresholds and the provenance.
+    from kd.onnx_model import Model
+
+    model = Model("model.int8.onnx")
+    answer = model.predict("lesion.jpg")       # or the bytes of a file, a Pillow image, an array, a camera's frame
+    print(answer["label"], answer["confidence"], model.explain())
+
+It needs numpy, pillow and onnxruntime. The input of the graph, `image`, is uint8 [N, S, S, 3]; the normalisation is in
+the graph; the output `logits` is float [N, C]. The metadata of the file are the class names, the preprocessing, the
+temperature, the thresholds and the provenance.
 """
 
-import hashlib
+import functools
+import io
+import itertools
 import json
 import math
+import os
+import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from kd import errors, image, metrics
 from kd.errors import UserError, listing
@@ -21,31 +33,57 @@ CLOSE = 1e-4  # tolerance of logits between checkpoint and export, or two machin
 FILE = 2 ** 31  # bytes, where ONNX needs a second file for the weights
 LARGEST = 4096  # px that an image may be resized to: more would need gigabytes
 MAX_CHECKED = 64  # images in a check file
+BATCH = 8  # images in memory at a time: fits the little memory of an edge box
+ONE_IMAGE = "predict() takes a single image."
 HINT = "Bring a complete copy of the file, or export it again with export.py."
 
 
-def session(model, threads=0):
-    """An onnxruntime.InferenceSession on the CPU. model: a path or a serialised model; threads: 0 for one per core."""
+def session(model, threads=0, exact=False):
+    """An onnxruntime.InferenceSession on the CPU. model: a path or a serialised model; threads: 0 for one per core.
+
+    exact: compute sums of integer products exactly on a processor where they may saturate, which takes longer there.
+    """
     ort = errors.need("onnxruntime", "edge")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4  # errors are raised; in the log they would appear a second time
     if threads == 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if exact and saturates():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+# A model of one node, y int32 [M, N] = MatMulInteger(a uint8 [M, K], b int8 [K, N]), in opset 10.
+PRODUCT = (b'\x08\x04:b\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\x15\n\x01a\x12\x10\n\x0e\x08\x02\x12\n\n'
+           b'\x03\x12\x01M\n\x03\x12\x01KZ\x15\n\x01b\x12\x10\n\x0e\x08\x03\x12\n\n\x03\x12\x01K\n\x03\x12\x01Nb\x15\n'
+           b'\x01y\x12\x10\n\x0e\x08\x06\x12\n\n\x03\x12\x01M\n\x03\x12\x01NB\x04\n\x00\x10\n')
+
+
+@functools.cache
+def saturates():
+    """Whether ONNX Runtime's sums of products of 8 bits saturate on this machine: so on x86 without VNNI.
+
+    It is asked, because not every system says what its processor can do: 255 * 127 + 255 * 127 is 64770.
+    """
+    values = {"a": np.full((1, 2), 255, np.uint8), "b": np.full((2, 1), 127, np.int8)}
+    return session(PRODUCT, 1).run(["y"], values)[0].item() != 64770
+
+
 class Model:
-    """The exported model in a file. UserError if the file cannot be loaded or its metadata are wrong.
+    """The exported model in a file. Threads may share it. UserError if the file cannot be loaded or is damaged.
+
+    path: the .onnx file. threads: of the CPU, from 1 to 1024; 0: one per core.
 
     class_names: [C]; size: side of its input in px; range: of deep values, as kd.image.to_rgb() takes it, or None;
-    temperature: float, or None if calibration failed or was
-    not done; points: operating points, [{"name", "kind", "class", "threshold", "promised"}], whose thresholds are for
-    raw probabilities.
+    temperature: float, or None if calibration failed or was not done; points: operating points, [{"name", "kind",
+    "class", "threshold", "promised"}], whose thresholds are for raw probabilities; caution: what every answer says of
+    the images that the model was trained on, or "".
     """
 
     def __init__(self, path, threads=0):
         path = Path(path)
+        _check_whole("threads", threads, 0, 1024)
         if path.is_dir():
             raise UserError(f"{path} is a folder, not an exported model", "Name the .onnx file in it.")
         open_regular(path, FILE).close()
@@ -54,18 +92,124 @@ class Model:
         except UserError:
             raise
         except Exception as error:  # onnxruntime has an exception class for each kind of failure
-            reason = _one_line(error)
-            is_newer = "opset" in reason.lower() or "ir version" in reason.lower()
-            raise UserError(f"cannot load {path}: {reason}",
+            is_newer = any(part in str(error).lower() for part in ("opset", "ir version"))
+            raise UserError(f"cannot load {path}: {_one_line(error)}",
                             "Update onnxruntime, which is older than this file." if is_newer else HINT) from None
         self.path, self.metadata = path, _metadata(path, self.session)
+        if _may_saturate(self.metadata) and saturates():
+            self.session = session(str(path), threads, exact=True)
         self.class_names, self.temperature = self.metadata["class_names"], self.metadata["temperature"]
         self.points, self.size = self.metadata["operating_points"], self.metadata["input"]["size"]
         self.range = self.metadata["input"].get("range")
+        self.caution = self.metadata.get("caution") or ""
+
+    # ---- an image -> an answer
+
+    def predict(self, source, bgr=False):
+        """The answer to one image, a dict. UserError if the image cannot be used.
+
+        source: a path; the bytes of an image file, or an open one; a Pillow image; an array [H, W], [H, W, 3] or
+        [H, W, 4] of uint8, or [H, W] of uint16 or float32. Colours are RGB or RGBA, those of arrays with bgr=True are
+        BGR or BGRA, as OpenCV has them. The size does not matter; what is not square loses its longer ends.
+
+        {"label": the most probable class, or None if the model abstains; "confidence": its calibrated probability;
+        "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
+        calibrated probability}; "problem": None, or how values of more than 8 bits do not fit the range of the
+        training images, "beyond" its ends or "narrow" (nearly one grey), and with it "values": [least, largest];
+        "caution": why little may be made of this answer, or ""}. explain() says what these mean for this model.
+        """
+        return next(self._answers([self._prepare(source, bgr)]))
+
+    def predict_all(self, sources, batch=BATCH, bgr=False):
+        """An iterator over the answers to images, in their order, each as predict() gives it.
+
+        sources: any iterable of what predict() takes, or an array [N, H, W, 3]. batch: how many are in memory, and in
+        the network, at a time; with 1 each is answered before the next one is taken. Where an image cannot be used,
+        its answer has no label and in addition "error": why, and its problem is "unreadable", or "deep" where it has
+        more than 8 bits and the model was trained on images of 8 bits. UserError where `sources` are no images.
+        """
+        _check_whole("batch", batch, 1, 2 ** 16)
+        if isinstance(sources, np.ndarray) and sources.ndim != 4:
+            raise UserError(f"a batch is an array [N, H, W, 3], not {list(sources.shape)}", ONE_IMAGE)
+        if isinstance(sources, (str, os.PathLike, bytes, bytearray, Image.Image)) or hasattr(sources, "read"):
+            raise UserError("predict_all() takes several images, in a list for example", ONE_IMAGE)
+        try:
+            sources = iter(sources)
+        except TypeError:
+            raise UserError(f"predict_all() takes several images, not {type(sources).__name__}", ONE_IMAGE) from None
+        parts = iter(lambda: list(itertools.islice(sources, batch)), [])
+        return itertools.chain.from_iterable(
+            self._answers([self._prepare_if_usable(source, bgr) for source in part]) for part in parts)
+
+    def explain(self):
+        """What this model's answers mean, as lines of text: classes, probabilities, thresholds, and their promises."""
+        site = self.metadata["provenance"].get("site")  # whose cases the settings were fitted on, where it is another
+        chosen_on = f"cases of {errors.printable(str(site))}" if site else "validation images"
+        calibrated = "not calibrated" if self.temperature is None else (
+            f"calibrated on {chosen_on}, with temperature {self.temperature:.2f}")
+        abstention, sensitivity = self.point("abstention"), _sensitivities(self.points)
+        lines = [f"classes: {', '.join(self.class_names)}; an image of any other kind is called one of them, too",
+                 f"confidence: probability of the most probable class, {calibrated}"]
+        if abstention:
+            threshold, few_errors = abstention["threshold"], f"at most {abstention['promised']:.0%} errors"
+            lines.append(f"abstains: never, since no threshold gave {few_errors} on {chosen_on}"
+                         if threshold is None else
+                         f"abstains (no label): where no probability before calibration reaches {threshold:.3g}, "
+                         f"chosen on {chosen_on} for {few_errors} among the images that get a label")
+        if sensitivity:
+            lines.append("called: every class whose probability before calibration reaches its threshold, chosen on "
+                         f"{chosen_on} for a sensitivity{sensitivity}")
+        if abstention or sensitivity:
+            assurance = next((point["assurance"] for point in self.points if point.get("assurance")), None)
+            lines.append("these promises are for images like those: same devices, same population" + (
+                f"; of all such sets, a share of {assurance:g} chooses a threshold that keeps its promise"
+                if assurance else ""))
+        if self.caution:
+            lines.append(f"* CAUTION: {self.caution}")
+        return "\n".join([*lines, "Research software, not a medical device."])
+
+    def _prepare(self, source, bgr):
+        """(pixels uint8 [S, S, 3], {"problem", "caution"}) of what predict() takes."""
+        square, misfit = self.examined(_readable(source))
+        if bgr and isinstance(source, np.ndarray):
+            square = square[..., ::-1]  # here, where the pixels are few: the steps before treat colours alike
+        if not misfit:
+            return square, {"problem": None, "caution": self.caution}
+        kind, least, largest = misfit
+        words = "go beyond" if kind == "beyond" else "lie in a 16th of"
+        text = (f"its values, from {least:,.6g} to {largest:,.6g}, {words} {self.range[0]:,.6g}..{self.range[1]:,.6g}, "
+                "the scale of the training images: of another scale, it must be saved with that one")
+        return square, {"problem": kind, "values": [least, largest], "caution": "; ".join(filter(None, (
+            self.caution, text)))}
+
+    def _prepare_if_usable(self, source, bgr):
+        try:
+            return self._prepare(source, bgr)
+        except UserError as error:
+            deep = isinstance(error, image.OtherDepth)
+            return None, {"error": error.message, "problem": "deep" if deep else "unreadable", "caution": self.caution}
+
+    def _answers(self, prepared):
+        """Yield a dict for each (pixels, further keys), as predict_all(); pixels is None where there is no answer."""
+        squares = [square for square, _ in prepared if square is not None]
+        columns = self.decisions(self.logits(np.stack(squares))).values() if squares else ()
+        decided = zip(*columns)
+        for square, further in prepared:
+            if square is None:
+                yield {"label": None, "confidence": None, "most_probable": None, "called": [], "probabilities": {},
+                       **further}
+                continue
+            label, p, called, abstains = next(decided)
+            label, probabilities = str(label), dict(zip(self.class_names, map(float, p)))
+            yield {"label": None if abstains else label, "confidence": probabilities[label], "most_probable": label,
+                   "called": [name for name, above in zip(self.class_names, called) if above],
+                   "probabilities": probabilities, **further}
+
+    # ---- the steps of it
 
     def pixels(self, source):
         """The pixels uint8 [S, S, 3] of an image, the same as in evaluation. source: as for image.square()."""
-        return image.evaluation_pixels(source, self.metadata["input"]["resize"], self.size, self.range)
+        return image.evaluation_pixels(source, self.metadata["input"])
 
     def examined(self, source):
         """(pixels, misfit) of an image: those of pixels(), and how its deep values do not fit the model's range.
@@ -74,12 +218,19 @@ class Model:
         """
         if self.range is None:
             return self.pixels(source), None
-        square, extremes, _ = image.examine(source, self.metadata["input"]["resize"], self.range)
+        recorded = self.metadata["input"]
+        square, extremes, _ = image.examine(source, recorded["resize"], self.range, recorded["interpolation"])
         how = image.misfit(extremes, self.range) if extremes else ""
         return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None
 
     def logits(self, images):
-        """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if the shape is wrong or one is not finite."""
+        """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if these are others, or one is not finite."""
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
+            raise UserError(f"the network takes images uint8 [N, {self.size}, {self.size}, 3], not {images.dtype} "
+                            f"{list(images.shape)}", "predict() takes images of any size.")
+        if not len(images):
+            return np.zeros((0, len(self.class_names)), np.float32)
         try:
             logits = self.session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
         except Exception as error:  # of onnxruntime, as above
@@ -124,33 +275,90 @@ class Model:
         return {"labels": np.array(self.class_names)[raw.argmax(1)], "probabilities": calibrated,
                 "called": raw >= thresholds[:-1], "abstains": raw.max(1) < thresholds[-1]}
 
-    def answers(self, images):
-        """A list of dicts, one for each image uint8 [S, S, 3].
-
-        {"label": the most probable class, or None if the model abstains; "confidence": its calibrated probability;
-        "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
-        calibrated probability}}
-        """
-        columns = self.decisions(self.logits(np.stack(images))).values()
-        result = []
-        for label, p, called, abstains in zip(*columns):
-            label, probabilities = str(label), dict(zip(self.class_names, map(float, p)))
-            result.append({"label": None if abstains else label, "confidence": probabilities[label],
-                           "most_probable": label,
-                           "called": [name for name, above in zip(self.class_names, called) if above],
-                           "probabilities": probabilities})
-        return result
-
     def point(self, kind):
         """The first operating point of a kind, `sensitivity` or `abstention`; None if there is none."""
         return next((point for point in self.points if point["kind"] == kind), None)
 
 
+def _readable(source):
+    """What kd.image.square() takes, of what Model.predict() takes; UserError if it is neither.
+
+    A Pillow image becomes an array, or where it is deep a file, whose values are scaled as those of any file.
+    """
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, np.ndarray):
+        if source.ndim == 3 and source.shape[2] == 1:
+            source = source[..., 0]
+        is_deep = source.dtype in (np.uint16, np.float32) and source.ndim == 2
+        if not source.size or not is_deep and (source.dtype != np.uint8 or source.shape[2:] != (4,)):
+            return source  # as kd.image takes it, or refuses it
+        source = Image.fromarray(source)
+    elif isinstance(source, (str, os.PathLike, bytes)) or hasattr(source, "read"):
+        return source
+    if not isinstance(source, Image.Image):
+        raise UserError(f"an image is a path, bytes, an open file, a Pillow image or a NumPy array, not a "
+                        f"{type(source).__name__}")
+    try:
+        picture, tags = ImageOps.exif_transpose(source), getattr(source, "tag_v2", {})
+        if not image.is_deep(picture):
+            return np.asarray(image.to_rgb(picture))
+        if tags.get(262) == 0:
+            raise ValueError("white is zero in it, which its Pillow image does not say")
+        file = io.BytesIO()
+        picture.save(file, "TIFF")
+        return file.getvalue()
+    except Exception as error:  # Pillow raises anything for a file that it reads only now
+        raise UserError(f"cannot read the image: {_one_line(error)}", "Give its path.") from None
+
+
+def _sensitivities(points):
+    """The thresholds of sensitivity with what is promised of each, as the end of a sentence; "" if there are none."""
+    points = [point for point in points if point["kind"] == "sensitivity" and point["threshold"] is not None]
+    asked = {point.get("asked") for point in points}  # one number; None in files of older versions
+    common = asked.pop() if len(asked) == 1 else None
+    texts = [f"{point['class']} {point['threshold']:.3g}"
+             + (f" (promised: {point['promised']:.2f})" if point["promised"] != common else "") for point in points]
+    return texts and f"{'' if common is None else f' of {common:g}'}: {', '.join(texts)}"
+
+
+def _check_whole(name, value, lower, upper):
+    """UserError unless `value` is a whole number from `lower` to `upper`."""
+    if not isinstance(value, (int, np.integer)) or not lower <= value <= upper:
+        raise UserError(f"{name} is a whole number from {lower} to {upper:,}, not {str(value)[:40]}")
+
+
+def _may_saturate(metadata):
+    """Whether sums of products of a file saturate on some processors: those of INT8 with weights of any size."""
+    recipe = metadata.get("recipe")
+    return isinstance(recipe, dict) and (
+        recipe.get("weight_range") == "full" or recipe.get("reduce_range") is False)  # so in files of older versions
+
+
 def expected(model, images):
-    """The arrays of a check file, a dict: images uint8 [N, S, S, 3], and what a Model says of them."""
+    """The arrays of a check file, a dict: images uint8 [N, S, S, 3], what a Model says of them, and this machine."""
     logits = model.logits(images)
     return {"images": images, "logits": logits, "class_names": np.array(model.class_names),
-            "thresholds": model.thresholds, "metadata": _checked_metadata(model), **model.decisions(logits)}
+            "thresholds": model.thresholds, "metadata": _checked_metadata(model),
+            "machine": np.array(_this_machine()), **model.decisions(logits)}
+
+
+def _this_machine():
+    """[processor, version of onnxruntime], which logits depend on beside the model; two strings."""
+    from kd import machine  # here, because predict.py does not need this file to classify
+    products = "saturate" if saturates() else "are exact"
+    version = errors.need("onnxruntime", "edge").__version__
+    return [f"{machine.processor()}, where sums of 8-bit products {products}", version]
+
+
+def _machine_of(arrays, path):
+    """_this_machine() of the machine that made a check file, from its arrays; None if an older version made it."""
+    if "machine" not in arrays:
+        return None
+    texts = arrays["machine"]
+    if texts.dtype.kind != "U" or texts.shape != (2,) or not re.fullmatch(r"\d[\w.+]{,40}", texts[1], re.ASCII):
+        raise UserError(f"{path} does not say which machine made it", COPY)
+    return [errors.printable(text)[:200] for text in texts.tolist()]
 
 
 def _checked_metadata(model):
@@ -159,17 +367,20 @@ def _checked_metadata(model):
                                sort_keys=True))
 
 
-def check(model, path):
-    """Compare a Model with a check file (see expected), and the files beside it with SHA256SUMS there.
+def check(model, path, threads=0):
+    """Compare a bundle's files with SHA256SUMS there, and the model's logits and answers with those in a check file.
 
-    Returns lines of text. UserError at the first difference: a file, the logits that this machine computes by more than
-    CLOSE allows, or what the model makes of the logits. Check files of older bundles have only images and logits.
+    model, path: of the .onnx file and of the check file beside it (see expected). Nothing in the model is looked at
+    before its checksum is right. Returns lines of text. UserError at the first difference: a file, the logits that this
+    machine computes by more than CLOSE allows, or what the model makes of the logits. Check files of older bundles have
+    fewer arrays, at least images and logits.
+
     A checksum finds damage and careless changes. Somebody who rewrites SHA256SUMS, check.npz and this program as well
     is found by a signature alone: see RUN.md in the bundle.
     """
-    files = _check_sums(path.with_name("SHA256SUMS"), (model.path, path))
-    arrays = read_npz(path, ("images", "logits"))
-    images, logits = arrays["images"], arrays["logits"]
+    files = _check_sums(path.with_name("SHA256SUMS"), (Path(model), path))
+    model, arrays = Model(model, threads), read_npz(path, ("images", "logits"))
+    images, logits, made_on = arrays["images"], arrays["logits"], _machine_of(arrays, path)
     count = len(images) if images.ndim else 0
     if (images.dtype != np.uint8 or images.shape != (count, model.size, model.size, 3) or logits.dtype.kind != "f"
             or logits.shape != (count, len(model.class_names)) or not 0 < count <= MAX_CHECKED):
@@ -179,15 +390,16 @@ def check(model, path):
         raise UserError(f"{path} has logits that are not finite (NaN or infinite)", COPY)
     difference, allowed = float(np.abs(computed - logits).max()), CLOSE * max(1.0, float(np.abs(logits).max()))
     flipped = int((computed.argmax(1) != logits.argmax(1)).sum())
+    here = _this_machine()
+    made = "an older version on an unknown machine" if made_on is None else _with_runtime(made_on)
     if not difference <= allowed:
         raise UserError(
             f"this machine computes other logits: they differ by up to {difference:.2g} (allowed: {allowed:.1g}), "
-            f"and {flipped} of {count} labels differ",
-            "If this is an INT8 model on an x86 processor without VNNI, export it again: "
-            "python export.py RUN --reduce-range",
-        )
+            f"and {flipped} of {count} labels differ. The check was made by {made}; this is {_with_runtime(here)}",
+            _way_out(made_on, here))
     lines = [f"{files} files are as SHA256SUMS lists them",
-             f"{count} images: logits agree to {difference:.1g}, all labels are the same"]
+             f"{count} images: logits agree to {difference:.1g}, all labels are the same",
+             f"computed by {_with_runtime(here)}; the check was made by {made}"]
     answers = {"class_names": np.array(model.class_names), "thresholds": model.thresholds,
                "metadata": _checked_metadata(model), **model.decisions(logits)}
     raw = model.probabilities(logits)[0]
@@ -208,6 +420,21 @@ def check(model, path):
 
 
 COPY = "Copy the bundle again from where it was made."
+
+
+def _with_runtime(machine):
+    return f"{machine[0]}, with onnxruntime {machine[1]}"
+
+
+def _way_out(made_on, here):
+    """What to do where the logits differ. made_on, here: as _machine_of() and _this_machine() return them."""
+    again = "export the bundle again, whose integers then saturate on no processor: python export.py RUN --bundle DIR"
+    if made_on is None:
+        return (f"Where the sums of products saturated on the machine that made the check, no other computes the same: "
+                f"{again}")
+    if made_on[1] != here[1]:
+        return f"Install the onnxruntime of the check: pip install onnxruntime=={made_on[1]}. Or {again}"
+    return f"Update onnxruntime, whose kernels for one of the two are wrong: pip install -U onnxruntime. Or {again}"
 
 
 def _equal(values, others, ignored):
@@ -252,6 +479,7 @@ def _check_sums(path, required):
 
 
 def _sha256(path):
+    import hashlib
     digest = hashlib.sha256()
     with open_regular(path, FILE) as file:
         while block := file.read(2 ** 20):
@@ -300,6 +528,8 @@ def _are_points(points, names):
     return (all(isinstance(key, str) and (key in names or point["kind"] == "abstention")
                 for key, point in zip(keys, points)) and len(set(keys)) == len(keys)
             and all(_is_share(point["promised"]) for point in points)
+            and all(point.get(key) is None or _is_share(point[key])
+                    for point in points for key in ("asked", "assurance"))
             and all(point["threshold"] is None or _is_share(point["threshold"]) for point in points))
 
 
@@ -307,11 +537,15 @@ def _is_share(value):
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def _is_line(text):
+    return isinstance(text, str) and len(text) <= 1000 and errors.printable(text) == text and "\n" not in text
+
+
 def _are_names(names):
     """Whether these are the names of at least two classes, each on one line and once."""
     return (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
             and len(set(names)) == len(names)
-            and all(name.strip() and errors.printable(name) == name and "\n" not in name for name in names))
+            and all(name.strip() and _is_line(name) for name in names))
 
 
 def _wrong(content, session):
@@ -322,11 +556,12 @@ def _wrong(content, session):
     checks = {
         "class_names": _are_names(names),
         "input": all(type(side) is int and side > 0 for side in sides) and sides[0] <= sides[1] <= LARGEST
-        and preprocessing.get("interpolation") == image.INTERPOLATION
+        and preprocessing.get("interpolation") in image.INTERPOLATIONS
         and ("range" not in preprocessing or image.is_range(preprocessing["range"])),
         "temperature": temperature is None or isinstance(temperature, (int, float)) and 0 < temperature < math.inf,
         "operating_points": not _are_names(names) or _are_points(content["operating_points"], names),
         "provenance": isinstance(content["provenance"], dict),
+        "caution": content.get("caution") is None or _is_line(content["caution"]),
         "its size": all(type(content.get(key)) in (int, type(None)) for key in ("parameters", "params_bytes", "macs")),
         "its input": [i.name for i in inputs] == ["image"] and inputs[0].type == "tensor(uint8)"
         and inputs[0].shape[1:] == [sides[0], sides[0], 3] and isinstance(inputs[0].shape[0], (str, type(None))),

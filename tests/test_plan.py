@@ -154,7 +154,7 @@ def test_options_that_may_be_repeated_take_a_list(read, parsers):
         ({"evaluate": {"compare": True}}, "evaluate: compare is not for a plan", ""),
         ({"evaluate": {"paths": "x"}}, "evaluate: unknown option 'paths'", ""),
         ({"export": {"formats": ["onxx"]}}, "export: .*invalid choice: 'onxx'", ""),
-        ({"export": {"reduce_range": "yes"}}, "export: reduce_range is true or false, not 'yes'", ""),
+        ({"export": {"weight_range": "some"}}, "export: .*invalid choice: 'some'", ""),
     ],
 )
 def test_a_bad_plan_is_one_line_that_names_file_section_and_way_out(read, changes, message, hint):

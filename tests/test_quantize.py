@@ -69,17 +69,24 @@ def test_observed_extremes_and_means_are_those_of_the_tensors(folded):
             assert np.allclose(activations[name].means, means, atol=1e-4 * np.abs(values).max())
 
 
-@pytest.mark.parametrize("reduce_range", [False, True])
-def test_weights_are_rounded_as_onnxruntime_rounds_them(folded, reduce_range):
+@pytest.mark.parametrize("full", [False, True])
+def test_weights_are_rounded_as_onnxruntime_rounds_them(folded, full):
     model, _, activations = folded
     ranges = {name: quantize.minmax(activation) for name, activation in activations.items()}
-    int8 = quantize.quantize(model, ranges, keep=quantize.float_nodes(model), reduce_range=reduce_range)
+    int8 = quantize.quantize(model, ranges, keep=quantize.float_nodes(model), full=full)
     ours, theirs = ({t.name: onnx.numpy_helper.to_array(t) for t in m.graph.initializer} for m in (model, int8))
-    convolutions = [node.input[1] for node in model.graph.node if node.op_type == "Conv"]
+    convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 5
-    for name in convolutions:
-        decoded = theirs[f"{name}_quantized"] * theirs[f"{name}_scale"].reshape(-1, 1, 1, 1)
-        assert np.allclose(decoded, quantize.rounded(ours[name], reduce_range), atol=1e-6)
+    for node in convolutions:
+        name = node.input[1]
+        codes, scales = quantize.codes(ours[name], depthwise=quantize.is_depthwise(node, ours[name]), full=full)
+        assert np.array_equal(theirs[f"{name}_quantized"], codes)
+        assert np.allclose(theirs[f"{name}_scale"], scales.ravel())
+
+
+def rounded(weights, full=False):
+    """Weights of a convolution that is not depthwise, as their codes represent them, float32."""
+    return np.multiply(*quantize.codes(weights, full=full)).astype(np.float32)
 
 
 def test_correction_restores_the_mean_of_each_channel(folded):
@@ -91,7 +98,7 @@ def test_correction_restores_the_mean_of_each_channel(folded):
     def with_rounded_weights(source):
         result = onnx.ModelProto()
         result.CopyFrom(source)
-        weights = quantize.rounded(onnx.numpy_helper.to_array(tensors[last.input[1]]), True).astype(np.float32)
+        weights = rounded(onnx.numpy_helper.to_array(tensors[last.input[1]]))
         for tensor in result.graph.initializer:
             if tensor.name == last.input[1]:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(weights, tensor.name))
@@ -103,7 +110,7 @@ def test_correction_restores_the_mean_of_each_channel(folded):
     only_last = {last.input[0]: activations[last.input[0]]}
     exact = channel_means(model)
     plain = channel_means(with_rounded_weights(model))
-    corrected = channel_means(with_rounded_weights(quantize.correct(model, only_last, reduce_range=True)))
+    corrected = channel_means(with_rounded_weights(quantize.correct(model, only_last)))
     # not to zero, because padding is not taken into account: here it is a third of the inputs of a kernel
     assert np.abs(corrected - exact).mean() < 0.5 * np.abs(plain - exact).mean()
     assert quantize.correct(model, only_last, keep=[last.name]) == model  # a layer in float has no rounding error
@@ -124,7 +131,7 @@ def test_the_recipe_is_chosen_on_validation_and_a_hopeless_one_writes_nothing(ex
 
     monkeypatch.setattr(checked_export.Source, "pixels", pixels)
     with pytest.raises(UserError, match=r"INT8 changes the label of .* in each of 4 recipes"):
-        checked_export.write(source, folder, ["onnx", "int8"], calibration=8, reduce_range=False, max_flips=-1)
+        checked_export.write(source, folder, ["onnx", "int8"], calibration=8, weight_range="portable", max_flips=-1)
     assert splits.count("train") == 1
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
 
@@ -142,7 +149,7 @@ def test_weights_alone_are_rounded_to_values_of_codes_and_the_rest_is_float(fold
     kernels = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
     for tensor in by_hand.graph.initializer:
         if tensor.name in kernels:
-            values = quantize.rounded(onnx.numpy_helper.to_array(tensor)).astype(np.float32)
+            values = rounded(onnx.numpy_helper.to_array(tensor), full=True)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     logits, expected, exact = (outputs(m, ["logits"], images)["logits"] for m in (small, by_hand, model))
     assert np.allclose(logits, expected, atol=1e-4) and not np.allclose(logits, exact, atol=1e-4)
@@ -154,7 +161,7 @@ def test_a_network_that_bears_no_rounded_activations_keeps_its_labels_by_rounded
     monkeypatch.setattr(checked_export.quantize, "quantize",
                         lambda model, *_, **options: quantize.round_weights(with_noise(model)))
     folder = exported[0] / "elsewhere"
-    parity = checked_export.write(source, folder, ["int8"], calibration=8, reduce_range=False, max_flips=0.03)
+    parity = checked_export.write(source, folder, ["int8"], calibration=8, weight_range="portable", max_flips=0.03)
     int8 = parity["formats"]["int8"]
     assert int8["recipe"]["ranges"] == checked_export.WEIGHTS and int8["val"]["flips"] <= .03
     assert len(int8["recipes"]) == len(quantize.RECIPES) + 1
@@ -179,9 +186,9 @@ def test_a_recipe_that_changes_few_labels_comes_before_one_that_is_nearer(export
     monkeypatch.setattr(checked_export.parity, "divergence", lambda *_: judged.append(0) or .1 * len(judged))
     monkeypatch.setattr(checked_export.parity, "flips", lambda *_: .5 if len(judged) == 1 else .01)
     images = {split: source.pixels(split) for split in ("val", "test")}
-    checks = checked_export._Checks(source, images, images)
+    checks = checked_export._Checks(source, images, {split: np.zeros((len(images[split]), 3)) for split in images})
     model = checked_export.convert.to_onnx(source.network, source.size, source.metadata)
-    _, figures = checked_export.int8(checks, model, 8, False, .03)
+    _, figures = checked_export.int8(checks, model, 8, "portable", .03)
     assert figures["recipe"] == figures["recipes"][1] and len(figures["recipes"]) == len(quantize.RECIPES)
 
 

@@ -55,14 +55,16 @@ def open_run(run, registry, root=None, cache=None):
             raise UserError(f"{run.folder}/predictions/{split}.npz is of other images than split.csv says")
     if not (run.metrics or {}).get("calibration"):
         print(f"note: no temperature and thresholds go along; find them first: {command('evaluate.py', run.folder)}")
-    return Source(run, convert.deployed(model, content), data, convert.describe(model, content, run.metrics))
+    metadata = convert.describe(model, content, run.metrics, data.caution)
+    return Source(run, convert.deployed(model, content), data, metadata)
 
 
-def write(source, folder, formats, *, calibration, reduce_range, max_flips):
+def write(source, folder, formats, *, calibration, weight_range, max_flips):
     """Make, check and write the `formats` of a Source into `folder`; returns the content of parity.json.
 
-    calibration: training images that the ranges of INT8 are taken from. max_flips: the share of validation labels that
-    a rounded format may change. A check that fails is a UserError before anything is written; old files stay.
+    calibration: training images that the ranges of INT8 are taken from. weight_range: of INT8, one of
+    quantize.WEIGHT_RANGES. max_flips: the share of validation labels that a rounded format may change. A check that
+    fails is a UserError before anything is written; old files stay.
     """
     checks = _Checks.of(source)
     parity_content = {"checkpoint": source.metadata["provenance"]["weights"],
@@ -80,7 +82,7 @@ def write(source, folder, formats, *, calibration, reduce_range, max_flips):
             model = model or convert.to_onnx(source.network, source.size, source.metadata)
             content = model.SerializeToString()
             if name == "int8":
-                content, recipes = int8(checks, model, calibration, reduce_range, max_flips)
+                content, recipes = int8(checks, model, calibration, weight_range, max_flips)
             predict = checks.onnx(content)
         entry = {"file": FILES[name], "bytes": len(content), **recipes, **checks.check(name, predict)}
         if name == "fx" and entry["val"]["flips"] > max_flips:
@@ -125,7 +127,7 @@ class _Checks:
 
     def onnx(self, content):
         """A function from uint8 images [N, S, S, 3] to logits [N, C]."""
-        session = onnx_model.session(content, 1)
+        session = onnx_model.session(content, 1, exact=True)
         return lambda images: np.concatenate([session.run(["logits"], {"image": images[k:k + 32]})[0]
                                               for k in range(0, len(images), 32)])
 
@@ -156,35 +158,43 @@ class _Checks:
                                                     temperature) for split in logits}}
 
 
-def int8(checks, model, calibration, reduce_range, max_flips):
-    """(content, {"recipe", "recipes"}) of the INT8 file whose probabilities on validation are nearest to the
-    checkpoint's, of those that change at most `max_flips` of the labels.
+def int8(checks, model, calibration, weight_range, max_flips):
+    """(content, {"recipe", "recipes", "other_range"}) of the INT8 file whose probabilities on validation are nearest
+    to the checkpoint's, of those that change at most `max_flips` of the labels.
 
-    Where all change more, but at most twice as many, the group of layers that costs most is left in float, up to three
-    times. If this is not enough only weights are rounded; and if that is too much, a UserError.
+    weight_range: one of quantize.WEIGHT_RANGES. other_range: the figures of the chosen recipe with the other of them;
+    None where activations are not rounded.
+
+    Where all recipes change more, but at most twice as many, the group of layers that costs most is left in float, up
+    to three times. If this is not enough only weights are rounded; and if that is too much, a UserError.
     """
     folded = quantize.fold(model)
     activations = quantize.observe(folded, checks.source.pixels("train", calibration),
                                    lambda content: onnx_model.session(content, 1))
     reference, always_float, recipes = checks.reference["val"], quantize.float_nodes(folded), []
 
-    def judge(quantized, name, float_layers):
+    def judge(quantized, recipe):
         """(recipe with its figures on validation, content)."""
-        recipe = {"ranges": name, "float": float_layers, "reduce_range": reduce_range}
         convert.label(quantized, {**checks.source.metadata, "recipe": recipe})
         content = quantized.SerializeToString()
         logits = checks.onnx(content)(checks.images["val"])
-        recipes.append({**recipe, "bytes": len(content), "val_divergence": parity.divergence(reference, logits),
-                        "val_flips": parity.flips(reference, logits)})
         bar.update()
-        return recipes[-1], content
+        return {**recipe, "bytes": len(content), "val_divergence": parity.divergence(reference, logits),
+                "val_flips": parity.flips(reference, logits),
+                "val_difference": float(np.abs(logits - reference).mean())}, content
+
+    def quantized(name, float_layers, weight_range):
+        """judge() of a recipe that rounds activations, too."""
+        ranges = {tensor: quantize.RECIPES[name](activation) for tensor, activation in activations.items()}
+        in_float, full = [*always_float, *float_layers], weight_range == "full"
+        corrected = quantize.correct(folded, activations, keep=in_float, full=full)
+        model = quantize.quantize(corrected, ranges, keep=in_float, full=full)
+        return judge(model, {"ranges": name, "float": float_layers, "weight_range": weight_range})
 
     def attempt(name, float_layers):
-        ranges = {tensor: quantize.RECIPES[name](activation) for tensor, activation in activations.items()}
-        in_float = [*always_float, *float_layers]
-        corrected = quantize.correct(folded, activations, keep=in_float, reduce_range=reduce_range)
-        quantized = quantize.quantize(corrected, ranges, keep=in_float, reduce_range=reduce_range)
-        return judge(quantized, name, float_layers)
+        recipe, content = quantized(name, float_layers, weight_range)
+        recipes.append(recipe)
+        return recipe, content
 
     def best(attempts):
         return min(attempts, key=lambda recipe_and_content: (
@@ -201,11 +211,17 @@ def int8(checks, model, calibration, reduce_range, max_flips):
             if chosen is before:
                 break
         if chosen[0]["val_flips"] > max_flips:
-            chosen = best([chosen, judge(quantize.round_weights(folded), WEIGHTS, [])])
-    recipe, content = chosen
+            weights_only = judge(quantize.round_weights(folded), {"ranges": WEIGHTS, "float": []})
+            recipes.append(weights_only[0])
+            chosen = best([chosen, weights_only])
+        recipe, content = chosen
+        other_range = None
+        if "weight_range" in recipe and recipe["val_flips"] <= max_flips:
+            other, = set(quantize.WEIGHT_RANGES) - {weight_range}
+            other_range, _ = quantized(recipe["ranges"], recipe["float"], other)
     if recipe["val_flips"] > max_flips:
         raise UserError(f"INT8 changes the label of {recipe['val_flips']:.1%} of the validation images, more than "
                         f"--max-flips {max_flips:g}, in each of {len(recipes)} recipes",
                         "Training must know of the rounding (quantisation-aware); networks without "
                         "squeeze-and-excitation and with ReLU6 lose least. Or accept more.")
-    return content, {"recipe": recipe, "recipes": recipes}
+    return content, {"recipe": recipe, "recipes": recipes, "other_range": other_range}

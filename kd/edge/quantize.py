@@ -4,10 +4,17 @@ The graph gets pairs of QuantizeLinear and DequantizeLinear (QDQ), which ONNX Ru
 Activations are unsigned, weights are signed and symmetric, because the fast x86 kernels of ONNX Runtime are made for
 that. The ranges of activations come from histograms over training images; a recipe is a function from a histogram to
 a range, and recipes differ in nothing else. Needs onnx.
+
+The same file computes the same on every processor, by three measures:
+- No sum of products saturates: see codes().
+- Sums of two tensors, which x86 computes in float and ARM in fixed point, are never near half-way between two codes:
+  see round_alike().
+- The last pooling, which differs likewise, is in float, as is the linear layer behind it.
 """
 
 import contextlib
 import logging
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +27,7 @@ BINS = 2048
 SAMPLE = 2 ** 15  # values of a tensor that a batch adds to its histogram; minimum and maximum are taken of all values
 BATCH = 8         # images at a time: all their activations are in memory together
 LEVELS = 255
+UNITS = 511       # of the largest scale in a sum: an odd number; see round_alike()
 
 
 @dataclass
@@ -60,6 +68,7 @@ def least_error(activation):
     return float(lo[k, 0]), float(hi[k, 0])
 
 
+WEIGHT_RANGES = ("portable", "full")  # see codes()
 RECIPES = {"minmax": minmax, "percentile 99.99": percentile, "least error": least_error}
 
 
@@ -113,14 +122,14 @@ def observe(model, images, session):
     return activations
 
 
-def correct(model, activations, *, keep=(), reduce_range=False):
+def correct(model, activations, *, keep=(), full=False):
     """A folded float model with biases that cancel what the rounding of weights adds to the mean of each channel.
 
     bias += sum over the kernel of (w - rounded w) times the mean of its input; padding is not taken into account.
     Rounding errors of a kernel do not cancel if all inputs are positive, as after ReLU; the effect is largest in
     depthwise convolutions, which have few weights. Nagel et al. 2019 (1906.04721), section 4.2, with measured means.
     activations: as observe() returns them. keep: names of nodes that stay in float, whose weights are not rounded.
-    reduce_range: as for quantize().
+    full: as for codes().
     """
     onnx = errors.need("onnx", "edge")
     result = onnx.ModelProto()
@@ -135,26 +144,37 @@ def correct(model, activations, *, keep=(), reduce_range=False):
         weights, bias = (onnx.numpy_helper.to_array(tensors[name]) for name in node.input[1:3])
         groups = len(means) // weights.shape[1]
         inputs = np.repeat(means.reshape(groups, -1), len(weights) // groups, 0)  # [out, in / groups]
-        rounding_errors = (weights - rounded(weights, reduce_range)).sum((2, 3))
+        rounded = np.multiply(*codes(weights, depthwise=is_depthwise(node, weights), full=full))
+        rounding_errors = (weights - rounded).sum((2, 3))
         corrected = (bias + (rounding_errors * inputs).sum(1)).astype(np.float32)
         tensors[node.input[2]].CopyFrom(onnx.numpy_helper.from_array(corrected, node.input[2]))
     return result
 
 
-def codes(weights, reduce_range=False):
-    """(codes, scales) of weights [out, ...]: signed integers of 8 bits, and one scale [out, 1, ...] for each output.
+def codes(weights, *, depthwise=False, full=False):
+    """(codes, scales) of weights [out, in, ...]: integers from -127 to 127, a scale [out, 1, ...] for each output.
 
-    reduce_range: integers of 7 bits.
+    x86 processors without VNNI add the products of two neighbouring weights in 16 bits (vpmaddubsw), which saturate. So
+    codes of neighbours that have the same sign sum to 128 at most: their products with activations of up to 255 then
+    sum to 32640, below 32767. ONNX Runtime has the weights of an output in the order of the kernel's positions, and at
+    each position of the input channels; the first and second are neighbours, the third and fourth, and so on. VNNI, AMX
+    and ARM are exact with any weights, and so are all kernels for depthwise convolutions.
+
+    full: codes up to 127 without this condition; they are finer.
     """
-    levels = 64 if reduce_range else 127
-    scale = np.abs(weights).reshape(len(weights), -1).max(1) / levels
-    scale = np.where(scale == 0, 1, scale).reshape(-1, *[1] * (weights.ndim - 1))
+    rows = np.moveaxis(weights, 1, -1).reshape(len(weights), -1)
+    largest = np.abs(rows).max(1)
+    if not depthwise and not full:
+        pairs = np.pad(rows, ((0, 0), (0, rows.shape[1] % 2))).reshape(len(rows), -1, 2)
+        largest = np.maximum(np.maximum(pairs, 0).sum(2), np.maximum(-pairs, 0).sum(2)).max(1)
+    scale = np.where(largest == 0, 1, largest / 127).reshape(-1, *[1] * (weights.ndim - 1))
     return np.round(weights / scale), scale
 
 
-def rounded(weights, reduce_range=False):
-    """Weights [out, ...] rounded to the nearest values that codes() can represent."""
-    return np.multiply(*codes(weights, reduce_range))
+def is_depthwise(node, weights):
+    """Whether a Conv node with weights [out, in / groups, ...] has one input channel for each output channel."""
+    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    return weights.shape[1] == 1 and groups == len(weights)
 
 
 def round_weights(model):
@@ -171,7 +191,7 @@ def round_weights(model):
     tensors = {tensor.name: tensor for tensor in result.graph.initializer}
     nodes = []
     for name in dict.fromkeys(node.input[1] for node in result.graph.node if node.op_type == "Conv"):
-        integers, scale = codes(numpy_helper.to_array(tensors[name]))
+        integers, scale = codes(numpy_helper.to_array(tensors[name]), full=True)
         result.graph.initializer.remove(tensors[name])
         result.graph.initializer.extend([numpy_helper.from_array(integers.astype(np.int8), f"{name}_quantized"),
                                          numpy_helper.from_array(scale.astype(np.float32), f"{name}_scale")])
@@ -184,11 +204,49 @@ def round_weights(model):
     return result
 
 
-def quantize(model, ranges, *, keep=(), reduce_range=False):
+def round_alike(model, ranges):
+    """Ranges with which every processor rounds the sum of two tensors to the same code.
+
+    The code of a sum is c = round((k_a (a - z_a) + k_b (b - z_b)) / k_c) + z_c, where scales are k times a unit.
+    Kernels compute this in float or in fixed point, and round half to even or away from zero, so that they differ where
+    it is near half-way between two integers. If all k are odd, it is never nearer to half-way than 1 / (2 k_c), because
+    no multiple of 1 / k_c is. With k up to UNITS, this is more than the kernels err; see tests/test_portable.py.
+
+    ranges: {tensor name: (lo, hi)} of a folded float model. Those of tensors that meet in sums are returned a little
+    wider, so that their scales are odd multiples of a common unit; the others as they are.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    meeting = []  # disjoint sets of tensors
+    for node in model.graph.node:
+        if node.op_type != "Add" or not ranges.keys() >= {*node.input, *node.output}:
+            continue
+        names = {node.output[0]}
+        for name in node.input:
+            while name in producers and producers[name].op_type == "MaxPool":  # has the scale of its input
+                name = producers[name].input[0]
+            names.add(name)
+        for following in model.graph.node:
+            if following.op_type in ("Relu", "Clip") and following.input[0] == node.output[0]:
+                names.add(following.output[0])  # the activation is fused into the sum, and its range is that of both
+        names = names.union(*(others for others in meeting if others & names))
+        meeting = [others for others in meeting if not others & names] + [names]
+    result = dict(ranges)
+    for names in meeting:
+        bounds = {name: (min(ranges[name][0], 0), max(ranges[name][1], 0)) for name in names}
+        unit = max(hi - lo for lo, hi in bounds.values()) / LEVELS / UNITS
+        for name, (lo, hi) in bounds.items():
+            multiple = (hi - lo) / LEVELS / unit
+            scale = unit * (2 * math.ceil((multiple - 1) / 2 - 1e-6) + 1)  # the next odd multiple
+            zero_point = round(-lo / scale)
+            result[name] = (-zero_point * scale, (LEVELS - zero_point) * scale)
+    return result
+
+
+def quantize(model, ranges, *, keep=(), full=False):
     """A folded float model as QDQ INT8, an onnx.ModelProto.
 
-    ranges: {tensor name: (lo, hi)} of all activations. keep: names of nodes that stay in float. reduce_range: weights
-    of 7 bits, for x86 processors without VNNI, where sums of two products of 8 bits saturate.
+    ranges: {tensor name: (lo, hi)} of all activations. keep: names of nodes that stay in float. full: weights that are
+    finer and saturate on some processors, see codes().
     """
     onnx = errors.need("onnx", "edge")
     from onnxruntime import quantization
@@ -203,27 +261,36 @@ def quantize(model, ranges, *, keep=(), reduce_range=False):
         def get_next(self):
             return self.images.pop() if self.images else None
 
-    overrides = {name: [{"rmin": np.float32(lo), "rmax": np.float32(hi)}] for name, (lo, hi) in ranges.items()}
+    overrides = {name: [{"rmin": np.float32(lo), "rmax": np.float32(hi)}]
+                 for name, (lo, hi) in round_alike(model, ranges).items()}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.name not in keep and node.input[1] in tensors:
+            weights = onnx.numpy_helper.to_array(tensors[node.input[1]])
+            _, scales = codes(weights, depthwise=is_depthwise(node, weights), full=full)
+            overrides[node.input[1]] = [
+                {"quant_type": quantization.QuantType.QInt8, "axis": 0, "symmetric": True,
+                 "rmin": np.float32(-127 * scale), "rmax": np.float32(127 * scale)} for scale in scales.ravel()]
     with tempfile.TemporaryDirectory() as folder, quiet():
         folded, quantized = Path(folder, "folded.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, folded)
         quantization.quantize_static(
             str(folded), str(quantized), SingleImage(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-            reduce_range=reduce_range, activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8, nodes_to_exclude=list(keep),
-            extra_options={"TensorQuantOverrides": overrides})
+            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=list(keep), extra_options={"TensorQuantOverrides": overrides})
         return onnx.load(quantized)
 
 
 def float_nodes(model):
-    """Names of the nodes of a model that always stay in float: normalisation and linear layers.
+    """Names of the nodes of a model that always stay in float: normalisation, the last pooling and linear layers.
 
     Mean and deviation of 8 bits would be rounded twice; a grid of 8 bits for logits is coarser than the differences
     that decide between classes.
     """
     nodes = list(model.graph.node)
-    first = next((k for k, node in enumerate(nodes) if node.op_type == "Conv"), 0)
-    return [node.name for k, node in enumerate(nodes) if k < first or node.op_type in ("Gemm", "MatMul")]
+    convolutions = [k for k, node in enumerate(nodes) if node.op_type == "Conv"] or [0]
+    return [node.name for k, node in enumerate(nodes) if k < convolutions[0] or node.op_type in ("Gemm", "MatMul")
+            or k > convolutions[-1] and node.op_type in ("GlobalAveragePool", "Flatten", "Reshape")]
 
 
 def groups(model, count):

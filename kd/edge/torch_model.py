@@ -19,10 +19,13 @@ class Ready:
 
     network: object
     device: torch.device
-    size: int    # S: the side of the images, in pixels
-    resize: int  # the short side of an image before the crop, in pixels
-    range: list  # of deep values, as kd.image.to_rgb() takes it, or None
+    input: dict  # how pixels are made of an image file, as kd.image.evaluation_pixels() takes it
     facts: dict  # parameters, params_bytes, macs, as networks.facts() has them; None for one that is not known
+
+    @property
+    def size(self):
+        """S: the side of the images, in pixels."""
+        return self.input["size"]
 
     @torch.inference_mode()
     def logits(self, images):
@@ -31,7 +34,7 @@ class Ready:
 
     def pixels(self, source):
         """uint8 [S, S, 3] of an image file, as training and evaluation see it."""
-        return image.evaluation_pixels(source, self.resize, self.size, self.range)
+        return image.evaluation_pixels(source, self.input)
 
     def timer(self, images):
         """A function that runs one query, whose images are on the device already, and returns its seconds."""
@@ -82,7 +85,7 @@ def open_file(path, backend, registry, *, device="cpu", threads=1, size=None):
     facts = networks.facts(model, size)
     network = prepare(convert.deployed(model, content, size), backend, device)
     resize = input["resize"] if size == input["size"] else image.resize_for(size)
-    return Ready(network, device, size, resize, input.get("range"), facts)
+    return Ready(network, device, {**input, "size": size, "resize": resize}, facts)
 
 
 def prepare(network, backend, device):
@@ -110,12 +113,13 @@ def _torchscript(path, device, size):
         with convert.silent():
             network = torch.jit.load(path, map_location=device, _extra_files=extra)
         metadata = json.loads(extra["metadata.json"])
-        file_size, resize, range = (metadata["input"].get(key) for key in ("size", "resize", "range"))
+        input = {key: metadata["input"][key] for key in ("size", "resize", "interpolation")}
+        input["range"] = metadata["input"].get("range")
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error) else "it is empty"
         raise UserError(f"cannot load {path}: {reason}",
                         "Export it again: python export.py RUN --formats torchscript") from None
-    if size not in (None, file_size):
-        raise UserError(f"{path} takes images of {file_size} px", "Leave out --size, or name the checkpoint.")
+    if size not in (None, input["size"]):
+        raise UserError(f"{path} takes images of {input['size']} px", "Leave out --size, or name the checkpoint.")
     facts = {name: metadata.get(name) for name in ("parameters", "params_bytes", "macs")}
-    return Ready(network.eval(), device, file_size, resize, range, facts)
+    return Ready(network.eval(), device, input, facts)

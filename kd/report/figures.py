@@ -82,8 +82,9 @@ def _inline(svg, alt, name):
     prefix = "f" + hashlib.sha256((alt + svg).encode(errors="replace")).hexdigest()[:8]
     referenced = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     for element in root.iter():
-        for child in [c for c in element if c.tag.endswith(("}metadata", "}style"))]:
-            element.remove(child)
+        for child in list(element):
+            if child.tag.endswith(("}metadata", "}style")) or child.tag.endswith("}path") and not child.get("d"):
+                element.remove(child)
         element.tag = element.tag.split("}")[-1]
         attributes = {key.split("}")[-1]: value for key, value in element.items()}
         element.attrib.clear()
