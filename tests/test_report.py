@@ -20,6 +20,7 @@ from kd.evaluation import compare, protocol
 from kd.files import parse_number, read_csv, read_json, read_npz, write_json, write_npz
 from kd.report import blocks, build, figures, study_files
 from kd.report.sections import efficiency, overview, performance, result, students
+from kd.report.sections.calibration import sentences as calibration_sentences
 from kd.report.sections.calibration import threshold_sentences
 from kd.text import format_p
 from reported import CLASSES, Page, paged, words, write_run, write_study
@@ -351,7 +352,7 @@ def test_title_data_splits_and_methods_are_stated(study):
         "toy", "203 images of", "in 3 classes", "3 train, 80 validation, 120 test", "8 × 8 px",
         "Not a medical device", "0.5 * ce + 0.5 * kd(T=4)", "f1f2f3", "abc1234", "smoothed cluster bootstrap",
         "95 of 100 such intervals", "Options that differ", "12,345",
-        "Other trainings of teacher_big: there is one seed",
+        "Other trainings of teacher_big, trained with one seed only",
         "Other machines: latencies are of a CPU", "Not in these files: subgroups. The sections say why",
     ):
         assert text in page.text, text
@@ -400,7 +401,7 @@ def test_a_sentence_never_claims_more_than_its_interval(tmp_path, quick):
     assert re.search(r"On test its difference from [ab]_alone is not significant \(95% interval includes 0\): the "
                      "choice rests on validation alone", text)
     assert "Test confirms the choice" not in text and "validation chose wrong" not in text
-    assert "Other trainings of a_alone, b_alone: there is one seed." in text
+    assert "Other trainings of a_alone, b_alone, trained with one seed only." in text
 
 
 def test_a_gain_names_the_further_images_that_the_student_saw(study, tmp_path):
@@ -442,6 +443,24 @@ def test_a_missed_promise_is_told_of_each_seed_and_of_the_teacher_where_most_see
     point = next(p for p in runs_[1].evaluation["operating_points"] if p.get("class") == "df")
     point["shortfall"]["lo"] = -.1
     assert not [line for line in threshold_sentences(read, "small_kd") if line.startswith("Class df")]
+
+
+def test_the_temperature_is_told_of_every_seed(study):
+    only, = calibration_sentences(study_files.read_study(study[0]))
+    assert "teacher_big (seed 0), small_alone (seeds 0, 1), small_kd (seeds 0, 1)" in only
+
+
+def test_methods_name_no_path_of_the_machine_and_no_option_that_nothing_reads(tmp_path):
+    home = "/somewhere/runs"
+    for model, role, options in (
+        ("small_alone", "student", {"teacher": None, "alpha": 1.0}),
+        ("small_kd", "student", {"teacher": f"{home}/toy/teacher_big/seed_0", "alpha": .5}),
+    ):
+        write_run(tmp_path / f"toy/{model}/seed_0", role=role, student=["small"], out=home, study="toy",
+                  temperature=4.0, **options)
+    reported.evaluate(tmp_path / "toy")
+    values = overview.option_values(study_files.read_study(tmp_path / "toy"))
+    assert values["teacher"] == ["–", "teacher_big/seed_0"] and values["temperature"] == ["–", "4"]
 
 
 def test_a_weak_teacher_bars_any_conclusion(study, tmp_path, quick):
@@ -606,8 +625,10 @@ def test_the_page_names_the_rules_that_were_applied(study):
     root, page = study
     found, rules = examine.apply_rules(examine.gather_cases(runs.find(root)))
     silent = [rule for rule in rules if rule not in {finding["rule"] for finding in found}]
-    applied = f"{len(rules)} of {len(examine.RULES)} rules could be applied to these runs: {', '.join(silent)}."
-    assert applied in page.text
+    others = [rule.name for rule in examine.RULES if rule.name not in rules]
+    assert f"{len(rules)} of {len(examine.RULES)} checks could be applied to these runs" in page.text
+    assert (f"looks for: {', '.join(silent)}. Not applied, for want of what they read: {', '.join(others)}."
+            in page.text) and others
 
 
 def test_the_tables_of_a_report_give_an_audit_nothing_new(study):

@@ -672,6 +672,18 @@ def test_the_sentence_on_the_worst_corruption_has_each_seed_and_the_teacher(monk
         "0.375] (seed 0), 0.250 [0.125, 0.375] (seed 1); big to 0.500 [0.375, 0.625] (seed 0)."]
 
 
+def test_a_note_on_sizes_names_only_the_corruptions_that_are_there():
+    assert suites.note("custom", {"jpeg", "hair"}).startswith("JPEG's blocks are 8 px at any image size: its effect")
+    assert suites.note("custom", {"hair"}) is None and "pixelate" in suites.note("default", {"jpeg"})
+
+
+def test_curves_for_a_telephone_have_every_corruption_within_its_width():
+    rows = [{"model": "a", "seed": "seed_0", "corruption": name, "severity": k, "macro_f1": .5, "macro_f1_lo": .25,
+             "macro_f1_hi": .75} for name, k in (("clean", 0), ("jpeg", 1), ("hair", 1), ("ink", 1))]
+    svg = figures_robustness.robustness_curves(rows, {"a": "student"}, True, alt="x")
+    assert 'width="400"' in svg and all(f">{name}</text>" in svg for name in ("jpeg", "hair", "ink"))
+
+
 def test_a_suite_of_ones_own_has_its_sheet_and_its_note_in_the_report(honestly, tmp_path, monkeypatch):
     monkeypatch.setattr(robustness, "drawings", lambda *more: [])
     study = reported(honestly, suite="custom")
@@ -682,7 +694,6 @@ def test_a_suite_of_ones_own_has_its_sheet_and_its_note_in_the_report(honestly, 
     assert list(study.sheets) == ["custom", "default"]
     captions = [block["alt"] for block in robustness.robustness(study) if block["kind"] == "picture"]
     assert len(captions) == 2 and "suite custom" in captions[0]
-    assert suites.note("custom", {"ink"}) is None and suites.note("custom", {"jpeg", "ink"}) == suites.SIZES
     assert suites.note("phase1", ()) == suites.NOTES["phase1"]
 
 

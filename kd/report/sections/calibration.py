@@ -72,27 +72,33 @@ def calibration_record(run):
 
 
 def sentences(study):
-    """What the temperature did to the calibration error of each model's first seed: whether the intervals overlap."""
-    models = {"lowers": [], "raises": [], "overlap": []}
-    for run in study.firsts:
-        raw, calibrated = run.metric("rms_ce_debiased"), run.metric("rms_ce_debiased_calibrated")
-        if not is_defined(raw["lo"]) or not is_defined(calibrated["lo"]):
-            continue
-        effect = "overlap"
-        if calibrated["hi"] < raw["lo"]:
-            effect = "lowers"
-        elif calibrated["lo"] > raw["hi"]:
-            effect = "raises"
-        models[effect].append(f"{run.model} ({seed_name(run)})" if len(study.models[run.model]) > 1 else run.model)
+    """What the temperature did to the calibration error of each run: whether the intervals before and after overlap."""
+    effects = {"lowers": {}, "raises": {}, "overlap": {}}  # effect -> model -> Runs
+    for run in study.runs:
+        if run.evaluation:
+            raw, calibrated = run.metric("rms_ce_debiased"), run.metric("rms_ce_debiased_calibrated")
+            if is_defined(raw["lo"]) and is_defined(calibrated["lo"]):
+                effect = ("lowers" if calibrated["hi"] < raw["lo"] else
+                          "raises" if calibrated["lo"] > raw["hi"] else "overlap")
+                effects[effect].setdefault(run.model, []).append(run)
     lines = []
     for effect in ("lowers", "raises"):
-        if models[effect]:
-            lines.append(f"The temperature fitted on validation {effect} the debiased calibration error on test of "
-                         f"{', '.join(models[effect])}: the intervals do not overlap.")
-    if models["overlap"]:
-        lines.append("The intervals of the debiased calibration error on test before and after the temperature fitted "
-                     f"on validation overlap, of {', '.join(models['overlap'])}.")
+        if effects[effect]:
+            lines.append(f"The temperature, fitted on validation, {effect} the debiased calibration error on test of "
+                         f"{named(effects[effect])}.")
+    if effects["overlap"]:
+        lines.append("Whether the temperature, fitted on validation, changes the debiased calibration error on test is "
+                     f"open for {named(effects['overlap'])}: the intervals before and after it overlap.")
     return lines
+
+
+def named(models):
+    """`a (seed 0), b (seeds 0, 1)`. models: {model: its Runs}."""
+    names = []
+    for model, group in models.items():
+        seeds = ", ".join(run.seed.removeprefix("seed_") for run in group)
+        names.append(f"{model} (seed{'s' if len(group) > 1 else ''} {seeds})")
+    return ", ".join(names)
 
 
 # ---- reliability

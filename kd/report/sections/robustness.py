@@ -5,7 +5,7 @@ import math
 from kd.files import parse_number
 from kd.report import figures_robustness
 from kd.report.blocks import Column, aside, figure, heading, interval, missing, paragraph, picture, table
-from kd.report.sections.overview import FORMATS, seed_columns, with_format
+from kd.report.sections.overview import FORMATS, responsive_figure, seed_columns, with_format
 from kd.report.sections.tensorboard import png_uri
 from kd.robustness import suites
 from kd.text import format_bounds, format_count, is_defined
@@ -98,7 +98,8 @@ def sheets(study):
         of_suite = f" of suite {suite}" if len(sources) > 1 else ""
         if source:
             pictures.append(picture(source, f"A test image under each corruption{of_suite}, one column per severity."))
-    return [heading("What the corruptions look like"), *pictures] if pictures else []
+    note = "Above each image its severity and, after the colon, the parameters of the corruption."
+    return [heading("What the corruptions look like"), aside(note), *pictures] if pictures else []
 
 
 # ---- over all corruptions
@@ -132,9 +133,10 @@ def summary_table(rows, baseline):
         interval("Mean macro-F1", "mean_macro_f1"), interval("BE", "be"), interval("rBE", "rbe"),
         interval("BE, MedMNIST-C", "be_medmnist_c"), interval("rBE, MedMNIST-C", "rbe_medmnist_c"),
     ]
-    caption = (f"Over all corruptions and severities; BE: sum of 1 - balanced accuracy over that of the baseline "
-               f"({baseline}), rBE: the same for the loss from clean, lower is better; MedMNIST-C: the mean over "
-               "corruptions of that ratio, as published; rank by error")
+    caption = (f"Over all corruptions and severities. BE, balanced error: 1 - balanced accuracy, as a ratio to that of "
+               f"the baseline ({baseline}); below 1 is better than the baseline. rBE, relative: the same of what is "
+               "lost from clean images. Both are ratios of sums; MedMNIST-C takes the mean of the ratios of the "
+               "corruptions. Rank: by BE")
     export = [{key: value for key, value in row.items() if key not in ("role", "format")} for row in rows]
     return table("robustness_summary", caption, columns, rows, export)
 
@@ -197,7 +199,7 @@ def drawings(rows, suite):
     if max(row["severity"] for row in rows) > 0:
         legible, left_out = figures_robustness.legible(rows)
         caption = f"Against severity; the bands are 95% intervals{seeds}"
-        blocks.append(figure(figures_robustness.robustness_curves(legible, roles, alt=alt), alt, caption))
+        blocks.append(responsive_figure(figures_robustness.robustness_curves, legible, roles, alt=alt, caption=caption))
         blocks += map(aside, left_out)
     if all(math.isfinite(row["macro_f1"]) for row in rows):
         caption = f"Mean over severities; the darker, the more of the clean figure is lost{seeds}"
