@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def test_the_guide_of_a_bundle_names_the_oldest_version(exported):
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="the oldest version has no wheel for this Python")
 def test_the_oldest_version_runs_a_bundle(exported, tmp_path):
     emulated.install(tmp_path / "packages", f"onnxruntime=={OLDEST}.0", "numpy<2", "pillow", platforms=())
-    folder, machine = exported[0].parent / "bundle", emulated.here(tmp_path / "packages")
+    folder = shutil.copytree(exported[0].parent / "bundle", tmp_path / "box")
+    machine = emulated.here(tmp_path / "packages")
     version = machine.run("-c", "import onnxruntime; print(onnxruntime.__version__)", folder=folder)
     assert version.startswith(f"{OLDEST}.")
     assert "all labels are the same" in machine.run("predict.py", "model.int8.onnx", "--check", folder=folder)

@@ -323,12 +323,12 @@ def test_scales_at_the_sums_of_an_exported_file_are_odd_multiples(tmp_path):
 # ---- another processor
 
 @pytest.mark.slow
-def test_a_bundle_checks_itself_on_an_emulated_processor_without_vnni(exported):
+def test_a_bundle_checks_itself_on_an_emulated_processor_without_vnni(exported, tmp_path):
     """Haswell has AVX2 alone. -cpu names what the program may use; it is not limited to what this machine can do."""
     emulator = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
     if emulator is None or sys.platform != "linux":
         pytest.skip("no qemu-x86_64")
-    box = exported[0].parent / "bundle"
+    box = shutil.copytree(exported[0].parent / "bundle", tmp_path / "box")
     done = subprocess.run([emulator, "-cpu", "Haswell", sys.executable, "predict.py", "model.int8.onnx", "--check"],
                           cwd=box, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
