@@ -209,9 +209,11 @@ def test_a_table_begins_with_what_its_columns_mean_and_csv_with_their_names(outp
 
 def test_lines_come_as_images_do_and_ctrl_c_ends_it_cleanly(model, folder, jpeg):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    process = subprocess.Popen(
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C, and
+    process = subprocess.Popen(  # so would the program that is started here
         [sys.executable, ROOT / "predict.py", model, "--watch", folder, "--format", "jsonl", "--threads", "1"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    signal.signal(signal.SIGINT, before)
     guard = threading.Timer(100, process.kill)  # where a line is kept back, reading it would wait for ever
     guard.start()
     try:
