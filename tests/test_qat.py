@@ -1,15 +1,19 @@
-"""Quantisation-aware training: the graph in training rounds as its file does, and training repairs what rounding costs."""
+"""Quantisation-aware training: the graph in training rounds as its file does, and training repairs what that costs."""
+
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+import export
 import registry
 from kd import onnx_model
 from kd.data import augment, batching
 from kd.edge import checked_export, convert, parity, qat, quantize
 from kd.edge.onnx_network import OnnxNetwork, RoundActivation
 from kd.errors import UserError
+from kd.files import read_json
 from kd.run_folder import Run
 
 onnx = pytest.importorskip("onnx")
@@ -44,23 +48,22 @@ def normalised(source, split="test"):
 def test_the_graph_in_torch_gives_the_logits_of_onnxruntime(source, folded):
     model, activations = folded
     keep = quantize.float_nodes(model)
-    quantized = quantize.quantize(model, ranges_of(activations), reduce_range=True, keep=keep)
+    quantized = quantize.quantize(model, ranges_of(activations), keep=keep)
     images, pixels = normalised(source), source.pixels("test")
     theirs = {name: onnx_model.session(file.SerializeToString(), 1).run(["logits"], {"image": pixels})[0]
               for name, file in (("float", model), ("int8", quantized))}
     # a code that is one lower or higher where a float is near half-way is what is left
     step = np.abs(theirs["int8"] - theirs["float"]).max()
-    assert np.abs(OnnxNetwork(model, quantized, 7)(images).numpy() - theirs["int8"]).max() < 0.2 * step
+    assert np.abs(OnnxNetwork(model, quantized)(images).numpy() - theirs["int8"]).max() < 0.2 * step
     assert np.abs(OnnxNetwork(model)(images).numpy() - theirs["float"]).max() < 1e-4
 
 
 def test_weights_and_ranges_that_were_not_trained_are_those_before(folded):
     model, activations = folded
     keep, ranges = quantize.float_nodes(model), ranges_of(activations)
-    quantized = quantize.quantize(model, ranges, reduce_range=True, keep=keep)
-    network = OnnxNetwork(model, quantized, 7)
-    again = quantize.quantize(qat._with_weights(model, network.weights()), {**ranges, **network.ranges()},
-                              reduce_range=True, keep=keep)
+    quantized = quantize.quantize(model, ranges, keep=keep)
+    network = OnnxNetwork(model, quantized)
+    again = quantize.quantize(qat._with_weights(model, network.weights()), {**ranges, **network.ranges()}, keep=keep)
     ours, theirs = ({tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in file.graph.initializer}
                     for file in (again, quantized))
     assert ours.keys() == theirs.keys() and len(network.ranges()) >= 6
@@ -88,25 +91,36 @@ def test_gradients_of_rounding_are_those_of_learned_step_sizes(zero_point):
 
 def test_training_repairs_ranges_that_clip_too_much(source, folded):
     model, activations = folded
-    keep, ranges = quantize.float_nodes(model), ranges_of(activations, 0.2)
+    keep, ranges = quantize.float_nodes(model), ranges_of(activations, 0.8)
     images = source.pixels("val")
     reference = convert.logits(source.network, images)
 
     def divergence(model, ranges):
-        file = quantize.quantize(model, ranges, reduce_range=True, keep=keep).SerializeToString()
+        file = quantize.quantize(model, ranges, keep=keep).SerializeToString()
         return parity.divergence(reference, onnx_model.session(file, 1).run(["logits"], {"image": images})[0])
 
     before = divergence(model, ranges)
-    trained = qat.train(source, model, ranges, bits=7, keep=keep, epochs=10, max_flips=0.03)
+    trained = qat.train(source, model, ranges, full=False, keep=keep, epochs=10, max_flips=0.03)
     assert divergence(*trained) < 0.3 * before
     assert divergence(model, ranges) == before  # what was given is as it was
 
 
 def test_what_cannot_be_trained_is_named(folded):
     model, activations = folded
-    quantized = quantize.quantize(model, ranges_of(activations), reduce_range=True, keep=quantize.float_nodes(model))
+    quantized = quantize.quantize(model, ranges_of(activations), keep=quantize.float_nodes(model))
     strange = onnx.ModelProto()
     strange.CopyFrom(quantized)
     strange.graph.node[-1].op_type = "Einsum"
     with pytest.raises(UserError, match="cannot be trained with rounding: it has the operators Einsum"):
-        OnnxNetwork(model, strange, 7)
+        OnnxNetwork(model, strange)
+
+
+def test_a_trained_file_is_one_of_the_recipes(exported, tmp_path):
+    run = shutil.copytree(exported[0], tmp_path / "study" / "model" / "seed_0")
+    export.main([str(run), "--formats", "int8", "--qat", "1", "--max-flips", "0.5", "--calibration", "32"])
+    int8 = read_json(run / "exports" / "parity.json")["formats"]["int8"]
+    assert [recipe["ranges"] for recipe in int8["recipes"]] == [*quantize.RECIPES, checked_export.TRAINED]
+    assert int8["recipe"] == min(int8["recipes"], key=lambda recipe: recipe["val_divergence"])
+    assert int8["other_range"]["weight_range"] == "full"
+    with pytest.raises(UserError, match="--qat trains the INT8 file"):
+        export.main([str(run), "--formats", "onnx", "--qat", "1"])

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from kd import errors
+from kd.edge import quantize
 from kd.errors import UserError
 
 
@@ -34,13 +35,13 @@ class RoundActivation(torch.autograd.Function):
 
 
 class OnnxNetwork(torch.nn.Module):
-    """A graph behind the normalisation. The weights and biases of the float graph of which it was made are its parameters.
+    """A graph behind the normalisation. The weights and biases of the float graph are its parameters.
 
-    model: an onnx.ModelProto, folded; quantized: what kd.edge.quantize.quantize() made of it, else the graph is `model`
-    itself; bits: of its weights. UserError for a graph with operators that are not in OPERATORS.
+    model: a float graph, an onnx.ModelProto, folded. quantized: what kd.edge.quantize.quantize() made of it, which is
+    computed instead of it; full: as there. UserError for a graph with operators that are not in OPERATORS.
     """
 
-    def __init__(self, model, quantized=None, bits=None):
+    def __init__(self, model, quantized=None, full=False):
         super().__init__()
         onnx = errors.need("onnx", "edge")
         quantized = quantized or model
@@ -54,9 +55,11 @@ class OnnxNetwork(torch.nn.Module):
         if strange:
             raise UserError(f"this network cannot be trained with rounding: it has the operators {', '.join(strange)}",
                             "Leave out --qat.")
-        self.levels = {7: 64, 8: 127, None: None}[bits]
+        self.full = full
         constants, weights = ({tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
                                for tensor in graph.initializer} for graph in (quantized.graph, model.graph))
+        self.depthwise = {node.input[1] for node in model.graph.node
+                          if node.op_type == "Conv" and quantize.is_depthwise(node, weights[node.input[1]])}
         self.nodes, self.constants = [], {}
         self.zero_points = {}  # {name of a scale: int}
         self.parameter_of, self.scale_of = {}, {}  # {name in the float graph, of a scale: position in the lists}
@@ -112,10 +115,10 @@ class OnnxNetwork(torch.nn.Module):
         weight = self.trained[self.parameter_of[name]]
         if weight.dim() < 2:
             return weight
-        scale = weight.detach().abs().flatten(1).amax(1) / self.levels
-        scale = torch.where(scale == 0, 1, scale)
-        return torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros_like(scale, dtype=torch.int32), 0,
-                                                      -self.levels, self.levels)
+        _, scales = quantize.codes(weight.detach().cpu().numpy(), depthwise=name in self.depthwise, full=self.full)
+        scales = torch.from_numpy(scales.ravel()).to(weight)
+        return torch.fake_quantize_per_channel_affine(weight, scales, torch.zeros_like(scales, dtype=torch.int32), 0,
+                                                      -127, 127)
 
     def weights(self):
         """{name in the float graph: array}."""

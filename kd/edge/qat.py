@@ -22,21 +22,20 @@ LR_SCALES = 1e-3  # of the logarithms of scales
 WARMUP = 0.05     # share of the steps in which the rates rise
 
 
-def train(source, model, ranges, *, bits, keep, epochs, max_flips):
+def train(source, model, ranges, *, full, keep, epochs, max_flips):
     """(float model, ranges) of an INT8 network after fine-tuning, as quantize.quantize() takes them.
 
-    source: a kd.edge.checked_export.Source. model, ranges, bits, keep: of the network before. epochs: over the training
+    source: a kd.edge.checked_export.Source. model, ranges, full, keep: of the network before. epochs: over the training
     split. Those weights are returned, of the epochs' ends and of the start, that are best on validation: the nearest
     to the checkpoint of those that change at most `max_flips` of its labels, if there are any.
     """
     device, data = networks.device("auto"), source.data
-    quantized = quantize.quantize(model, ranges, reduce_range=bits == 7, keep=keep)
-    student = OnnxNetwork(model, quantized, bits).to(device)
+    student = OnnxNetwork(model, quantize.quantize(model, ranges, keep=keep, full=full), full).to(device)
     teacher = copy.deepcopy(source.network.model).to(device)
     optimizer = torch.optim.Adam([{"params": list(student.trained), "lr": LR},
                                   {"params": list(student.log_scales), "lr": LR_SCALES}])
     mean, std = (source.metadata["input"][key] for key in ("mean", "std"))
-    options = source.run.options
+    options = {"mixup": 0.0, "cutmix": 0.0, "sampling": "natural", **source.run.options}  # older runs have not all
     steps, step = epochs * len(batching.batch_sizes(data, options["batch"])), 0
 
     def normalised(images):
