@@ -39,7 +39,7 @@ def train(source, model, ranges, *, full, keep, epochs, max_flips):
     steps, step = epochs * len(batching.batch_sizes(data, options["batch"])), 0
 
     def normalised(images):
-        return augment.normalise(images, mean, std).contiguous()
+        return augment.normalise(images, mean, std)
 
     @torch.no_grad()
     def validate():
@@ -66,7 +66,6 @@ def train(source, model, ranges, *, full, keep, epochs, max_flips):
                 optimizer.step()
                 bar.update()
             found = validate()
-            print("epoch", epoch, found, flush=True)
             if found < best:
                 best, weights, learned = found, student.weights(), student.ranges()
     return _with_weights(model, weights), {**ranges, **learned}
