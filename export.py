@@ -32,6 +32,8 @@ def main(argv=None):
                             "Add onnx or int8 to --formats.")
     elif options.recalibrated:
         raise UserError("--recalibrated makes a bundle", "Name its folder with --bundle DIR.")
+    if options.qat and "int8" not in options.formats:
+        raise UserError("--qat trains the INT8 file in ONNX", "Add int8 to --formats.")
     run = Run(single_run(options.run))
     if options.recalibrated:
         return for_site(run, options)
@@ -39,7 +41,8 @@ def main(argv=None):
     folder = run.folder / "exports"
     with lock(folder / ".lock", what=str(folder)):
         parity = checked_export.write(source, folder, options.formats, calibration=options.calibration,
-                                      weight_range=options.weight_range, max_flips=options.max_flips)
+                                      weight_range=options.weight_range, max_flips=options.max_flips,
+                                      qat_epochs=options.qat)
     print(parity_table(parity))
     print(f"\nwritten: {folder}")
     best = folder / next(checked_export.FILES[name] for name in ("int8", "onnx", "executorch")
@@ -94,6 +97,10 @@ def parser():
                         help="of INT8's integers; portable: sums of products saturate on no processor; full: a little "
                         "more accurate, but on x86 processors without VNNI slower with predict.py and wrong with other "
                         "programs")
+    result.add_argument("--qat", type=errors.positive, default=0,  # off: it takes as long as training
+                        metavar="EPOCHS", help="train the INT8 file for so many epochs with rounded weights and "
+                        "activations, on the training images without their labels, to give the answers of the float "
+                        "network; for networks that lose too much otherwise. model.int8.pte gets its weights")
     result.add_argument("--bundle", metavar="DIR", help="write all that another machine needs into this new folder")
     result.add_argument("--recalibrated", metavar="NAME", help="make the --bundle of the file that was exported "
                         "before, with the settings in RUN/recalibrated/NAME.json, which were fitted to another site")
@@ -120,8 +127,9 @@ def parity_table(parity):
         elif recipe:
             lines.append(f"{name}: ranges by {recipe['ranges']}, {len(recipe['float'])} layers in float, chosen on "
                          "validation")
-            lines += [f"  weight range {figures['weight_range']}{file}: on val {figures['val_flips']:.2%} of the "
-                      f"labels changed, logits {figures['val_difference']:.3f} off on average; "
+        if recipe and recipe.get("weight_range"):
+            lines += [f"  weight range {figures['weight_range']}{file}: {figures['val_flips']:.2%} of the labels "
+                      f"changed on validation, logits {figures['val_difference']:.3f} off on average, "
                       f"{figures['bytes'] / 1e6:.2f} MB"
                       for file, figures in ((" (this file)", recipe),
                                             ("", parity["formats"]["int8"]["other_range"]))]

@@ -3,12 +3,12 @@
     python benchmarks/inference.py --size 224
     python benchmarks/inference.py --size 64
 
-Three untrained networks are exported as export.py does it, in INT8 with the recipe that export.py chose for trained
-ones (docs/results/edge.md) and with ranges from noise: the values of weights, ranges and pixels do not change the
-latency. Eager gets normalised floats and the files get raw pixels, so that the ratios favour eager. Models take turns;
-a ratio is the median over turns, with quartiles. Processor time is measured, which other processes affect only through
-the caches. It needs no data and takes five minutes, most of them for the export. Where ExecuTorch is installed, its
-programs run beside ONNX Runtime. The last line is one JSON object: for each network how many times faster INT8 is;
+Three untrained networks are exported as export.py does it, in INT8 with integer activations, which a trained
+EfficientNet-B0 may need --qat for, and with ranges from noise: the values of weights, ranges and pixels do not change
+the latency. Eager gets normalised floats and the files get raw pixels, so that the ratios favour eager. Models take
+turns; a ratio is the median over turns, with quartiles. Processor time is measured, which other processes affect only
+through the caches. It needs no data and takes five minutes, most of them for the export. Where ExecuTorch is installed,
+its programs run beside ONNX Runtime. The last line is one JSON object: for each network how many times faster INT8 is;
 `onnx`, `executorch`, `executorch_int8`: the same for these files; `bytes`: the size of the INT8 file over that of the
 file in fp32.
 """
@@ -30,7 +30,6 @@ from kd.edge import convert, executorch, quantize  # noqa: E402
 from kd.image import INTERPOLATION, MEAN, STD  # noqa: E402
 
 ARCHITECTURES = ("resnet18", "mobilenetv2", "efficientnetb0")
-WEIGHTS_ONLY = ("efficientnetb0",)  # with every other recipe, trained ones change too many labels
 SECONDS = 5                         # of measurement for each model
 
 
@@ -72,12 +71,9 @@ def export(arch, size):
     exported = convert.to_onnx(deployed, size, metadata)
     folded = quantize.fold(exported)
     noise = np.random.default_rng(0).integers(0, 256, (16, size, size, 3), dtype=np.uint8)
-    if arch in WEIGHTS_ONLY:
-        int8 = quantize.round_weights(folded)
-    else:
-        activations = quantize.observe(folded, noise, lambda file: onnx_model.session(file, 1))
-        ranges = {tensor: quantize.minmax(activation) for tensor, activation in activations.items()}
-        int8 = quantize.quantize(quantize.correct(folded, activations), ranges, keep=quantize.float_nodes(folded))
+    activations = quantize.observe(folded, noise, lambda file: onnx_model.session(file, 1))
+    ranges = {tensor: quantize.minmax(activation) for tensor, activation in activations.items()}
+    int8 = quantize.quantize(quantize.correct(folded, activations), ranges, keep=quantize.float_nodes(folded))
     convert.label(int8, metadata)
     files = {"onnx": exported.SerializeToString(), "int8": int8.SerializeToString()}
     if find_spec("executorch"):

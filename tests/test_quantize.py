@@ -188,7 +188,7 @@ def test_a_recipe_that_changes_few_labels_comes_before_one_that_is_nearer(export
     images = {split: source.pixels(split) for split in ("val", "test")}
     checks = checked_export._Checks(source, images, {split: np.zeros((len(images[split]), 3)) for split in images})
     model = checked_export.convert.to_onnx(source.network, source.size, source.metadata)
-    _, figures = checked_export.int8(checks, model, 8, "portable", .03)
+    _, figures, _ = checked_export.int8(checks, model, 8, "portable", .03)
     assert figures["recipe"] == figures["recipes"][1] and len(figures["recipes"]) == len(quantize.RECIPES)
 
 

@@ -7,7 +7,8 @@ import torch
 
 from kd import executorch_model, image, onnx_model
 from kd.data import loader
-from kd.edge import convert, executorch, parity, quantize
+from kd.edge import convert, executorch, parity, qat, quantize
+from kd.edge.onnx_network import OnnxNetwork
 from kd.errors import UserError, progress
 from kd.files import atomic, read_json, write_json
 from kd.run_folder import Run
@@ -19,6 +20,7 @@ FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "executorch": "model.p
 FORMATS = {"onnx": ("onnx",), "int8": ("int8",), "executorch": ("executorch", "executorch_int8")}  # option: its files
 ROUNDED = ("int8", "executorch_int8")  # their logits are not the checkpoint's; how near they are is measured
 WEIGHTS = "none: weights only"  # in place of how ranges are chosen
+TRAINED = "training"            # likewise
 GROUPS = 8    # parts into which the layers are cut to find those that INT8 costs most
 
 
@@ -59,31 +61,32 @@ def open_run(run, registry, root=None, cache=None):
     return Source(run, convert.deployed(model, content), data, metadata)
 
 
-def write(source, folder, formats, *, calibration, weight_range, max_flips):
+def write(source, folder, formats, *, calibration, weight_range, max_flips, qat_epochs=0):
     """Make, check and write the `formats` of a Source into `folder`; returns the content of parity.json.
 
     calibration: training images that the ranges of INT8 are taken from. weight_range: of INT8, one of
-    quantize.WEIGHT_RANGES. max_flips: the share of validation labels that a rounded format may change. A check that
-    fails is a UserError before anything is written; old files stay. Where only model.int8.pte changes more labels it is
-    left out, with a note, and model.pte is written.
+    quantize.WEIGHT_RANGES. max_flips: the share of validation labels that a rounded format may change. qat_epochs: of
+    quantisation-aware training of the INT8 file, whose weights model.int8.pte then has, too. A check that fails is a
+    UserError before anything is written; old files stay. Where only model.int8.pte changes more labels it is left out,
+    with a note, and model.pte is written.
     """
     checks = _Checks.of(source)
     parity_content = {"checkpoint": source.metadata["provenance"]["weights"],
                       "predictions": checks.difference_to_predictions(), "formats": {}}
-    model, contents = None, {}
+    model, trained, contents = None, None, {}
     for name in (name for format, files in FORMATS.items() if format in formats for name in files):
         recipes = {}
         if name == "executorch":
             content = executorch.to_executorch(source.network, source.size)
             predict = checks.executorch(content)
         elif name == "executorch_int8":
-            content, recipes = executorch.int8(checks, calibration, max_flips)
+            content, recipes = executorch.int8(checks, calibration, max_flips, trained)
             predict = checks.executorch(content)
         else:
             model = model or convert.to_onnx(source.network, source.size, source.metadata)
             content = model.SerializeToString()
             if name == "int8":
-                content, recipes = int8(checks, model, calibration, weight_range, max_flips)
+                content, recipes, trained = int8(checks, model, calibration, weight_range, max_flips, qat_epochs)
             predict = checks.onnx(content)
         entry = {"file": FILES[name], "bytes": len(content), **recipes, **checks.check(name, predict)}
         if name == "executorch_int8" and entry["val"]["flips"] > max_flips:
@@ -162,12 +165,13 @@ class _Checks:
                                                     temperature) for split in logits}}
 
 
-def int8(checks, model, calibration, weight_range, max_flips):
-    """(content, {"recipe", "recipes", "other_range"}) of the INT8 file whose probabilities on validation are nearest
-    to the checkpoint's, of those that change at most `max_flips` of the labels.
+def int8(checks, model, calibration, weight_range, max_flips, qat_epochs=0):
+    """(content, {"recipe", "recipes", "other_range"}, trained) of the INT8 file whose probabilities on validation are
+    nearest to the checkpoint's, of those that change at most `max_flips` of the labels.
 
     weight_range: one of quantize.WEIGHT_RANGES. other_range: the figures of the chosen recipe with the other of them;
-    None where activations are not rounded.
+    None where activations are not rounded. qat_epochs: of training from the best of the recipes, a further one.
+    trained: its network without rounding, a kd.edge.convert.Deployed; None without.
 
     Where all recipes change more, but at most twice as many, the group of layers that costs most is left in float, up
     to three times. If this is not enough only weights are rounded; and if that is too much, a UserError.
@@ -189,11 +193,15 @@ def int8(checks, model, calibration, weight_range, max_flips):
 
     def quantized(name, float_layers, weight_range):
         """judge() of a recipe that rounds activations, too."""
-        ranges = {tensor: quantize.RECIPES[name](activation) for tensor, activation in activations.items()}
         in_float, full = [*always_float, *float_layers], weight_range == "full"
-        corrected = quantize.correct(folded, activations, keep=in_float, full=full)
-        model = quantize.quantize(corrected, ranges, keep=in_float, full=full)
+        model, ranges = learned if name == TRAINED else start(name, in_float, full)
+        model = quantize.quantize(model, ranges, keep=in_float, full=full)
         return judge(model, {"ranges": name, "float": float_layers, "weight_range": weight_range})
+
+    def start(name, in_float, full):
+        """(float model, ranges) of a recipe without training."""
+        ranges = {tensor: quantize.RECIPES[name](activation) for tensor, activation in activations.items()}
+        return quantize.correct(folded, activations, keep=in_float, full=full), ranges
 
     def attempt(name, float_layers):
         recipe, content = quantized(name, float_layers, weight_range)
@@ -204,8 +212,17 @@ def int8(checks, model, calibration, weight_range, max_flips):
         return min(attempts, key=lambda recipe_and_content: (
             recipe_and_content[0]["val_flips"] > max_flips, recipe_and_content[0]["val_divergence"]))
 
+    trained = None
     with progress(description="INT8 recipes", leave=False) as bar:
         chosen = best([attempt(name, []) for name in quantize.RECIPES])
+    if qat_epochs:
+        full = weight_range == "full"
+        learned = qat.train(checks.source, *start(chosen[0]["ranges"], always_float, full), full=full,
+                            keep=always_float, epochs=qat_epochs, max_flips=max_flips)
+        trained = convert.deployed(OnnxNetwork(learned[0]), checks.source.metadata)
+    with progress(description="INT8 recipes", leave=False) as bar:
+        if qat_epochs:
+            chosen = best([chosen, attempt(TRAINED, [])])
         for _ in range(3):
             if not max_flips < chosen[0]["val_flips"] <= 2 * max_flips:
                 break
@@ -226,6 +243,6 @@ def int8(checks, model, calibration, weight_range, max_flips):
     if recipe["val_flips"] > max_flips:
         raise UserError(f"INT8 changes the label of {recipe['val_flips']:.1%} of the validation images, more than "
                         f"--max-flips {max_flips:g}, in each of {len(recipes)} recipes",
-                        "Training must know of the rounding (quantisation-aware); networks without "
+                        f"Train with the rounding: --qat {2 * qat_epochs or 3}; networks without "
                         "squeeze-and-excitation and with ReLU6 lose least. Or accept more.")
-    return content, {"recipe": recipe, "recipes": recipes, "other_range": other_range}
+    return content, {"recipe": recipe, "recipes": recipes, "other_range": other_range}, trained

@@ -37,14 +37,16 @@ def _export(network, size):
     return torch.export.export(network, (example,), dynamic_shapes=({0: batch},), strict=False)
 
 
-def int8(checks, calibration, max_flips):
+def int8(checks, calibration, max_flips, trained=None):
     """(program as bytes, {"recipe", "recipes"}) of the INT8 network whose probabilities on validation are nearest to
     the checkpoint's, of those that change at most `max_flips` of the labels if there are any.
 
-    checks: a kd.edge.checked_export._Checks. calibration: how many training images the ranges are taken from. Recipes
-    differ in how ranges are chosen, and where there are gates (squeeze-and-excitation) in whether these stay in float.
+    checks: a kd.edge.checked_export._Checks. calibration: how many training images the ranges are taken from. trained:
+    the network after quantisation-aware training, a Deployed, if there was one; then it is the one that is quantised.
+    Recipes differ in how ranges are chosen, and where there are gates (squeeze-and-excitation) in whether these stay in
+    float.
     """
-    network, size = checks.source.network, checks.source.size
+    network, size = trained or checks.source.network, checks.source.size
     images, reference, attempts = checks.source.pixels("train", calibration), checks.reference["val"], []
     gates = [node.name for node in _export(network, size).module().graph.nodes if is_gate(node)]
     with progress(description="INT8 recipes of ExecuTorch", leave=False) as bar:
@@ -52,7 +54,8 @@ def int8(checks, calibration, max_flips):
             for ranges in RANGES:
                 quantized = quantize(network, size, images, ranges, in_float)
                 logits = convert.logits(quantized, checks.images["val"], BATCH)
-                recipe = {"ranges": ranges, "float": in_float, "val_flips": parity.flips(reference, logits),
+                recipe = {"ranges": ranges, "float": in_float, "trained": trained is not None,
+                          "val_flips": parity.flips(reference, logits),
                           "val_divergence": parity.divergence(reference, logits)}
                 attempts.append((recipe, quantized))
                 bar.update()
