@@ -1,6 +1,7 @@
 """The two ways to resize: what each gives, that a network keeps the one that it was trained with, and that training and
 use give the same pixels."""
 
+import dataclasses
 import hashlib
 import io
 import re
@@ -15,7 +16,7 @@ import distill
 import registry
 import train_teacher
 from kd import image, onnx_model
-from kd.data import cache
+from kd.data import cache, loader, unlabelled
 from kd.data.dataset import Dataset
 from kd.edge import convert, torch_model
 from kd.errors import UserError
@@ -279,6 +280,22 @@ def test_a_new_run_records_the_new_way_and_an_older_one_keeps_its_own(clinic, ol
     again = train_teacher.main(["--config", str(older / "config.yaml"), "--out", str(tmp_path / "again"),
                                 "--train-only"])
     assert has_pixels(again[0], clinic, OLD)  # the options of a run repeat it
+
+
+@pytest.mark.parametrize("interpolation", image.INTERPOLATIONS)
+def test_all_images_of_a_training_and_of_a_network_are_resized_in_one_way(clinic, interpolation, tmp_path):
+    """Those of another size for its teacher, those without labels, and an external set."""
+    found = registry.create("dataset", "folder", str(clinic))
+    data = loader.prepare(found, size=16, interpolation=interpolation, cache_folder=tmp_path / "cache")
+    further = unlabelled.prepare(Dataset("more", ["any"], [clinic / "red" / "0.jpg"], ["x"], [0], version="1"),
+                                 dataclasses.replace(data, ids=data.ids[:0], rows=data.rows[:0], split=data.split[:0],
+                                                     sha256=[]), cache_folder=tmp_path / "cache")
+    recorded = {**data.input(), "mean": list(image.MEAN), "std": list(image.STD)}
+    outside = loader.external(found, input=recorded, class_names=found.class_names, root=tmp_path)
+    for images, name, side in ((data.images[data.rows[[0]]], data.ids[0], 18), (further.images, "red/0.jpg", 18),
+                               (data.open_at(32)[data.rows[[0]]], data.ids[0], 36),
+                               (outside.images[outside.rows[[0]]], outside.ids[0], 18)):
+        assert np.array_equal(images[0], image.square(clinic / name, side, None, interpolation))
 
 
 def test_what_is_exported_says_how_its_pixels_are_made(clinic, older):
