@@ -203,6 +203,19 @@ def test_int8_that_changes_too_many_labels_is_left_out_and_float_is_written(prog
     assert {path.name for path in (run / "exports").glob("model*")} == {"model.pte", "model.json"}
 
 
+@pytest.mark.slow
+@RUNTIME
+def test_after_training_with_rounding_the_program_has_the_trained_weights(programs, tmp_path):
+    run = shutil.copytree(programs[0], tmp_path / "study" / "model" / "seed_0")
+    export.main([str(run), "--formats", "int8", "executorch", "--qat", "3", "--max-flips", "0.5", "--calibration", "32"])
+    recipe = read_json(run / "exports" / "parity.json")["formats"]["executorch_int8"]["recipe"]
+    images, expected = pixels(run, programs[1], "test"), read_npz(run / "predictions" / "test.npz")["logits"]
+    logits, before = (onnx_model.Model(folder / "exports" / "model.int8.pte").logits(images)
+                      for folder in (run, programs[0]))
+    assert recipe["trained"] and np.abs(logits - before).max() > 1e-3
+    assert np.abs(logits - expected).max() < 0.2 * np.abs(expected).max()
+
+
 def Backwards(network):
     import torch
 
