@@ -92,7 +92,7 @@ def parser():
     # above the 2% at most of networks that bear INT8, far below the 11% of one that does not (docs/results/edge.md)
     result.add_argument("--max-flips", type=errors.share, default=0.03, metavar="X",
                         help="share of validation images whose label INT8 may change, from 0 to 1; if more labels "
-                        "change, layers stay in float, and if that does not help, INT8 is not exported")
+                        "change, only weights are rounded, and if that does not help, INT8 is not exported")
     result.add_argument("--weight-range", choices=quantize.WEIGHT_RANGES, default="portable",  # costs little accuracy
                         help="of INT8's integers; portable: sums of products saturate on no processor; full: a little "
                         "more accurate, but on x86 processors without VNNI slower with predict.py and wrong with other "
@@ -123,16 +123,18 @@ def parity_table(parity):
     for name, entry in parity["formats"].items():
         recipe = entry.get("recipe")
         if recipe and recipe["ranges"] == checked_export.WEIGHTS:
-            lines.append(f"{name}: of weights only; rounded activations change too many labels")
+            why = "rounded activations change too many labels" if not entry["unlike"] else (
+                f"its {', '.join(entry['unlike'])} would compute in float between integers, and give other answers on "
+                "other processors")
+            lines.append(f"{name}: of weights only; {why}")
         elif recipe:
-            lines.append(f"{name}: ranges by {recipe['ranges']}, {len(recipe['float'])} layers in float, chosen on "
-                         "validation")
-        if recipe and recipe.get("weight_range"):
-            lines += [f"  weight range {figures['weight_range']}{file}: {figures['val_flips']:.2%} of the labels "
-                      f"changed on validation, logits {figures['val_difference']:.3f} off on average, "
+            in_float = f", {len(recipe['float'])} layers in float" if "float" in recipe else ""
+            lines.append(f"{name}: ranges by {recipe['ranges']}{in_float}, chosen on validation")
+        if entry.get("other_range"):
+            lines += [f"  weight range {figures['weight_range']}{file}: on val {figures['val_flips']:.2%} of the "
+                      f"labels changed, logits {figures['val_difference']:.3f} off on average; "
                       f"{figures['bytes'] / 1e6:.2f} MB"
-                      for file, figures in ((" (this file)", recipe),
-                                            ("", parity["formats"]["int8"]["other_range"]))]
+                      for file, figures in ((" (this file)", recipe), ("", entry["other_range"]))]
     return "\n".join(lines)
 
 

@@ -2,22 +2,27 @@
 
     python predict.py model.int8.onnx lesion.jpg more_lesions/
     python predict.py model.int8.onnx lesions/ --format csv > answers.csv
+    python predict.py model.int8.onnx --watch microscope/ --format jsonl    # as they are written, until Ctrl-C
     python predict.py model.int8.onnx --check          # does this machine compute the right logits?
 
 On a machine without the project it needs `__init__.py`, `errors.py`, `files.py`, `image.py`, `image_files.py`,
 `metrics.py` and `onnx_model.py` of kd/ in a folder kd/ beside it, and for --check `machine.py`; `export.py --bundle`
-writes such a folder.
+writes such a folder. Programs of your own import kd.onnx_model.Model, which gives the same answers.
 """
 
 import itertools
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
-from kd import errors, image, image_files, onnx_model
+from kd import errors, image_files, onnx_model
 from kd.errors import UserError
 from kd.files import csv_line
+
+POLL = 0.5     # seconds between two looks into a watched folder; what does not change in between is written whole
+PATIENCE = 10  # seconds for which a file that cannot be read may still be half-written, since it last changed
 
 
 def main(argv=None):
@@ -27,44 +32,73 @@ def main(argv=None):
         print(onnx_model.check(options.model, Path(options.check), options.threads))
         return 0
     model = onnx_model.Model(options.model, options.threads)
-    files = find(options.images)
-    printers = {"table": print_table, "csv": print_csv, "jsonl": print_jsonl}
-    odd = {"unreadable": [], "depth": [], "beyond": [], "narrow": []}
-    printers[options.format](answers(model, files, options.batch, odd), model)
-    for note in notes(odd, model, len(files)):
-        print(f"note: {note}", file=sys.stderr)
-    unreadable = len(odd["unreadable"]) + len(odd["depth"])
-    if unreadable == len(files):
-        raise UserError("not one image could be read", IN_8_BITS * (len(odd["depth"]) == unreadable))
-    return unreadable
+    there = scan(options.watch) if options.watch else {}
+    files = find(options.images) if options.images else []
+    rows = answers(model, files, options.batch)
+    if options.watch:
+        there.update((path, state(path)) for path in files)
+        rows = itertools.chain(rows, watch(model, options.watch, options.batch, there))
+        print(f"watching {options.watch} for new images; Ctrl-C ends it", file=sys.stderr)
+        if options.format == "table":
+            print(model.explain())
+    problems = Problems()
+    try:
+        {"table": print_table, "csv": print_csv, "jsonl": print_jsonl}[options.format](problems.noted(rows), model)
+    except KeyboardInterrupt:
+        if not options.watch:  # nothing else ends a watch
+            raise
+    for line in problems.lines(model):
+        print(f"note: {line}", file=sys.stderr)
+    if files and problems.unreadable == problems.count:
+        raise UserError("not one image could be read", IN_8_BITS * (len(problems.of["deep"]) == problems.count))
+    return problems.unreadable
 
 
 IN_8_BITS = "Save them in 8 bits, with the scale of the images that the model was trained on."
 
 
-def notes(odd, model, count):
-    """The sentences on files that could not be read, or whose values do not fit the model's range.
+class Problems:
+    """What was odd in the rows so far: files that cannot be read, and values that do not fit the model's range."""
 
-    odd: as answers() fills it. count: of all files.
-    """
-    def some(what, one, more):
-        return f"{len(odd[what])} of {count} files {one if len(odd[what]) == 1 else more}"
+    def __init__(self):
+        self.count, self.of = 0, {"unreadable": [], "deep": [], "beyond": [], "narrow": []}  # of rows; rows by problem
 
-    lines = []
-    if odd["unreadable"]:
-        lines.append(f"{some('unreadable', 'could not be read', 'could not be read')}")
-    if odd["depth"]:
-        lines.append(f"{some('depth', 'has', 'have')} more than 8 bits, and the model was trained on images of 8 bits: "
-                     f"{errors.listing(odd['depth'])}. {IN_8_BITS}")
-    for kind, what in (("beyond", "go beyond"), ("narrow", "lie in a 16th of")):
-        if odd[kind]:
-            paths, lows, highs = zip(*odd[kind])
-            lines.append(
-                f"the values of {some(kind, what, what)} {model.range[0]:,.6g}..{model.range[1]:,.6g}, the scale of "
-                f"the images that the model was trained on: they go from {min(lows):,.6g} to {max(highs):,.6g} "
-                f"({errors.listing(paths)}). If they are of another scale, their answers are worth nothing: save them "
-                "with that of the training images.")
-    return lines
+    def noted(self, rows):
+        """Yield the rows of answers() or watch(), and take note of them."""
+        for row in rows:
+            self.count += 1
+            if row["problem"]:
+                self.of[row["problem"]].append({key: row[key] for key in ("file", "values") if key in row})
+            yield row
+
+    @property
+    def unreadable(self):
+        """How many files had no answer."""
+        return len(self.of["unreadable"]) + len(self.of["deep"])
+
+    def lines(self, model):
+        """Sentences on these files."""
+        def some(what, one, more):
+            return f"{len(self.of[what])} of {self.count} files {one if len(self.of[what]) == 1 else more}"
+
+        def listed(what):
+            return errors.listing([row["file"] for row in self.of[what]])
+
+        lines = []
+        if self.of["unreadable"]:
+            lines.append(some("unreadable", "could not be read", "could not be read"))
+        if self.of["deep"]:
+            lines.append(f"{some('deep', 'has', 'have')} more than 8 bits, and the model was trained on images of 8 "
+                         f"bits: {listed('deep')}. {IN_8_BITS}")
+        for kind, what in (("beyond", "go beyond"), ("narrow", "lie in a 16th of")):
+            if self.of[kind]:
+                lows, highs = zip(*(row["values"] for row in self.of[kind]))
+                lines.append(
+                    f"the values of {some(kind, what, what)} {model.range[0]:,.6g}..{model.range[1]:,.6g}, the scale "
+                    f"of the images that the model was trained on: they go from {min(lows):,.6g} to {max(highs):,.6g} "
+                    f"({listed(kind)}). If they are of another scale, their answers are worth nothing: save them with "
+                    "that of the training images.")
+        return lines
 
 
 def parse(argv):
@@ -73,9 +107,12 @@ def parse(argv):
                            "Research software, not a medical device.")
     parser.add_argument("model", metavar="MODEL.onnx|MODEL.pte", help="an exported model")
     parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER", help="image files, and folders with image files")
+    parser.add_argument("--watch", metavar="FOLDER", help="then classify each image that is newly written into this "
+                        "folder or one below, once it is complete, until Ctrl-C; one that is written anew is new")
     parser.add_argument("--format", choices=("table", "csv", "jsonl"), default="table",  # for a reader at the terminal
-                        help="format of the output; jsonl: a JSON object in each line")
-    parser.add_argument("--batch", type=errors.images, default=8,  # fits the little memory of an edge box
+                        help="format of the output, which is written as the answers come; jsonl: a JSON object in each "
+                        "line")
+    parser.add_argument("--batch", type=errors.images, default=onnx_model.BATCH,
                         metavar="N", help="images in memory at a time")
     parser.add_argument("--threads", type=errors.whole(0, 1024), default=0, metavar="N",
                         help="threads of the CPU; 0: one per core")
@@ -85,7 +122,7 @@ def parse(argv):
     options = parser.parse_args(argv)
     if options.check is not None:
         options.check = options.check or str(Path(options.model).parent / "check.npz")
-    elif not options.images:
+    elif not options.images and not options.watch:
         raise UserError("no image named", "Give image files or folders after the model.")
     return options
 
@@ -110,85 +147,107 @@ def find(paths):
     return files
 
 
-def answers(model, files, batch, odd):
-    """Yield a dict for each file, in order: "file" with the answer of Model.answers(), or with "error".
+def answers(model, files, batch):
+    """Yield a dict for each file, in order: "file", and the answer of Model.predict_all()."""
+    asked = errors.progress(files, "classifying", leave=False)
+    for file, answer in zip(files, model.predict_all(asked, batch)):
+        yield {"file": str(file), **answer}
 
-    odd: {"unreadable", "depth", "beyond", "narrow": [...]}, to which files are added that cannot be read or have more
-    bits than the model knows, and (file, least value, largest value) of those that do not fit its range.
+
+# ---- a folder into which another program writes images
+
+def watch(model, folder, batch, there):
+    """Yield rows as answers() for the images that are written into a folder, each once it is complete, for ever.
+
+    there: {path: state} of the files that are not new. A file is complete when its state is the same in two looks and
+    it can be read, or after PATIENCE seconds. UserError when the folder is gone.
     """
-    files = iter(errors.progress(files, "classifying", leave=False))
-    while chunk := list(itertools.islice(files, batch)):
-        rows, pixels = [], []
-        for path in chunk:
-            row = {"file": str(path)}
-            try:
-                square, misfit = model.examined(path)
-                pixels.append(square)
-                if misfit:
-                    odd[misfit[0]].append((row["file"], *misfit[1:]))
-            except UserError as error:
-                row["error"] = error.message
-                odd["depth" if isinstance(error, image.OtherDepth) else "unreadable"].append(row["file"])
-            rows.append(row)
-        results = iter(model.answers(pixels) if pixels else ())
-        for row in rows:
-            yield row if "error" in row else {**row, **next(results)}
+    since, unlisted = {}, set()  # of files that are not answered: {path: (state, when it was first seen so)}
+    pause = POLL
+    while True:
+        time.sleep(pause)
+        now = time.monotonic()
+        files = scan(folder, unlisted)
+        pause = max(POLL, 9 * (time.monotonic() - now))  # so that looking at many files takes a tenth of a core at most
+        there = {path: known for path, known in there.items() if path in files}
+        since = {path: since[path] if path in since and since[path][0] == found else (found, now)
+                 for path, found in files.items() if there.get(path) != found}
+        steady = [path for path, (_, first) in since.items() if first < now]
+        images = [path for path in steady if image_files.is_image(path)]
+        there.update((path, files[path]) for path in steady if path not in images)
+        for path, answer in zip(images, model.predict_all(images, batch)):
+            is_waited_for = "error" in answer and now - since[path][1] < PATIENCE
+            if not is_waited_for and state(path) == files[path]:  # else it was written while it was read
+                there[path] = files[path]
+                yield {"file": str(path), **answer}
 
+
+def scan(folder, unlisted=None):
+    """{path: state} of the files in and below a folder but hidden ones; links to folders are not followed.
+
+    unlisted: a set of the folders below it that could not be listed so far; further ones are noted, and added to it.
+    UserError where the folder itself cannot be listed.
+    """
+    def cannot_list(error):
+        reason = (error.strerror or str(error)).lower()
+        if Path(error.filename) == Path(folder):
+            raise UserError(f"cannot watch {folder}: {reason}", "Make that folder, or name another with --watch, and "
+                            "give the same command again.") from None
+        if unlisted is not None and error.filename not in unlisted and os.path.exists(error.filename):
+            unlisted.add(error.filename)
+            print(f"note: images in {error.filename} are not seen: {reason}", file=sys.stderr)
+
+    found = {}
+    for top, folders, names in os.walk(folder, onerror=cannot_list):
+        folders[:] = [name for name in folders if not image_files.is_hidden(name)]
+        found.update((path, state(path)) for path in (Path(top, name) for name in names
+                                                      if not image_files.is_hidden(name)))
+    return {path: known for path, known in found.items() if known}
+
+
+def state(path):
+    """(bytes, time of the last change) of a file, which tell whether it was written since; None where it is gone."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+# ---- formats
 
 def print_table(rows, model):
     """Print the rows of answers() as a table, with a column for each class if there are at most ten."""
     names = model.class_names if len(model.class_names) <= 10 else []  # more columns do not fit on a line
     has_called = any(point["kind"] == "sensitivity" for point in model.points)
     header = ["label".ljust(12), "confidence", *(name.rjust(6) for name in names)]
-    print("  ".join([*header, *["called"] * has_called, "file"]))
+    print("  ".join([*header, *["called"] * has_called, "file"]), flush=True)
     for row in rows:
         if "error" in row:
-            print(f"{'unreadable':12}  {row['error']}")
+            print(f"{'unreadable':12}  {row['error']}", flush=True)
             continue
-        cells = [(row["label"] or "abstains").ljust(12), f"{row['confidence']:10.3f}"]
+        label = (row["label"] or "abstains") + "*" * bool(row["caution"])
+        cells = [label.ljust(12), f"{row['confidence']:10.3f}"]
         cells += [f"{row['probabilities'][name]:{max(6, len(name))}.3f}" for name in names]
         cells += [(" ".join(row["called"]) or "-").ljust(6)] * has_called
-        print("  ".join([*cells, row["file"].replace("\n", "\\n")]))  # a name must not look like a further row
-    print(legend(model))
-
-
-def legend(model):
-    """The meaning of the columns, with the thresholds in the file, as lines of text."""
-    calibrated = "" if model.temperature is None else f", calibrated with temperature {model.temperature:.2f}"
-    site = model.metadata["provenance"].get("site")  # whose cases the settings were fitted on, where it is another
-    chosen_on = f"cases of {errors.printable(str(site))}" if site else "validation images"
-    lines = [f"confidence: probability of the label{calibrated}"]
-    abstention, sensitivity = model.point("abstention"), model.point("sensitivity")
-    if abstention and abstention["threshold"] is not None:
-        lines.append("abstains: the probability before calibration is below the threshold for at most "
-                     f"{abstention['promised']:.0%} errors on {chosen_on}")
-    elif abstention:
-        lines.append(f"never abstains: on {chosen_on} no confidence left at most {abstention['promised']:.0%} errors")
-    if sensitivity:
-        promised = {point["class"]: f"{point['promised']:.2f}" for point in model.points
-                    if point["kind"] == "sensitivity"}
-        same = set(promised.values())
-        text = same.pop() if len(same) == 1 else ", ".join(f"{name} {value}" for name, value in promised.items())
-        lines.append(f"called: classes above their threshold, chosen on {chosen_on} for a sensitivity of {text}")
-    return "\n".join(lines)
+        print("  ".join([*cells, row["file"].replace("\n", "\\n")]), flush=True)  # a name must not look like a row
+    print(model.explain())
 
 
 def print_csv(rows, model):
     """Print the rows of answers() as CSV, with a column p_CLASS for each class."""
     probabilities = [f"p_{name}" for name in model.class_names]
-    columns = ["file", "label", "confidence", "most_probable", "called", *probabilities, "error"]
-    print(csv_line(columns), end="")
+    columns = ["file", "label", "confidence", "most_probable", "called", *probabilities, "error", "caution"]
+    print(csv_line(columns), end="", flush=True)
     for row in rows:
-        if "probabilities" in row:
-            row = {**row, "label": row["label"] or "", "called": " ".join(row["called"]),
-                   **{f"p_{name}": p for name, p in row["probabilities"].items()}}
-        print(csv_line([row.get(column) for column in columns]), end="")
+        row = {**row, "called": " ".join(row["called"]), **{f"p_{name}": p for name, p in row["probabilities"].items()}}
+        print(csv_line([row.get(column) for column in columns]), end="", flush=True)
 
 
 def print_jsonl(rows, model):
     """Print the rows of answers() as one JSON object in each line."""
     for row in rows:
-        print(json.dumps(row))  # in ASCII: the escapes of JSON are not those of a terminal
+        print(json.dumps(row), flush=True)  # in ASCII: the escapes of JSON are not those of a terminal
 
 
 if __name__ == "__main__":

@@ -76,10 +76,8 @@ def judge(runs):
         for seed, folder in enumerate(folders):
             network, content = setup.load_network(folder / "best.pt", registry)
             if data is None:
-                size = content["input"]["size"]
-                fresh = registry.get("dataset", "lesions").make(size=size, **FRESH)
-                data = loader.external(fresh, size=size, resize=content["input"]["resize"],
-                                       class_names=content["class_names"], range=content["input"].get("range"))
+                fresh = registry.get("dataset", "lesions").make(size=content["input"]["size"], **FRESH)
+                data = loader.external(fresh, input=content["input"], class_names=content["class_names"])
             network.model.to(device)
             logits = loop.predict(network, data, "test", device).astype(np.float64)
             seeds[str(seed)] = None, Predictions(data.labels, logits, softmax(logits), data.ids, data.groups,

@@ -5,10 +5,10 @@
 
 Three untrained networks are exported as export.py does it, in INT8 with integer activations, which a trained
 EfficientNet-B0 may need --qat for, and with ranges from noise: the values of weights, ranges and pixels do not change
-the latency. Eager gets normalised floats and the files get raw pixels, so that the ratios favour eager. Models take turns;
-a ratio is the median over turns, with quartiles. Processor time is measured, which other processes affect only through
-the caches. It needs no data and takes five minutes, most of them for the export. Where ExecuTorch is installed, its
-programs run beside ONNX Runtime. The last line is one JSON object: for each network how many times faster INT8 is;
+the latency. Eager gets normalised floats and the files get raw pixels, so that the ratios favour eager. Models take
+turns; a ratio is the median over turns, with quartiles. Processor time is measured, which other processes affect only
+through the caches. It needs no data and takes five minutes, most of them for the export. Where ExecuTorch is installed,
+its programs run beside ONNX Runtime. The last line is one JSON object: for each network how many times faster INT8 is;
 `onnx`, `executorch`, `executorch_int8`: the same for these files; `bytes`: the size of the INT8 file over that of the
 file in fp32.
 """
@@ -56,11 +56,10 @@ def main(argv=None):
     print(json.dumps(result))
 
 
-def prepare(arch, size):
-    """({"eager", "onnx", "int8": timer}, {file: its bytes over those of the file in fp32}) for an architecture.
+def export(arch, size):
+    """(network, {"onnx", "int8": the bytes of its file}) of an untrained network. size: of its images, px.
 
-    size: the side of the images in pixels. A timer runs one query and returns its seconds. Where ExecuTorch is
-    installed there are "executorch" and "executorch_int8", too.
+    Where ExecuTorch is installed there are "executorch" and "executorch_int8", too.
     """
     torch.manual_seed(0)
     model = registry.create("architecture", arch, num_classes=7, stem="imagenet", weights=None).eval()
@@ -68,22 +67,32 @@ def prepare(arch, size):
         "arch": arch, "class_names": [str(k) for k in range(7)], "provenance": {}, "state_dict": model.state_dict(),
         "input": {"resize": size, "size": size, "interpolation": INTERPOLATION, "mean": MEAN, "std": STD},
     }
-    deployed = convert.deployed(model, content)
-    exported = convert.to_onnx(deployed, size, convert.describe(model, content))
+    metadata, deployed = convert.describe(model, content), convert.deployed(model, content)
+    exported = convert.to_onnx(deployed, size, metadata)
     folded = quantize.fold(exported)
     noise = np.random.default_rng(0).integers(0, 256, (16, size, size, 3), dtype=np.uint8)
     activations = quantize.observe(folded, noise, lambda file: onnx_model.session(file, 1))
     ranges = {tensor: quantize.minmax(activation) for tensor, activation in activations.items()}
     int8 = quantize.quantize(quantize.correct(folded, activations), ranges, keep=quantize.float_nodes(folded))
+    convert.label(int8, metadata)
     files = {"onnx": exported.SerializeToString(), "int8": int8.SerializeToString()}
-    sessions = {name: onnx_model.session(file, 1) for name, file in files.items()}
     if find_spec("executorch"):
         rounded = executorch.quantize(deployed, size, noise, "minmax")
-        programs = {"executorch": deployed, "executorch_int8": rounded}
-        programs = {name: executorch.to_executorch(network, size) for name, network in programs.items()}
-        files.update(programs)
-        sessions.update((name, executorch_model.Session(program, 1)) for name, program in programs.items())
-    pixels, floats = noise[:1], torch.randn(1, 3, size, size)
+        files.update(executorch=executorch.to_executorch(deployed, size),
+                     executorch_int8=executorch.to_executorch(rounded, size))
+    return model, files
+
+
+def prepare(arch, size):
+    """({"eager" and each file of export(): timer}, {file: its bytes over those of the file in fp32}).
+
+    size: the side of the images in pixels. A timer runs one query and returns its seconds.
+    """
+    model, files = export(arch, size)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+    floats = torch.randn(1, 3, size, size)
+    sessions = {name: (executorch_model.Session if name.startswith("executorch") else onnx_model.session)(file, 1)
+                for name, file in files.items()}
 
     @torch.inference_mode()
     def eager():

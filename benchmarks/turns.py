@@ -7,10 +7,10 @@ import contextlib
 import io
 import multiprocessing
 import os
+import sys
 import time
 
 import numpy as np
-import torch
 
 from kd import machine
 
@@ -55,15 +55,16 @@ def _processor_seconds():
 def _serve(pipe, make, arguments):
     with contextlib.redirect_stdout(io.StringIO()):
         functions = make(*arguments)
+    torch = sys.modules.get("torch")  # a side that needs none does without
+    cuda = torch and torch.cuda.is_available() and torch.cuda
     for name in iter(pipe.recv, None):
         if name == "peak_memory":
-            cuda = torch.cuda.is_available() and torch.cuda.max_memory_allocated()
-            pipe.send(cuda or machine.peak_memory())
+            pipe.send(cuda and cuda.max_memory_allocated() or machine.peak_memory())
             continue
         wall, processor = time.perf_counter(), _processor_seconds()
         functions[name]()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if cuda:
+            cuda.synchronize()
         pipe.send((time.perf_counter() - wall, _processor_seconds() - processor))
 
 

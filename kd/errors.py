@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import difflib
 import errno
 import importlib
 import io
@@ -175,6 +174,7 @@ images = whole(1, 2 ** 16)    # of one batch
 
 def nearest(name, known):
     """'did you mean X?', where X is the string of `known` that is most similar to `name`; '' if none is similar."""
+    import difflib  # here, because predict.py starts sooner without it
     spelled = {str(k).lower().strip("-"): str(k) for k in reversed(list(known))}
     matches = difflib.get_close_matches(str(name).lower().strip("-"), spelled, n=1, cutoff=0.7)
     return f"did you mean {spelled[matches[0]]}?" if matches else ""

@@ -1,22 +1,20 @@
-"""Files: atomic writers, readers whose errors are one line, a lock for one writer at a time, numbers in text."""
+"""Files: atomic writers, readers whose errors are one line, a lock for one writer at a time, numbers in text.
+
+What takes milliseconds to import and predict.py does not need to answer an image is imported where it is used.
+"""
 
 import codecs
 import contextlib
-import csv
 import errno
-import hashlib
 import io
 import itertools
 import json
 import math
 import os
 import re
-import socket
 import stat
 import sys
-import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +43,7 @@ def atomic(path, mode="wb"):
 
     A reader sees the old file or the new one, never a part of it. On an error no file is left behind.
     """
+    import tempfile
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
@@ -83,6 +82,7 @@ def check_writable(folder, other="another place with --out (`out:` in a plan)"):
 
     other: what to choose instead, for the hint.
     """
+    import tempfile
     folder_and_parents = (Path(folder).absolute(), *Path(folder).absolute().parents)
     nearest_existing = next(place for place in folder_and_parents if os.path.lexists(place))
     if not os.path.exists(nearest_existing):
@@ -148,6 +148,7 @@ def csv_line(cells):
     Spreadsheet programs run a text that begins with = + - @ or a tab as a formula. An apostrophe before it makes it
     text there, and read_csv() takes that apostrophe away. A number such as -0.5 stays a number.
     """
+    import csv
     text = io.StringIO()
     cells = ["" if cell is None else str(cell) for cell in cells]
     csv.writer(text).writerow(
@@ -261,6 +262,7 @@ def same_content(paths):
 
 
 def _sha256(path):
+    import hashlib
     digest = hashlib.sha256()
     with open_regular(path, sys.maxsize) as file, reading_errors(path):
         while block := file.read(2 ** 20):
@@ -273,6 +275,7 @@ def check_archive(file, path, limit, members=MEMBERS):
 
     Unpacks nothing: zipfile and torch unpack no more of a member than the directory of the archive says.
     """
+    import zipfile
     with reading_errors(path):
         end = zipfile._EndRecData(file)  # ZipFile() would first read a directory of any size
         if not end:
@@ -364,6 +367,7 @@ def table_text(data):
 
 def parse_csv(data, path, required=(), separators=","):
     """Like read_csv(), for the bytes of a file; path: its name, for errors."""
+    import csv
     with reading_errors(path):
         wide = data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         text = data.decode("utf-16" if wide else "utf-8-sig")
@@ -401,6 +405,7 @@ def read_npz(path, required=(), limit=ARRAYS):
 
     required: names of arrays that must be there; UserError names those that are not. limit: bytes of all arrays.
     """
+    import zipfile
     with open_regular(path, limit) as file, reading_errors(path):
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no .npz of named arrays, or it is cut short")
@@ -429,6 +434,8 @@ def lock(path, wait=False, what="this folder"):
     Another process that asks for the lock waits for it if `wait` is set; otherwise it gets a UserError that names
     the first. what: the locked object, for messages.
     """
+    import socket
+
     from filelock import FileLock, Timeout  # installed with torch; an edge box locks nothing
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

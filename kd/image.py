@@ -1,19 +1,18 @@
 """From an image file to pixels: decode, apply the rotation tag, make RGB, resize the short side, crop the centre.
 
 The cache, evaluation, robustness, the INT8 calibration and predict.py all call these functions, so that a file
-gives the same pixels wherever it is read. Images of more than 8 bits are scaled by the range that was chosen for the
-whole set that a network was trained on (see kd.data.values).
+gives the same pixels wherever it is read. How it is resized has a name in INTERPOLATIONS, which a checkpoint records:
+networks keep the way that they were trained with. Images of more than 8 bits are scaled by the range that was chosen
+for the whole set that a network was trained on (see kd.data.values).
 """
 
 import contextlib
-import ctypes
 import functools
 import io
 import os
 import sys
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,7 +23,14 @@ from kd.files import open_regular
 
 # Only these formats: some decoders of Pillow start other programs. TGA has no signature, so it goes by the suffix.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000", "AVIF", "PCX", "SGI")
-INTERPOLATION = "bilinear"  # antialiased, as in Pillow
+# How images are resized. "bilinear": in one step, antialiased. "box-bilinear": first to the means of squares of pixels,
+# so far that the short side stays GAP times the final one or more, then as "bilinear"; in place of the first step, a
+# JPEG is decoded at a half, a quarter or an eighth of its size, within the same bound. Below 2 GAP times the final size
+# both give the same pixels.
+INTERPOLATIONS = ("bilinear", "box-bilinear")
+INTERPOLATION = "box-bilinear"  # of new trainings
+GAP = 3       # from which on the two can hardly be told apart (documentation of Pillow, Image.resize, `reducing_gap`)
+SQUARE = 128  # px, the largest side of a square: Pillow's means of some larger ones are too dark
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB channels in [0, 1], which pretrained weights expect
 STD = (0.229, 0.224, 0.225)
 LONGEST = 8  # if an image is more than this many times as long as wide, its ends are cut off before it is resized
@@ -48,6 +54,7 @@ STRIP = 2 ** 20             # pixels that are converted to RGB at a time
 # that: whether its colours are the four bytes of grey and alpha)
 WHITE_IS_ZERO, SEVERAL_FRAMES, UNSIGNED, LOWER_BITS = "white is zero", "several frames", "unsigned", "lower bits"
 FOUR_BYTES = "four bytes"
+FRAME = "frame"  # (left, top, right, bottom) of the picture in the pixels of a JPEG decoded at a fraction; else None
 
 # Of a range, from which on values do not fit it: as resampling does not go beyond it, and as 12 bits lie in 16.
 BEYOND, NARROW = 1 / 100, 1 / 16
@@ -83,11 +90,18 @@ class _Share:
 
 
 _headers, _memory = _Share(2 * HEADER_BYTES), _Share(MEMORY)
-_threads = ThreadPoolExecutor(4)  # that decode large images, because glibc keeps up to 64 MB of freed memory a thread
+
+
+@functools.cache
+def _threads():
+    """The threads that decode large images, because glibc keeps up to 64 MB of freed memory for each thread."""
+    from concurrent.futures import ThreadPoolExecutor  # here and below, because predict.py starts sooner without
+    return ThreadPoolExecutor(4)
 
 
 def _return_memory():
     """Give freed memory back to the system; glibc keeps most of it."""
+    import ctypes
     if sys.platform == "linux":
         getattr(ctypes.CDLL(None), "malloc_trim", lambda padding: 0)(0)  # other C libraries have none and need none
 
@@ -126,8 +140,11 @@ def decode(source, range=None):
     return _decoded(source, lambda image: to_rgb(image, range).copy())
 
 
-def _decoded(source, use):
-    """use(image) of the loaded, upright image in a file, of any mode; waits until there is enough memory for it."""
+def _decoded(source, use, least=None):
+    """use(image) of the loaded, upright image in a file, of any mode; waits until there is enough memory for it.
+
+    least: px of the short side that are enough; a JPEG may be decoded at a fraction of its size.
+    """
     is_path = isinstance(source, (str, os.PathLike))
     try:
         with contextlib.ExitStack() as stack:
@@ -142,7 +159,7 @@ def _decoded(source, use):
             file.seek(0)
             reader = _Reader(file)
             try:
-                image = Image.open(reader, formats=_formats(getattr(source, "name", source)))
+                image = _opened(reader, getattr(source, "name", source if is_path else ""))
             except UnidentifiedImageError:
                 raise ValueError(image_files.unread(file, tags)) from None
             pixels, pixel_bytes = image.width * image.height, PIXEL_BYTES.get(image.format, ANY_PIXEL_BYTES)
@@ -154,8 +171,8 @@ def _decoded(source, use):
             lower = _lower_bits(image, file)
             stack.enter_context(_memory.take(pixels * pixel_bytes * (1 if lower is None else 2)))
             if pixels <= LARGE:
-                return _use_pixels(image, lower, use)
-            return _threads.submit(_use_pixels, image, lower, use).result()
+                return _use_pixels(image, lower, use, least)
+            return _threads().submit(_use_pixels, image, lower, use, least).result()
     except OtherDepth as error:
         raise OtherDepth(f"{source if is_path else 'the image'} {error.message}", error.hint) from None
     except UserError:
@@ -165,11 +182,17 @@ def _decoded(source, use):
     raise UserError(f"cannot read {source if is_path else 'the image'}: {' '.join(reason.split())}")
 
 
-def _formats(name):
-    """The formats of FORMATS that this version of Pillow has, and TGA for a file of this name."""
-    Image.init()
+def _opened(reader, name):
+    """The Pillow image in a file of one of FORMATS; TGA where it is called so. UnidentifiedImageError otherwise."""
     formats = (*FORMATS, "TGA") if str(name).lower().endswith(".tga") else FORMATS
-    return [form for form in formats if form in Image.OPEN]
+    Image.preinit()  # the decoders of the usual formats; those of all take a tenth of the time to the first answer
+    try:
+        return Image.open(reader, formats=[form for form in formats if form in Image.OPEN])
+    except UnidentifiedImageError:
+        if not Image.init():
+            raise
+    reader.seek(0)
+    return Image.open(reader, formats=[form for form in formats if form in Image.OPEN])
 
 
 def _lower_bits(image, file):
@@ -202,11 +225,13 @@ def _lower_bits(image, file):
     return lower
 
 
-def _use_pixels(image, lower, use):
+def _use_pixels(image, lower, use, least):
+    is_large = image.width * image.height > LARGE
+    drafted = least and image.draft(None, (least, least))  # None of other formats than JPEG
     image.load()
     tags = image.tag_v2 if image.format == "TIFF" else {}
     white_is_zero = tags.get(262) == 0
-    upright = _upright(image)
+    upright = _upright(image, drafted and drafted[1][2:])
     # Pillow has integers with a sign alone
     upright.info[UNSIGNED] = upright.mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)
     upright.info[WHITE_IS_ZERO] = white_is_zero and is_deep(upright)  # of others Pillow gives the inverse itself
@@ -215,7 +240,7 @@ def _use_pixels(image, lower, use):
         lower, are_four = _upright(lower), lower.info[FOUR_BYTES]
         upright.info[LOWER_BITS] = lower.getchannel("G").convert("RGB") if are_four else lower
     result = use(upright)
-    if image.width * image.height > LARGE:
+    if is_large:
         image.close()
         _return_memory()
     return result
@@ -228,8 +253,7 @@ def _check_cost(image, file):
     if pixels > SLOW_PIXELS.get(image.format, pixels) and decoder in ("bmp_rle", "jpeg2k", "ppm_plain"):
         raise ValueError(f"{image.width} x {image.height} pixels are too many for a {image.format} of this kind")
     if image.format in ("JPEG", "MPO"):
-        file.seek(0)
-        scans = sum(block.count(b"\xff\xda") for block in iter(lambda: file.read(2 ** 20), b""))
+        scans = _scans(file)
         if scans * pixels > SCANS * MEMORY / ANY_PIXEL_BYTES:
             raise ValueError(f"it has {scans} scans")
     if image.format == "TIFF":
@@ -238,6 +262,17 @@ def _check_cost(image, file):
             raise ValueError(f"it has tiles of {tile:,} pixels")
     if len(image.info.get("exif") or b"") > EXIF_BYTES:
         raise ValueError("its EXIF metadata are too large")
+
+
+def _scans(file):
+    """How many scans begin in an open JPEG file; five times as fast as bytes.count()."""
+    file.seek(0)
+    count, last = 0, b""
+    while block := file.read(2 ** 18):
+        values = np.frombuffer(last + block, np.uint8)
+        count += np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))
+        last = block[-1:]
+    return count
 
 
 def _has_several_frames(image, file):
@@ -251,15 +286,28 @@ def _has_several_frames(image, file):
     return image.format != "MPO" and getattr(image, "is_animated", False)  # a telephone's second picture is a preview
 
 
-_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-          8: Image.Transpose.ROTATE_90}
+# By rotation tag: the turn that makes an image upright, and whether the corner of the first stored pixel is then on the
+# right, and whether it is below
+_TURNS = {2: (Image.Transpose.FLIP_LEFT_RIGHT, True, False), 3: (Image.Transpose.ROTATE_180, True, True),
+          4: (Image.Transpose.FLIP_TOP_BOTTOM, False, True), 5: (Image.Transpose.TRANSPOSE, False, False),
+          6: (Image.Transpose.ROTATE_270, True, False), 7: (Image.Transpose.TRANSVERSE, True, True),
+          8: (Image.Transpose.ROTATE_90, False, True)}
 
 
-def _upright(image):
-    """A loaded Pillow image after the turn that its rotation tag asks for; without one the image itself, no copy."""
-    turn = _TURNS.get(image.getexif().get(0x0112))
-    return image if turn is None else image.transpose(turn)
+def _upright(image, size=None):
+    """A loaded Pillow image after the turn that its rotation tag asks for; without one the image itself, no copy.
+
+    size: width and height, before the turn, of a picture that does not fill its last pixels; info[FRAME] is its place.
+    """
+    tag = image.getexif().get(0x0112)
+    turn, is_right, is_below = _TURNS.get(tag, (None, False, False))
+    upright = image if turn is None else image.transpose(turn)
+    upright.info[FRAME] = None
+    if size:
+        width, height = size[::-1] if tag in (5, 6, 7, 8) else size
+        left, top = is_right * (upright.width - width), is_below * (upright.height - height)
+        upright.info[FRAME] = left, top, left + width, top + height
+    return upright
 
 
 def is_deep(image):
@@ -370,44 +418,65 @@ def _strip_to_rgb(image, range):
     return image.convert("RGB")
 
 
-def square(source, side, range=None):
+def square(source, side, range=None, interpolation=INTERPOLATION):
     """The pixels of an image, uint8 [side, side, 3]: its short side is resized to `side`, then its centre is cut out.
 
     source: a path, the bytes of a file, an open binary file, or a uint8 array [H, W] or [H, W, 3]. range: as for
-    to_rgb(). UserError if it cannot be used.
+    to_rgb(). interpolation: one of INTERPOLATIONS. UserError if it cannot be used.
     """
+    gap = _gap(interpolation)
     if not isinstance(source, np.ndarray):
-        return _decoded(source, lambda image: _square(to_rgb(image, range), side))
+        return _decoded(source, lambda image: _square(image, side, range, gap), gap * side)
     is_image = source.ndim >= 2 and source.shape[2:] in ((), (3,)) and source.size
     if source.dtype != np.uint8 or not is_image:
         raise UserError(f"an image is uint8 [H, W] or [H, W, 3], not {source.dtype} {list(source.shape)}")
-    return _square(Image.fromarray(source).convert("RGB"), side)
+    return _square(Image.fromarray(source), side, range, gap)
 
 
-def examine(source, side, range=None):
+def examine(source, side, range=None, interpolation=INTERPOLATION):
     """(pixels, extremes, whether it has several frames) of an image file: as square() and extremes() give them.
 
-    extremes is None for an image of 8 bits; without a range, pixels is None for a deep one. source: as for square().
-    UserError if it cannot be used.
+    extremes is None for an image of 8 bits; without a range, pixels is None for a deep one. source, interpolation: as
+    for square(). UserError if it cannot be used.
     """
+    gap = _gap(interpolation)
+
     def use(image):
         values = extremes(image) if is_deep(image) else None
-        pixels = None if values and range is None else _square(to_rgb(image, range), side)
+        pixels = None if values and range is None else _square(image, side, range, gap)
         return pixels, values, image.info[SEVERAL_FRAMES]
 
-    return (square(source, side), None, False) if isinstance(source, np.ndarray) else _decoded(source, use)
+    if isinstance(source, np.ndarray):
+        return square(source, side, range, interpolation), None, False
+    return _decoded(source, use, gap * side)
 
 
-def _square(image, side):
-    short = min(image.size)
-    ends = [max(0, length - LONGEST * short) // 2 for length in image.size]
+def _gap(interpolation):
+    """How many times the final size the first step leaves; 0 where there is none."""
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(f"unknown interpolation {str(interpolation)[:40]!r}", f"Known are {', '.join(INTERPOLATIONS)}.")
+    return 0 if interpolation == "bilinear" else GAP
+
+
+def _square(image, side, range, gap):
+    """square() of an upright Pillow image."""
+    frame = image.info.get(FRAME)
+    left, top, right, bottom = frame or (0, 0, *image.size)
+    image, short = to_rgb(image, range), min(right - left, bottom - top)
+    ends = [max(0, int(length - LONGEST * short)) // 2 for length in image.size]
     if any(ends):  # otherwise an image of one row of pixels would be scaled up to gigabytes
         image = image.crop((*ends, image.width - ends[0], image.height - ends[1]))
-    width, height = image.size
+        left, right = max(0, left - ends[0]), min(image.width, right - ends[0])
+        top, bottom = max(0, top - ends[1]), min(image.height, bottom - ends[1])
+    width, height = right - left, bottom - top
     scale = side / short
     size = max(side, round(width * scale)), max(side, round(height * scale))
+    factor = min(short // (gap * side), SQUARE) if gap and not frame else 1
+    if factor > 1:
+        image = image.reduce(factor)
+        right, bottom = right / factor, bottom / factor
     if size != image.size:
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        image = image.resize(size, Image.Resampling.BILINEAR, (left, top, right, bottom))
     return centre_crop(np.asarray(image)[None], side)[0]
 
 
@@ -419,12 +488,14 @@ def resize_for(size):
     return size + 2 * round(size / 16)
 
 
-def evaluation_pixels(source, resize, size, range=None):
-    """The pixels uint8 [size, size, 3] that a network gets of an image, in evaluation and in use.
+def evaluation_pixels(source, input):
+    """The pixels uint8 [S, S, 3] that a network gets of an image, in evaluation and in use.
 
-    source, range: as for square(). resize: the side that it is resized to before its centre of `size` px is cut out.
+    source: as for square(). input: what its checkpoint records, {"resize": the side that it is resized to, "size": S,
+    of the centre that is cut out of that, "interpolation", and "range" where it has one}.
     """
-    return centre_crop(square(source, resize, range)[None], size)[0]
+    pixels = square(source, input["resize"], input.get("range"), input["interpolation"])
+    return centre_crop(pixels[None], input["size"])[0]
 
 
 def centre_crop(images, side):

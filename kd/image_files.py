@@ -49,12 +49,18 @@ def find(folder):
             if hidden or is_hidden(name):
                 if suffix in SUFFIXES and (hidden == "__MACOSX" or not name.startswith("._")):  # these are no images
                     others[path] = f"in {hidden}" if hidden else "hidden"
-            elif suffix in SUFFIXES or suffix not in CAMERAS and content(path) == "image":
+            elif is_image(path):
                 images.append(path)
             else:
                 check_link(path)
                 others[path] = suffix or content(path) or "without suffix"
     return sorted(images), others
+
+
+def is_image(path):
+    """Whether a file has the usual suffix of an image, or its content."""
+    suffix = os.path.splitext(path)[1].lower()
+    return suffix in SUFFIXES or suffix not in CAMERAS and content(path) == "image"
 
 
 def is_hidden(name):

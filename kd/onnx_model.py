@@ -1,17 +1,27 @@
-"""An exported model with its metadata, run by ONNX Runtime on an edge box (a .pte by ExecuTorch).
+"""An exported model with its metadata, run by ONNX Runtime on an edge box. To classify images with it:
 
-The input `image` is uint8 [N, S, S, 3]; the normalisation is in the graph; the output `logits` is float [N, C]. The
-metadata of the file are the class names, the preprocessing, the temperature, the thresholds and the provenance.
+    from kd.onnx_model import Model
+
+    model = Model("model.int8.onnx")
+    answer = model.predict("lesion.jpg")       # or the bytes of a file, a Pillow image, an array, a camera's frame
+    print(answer["label"], answer["confidence"], model.explain())
+
+It needs numpy, pillow and onnxruntime; a .pte file is run by ExecuTorch instead. The input of the graph, `image`, is
+uint8 [N, S, S, 3]; the normalisation is in the graph; the output `logits` is float [N, C]. The metadata of the file are
+the class names, the preprocessing, the temperature, the thresholds and the provenance.
 """
 
 import functools
-import hashlib
+import io
+import itertools
 import json
 import math
+import os
 import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from PIL import Image, ImageOps
 
 from kd import errors, image, metrics
 from kd.errors import UserError, listing
@@ -23,6 +33,8 @@ CLOSE = 1e-4  # tolerance of logits between checkpoint and export, or two machin
 FILE = 2 ** 31  # bytes, where ONNX needs a second file for the weights
 LARGEST = 4096  # px that an image may be resized to: more would need gigabytes
 MAX_CHECKED = 64  # images in a check file
+BATCH = 8  # images in memory at a time: fits the little memory of an edge box
+ONE_IMAGE = "predict() takes a single image."
 HINT = "Bring a complete copy of the file, or export it again with export.py."
 
 
@@ -59,16 +71,19 @@ def saturates():
 
 
 class Model:
-    """The exported model in a file. UserError if the file cannot be loaded or its metadata are wrong.
+    """The exported model in a file. Threads may share it. UserError if the file cannot be loaded or is damaged.
+
+    path: the .onnx file. threads: of the CPU, from 1 to 1024; 0: one per core.
 
     class_names: [C]; size: side of its input in px; range: of deep values, as kd.image.to_rgb() takes it, or None;
-    temperature: float, or None if calibration failed or was
-    not done; points: operating points, [{"name", "kind", "class", "threshold", "promised"}], whose thresholds are for
-    raw probabilities.
+    temperature: float, or None if calibration failed or was not done; points: operating points, [{"name", "kind",
+    "class", "threshold", "promised"}], whose thresholds are for raw probabilities; caution: what every answer says of
+    the images that the model was trained on, or "".
     """
 
     def __init__(self, path, threads=0):
         path = Path(path)
+        _check_whole("threads", threads, 0, 1024)
         if path.is_dir():
             raise UserError(f"{path} is a folder, not an exported model", "Name the .onnx or .pte file in it.")
         open_regular(path, FILE).close()
@@ -81,9 +96,8 @@ class Model:
         except UserError:
             raise
         except Exception as error:  # onnxruntime has an exception class for each kind of failure
-            reason = _one_line(error)
-            is_newer = "opset" in reason.lower() or "ir version" in reason.lower()
-            raise UserError(f"cannot load {path}: {reason}",
+            is_newer = any(part in str(error).lower() for part in ("opset", "ir version"))
+            raise UserError(f"cannot load {path}: {_one_line(error)}",
                             "Update onnxruntime, which is older than this file." if is_newer else HINT) from None
         self.path, self.metadata = path, _metadata(path, self.session)
         if _may_saturate(self.metadata) and saturates():
@@ -91,10 +105,115 @@ class Model:
         self.class_names, self.temperature = self.metadata["class_names"], self.metadata["temperature"]
         self.points, self.size = self.metadata["operating_points"], self.metadata["input"]["size"]
         self.range = self.metadata["input"].get("range")
+        self.caution = self.metadata.get("caution") or ""
+
+    # ---- an image -> an answer
+
+    def predict(self, source, bgr=False):
+        """The answer to one image, a dict. UserError if the image cannot be used.
+
+        source: a path; the bytes of an image file, or an open one; a Pillow image; an array [H, W], [H, W, 3] or
+        [H, W, 4] of uint8, or [H, W] of uint16 or float32. Colours are RGB or RGBA, those of arrays with bgr=True are
+        BGR or BGRA, as OpenCV has them. The size does not matter; what is not square loses its longer ends.
+
+        {"label": the most probable class, or None if the model abstains; "confidence": its calibrated probability;
+        "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
+        calibrated probability}; "problem": None, or how values of more than 8 bits do not fit the range of the
+        training images, "beyond" its ends or "narrow" (nearly one grey), and with it "values": [least, largest];
+        "caution": why little may be made of this answer, or ""}. explain() says what these mean for this model.
+        """
+        return next(self._answers([self._prepare(source, bgr)]))
+
+    def predict_all(self, sources, batch=BATCH, bgr=False):
+        """An iterator over the answers to images, in their order, each as predict() gives it.
+
+        sources: any iterable of what predict() takes, or an array [N, H, W, 3]. batch: how many are in memory, and in
+        the network, at a time; with 1 each is answered before the next one is taken. Where an image cannot be used,
+        its answer has no label and in addition "error": why, and its problem is "unreadable", or "deep" where it has
+        more than 8 bits and the model was trained on images of 8 bits. UserError where `sources` are no images.
+        """
+        _check_whole("batch", batch, 1, 2 ** 16)
+        if isinstance(sources, np.ndarray) and sources.ndim != 4:
+            raise UserError(f"a batch is an array [N, H, W, 3], not {list(sources.shape)}", ONE_IMAGE)
+        if isinstance(sources, (str, os.PathLike, bytes, bytearray, Image.Image)) or hasattr(sources, "read"):
+            raise UserError("predict_all() takes several images, in a list for example", ONE_IMAGE)
+        try:
+            sources = iter(sources)
+        except TypeError:
+            raise UserError(f"predict_all() takes several images, not {type(sources).__name__}", ONE_IMAGE) from None
+        parts = iter(lambda: list(itertools.islice(sources, batch)), [])
+        return itertools.chain.from_iterable(
+            self._answers([self._prepare_if_usable(source, bgr) for source in part]) for part in parts)
+
+    def explain(self):
+        """What this model's answers mean, as lines of text: classes, probabilities, thresholds, and their promises."""
+        site = self.metadata["provenance"].get("site")  # whose cases the settings were fitted on, where it is another
+        chosen_on = f"cases of {errors.printable(str(site))}" if site else "validation images"
+        calibrated = "not calibrated" if self.temperature is None else (
+            f"calibrated on {chosen_on}, with temperature {self.temperature:.2f}")
+        abstention, sensitivity = self.point("abstention"), _sensitivities(self.points)
+        lines = [f"classes: {', '.join(self.class_names)}; an image of any other kind is called one of them, too",
+                 f"confidence: probability of the most probable class, {calibrated}"]
+        if abstention:
+            threshold, few_errors = abstention["threshold"], f"at most {abstention['promised']:.0%} errors"
+            lines.append(f"abstains: never, since no threshold gave {few_errors} on {chosen_on}"
+                         if threshold is None else
+                         f"abstains (no label): where no probability before calibration reaches {threshold:.3g}, "
+                         f"chosen on {chosen_on} for {few_errors} among the images that get a label")
+        if sensitivity:
+            lines.append("called: every class whose probability before calibration reaches its threshold, chosen on "
+                         f"{chosen_on} for a sensitivity{sensitivity}")
+        if abstention or sensitivity:
+            assurance = next((point["assurance"] for point in self.points if point.get("assurance")), None)
+            lines.append("these promises are for images like those: same devices, same population" + (
+                f"; of all such sets, a share of {assurance:g} chooses a threshold that keeps its promise"
+                if assurance else ""))
+        if self.caution:
+            lines.append(f"* CAUTION: {self.caution}")
+        return "\n".join([*lines, "Research software, not a medical device."])
+
+    def _prepare(self, source, bgr):
+        """(pixels uint8 [S, S, 3], {"problem", "caution"}) of what predict() takes."""
+        square, misfit = self.examined(_readable(source))
+        if bgr and isinstance(source, np.ndarray):
+            square = square[..., ::-1]  # here, where the pixels are few: the steps before treat colours alike
+        if not misfit:
+            return square, {"problem": None, "caution": self.caution}
+        kind, least, largest = misfit
+        words = "go beyond" if kind == "beyond" else "lie in a 16th of"
+        text = (f"its values, from {least:,.6g} to {largest:,.6g}, {words} {self.range[0]:,.6g}..{self.range[1]:,.6g}, "
+                "the scale of the training images: of another scale, it must be saved with that one")
+        return square, {"problem": kind, "values": [least, largest], "caution": "; ".join(filter(None, (
+            self.caution, text)))}
+
+    def _prepare_if_usable(self, source, bgr):
+        try:
+            return self._prepare(source, bgr)
+        except UserError as error:
+            deep = isinstance(error, image.OtherDepth)
+            return None, {"error": error.message, "problem": "deep" if deep else "unreadable", "caution": self.caution}
+
+    def _answers(self, prepared):
+        """Yield a dict for each (pixels, further keys), as predict_all(); pixels is None where there is no answer."""
+        squares = [square for square, _ in prepared if square is not None]
+        columns = self.decisions(self.logits(np.stack(squares))).values() if squares else ()
+        decided = zip(*columns)
+        for square, further in prepared:
+            if square is None:
+                yield {"label": None, "confidence": None, "most_probable": None, "called": [], "probabilities": {},
+                       **further}
+                continue
+            label, p, called, abstains = next(decided)
+            label, probabilities = str(label), dict(zip(self.class_names, map(float, p)))
+            yield {"label": None if abstains else label, "confidence": probabilities[label], "most_probable": label,
+                   "called": [name for name, above in zip(self.class_names, called) if above],
+                   "probabilities": probabilities, **further}
+
+    # ---- the steps of it
 
     def pixels(self, source):
         """The pixels uint8 [S, S, 3] of an image, the same as in evaluation. source: as for image.square()."""
-        return image.evaluation_pixels(source, self.metadata["input"]["resize"], self.size, self.range)
+        return image.evaluation_pixels(source, self.metadata["input"])
 
     def examined(self, source):
         """(pixels, misfit) of an image: those of pixels(), and how its deep values do not fit the model's range.
@@ -103,12 +222,19 @@ class Model:
         """
         if self.range is None:
             return self.pixels(source), None
-        square, extremes, _ = image.examine(source, self.metadata["input"]["resize"], self.range)
+        recorded = self.metadata["input"]
+        square, extremes, _ = image.examine(source, recorded["resize"], self.range, recorded["interpolation"])
         how = image.misfit(extremes, self.range) if extremes else ""
         return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None
 
     def logits(self, images):
-        """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if the shape is wrong or one is not finite."""
+        """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if these are others, or one is not finite."""
+        images = np.asarray(images)
+        if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
+            raise UserError(f"the network takes images uint8 [N, {self.size}, {self.size}, 3], not {images.dtype} "
+                            f"{list(images.shape)}", "predict() takes images of any size.")
+        if not len(images):
+            return np.zeros((0, len(self.class_names)), np.float32)
         try:
             logits = self.session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
         except Exception as error:  # of onnxruntime, as above
@@ -153,26 +279,57 @@ class Model:
         return {"labels": np.array(self.class_names)[raw.argmax(1)], "probabilities": calibrated,
                 "called": raw >= thresholds[:-1], "abstains": raw.max(1) < thresholds[-1]}
 
-    def answers(self, images):
-        """A list of dicts, one for each image uint8 [S, S, 3].
-
-        {"label": the most probable class, or None if the model abstains; "confidence": its calibrated probability;
-        "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
-        calibrated probability}}
-        """
-        columns = self.decisions(self.logits(np.stack(images))).values()
-        result = []
-        for label, p, called, abstains in zip(*columns):
-            label, probabilities = str(label), dict(zip(self.class_names, map(float, p)))
-            result.append({"label": None if abstains else label, "confidence": probabilities[label],
-                           "most_probable": label,
-                           "called": [name for name, above in zip(self.class_names, called) if above],
-                           "probabilities": probabilities})
-        return result
-
     def point(self, kind):
         """The first operating point of a kind, `sensitivity` or `abstention`; None if there is none."""
         return next((point for point in self.points if point["kind"] == kind), None)
+
+
+def _readable(source):
+    """What kd.image.square() takes, of what Model.predict() takes; UserError if it is neither.
+
+    A Pillow image becomes an array, or where it is deep a file, whose values are scaled as those of any file.
+    """
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
+    if isinstance(source, np.ndarray):
+        if source.ndim == 3 and source.shape[2] == 1:
+            source = source[..., 0]
+        is_deep = source.dtype in (np.uint16, np.float32) and source.ndim == 2
+        if not source.size or not is_deep and (source.dtype != np.uint8 or source.shape[2:] != (4,)):
+            return source  # as kd.image takes it, or refuses it
+        source = Image.fromarray(source)
+    elif isinstance(source, (str, os.PathLike, bytes)) or hasattr(source, "read"):
+        return source
+    if not isinstance(source, Image.Image):
+        raise UserError(f"an image is a path, bytes, an open file, a Pillow image or a NumPy array, not a "
+                        f"{type(source).__name__}")
+    try:
+        picture, tags = ImageOps.exif_transpose(source), getattr(source, "tag_v2", {})
+        if not image.is_deep(picture):
+            return np.asarray(image.to_rgb(picture))
+        if tags.get(262) == 0:
+            raise ValueError("white is zero in it, which its Pillow image does not say")
+        file = io.BytesIO()
+        picture.save(file, "TIFF")
+        return file.getvalue()
+    except Exception as error:  # Pillow raises anything for a file that it reads only now
+        raise UserError(f"cannot read the image: {_one_line(error)}", "Give its path.") from None
+
+
+def _sensitivities(points):
+    """The thresholds of sensitivity with what is promised of each, as the end of a sentence; "" if there are none."""
+    points = [point for point in points if point["kind"] == "sensitivity" and point["threshold"] is not None]
+    asked = {point.get("asked") for point in points}  # one number; None in files of older versions
+    common = asked.pop() if len(asked) == 1 else None
+    texts = [f"{point['class']} {point['threshold']:.3g}"
+             + (f" (promised: {point['promised']:.2f})" if point["promised"] != common else "") for point in points]
+    return texts and f"{'' if common is None else f' of {common:g}'}: {', '.join(texts)}"
+
+
+def _check_whole(name, value, lower, upper):
+    """UserError unless `value` is a whole number from `lower` to `upper`."""
+    if not isinstance(value, (int, np.integer)) or not lower <= value <= upper:
+        raise UserError(f"{name} is a whole number from {lower} to {upper:,}, not {str(value)[:40]}")
 
 
 def _may_saturate(metadata):
@@ -326,6 +483,7 @@ def _check_sums(path, required):
 
 
 def _sha256(path):
+    import hashlib
     digest = hashlib.sha256()
     with open_regular(path, FILE) as file:
         while block := file.read(2 ** 20):
@@ -374,6 +532,8 @@ def _are_points(points, names):
     return (all(isinstance(key, str) and (key in names or point["kind"] == "abstention")
                 for key, point in zip(keys, points)) and len(set(keys)) == len(keys)
             and all(_is_share(point["promised"]) for point in points)
+            and all(point.get(key) is None or _is_share(point[key])
+                    for point in points for key in ("asked", "assurance"))
             and all(point["threshold"] is None or _is_share(point["threshold"]) for point in points))
 
 
@@ -381,11 +541,15 @@ def _is_share(value):
     return type(value) in (int, float) and 0 <= value <= 1
 
 
+def _is_line(text):
+    return isinstance(text, str) and len(text) <= 1000 and errors.printable(text) == text and "\n" not in text
+
+
 def _are_names(names):
     """Whether these are the names of at least two classes, each on one line and once."""
     return (isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names)
             and len(set(names)) == len(names)
-            and all(name.strip() and errors.printable(name) == name and "\n" not in name for name in names))
+            and all(name.strip() and _is_line(name) for name in names))
 
 
 def _wrong(content, session):
@@ -396,11 +560,12 @@ def _wrong(content, session):
     checks = {
         "class_names": _are_names(names),
         "input": all(type(side) is int and side > 0 for side in sides) and sides[0] <= sides[1] <= LARGEST
-        and preprocessing.get("interpolation") == image.INTERPOLATION
+        and preprocessing.get("interpolation") in image.INTERPOLATIONS
         and ("range" not in preprocessing or image.is_range(preprocessing["range"])),
         "temperature": temperature is None or isinstance(temperature, (int, float)) and 0 < temperature < math.inf,
         "operating_points": not _are_names(names) or _are_points(content["operating_points"], names),
         "provenance": isinstance(content["provenance"], dict),
+        "caution": content.get("caution") is None or _is_line(content["caution"]),
         "its size": all(type(content.get(key)) in (int, type(None)) for key in ("parameters", "params_bytes", "macs")),
         "its input": [i.name for i in inputs] == ["image"] and inputs[0].type == "tensor(uint8)"
         and inputs[0].shape[1:] == [sides[0], sides[0], 3] and isinstance(inputs[0].shape[0], (str, type(None))),

@@ -260,7 +260,7 @@ def test_a_network_of_a_plugin_that_is_not_loaded_names_the_plugin(tmp_path):
 
     model = torch.nn.Linear(2, 2)
     checkpoint.save(tmp_path / "best.pt", model, arch="mine", stem="imagenet", class_names=["a", "b"], provenance={},
-                    input={"resize": 36, "size": 32, "interpolation": "x", "mean": [0.5] * 3, "std": [0.5] * 3})
+                    input={"resize": 36, "size": 32, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3})
     with pytest.raises(LookupError):
         checkpoint.load(tmp_path / "best.pt", Unknown())
     (tmp_path / "config.yaml").write_text("plugin: [my nets.py]\n")

@@ -26,7 +26,7 @@ def text_of(path):
 def commands(text):
     """Words of the commands that run one of our scripts; variables such as C="..." are filled in."""
     variables = dict(re.findall(r'(?m)^    (\w)="(.*)"$', text))
-    for line in COMMAND.findall(text):
+    for line in COMMAND.findall(text.replace("\\\n", " ")):
         for name, value in variables.items():
             line = line.replace(f"${name}", value)
         for part in re.split(r"&&| > ", line):

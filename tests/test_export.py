@@ -24,7 +24,7 @@ def copy(exported, tmp_path):
 def pixels(run, root, split):
     ids = read_npz(run / "predictions" / f"{split}.npz")["ids"]
     spec = checkpoint.read(run / "best.pt")["input"]
-    return np.stack([image.evaluation_pixels(root / name, spec["resize"], spec["size"], spec["range"]) for name in ids])
+    return np.stack([image.evaluation_pixels(root / name, spec) for name in ids])
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

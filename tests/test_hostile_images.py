@@ -141,6 +141,14 @@ def test_a_bomb_is_one_line(make, words, tmp_path):
     assert words in refused(path) and str(path) in refused(path)
 
 
+def test_scans_are_counted_where_the_file_is_read_in_parts():
+    data = bytearray(2 ** 20)
+    for place in (0, 2 ** 18 - 1, 2 ** 19 - 2, 2 ** 19, 2 ** 20 - 2):
+        data[place:place + 2] = b"\xff\xda"
+    data[-1:] = b"\xda\xff"  # half of one
+    assert image._scans(io.BytesIO(bytes(data))) == 5
+
+
 def test_what_only_looks_like_a_bomb_is_read():
     """Films, long metadata, many scans of a small image: only their first picture is decoded."""
     frames = [Image.new("L", (40, 40), k) for k in range(100)]

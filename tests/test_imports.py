@@ -45,7 +45,7 @@ ALSO = {("study", "kd.train.options")}  # a plan speaks the language of the comm
 
 # The border: these need torch; every other module of kd imports with numpy, Pillow, PyYAML and tqdm alone.
 TORCH = {"kd.losses", "kd.objective", "kd.data.augment", "kd.data.batching", "kd.data.mixing",
-         "kd.edge.checked_export", "kd.edge.convert", "kd.edge.executorch",
+         "kd.edge.checked_export", "kd.edge.convert", "kd.edge.executorch", "kd.edge.onnx_network", "kd.edge.qat",
          "kd.edge.torch_model", "kd.robustness.answers",
          *(module(path) for path in CORE if path.parent.name == "train" and path.stem not in ("__init__", "options"))}
 NUMPY_ONLY = sorted({module(path) for path in CORE} - TORCH) + [

@@ -53,9 +53,9 @@ def test_the_command_line_wins_over_true(file):
 
 VALUES = {
     "data": ["folder", "lesions,images=100"], "root": ["/data/with space", "-dash", None, "C:\\data", "1e3", "no"],
-    "size": [64, None], "groups": ["groups of mine.csv"], "download": [True, False], "split": ["-s.csv"],
-    "fold": ["2/5", None], "split_seed": [0, 5], "skip_bad": [True, False],
-    "cache": ["a~cache", None], "stem": ["small"],
+    "size": [64, None], "interpolation": ["bilinear", "box-bilinear"], "groups": ["groups of mine.csv"],
+    "download": [True, False], "split": ["-s.csv"], "fold": ["2/5", None], "split_seed": [0, 5],
+    "skip_bad": [True, False], "cache": ["a~cache", None], "stem": ["small"],
     "stages": [["layer1", "layer2", "layer3", "layer4"], None],
     "weights": ["none", "-w.pt"], "init": ["a=b.pt"], "epochs": [3, None], "batch": [1],
     "lr": [1e-5, 0.0, 3], "head_lr": [1e-2, None], "weight_decay": [0.0], "warmup": [0.0, 1.0], "clip": [0.0],

@@ -119,7 +119,8 @@ def test_names_neither_calculate_nor_act_on_the_terminal(exported, model, tmp_pa
                               text=True).stdout for kind in ("table", "jsonl")]
     assert all("\x1b" not in out for out in outputs)
     assert [json.loads(line)["file"] for line in outputs[1].splitlines()] == names
-    assert outputs[0].count("\n") < len(names) + 5  # a name does not make a row of its own
+    explained = onnx_model.Model(model).explain().count("\n") + 1
+    assert outputs[0].count("\n") == 1 + len(names) + explained  # a name does not make a row of its own
 
 
 def huge(side):
@@ -232,6 +233,8 @@ def broken_models(model, folder):
     changed(model, folder / "lines.onnx", class_names=["red", "green\n", "blue"])
     changed(model, folder / "terminal.onnx", class_names=["red", "\x1b[2J", "blue"])
     changed(model, folder / "huge.onnx", input={"resize": 60000, "size": 32, "interpolation": "bilinear"})
+    changed(model, folder / "newer.onnx", input={"resize": 36, "size": 32, "interpolation": "lanczos"})
+    changed(model, folder / "how.onnx", input={"resize": 36, "size": 32, "interpolation": ["bilinear"]})
     import onnx
     proto = onnx.load(model)
     proto.opset_import[0].version = 9999
@@ -246,8 +249,8 @@ def broken_models(model, folder):
             "stranger.onnx": "operating_points", "certain.onnx": "operating_points", "promise.onnx": "operating_points",
             "twice.onnx": "operating_points", "classes_twice.onnx": "damaged: class_names is",
             "no_name.onnx": "class_names", "lines.onnx": "class_names", "terminal.onnx": "class_names",
-            "huge.onnx": "damaged: input", "opset.onnx": "cannot load",
-            "ir.onnx": "cannot load", ".": "is a folder", "missing.onnx": "no such file"}
+            "huge.onnx": "damaged: input", "newer.onnx": "damaged: input is", "how.onnx": "damaged: input is",
+            "opset.onnx": "cannot load", "ir.onnx": "cannot load", ".": "is a folder", "missing.onnx": "no such file"}
 
 
 def test_a_broken_or_foreign_model_is_one_line(exported, model, tmp_path):
@@ -313,7 +316,7 @@ def test_a_bundle_runs_alone_proves_itself_and_finds_what_is_wrong(exported, tmp
     done = blocked(box, "predict.py", "model.int8.onnx", "--check")
     assert done.returncode == 0 and "8 images: logits agree" in done.stdout, done.stderr
     assert "`check.npz` holds 8 validation images" in (box / "RUN.md").read_text(encoding="utf-8")
-    assert "`check.npz` holds 6 validation images" in bundle.how_to_run("model.onnx", 6)
+    assert "`check.npz` holds 6 validation images" in bundle.how_to_run(onnx_model.Model(box / "model.int8.onnx"), 6)
     done = blocked(box, "predict.py", "model.int8.onnx", next((exported[1] / "red").iterdir()), "--format", "jsonl")
     assert done.returncode == 0 and json.loads(done.stdout)["most_probable"], done.stderr
     done = blocked(box, "benchmark.py", "model.int8.onnx", "--seconds", "0.05", "--queries", "16", "--no-memory")
@@ -564,15 +567,3 @@ def test_a_bundle_is_not_laid_over_other_files(exported, tmp_path):
             tmp_path / "new",
         )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_the_legend_has_the_promise_of_each_class(box, capsys):
-    model = box / "model.int8.onnx"
-    names = onnx_model.Model(model).class_names
-    points = [{"name": "s", "kind": "sensitivity", "class": name, "threshold": 0.3, "promised": promised}
-              for name, promised in zip(names, (0.1, 0.95, 0.5))]
-    changed(model, model, operating_points=points)
-    text = predict.legend(onnx_model.Model(model))
-    assert ", ".join(f"{name} {promised:.2f}" for name, promised in zip(names, (0.1, 0.95, 0.5))) in text
-    changed(model, model, operating_points=[{**point, "promised": 0.95} for point in points])
-    assert predict.legend(onnx_model.Model(model)).endswith("for a sensitivity of 0.95")

@@ -119,7 +119,6 @@ def test_correction_restores_the_mean_of_each_channel(folded):
 
 def test_the_recipe_is_chosen_on_validation_and_a_hopeless_one_writes_nothing(exported, monkeypatch):
     import registry
-    monkeypatch.setattr(checked_export, "GROUPS", 1)
     source = checked_export.open_run(Run(exported[0]), registry)
     folder = exported[0] / "exports"
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".lock"}
@@ -165,6 +164,25 @@ def test_a_network_that_bears_no_rounded_activations_keeps_its_labels_by_rounded
     int8 = parity["formats"]["int8"]
     assert int8["recipe"]["ranges"] == checked_export.WEIGHTS and int8["val"]["flips"] <= .03
     assert len(int8["recipes"]) == len(quantize.RECIPES) + 1
+
+
+def test_activations_stay_in_float_where_processors_would_round_them_differently(exported, monkeypatch):
+    import export
+    import registry
+    source = checked_export.open_run(Run(exported[0]), registry)
+    monkeypatch.setattr(checked_export.quantize, "unlike", lambda model: ["Erf", "LayerNormalization"])
+    options = {"calibration": 8, "max_flips": 1}
+    parity = checked_export.write(source, exported[0] / "unlike", ["int8"], weight_range="portable", **options)
+    int8 = parity["formats"]["int8"]
+    assert int8["recipe"]["ranges"] == checked_export.WEIGHTS and int8["recipes"] == [int8["recipe"]]
+    assert "of weights only; its Erf, LayerNormalization would compute in float between integers" in (
+        export.parity_table(parity))
+    parity = checked_export.write(source, exported[0] / "full", ["int8"], weight_range="full", **options)
+    int8 = parity["formats"]["int8"]
+    assert int8["recipe"]["weight_range"] == "full" and int8["other_range"]["weight_range"] == "portable"
+    table = export.parity_table(parity)
+    assert f"weight range full (this file): on val {int8['recipe']['val_flips']:.2%} of the labels" in table
+    assert f"weight range portable: on val {int8['other_range']['val_flips']:.2%} of the labels" in table
 
 
 def with_noise(model):

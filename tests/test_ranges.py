@@ -232,7 +232,7 @@ def test_a_file_gives_the_same_pixels_in_the_cache_and_in_use(tmp_path):
     for reader in readers:
         for k, path in enumerate(data.images):
             assert np.array_equal(reader.pixels(path), cached[prepared.rows[k]])
-    assert image.evaluation_pixels(data.images[0], 36, 32, (0, 65535)).max() < cached[0].min()
+    assert image.evaluation_pixels(data.images[0], {**INPUT, "range": [0, 65535]}).max() < cached[0].min()
 
 
 def _is_installed(module):
@@ -245,8 +245,8 @@ def _is_installed(module):
 
 def test_an_external_set_has_the_range_of_the_network(tmp_path, capsys):
     data = dataset(tmp_path / "d", scaled(1000, np.uint16))
-    options = {"size": 32, "resize": 36, "class_names": ["a", "b"], "root": tmp_path}
-    of_network = loader.external(data, **options, range=[0, 4095])
+    options = {"class_names": ["a", "b"], "root": tmp_path}
+    of_network = loader.external(data, input={**INPUT, "range": [0, 4095]}, **options)
     scale, dark = noted(capsys)
     assert of_network.images.max() < 64 and "as for the images that the network was trained on" in scale
     assert dark.endswith("The network was trained on larger values; if these are of another scale, scale them alike.")
@@ -265,7 +265,7 @@ def test_a_network_of_8_bits_takes_no_deeper_image_in_evaluation_nor_in_use_and_
     if kind == "colour":
         data.images[1].write_bytes(tiff((np.stack([picture(1)] * 3, -1) * 4095).astype(np.uint16), "<", False))
     deep = {"mixed": [1, 5], "float": [5]}.get(kind, [1])
-    options = {"size": 32, "resize": 36, "class_names": ["a", "b"], "root": tmp_path}
+    options = {"input": INPUT, "class_names": ["a", "b"], "root": tmp_path}
     network = SimpleNamespace(range=None, size=32, metadata={"input": INPUT}, pixels=None)
     network.pixels = lambda path: onnx_model.Model.pixels(network, path)
     for k, path in enumerate(data.images):

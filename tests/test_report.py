@@ -19,7 +19,10 @@ from kd.errors import UserError
 from kd.evaluation import compare, protocol
 from kd.files import parse_number, read_csv, read_json, read_npz, write_json, write_npz
 from kd.report import blocks, build, figures, study_files
-from kd.report.sections import overview, performance
+from kd.report.sections import efficiency, overview, performance, result, students
+from kd.report.sections.calibration import sentences as calibration_sentences
+from kd.report.sections.calibration import threshold_sentences
+from kd.text import format_p
 from reported import CLASSES, Page, paged, words, write_run, write_study
 
 HOSTILE = [
@@ -236,7 +239,7 @@ def test_every_number_in_words_stands_in_a_table(study):
     cells = [cell for row in rows for cell in row.values()]
     values = [float(cell) for cell in cells if is_number(cell or "")]
     of_seeds = [figure for cell in cells if "two seeds" in (cell or "") for figure in cell.split("; ")[1].split(", ")]
-    forms = (".2f", ".3f", "+.3f", "+.4f", ".0%", ".1%", "g")
+    forms = (".0f", ".2f", ".3f", "+.3f", "+.4f", ".0%", ".1%", "g")
     formatted = {format(value, form) for value in values for form in forms}
     without_names = re.sub(r"macro-F1|seed \d|_\d|small_\w+|teacher_\w+", " ", sentences)
     numbers = re.findall(r"(?<![\w.])[+-]?\d+\.?\d*%?(?![\w])", without_names)
@@ -349,7 +352,7 @@ def test_title_data_splits_and_methods_are_stated(study):
         "toy", "203 images of", "in 3 classes", "3 train, 80 validation, 120 test", "8 × 8 px",
         "Not a medical device", "0.5 * ce + 0.5 * kd(T=4)", "f1f2f3", "abc1234", "smoothed cluster bootstrap",
         "95 of 100 such intervals", "Options that differ", "12,345",
-        "Other trainings of teacher_big: there is one seed",
+        "Other trainings of teacher_big, trained with one seed only",
         "Other machines: latencies are of a CPU", "Not in these files: subgroups. The sections say why",
     ):
         assert text in page.text, text
@@ -377,10 +380,11 @@ def test_best_is_chosen_on_validation_and_says_what_it_rests_on(study):
         if (row["reference"], row["model"], row["metric"]) == ("small_alone", "small_kd", "macro_f1")
     )
     lo, hi = (float(row[key]) for key in ("difference_lo", "difference_hi"))
-    assert ("small_kd: the highest macro-F1 on validation (next small_alone). On test its difference from small_alone "
-            "is what the teacher added: ") in page.text
-    assert f"small_kd {float(row['difference']):+.3f}." in page.text.split("What the teacher added")[1]
-    assert ("so that the choice rests on validation alone" in page.text) == (lo <= 0 <= hi)
+    assert (f"small_kd: of the students the highest macro-F1 on validation ({scores['small_kd']:.3f}; "
+            f"small_alone {scores['small_alone']:.3f}; mean of 2 seeds). ") in page.text
+    added = page.text.split("What the teacher added")[1]
+    assert f"small_kd {float(row['difference']):+.3f} (mean of 2 seeds, p {format_p(float(row['p']))})." in added
+    assert ("the choice rests on validation alone" in page.text) == (lo <= 0 <= hi)
 
 
 def test_a_sentence_never_claims_more_than_its_interval(tmp_path, quick):
@@ -394,10 +398,69 @@ def test_a_sentence_never_claims_more_than_its_interval(tmp_path, quick):
             write_npz(path, **{**content, "logits": content["logits"] + noise})
     reported.evaluate(tmp_path / "toy")
     text = paged(tmp_path / "toy").text
-    assert re.search(r"On test its difference from [ab]_alone is [+-]0\.\d{3} \[-0\.\d{3}, \+0\.\d{3}\]: ", text)
-    assert "not significant (95% interval includes 0), so that the choice rests on validation alone" in text
-    assert "test confirms the choice" not in text and "validation chose wrong" not in text
-    assert "Other trainings of a_alone, b_alone: there is one seed." in text
+    assert re.search(r"On test its difference from [ab]_alone is not significant \(95% interval includes 0\): the "
+                     "choice rests on validation alone", text)
+    assert "Test confirms the choice" not in text and "validation chose wrong" not in text
+    assert "Other trainings of a_alone, b_alone, trained with one seed only." in text
+
+
+def test_a_gain_names_the_further_images_that_the_student_saw(study, tmp_path):
+    root = write_study(tmp_path / "toy")
+    for path in root.glob("small_kd/seed_*/environment.json"):
+        content = read_json(path)
+        content["data"]["unlabelled"] = [{"name": "more", "images": 1500}, {"name": "others", "images": 500}]
+        write_json(path, content)
+
+    def sentences(root):
+        read = study_files.read_study(root)
+        return result.further_images(read, students.compare(read))
+
+    only, = sentences(root)
+    assert only.startswith("small_kd also learnt the teacher's answers to 2,000 images without labels")
+    assert not sentences(study[0])
+
+
+def test_a_noisy_latency_is_called_so_before_what_rests_on_it(study):
+    read = study_files.read_study(study[0])
+    rough, shares, int8 = result.costs(read, efficiency.measure(read), "small_kd")
+    assert rough.startswith("Latencies are rough: 2 of 6 are noisy")
+    assert "about " in shares and "100% of its memory (70 against 70 MiB" in shares and shares.endswith("seed 0.")
+    assert int8.startswith("As INT8 (seed 0, ") and "another class for 2.0% of the test images" in int8
+
+
+def test_a_missed_promise_is_told_of_each_seed_and_of_the_teacher_where_most_seeds_miss_it(study):
+    read = study_files.read_study(study[0])
+    runs_ = [*read.models["small_kd"], *read.models["teacher_big"]]
+    for run, lo in zip(runs_, (.1, .2, -.1)):
+        point = next(p for p in run.evaluation["operating_points"] if p.get("class") == "df")
+        point.update(promised=.56, shortfall={"value": .3, "lo": lo, "hi": .5})
+        point["test"]["sensitivity"] = {"value": .25, "lo": .125, "hi": .5}
+    images = read.firsts[0].evaluation["split"]["val"]["support"]["df"]
+    of_df = [line for line in threshold_sentences(read, "small_kd") if line.startswith("Class df")]
+    assert of_df == [f"Class df: the threshold promises a sensitivity of 0.56 (from {images} validation images). On "
+                     "test small_kd has 0.250 [0.125, 0.500] (seed 0), 0.250 [0.125, 0.500] (seed 1); teacher_big "
+                     "0.250 [0.125, 0.500] (seed 0)."]
+    point = next(p for p in runs_[1].evaluation["operating_points"] if p.get("class") == "df")
+    point["shortfall"]["lo"] = -.1
+    assert not [line for line in threshold_sentences(read, "small_kd") if line.startswith("Class df")]
+
+
+def test_the_temperature_is_told_of_every_seed(study):
+    only, = calibration_sentences(study_files.read_study(study[0]))
+    assert "teacher_big (seed 0), small_alone (seeds 0, 1), small_kd (seeds 0, 1)" in only
+
+
+def test_methods_name_no_path_of_the_machine_and_no_option_that_nothing_reads(tmp_path):
+    home = "/somewhere/runs"
+    for model, role, options in (
+        ("small_alone", "student", {"teacher": None, "alpha": 1.0}),
+        ("small_kd", "student", {"teacher": f"{home}/toy/teacher_big/seed_0", "alpha": .5}),
+    ):
+        write_run(tmp_path / f"toy/{model}/seed_0", role=role, student=["small"], out=home, study="toy",
+                  temperature=4.0, **options)
+    reported.evaluate(tmp_path / "toy")
+    values = overview.option_values(study_files.read_study(tmp_path / "toy"))
+    assert values["teacher"] == ["–", "teacher_big/seed_0"] and values["temperature"] == ["–", "4"]
 
 
 def test_a_weak_teacher_bars_any_conclusion(study, tmp_path, quick):
@@ -427,7 +490,7 @@ def test_networks_of_unknown_architecture_are_not_called_the_same(study, tmp_pat
         write_json(path, {key: value for key, value in read_json(path).items() if key != "arch"})
     text = paged(root).text
     added = study[1].text.split("What the teacher added")[1].split("What it costs")[0]
-    assert re.search(r"small_kd [+-]0\.\d{3}\.", added)
+    assert re.search(r"small_kd [+-]0\.\d{3} \(mean of 2 seeds, p ", added)
     assert "What the teacher added" not in text
     assert {(row["reference"], row["model"]) for row in table(root, "deltas")} == {
         ("teacher_big", "small_alone"), ("teacher_big", "small_kd")}
@@ -553,7 +616,8 @@ def test_findings_stand_above_every_figure_worst_first_with_their_severity_in_wo
     assert {(f["severity"], f["rule"]) for f in of_audit} == set(on_page)
     section = page.source.split('id="findings"')[1].split("</section>")[0]
     shown, warnings, silent = section.split("<details>")  # the last is of the rules that found nothing
-    assert shown.count('data-severity="error"') == section.count('data-severity="error"') == shown.count("data-rule") > 0
+    errors = section.count('data-severity="error"')
+    assert shown.count('data-severity="error"') == shown.count("data-rule") == errors > 0
     assert warnings.count("data-rule") == len(on_page) - shown.count("data-rule") and "1 note<" in warnings
 
 
@@ -561,8 +625,10 @@ def test_the_page_names_the_rules_that_were_applied(study):
     root, page = study
     found, rules = examine.apply_rules(examine.gather_cases(runs.find(root)))
     silent = [rule for rule in rules if rule not in {finding["rule"] for finding in found}]
-    applied = f"{len(rules)} of {len(examine.RULES)} rules could be applied to these runs: {', '.join(silent)}."
-    assert applied in page.text
+    others = [rule.name for rule in examine.RULES if rule.name not in rules]
+    assert f"{len(rules)} of {len(examine.RULES)} checks could be applied to these runs" in page.text
+    assert (f"looks for: {', '.join(silent)}. Not applied, for want of what they read: {', '.join(others)}."
+            in page.text) and others
 
 
 def test_the_tables_of_a_report_give_an_audit_nothing_new(study):

@@ -93,7 +93,7 @@ def test_the_first_screen_has_table_and_plot_and_the_folded_page_has_at_most_eig
       const text = document.createRange(); text.selectNodeContents(cell); const box = text.getBoundingClientRect();
       return [cell.dataset.key, box.left, box.top, box.right, box.bottom]; })""")
     assert {key for key, *_ in boxes} == {
-        "model", "parameters_m", "macro_f1", "kept", "added", "latency_ms", "file_mb"}
+        "model", "parameters_m", "seeds", "macro_f1", "kept", "added", "latency_ms", "file_mb"}
     assert all(right > left >= 0 and bottom > top and right <= 400 for _, left, top, right, bottom in boxes)
     apart = [a[3] <= b[1] or b[3] <= a[1] or a[4] <= b[2] or b[4] <= a[2] for a, b in itertools.combinations(boxes, 2)]
     assert all(apart)

@@ -12,6 +12,7 @@ import re
 import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,14 @@ CHUNK_BYTES = 2 ** 26  # the bytes of their pixels at most; both limit the memor
 COLUMNS = ("id", "sha256", "error", "facts", "crc32")  # of the index; facts: see kd.data.values
 
 
-def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range=None, eight_bits=False,
-               again=False):
+def open_cache(dataset, resize, *, interpolation=image.INTERPOLATION, folder=None, root=None, skip_bad=False,
+               range=None, eight_bits=False, again=False):
     """The images of a Dataset from its cache, which is built if there is none.
 
-    resize: side of the images in px. folder: where the cache is; None for beside the data in `root`, or in the user's
-    cache folder if that place cannot be written. The file name contains a key of every image's name, size and time of
-    change, so that changed data get a new cache. Old ones are not deleted, because another program may be reading them.
+    resize: side of the images in px. interpolation: one of kd.image.INTERPOLATIONS. folder: where the cache is; None
+    for beside the data in `root`, or in the user's cache folder if that place cannot be written. The file name contains
+    a key of the interpolation and of every image's name, size and time of change, so that changed data get a new cache.
+    Old ones are not deleted, because another program may be reading them.
     range: (low, high) of the network that the images are for, to which deep values are scaled; None to choose one that
     suits all images of the set. eight_bits: the network was trained on images of 8 bits alone, and deep ones, whose
     scale it does not have, cannot be used. again: the same images were opened at another size before.
@@ -47,7 +49,7 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range
     """
     stamps = [_stamp(dataset, i) for i, _ in enumerate(dataset.ids)]
     scale = "" if range is None else f" {range[0]}..{range[1]}"
-    text = "\n".join([f"{FORMAT} {dataset.name} {dataset.version} {resize} {image.INTERPOLATION}{scale}", *stamps])
+    text = "\n".join([f"{FORMAT} {dataset.name} {dataset.version} {resize} {interpolation}{scale}", *stamps])
     name = re.sub(r"[^A-Za-z0-9._+-]+", "_", dataset.name)[:40]  # names that become equal here differ in the key
     stem = f"{name}_{resize}px_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     places = [Path(folder)] if folder is not None else _places(root)
@@ -56,7 +58,7 @@ def open_cache(dataset, resize, *, folder=None, root=None, skip_bad=False, range
         place = _writable(places, damage)
         if damage:
             print(f"note: {damage}; it is made again")
-        found = _built(dataset, resize, place, stem, range, eight_bits)
+        found = _built(dataset, resize, interpolation, place, stem, range, eight_bits)
     images, rows = found
     deep = values.deep_extremes(rows) if eight_bits else {}
     rows = [{**row, "facts": "", "error": f"values up to {deep[row['id']][1]:,.6g}, in more than 8 bits"}
@@ -96,13 +98,13 @@ def _find(dataset, resize, places, stem):
     return None, damage
 
 
-def _built(dataset, resize, place, stem, limits, eight_bits):
+def _built(dataset, resize, interpolation, place, stem, limits, eight_bits):
     """(images, rows of the index) of a cache that is built here, unless another process builds it at this moment."""
     pixels = place / f"{stem}.npy"
     with lock(place / f"{stem}.lock", wait=True, what=f"the image cache {pixels}"):
         found, _ = _find(dataset, resize, [place], stem)
         if found is None:
-            _build(dataset, resize, pixels, place / f"{stem}.csv", limits, eight_bits)
+            _build(dataset, resize, interpolation, pixels, place / f"{stem}.csv", limits, eight_bits)
     return found or _load(dataset, resize, place, stem)
 
 
@@ -192,10 +194,11 @@ def _bad_became_readable(dataset, rows):
 
     This happens when a permission is given or a drive is connected again.
     """
-    return any(row["error"] and not _read(source, 8, (0, 1))[3] for row, source in zip(rows, dataset.images))
+    return any(row["error"] and not _read(source, 8, image.INTERPOLATION, (0, 1))[3]
+               for row, source in zip(rows, dataset.images))
 
 
-def _read(source, resize, limits):
+def _read(source, resize, interpolation, limits):
     """(pixels, sha256, facts, "") of an image, or (0, "", [], the reason why it cannot be read).
 
     pixels is 0, too, for a deep image without `limits`, its range. facts: the words of kd.data.values on the file.
@@ -206,12 +209,12 @@ def _read(source, resize, limits):
         if callable(source):
             source = source()
         if isinstance(source, np.ndarray):
-            return image.square(source, resize), _sha256(source), [], ""
+            return image.square(source, resize, None, interpolation), _sha256(source), [], ""
         with open_regular(source, image.MAX_BYTES) as file:
             digest = hashlib.sha256()
             while block := file.read(2 ** 20):
                 digest.update(block)
-            pixels, extremes, has_several_frames = image.examine(file, resize, limits)
+            pixels, extremes, has_several_frames = image.examine(file, resize, limits, interpolation)
         facts = ([values.deep_word(*extremes)] if extremes else []) + ["frames"] * has_several_frames
         return 0 if pixels is None else pixels, digest.hexdigest(), facts, ""
     except UserError as error:
@@ -221,7 +224,7 @@ def _read(source, resize, limits):
         return 0, "", [], error.strerror or str(error) or "unreadable"
 
 
-def _build(dataset, resize, pixels, index, limits, eight_bits):
+def _build(dataset, resize, interpolation, pixels, index, limits, eight_bits):
     """Decode all images, in threads, and write both files of the cache.
 
     limits: the range of deep images; without one they are decoded twice, since it is known when all have been read.
@@ -244,7 +247,7 @@ def _build(dataset, resize, pixels, index, limits, eight_bits):
             """Decode and write the images at the positions `part`."""
             chunk = np.zeros((len(part), resize, resize, 3), np.uint8)
             sources = [dataset.images[i] for i in part]
-            results = pool.map(_read, sources, [resize] * len(part), [limits] * len(part))
+            results = pool.map(_read, sources, repeat(resize), repeat(interpolation), repeat(limits))
             for k, (square, sha256, facts, error) in enumerate(results):
                 chunk[k] = square
                 rows[part[k]] = {"id": dataset.ids[part[k]], "sha256": sha256, "error": error, "facts": facts}

@@ -7,6 +7,9 @@ import numpy as np
 from kd.data.splits import FRACTIONS
 from kd.errors import UserError, listing
 
+SYNTHETIC = ("the model was trained on synthetic images, which are drawn and not photographed: of a photograph its "
+             "answer says nothing")
+
 
 @dataclass
 class Dataset:
@@ -22,6 +25,8 @@ class Dataset:
     version      a string that changes when the pixels of arrays and functions in `images` change; without it
                  arrays are compared by content, and functions are assumed to draw the same image always
     synthetic    whether the images are drawn, not photographed; every result then says so
+    caution      a sentence on the images, if they are other ones than those that a network trained on them will be used
+                 on: each answer of an exported model repeats it
     """
 
     name: str
@@ -34,8 +39,10 @@ class Dataset:
     fractions: tuple = FRACTIONS
     version: str = ""
     synthetic: bool = False
+    caution: str = ""
 
     def __post_init__(self):
+        self.caution = self.caution or SYNTHETIC * self.synthetic
         self.labels = np.asarray(self.labels, dtype=np.int64)
         self.ids = [str(i) for i in self.ids]
         if not len(self.ids):

@@ -30,7 +30,9 @@ class Data:
     synthetic: bool     # the images are drawn, not photographed
     skipped: list       # ids of images that cannot be read
     range: tuple = None  # the values of images of more than 8 bits that became 0 and 255; None if there are none
+    interpolation: str = image.INTERPOLATION  # how the images were resized
     corruptions: tuple = ()  # registry entries for the augmentation of kind "corruption"
+    caution: str = ""    # of the Dataset: what each answer of an exported model says of the images
     unlabelled: object = None  # Unlabelled, further training images
     resize_of: object = None   # a function from the input size of a network, px, to the side of the cached images
     open_at: object = None     # a function from the same to the memory map of the images of that side
@@ -103,23 +105,25 @@ class Data:
     def input(self):
         """The preprocessing before normalisation, a dict; a checkpoint records it together with mean and std."""
         deep = {} if self.range is None else {"range": list(self.range)}
-        return {"resize": self.images.shape[1], "size": self.size, "interpolation": image.INTERPOLATION, **deep}
+        return {"resize": self.images.shape[1], "size": self.size, "interpolation": self.interpolation, **deep}
 
 
-def prepare(dataset, *, size, split_seed=0, split_file=None, fold=None, cache_folder=None, root=None,
-            skip_bad=False, range=None):
+def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, split_file=None, fold=None,
+            cache_folder=None, root=None, skip_bad=False, range=None):
     """Cache, split and check a kd.data.dataset.Dataset: returns Data.
 
     size: of the network's input, px. Files are cached at image.resize_for(size), and evaluation uses the centre;
     arrays, which are small already, are cached at `size`. The split comes from `split_file`, a CSV with the columns
     id and split, else from the data set, else from splits.stratified() with `split_seed` and its fractions; where the
     data set has a test split and no validation split, that is cut from its training images. fold: (K, N), part K of a
-    cross-validation instead. cache_folder, root, skip_bad, range: as for cache.open_cache(). UserError if images cannot
-    be read or the split is wrong.
+    cross-validation instead. interpolation, cache_folder, root, skip_bad, range: as for cache.open_cache(). UserError
+    if images cannot be read or the split is wrong.
     """
     has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
     resize_of = image.resize_for if has_files else int
-    images, sha256, readable, skipped, used_range = _open(dataset, resize_of(size), cache_folder, root, skip_bad, range)
+    opened = functools.partial(_open, dataset, interpolation=interpolation, folder=cache_folder, root=root,
+                               skip_bad=skip_bad)
+    images, sha256, readable, skipped, used_range = opened(resize_of(size), range=range)
     ids, labels = np.array(dataset.ids)[readable], dataset.labels[readable]
     sha256 = [sha256[i] for i in readable]
     grouped = dataset.groups is not None
@@ -147,18 +151,21 @@ def prepare(dataset, *, size, split_seed=0, split_file=None, fold=None, cache_fo
     splits.check(split, groups, labels, dataset.class_names)
     _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
-                sha256, size, dataset.synthetic, skipped, used_range, resize_of=resize_of, open_at=lambda size: _open(
-                    dataset, resize_of(size), cache_folder, root, skip_bad, used_range, again=True)[0])
+                sha256, size, dataset.synthetic, skipped, used_range, interpolation,
+                caution=dataset.caution, resize_of=resize_of,
+                open_at=lambda size: opened(resize_of(size), range=used_range, again=True)[0])
 
 
-def external(dataset, *, size, resize, class_names, root=None, class_map=None, skip_bad=False, range=None):
+def external(dataset, *, input, class_names, root=None, class_map=None, skip_bad=False):
     """Data of a set on which a network is only tested: all its images, or those of its official test split.
 
-    size, resize, range and class_names are those of the network. The set need not have all classes, nor several images
-    of any. class_map, skip_bad: as for known_classes() and prepare(). UserError if an image is of a class that the
-    network does not know, cannot be read, or has more than 8 bits and the network no range.
+    input, class_names: of the network, as its checkpoint records them. The set need not have all classes, nor several
+    images of any. class_map, skip_bad: as for known_classes() and prepare(). UserError if an image is of a class that
+    the network does not know, cannot be read, or has more than 8 bits and the network no range.
     """
-    images, sha256, rows, skipped, used_range = _open(dataset, resize, None, root, skip_bad, range, range is None)
+    images, sha256, rows, skipped, used_range = _open(
+        dataset, input["resize"], interpolation=input["interpolation"], root=root, skip_bad=skip_bad,
+        range=input.get("range"), eight_bits=input.get("range") is None)
     if dataset.split is not None:
         rows = rows[np.array(dataset.split)[rows] == "test"]
         if not len(rows):
@@ -179,7 +186,8 @@ def external(dataset, *, size, resize, class_names, root=None, class_map=None, s
     grouped = dataset.groups is not None
     groups = np.array(dataset.groups)[rows] if grouped else ids
     return Data(dataset.name, list(class_names), images, rows, ids, labels, groups, grouped,
-                np.full(len(rows), "test"), sha256, size, dataset.synthetic, skipped, used_range)
+                np.full(len(rows), "test"), sha256, input["size"], dataset.synthetic, skipped, used_range,
+                input["interpolation"])
 
 
 def known_classes(dataset, theirs, class_names, class_map):
@@ -213,10 +221,12 @@ def known_classes(dataset, theirs, class_names, class_map):
     return found
 
 
-def _open(dataset, resize, folder, root, skip_bad, range=None, eight_bits=False, again=False):
-    """(images and sha256 of all, positions of the images that can be read, ids of the others, range of deep values)."""
-    images, sha256, bad, used_range = cache.open_cache(dataset, resize, folder=folder, root=root, skip_bad=skip_bad,
-                                                       range=range, eight_bits=eight_bits, again=again)
+def _open(dataset, resize, **options):
+    """(images and sha256 of all, positions of the images that can be read, ids of the others, range of deep values).
+
+    options: of cache.open_cache().
+    """
+    images, sha256, bad, used_range = cache.open_cache(dataset, resize, **options)
     readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
     if not len(readable):
         raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")

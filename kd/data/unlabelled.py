@@ -73,8 +73,9 @@ def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad
     """
     def open_at(size, again=True):
         """What the cache has of the images for networks of this size."""
-        return cache.open_cache(dataset, data.resize_of(size), folder=cache_folder, root=root, skip_bad=skip_bad,
-                                range=data.range, eight_bits=data.range is None, again=again)
+        return cache.open_cache(dataset, data.resize_of(size), interpolation=data.interpolation, folder=cache_folder,
+                                root=root, skip_bad=skip_bad, range=data.range, eight_bits=data.range is None,
+                                again=again)
 
     images, sha256, bad, _ = open_at(data.size, again=False)
     readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])

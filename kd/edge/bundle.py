@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import stat
+import string
 import tempfile
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def write(run, model, images, target, record=None):
         (folder / model.name).write_bytes(content)
         exported = onnx_model.Model(folder / model.name, 1)
         write_npz(folder / "check.npz", **onnx_model.expected(exported, images))
-        write_text(folder / "RUN.md", how_to_run(model.name, len(images), "test" if record else "validation"))
+        write_text(folder / "RUN.md", how_to_run(exported, len(images), "test" if record else "validation"))
         write_text(folder / "MODEL_CARD.md", card(run, model, exported, record))
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -68,48 +69,13 @@ def check_free(target):
     check_writable(place.parent, "another folder with --bundle")
 
 
-def how_to_run(name, count, split="validation"):
-    """The text of RUN.md. name: of the model's file. count, split: of the images in check.npz."""
-    return f"""# Classify images with {name}
-
-Needs Python 3.10 or newer and three packages; no torch, no graphics card:
-
-    python -m venv env
-    env/bin/pip install numpy pillow onnxruntime        (Windows: env\\Scripts\\pip)
-
-Is everything here, and does this machine compute what it should?
-
-    env/bin/python predict.py {name} --check
-    sha256sum -c SHA256SUMS                              (the same of the files, without trusting predict.py;
-                                                         macOS: shasum -a 256 -c SHA256SUMS)
-
-Then:
-
-    env/bin/python predict.py {name} image.jpg folder/
-    env/bin/python predict.py {name} folder/ --format csv > answers.csv
-    env/bin/python benchmark.py {name}                   (how fast it is here)
-
-Images are JPEG, PNG, BMP or TIFF of up to 65 megapixels, or WebP of up to 32. What cannot be read is marked, and
-passed over. `check.npz` holds {count} {split} images, the logits that they must give, and the labels, calibrated
-probabilities, calls, abstentions and thresholds that follow from them.
-
-## What the checks find
-
-`--check` finds damage, a file that was exchanged, and a model whose classes, thresholds or temperature were changed.
-Somebody who rewrites SHA256SUMS and check.npz as well passes it, because all that is compared lies in this folder. A
-signature finds that: its key is elsewhere. With OpenSSH (8.1 or newer; part of Linux, macOS and Windows), who made the
-bundle signs once, with a key of `ssh-keygen -t ed25519`:
-
-    ssh-keygen -Y sign -f ~/.ssh/id_ed25519 -n bundle SHA256SUMS
-
-This writes SHA256SUMS.sig. Who receives the bundle has the public key from another source than the bundle, as a line
-`maker ssh-ed25519 AAAA...` in a file `makers`, and runs
-
-    ssh-keygen -Y verify -f makers -I maker -n bundle -s SHA256SUMS.sig < SHA256SUMS
-    sha256sum -c SHA256SUMS
-
-Research software, not a medical device. MODEL_CARD.md says what the model was made for, and how good it is.
-"""
+def how_to_run(model, count, split="validation"):
+    """The text of RUN.md, beside the onnx_model.Model of the bundle. count, split: of the images in check.npz."""
+    recorded = model.metadata["input"]
+    return string.Template((Path(__file__).parent / "RUN.md").read_text(encoding="utf-8")).substitute(
+        name=model.path.name, count=count, split=split, size=model.size, classes=len(model.class_names),
+        resize=recorded["resize"], interpolation=recorded["interpolation"],
+        caution=f"CAUTION: {model.caution}.\n" if model.caution else "").replace("\n\n\n", "\n\n")
 
 
 def card(run, model, exported, record=None):
@@ -154,6 +120,17 @@ def card(run, model, exported, record=None):
         f"- tested{tested}{test_groups}",
         *(f"- {name}: {format_count(count, 'test image')}" for name, count in test["support"].items()),
         "",
+        "## In a Python program",
+        "",
+        "Beside predict.py, or with its folder on PYTHONPATH; RUN.md has more, and C++:",
+        "",
+        "    from kd.onnx_model import Model",
+        "",
+        f'    model = Model("{model.name}", threads=1)',
+        '    print(model.explain())               # what the answers mean: classes, probabilities, thresholds',
+        '    answer = model.predict("image.jpg")  # or bytes, a Pillow image, an array; OpenCV: predict(a, bgr=True)',
+        '    print(answer["label"], answer["confidence"], answer["called"], answer["caution"])',
+        "",
         "## Intended use",
         "",
         "Research and teaching, on images of the kind it was trained on: same modality, same devices, same population. "
@@ -173,6 +150,7 @@ def card(run, model, exported, record=None):
                                             *points_table(evaluation), ""]),
         "## Limits",
         "",
+        *[f"- CAUTION: {exported.caution}."] * bool(exported.caution),
         "- It knows these classes alone, and calls anything one of them: it cannot tell an image of another kind.",
         "- Other devices, light, skin or populations than the training data's may give worse answers; "
         + ("none but that one were tested." if record else "none were tested."),

@@ -21,7 +21,6 @@ FORMATS = {"onnx": ("onnx",), "int8": ("int8",), "executorch": ("executorch", "e
 ROUNDED = ("int8", "executorch_int8")  # their logits are not the checkpoint's; how near they are is measured
 WEIGHTS = "none: weights only"  # in place of how ranges are chosen
 TRAINED = "training"            # likewise
-GROUPS = 8    # parts into which the layers are cut to find those that INT8 costs most
 
 
 @dataclass
@@ -57,7 +56,8 @@ def open_run(run, registry, root=None, cache=None):
             raise UserError(f"{run.folder}/predictions/{split}.npz is of other images than split.csv says")
     if not (run.metrics or {}).get("calibration"):
         print(f"note: no temperature and thresholds go along; find them first: {command('evaluate.py', run.folder)}")
-    return Source(run, convert.deployed(model, content), data, convert.describe(model, content, run.metrics))
+    metadata = convert.describe(model, content, run.metrics, data.caution)
+    return Source(run, convert.deployed(model, content), data, metadata)
 
 
 def write(source, folder, formats, *, calibration, weight_range, max_flips, qat_epochs=0):
@@ -165,22 +165,30 @@ class _Checks:
 
 
 def int8(checks, model, calibration, weight_range, max_flips, qat_epochs=0):
-    """(content, {"recipe", "recipes", "other_range"}, trained) of the INT8 file whose probabilities on validation are
-    nearest to the checkpoint's, of those that change at most `max_flips` of the labels.
+    """(content, {"recipe", "recipes", "other_range", "unlike"}, trained) of the INT8 file whose probabilities on
+    validation are nearest to the checkpoint's, of those that change at most `max_flips` of the labels.
 
-    weight_range: one of quantize.WEIGHT_RANGES. other_range: the figures of the chosen recipe with the other of them;
-    None where activations are not rounded. qat_epochs: of training from the best of the recipes, a further one.
+    weight_range: one of quantize.WEIGHT_RANGES. Activations are not rounded, but weights, where all recipes that do so
+    change more labels, and in the range "portable" where quantize.unlike() names operators, which "unlike" lists. If
+    this changes too many labels as well, a UserError. other_range: the figures of the chosen recipe with the other
+    range; None where activations are not rounded. qat_epochs: of training from the best of the recipes, a further one.
     trained: its network without rounding, a kd.edge.convert.Deployed; None without.
-
-    Where all recipes change more, but at most twice as many, the group of layers that costs most is left in float, up
-    to three times. If this is not enough only weights are rounded; and if that is too much, a UserError.
     """
     folded = quantize.fold(model)
     activations = quantize.observe(folded, checks.source.pixels("train", calibration),
                                    lambda content: onnx_model.session(content, 1))
-    reference, always_float, recipes = checks.reference["val"], quantize.float_nodes(folded), []
+    reference, in_float = checks.reference["val"], quantize.float_nodes(folded)
 
-    def judge(quantized, recipe):
+    def start(name, full):
+        """(float model, ranges) of a recipe without training."""
+        ranges = {tensor: quantize.RECIPES[name](activation) for tensor, activation in activations.items()}
+        return quantize.correct(folded, activations, keep=in_float, full=full), ranges
+
+    def quantized(name, weight_range):
+        full = weight_range == "full"
+        return quantize.quantize(*(learned if name == TRAINED else start(name, full)), keep=in_float, full=full)
+
+    def judge(quantized, **recipe):
         """(recipe with its figures on validation, content)."""
         convert.label(quantized, {**checks.source.metadata, "recipe": recipe})
         content = quantized.SerializeToString()
@@ -190,58 +198,39 @@ def int8(checks, model, calibration, weight_range, max_flips, qat_epochs=0):
                 "val_flips": parity.flips(reference, logits),
                 "val_difference": float(np.abs(logits - reference).mean())}, content
 
-    def quantized(name, float_layers, weight_range):
-        """judge() of a recipe that rounds activations, too."""
-        in_float, full = [*always_float, *float_layers], weight_range == "full"
-        model, ranges = learned if name == TRAINED else start(name, in_float, full)
-        model = quantize.quantize(model, ranges, keep=in_float, full=full)
-        return judge(model, {"ranges": name, "float": float_layers, "weight_range": weight_range})
-
-    def start(name, in_float, full):
-        """(float model, ranges) of a recipe without training."""
-        ranges = {tensor: quantize.RECIPES[name](activation) for tensor, activation in activations.items()}
-        return quantize.correct(folded, activations, keep=in_float, full=full), ranges
-
-    def attempt(name, float_layers):
-        recipe, content = quantized(name, float_layers, weight_range)
-        recipes.append(recipe)
-        return recipe, content
-
     def best(attempts):
-        return min(attempts, key=lambda recipe_and_content: (
-            recipe_and_content[0]["val_flips"] > max_flips, recipe_and_content[0]["val_divergence"]))
+        return min(attempts, key=lambda attempt: (attempt[0]["val_flips"] > max_flips, attempt[0]["val_divergence"]))
 
-    trained = None
+    attempts, unlike, other_range, trained = [], [], None, None
     with progress(description="INT8 recipes", leave=False) as bar:
-        chosen = best([attempt(name, []) for name in quantize.RECIPES])
+        for name in quantize.RECIPES:
+            rounded = quantized(name, weight_range)
+            unlike = quantize.unlike(rounded) if weight_range == "portable" else []
+            if unlike:
+                break
+            attempts.append(judge(rounded, ranges=name, weight_range=weight_range))
+    if qat_epochs and unlike:
+        raise UserError(f"--qat rounds activations, and the {', '.join(unlike)} of this network would compute in float "
+                        "between integers, with other answers on other processors",
+                        "Leave out --qat, or give --weight-range full.")
     if qat_epochs:
         full = weight_range == "full"
-        learned = qat.train(checks.source, *start(chosen[0]["ranges"], always_float, full), full=full,
-                            keep=always_float, epochs=qat_epochs, max_flips=max_flips)
+        learned = qat.train(checks.source, *start(best(attempts)[0]["ranges"], full), full=full, keep=in_float,
+                            epochs=qat_epochs, max_flips=max_flips)
         trained = convert.deployed(OnnxNetwork(learned[0]), checks.source.metadata)
     with progress(description="INT8 recipes", leave=False) as bar:
         if qat_epochs:
-            chosen = best([chosen, attempt(TRAINED, [])])
-        for _ in range(3):
-            if not max_flips < chosen[0]["val_flips"] <= 2 * max_flips:
-                break
-            before, name, float_layers = chosen, chosen[0]["ranges"], chosen[0]["float"]
-            further = [group for group in quantize.groups(folded, GROUPS) if not set(group) <= set(float_layers)]
-            chosen = best([chosen, *(attempt(name, [*float_layers, *group]) for group in further)])
-            if chosen is before:
-                break
-        if chosen[0]["val_flips"] > max_flips:
-            weights_only = judge(quantize.round_weights(folded), {"ranges": WEIGHTS, "float": []})
-            recipes.append(weights_only[0])
-            chosen = best([chosen, weights_only])
-        recipe, content = chosen
-        other_range = None
-        if "weight_range" in recipe and recipe["val_flips"] <= max_flips:
+            attempts.append(judge(quantized(TRAINED, weight_range), ranges=TRAINED, weight_range=weight_range))
+        if not attempts or best(attempts)[0]["val_flips"] > max_flips:
+            attempts.append(judge(quantize.round_weights(folded), ranges=WEIGHTS))
+        recipe, content = best(attempts)
+        if recipe["val_flips"] > max_flips:
+            raise UserError(f"INT8 changes the label of {recipe['val_flips']:.1%} of the validation images, more than "
+                            f"--max-flips {max_flips:g}, in each of {len(attempts)} recipes",
+                            ("" if unlike else f"Train with the rounding: --qat {2 * qat_epochs or 3}. ") + "Networks "
+                            "without squeeze-and-excitation and with ReLU6 lose least. Or accept more.")
+        if "weight_range" in recipe:
             other, = set(quantize.WEIGHT_RANGES) - {weight_range}
-            other_range, _ = quantized(recipe["ranges"], recipe["float"], other)
-    if recipe["val_flips"] > max_flips:
-        raise UserError(f"INT8 changes the label of {recipe['val_flips']:.1%} of the validation images, more than "
-                        f"--max-flips {max_flips:g}, in each of {len(recipes)} recipes",
-                        f"Train with the rounding: --qat {2 * qat_epochs or 3}; networks without "
-                        "squeeze-and-excitation and with ReLU6 lose least. Or accept more.")
-    return content, {"recipe": recipe, "recipes": recipes, "other_range": other_range}, trained
+            other_range, _ = judge(quantized(recipe["ranges"], other), ranges=recipe["ranges"], weight_range=other)
+    return content, {"recipe": recipe, "recipes": [recipe for recipe, _ in attempts], "other_range": other_range,
+                     "unlike": unlike}, trained

@@ -56,13 +56,14 @@ def deployed(model, content, size=None):
     return network.eval().requires_grad_(False)
 
 
-def describe(model, content, evaluated=None):
+def describe(model, content, evaluated=None, caution=""):
     """The metadata of an exported file: a dict of plain values.
 
     content: of the checkpoint. evaluated: the content of metrics.json, which has temperature and thresholds, or None.
+    caution: of the data set (see kd.data.dataset.Dataset).
     """
     evaluated = evaluated or {}
-    keys = ("name", "kind", "class", "threshold", "promised")
+    keys = ("name", "kind", "class", "threshold", "promised", "asked", "assurance")
     points = evaluated.get("operating_points", ())
     provenance = {key: value for key, value in content["provenance"].items() if key != "seen"}
     provenance.update(arch=content["arch"], weights=fingerprint(content["state_dict"]))
@@ -73,6 +74,7 @@ def describe(model, content, evaluated=None):
         "temperature": (evaluated.get("calibration") or {}).get("temperature"),
         "operating_points": [{key: point.get(key) for key in keys} for point in points],
         "provenance": provenance,
+        "caution": caution,
         **networks.facts(model, content["input"]["size"]),
     }
 

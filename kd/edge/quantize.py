@@ -9,7 +9,8 @@ The same file computes the same on every processor, by three measures:
 - No sum of products saturates: see codes().
 - Sums of two tensors, which x86 computes in float and ARM in fixed point, are never near half-way between two codes:
   see round_alike().
-- The last pooling, which differs likewise, is in float, as is the linear layer behind it.
+- The last pooling, which differs likewise, is in float, as is all behind it.
+- Nothing that is computed in float is rounded to integers if its last bits differ between processors: see unlike().
 """
 
 import contextlib
@@ -282,21 +283,53 @@ def quantize(model, ranges, *, keep=(), full=False):
 
 
 def float_nodes(model):
-    """Names of the nodes of a model that always stay in float: normalisation, the last pooling and linear layers.
+    """Names of the nodes of a model that always stay in float: normalisation, linear layers, and all from the last
+    pooling on.
 
     Mean and deviation of 8 bits would be rounded twice; a grid of 8 bits for logits is coarser than the differences
     that decide between classes.
     """
-    nodes = list(model.graph.node)
-    convolutions = [k for k, node in enumerate(nodes) if node.op_type == "Conv"] or [0]
-    return [node.name for k, node in enumerate(nodes) if k < convolutions[0] or node.op_type in ("Gemm", "MatMul")
-            or k > convolutions[-1] and node.op_type in ("GlobalAveragePool", "Flatten", "Reshape")]
+    kinds = [node.op_type for node in model.graph.node]
+    first, last = (kinds.index("Conv"), len(kinds) - kinds[::-1].index("Conv")) if "Conv" in kinds else (0, 0)
+    head = kinds.index("GlobalAveragePool", last) if "GlobalAveragePool" in kinds[last:] else len(kinds)
+    return [node.name for k, node in enumerate(model.graph.node)
+            if k < first or k >= head or node.op_type in ("Gemm", "MatMul")]
 
 
-def groups(model, count):
-    """The names of all convolutions of a model, in at most `count` lists of successive layers."""
-    names = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    return [part.tolist() for part in np.array_split(names, min(count, len(names)))]
+# Operators in float whose results are the same on all processors: they round each number once, or move it.
+ALIKE = {"Abs", "Add", "Cast", "Clip", "Concat", "Constant", "DequantizeLinear", "Div", "Flatten", "Gather",
+         "HardSigmoid", "Identity", "Max", "MaxPool", "Min", "Mul", "Neg", "Pad", "Range", "Relu", "Reshape", "Shape",
+         "Slice", "Split", "Squeeze", "Sub", "Transpose", "Unsqueeze"}
+# Those for which ONNX Runtime has kernels on integers, where they stand between DequantizeLinear and QuantizeLinear.
+INTEGER = {"Add", "AveragePool", "Concat", "Conv", "GlobalAveragePool", "LeakyRelu", "MaxPool", "Mul", "Sigmoid"}
+
+
+def unlike(model):
+    """The kinds of operators of a quantised model that compute in float what is then rounded to integers, and whose
+    last bits differ between processors: a sorted list of names, best empty.
+
+    Where a number is near half-way between two integers, the last bit decides which it becomes, and what follows makes
+    as much of that as of rounding itself. A convolution that sums in another order is an example.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output}
+    readers = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    kinds, found = {}, set()  # {name of a tensor: operators that its last bits depend on}
+
+    def has_integer_kernel(node):
+        computed = [producers[name].op_type for name in node.input if name in producers]
+        return (node.op_type in INTEGER and {*computed} == {"DequantizeLinear"}
+                and all({*readers.get(name, ())} == {"QuantizeLinear"} for name in node.output))
+
+    for node in model.graph.node:
+        before = set().union(*(kinds.get(name, ()) for name in node.input))
+        if node.op_type == "QuantizeLinear":
+            found |= before
+        elif not has_integer_kernel(node):
+            kinds.update(dict.fromkeys(node.output, before if node.op_type in ALIKE else before | {node.op_type}))
+    return sorted(found)
 
 
 @contextlib.contextmanager

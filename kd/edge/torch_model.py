@@ -16,10 +16,13 @@ class Ready:
 
     network: object
     device: torch.device
-    size: int    # S: the side of the images, in pixels
-    resize: int  # the short side of an image before the crop, in pixels
-    range: list  # of deep values, as kd.image.to_rgb() takes it, or None
+    input: dict  # how pixels are made of an image file, as kd.image.evaluation_pixels() takes it
     facts: dict  # parameters, params_bytes, macs, as networks.facts() has them; None for one that is not known
+
+    @property
+    def size(self):
+        """S: the side of the images, in pixels."""
+        return self.input["size"]
 
     @torch.inference_mode()
     def logits(self, images):
@@ -28,7 +31,7 @@ class Ready:
 
     def pixels(self, source):
         """uint8 [S, S, 3] of an image file, as training and evaluation see it."""
-        return image.evaluation_pixels(source, self.resize, self.size, self.range)
+        return image.evaluation_pixels(source, self.input)
 
     def timer(self, images):
         """A function that runs one query, whose images are on the device already, and returns its seconds."""
@@ -77,7 +80,7 @@ def open_file(path, backend, registry, *, device="cpu", threads=1, size=None):
     facts = networks.facts(model, size)
     network = prepare(convert.deployed(model, content, size), backend, device)
     resize = input["resize"] if size == input["size"] else image.resize_for(size)
-    return Ready(network, device, size, resize, input.get("range"), facts)
+    return Ready(network, device, {**input, "size": size, "resize": resize}, facts)
 
 
 def prepare(network, backend, device):

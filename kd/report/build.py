@@ -25,12 +25,14 @@ def build(study, notes=()):
         limits = Section("problems", "What is not shown", findings.not_shown(study, [], measured), True)
         return [findings.audited(study), limits, *last]
     compared = students.compare(study)
+    of_subgroups = subgroups.subgroups(study)
+    unknown = of_subgroups if any("what" in block for block in of_subgroups) else []  # no section of its own
     sections = [
         Section("roles", "Roles and data", overview.roles(study)),
-        Section("performance", "Performance on the test split", performance.performance(study)),
+        Section("performance", "Performance on the test split", [*performance.performance(study), *unknown]),
         Section("students", "Teacher against students", students.students(study, compared)),
         Section("calibration", "Calibration and operating points", calibration.calibration(study)),
-        Section("subgroups", "Subgroups", subgroups.subgroups(study)),
+        Section("subgroups", "Subgroups", [] if unknown else of_subgroups),
         Section("robustness", "Robustness under corruptions", robustness.robustness(study)),
         Section("efficiency", "Latency, memory and exported files", efficiency.efficiency(study, measured)),
         Section("training", "Training", overview.training(study)),

@@ -82,8 +82,9 @@ def _inline(svg, alt, name):
     prefix = "f" + hashlib.sha256((alt + svg).encode(errors="replace")).hexdigest()[:8]
     referenced = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     for element in root.iter():
-        for child in [c for c in element if c.tag.endswith(("}metadata", "}style"))]:
-            element.remove(child)
+        for child in list(element):
+            if child.tag.endswith(("}metadata", "}style")) or child.tag.endswith("}path") and not child.get("d"):
+                element.remove(child)
         element.tag = element.tag.split("}")[-1]
         attributes = {key.split("}")[-1]: value for key, value in element.items()}
         element.attrib.clear()
@@ -146,7 +147,10 @@ def forest(figure, rows, reference=None, narrow=False):
     if reference:
         name, value = reference
         numbers.append(value)
-        axes.axvline(value, color=LIGHT["muted"], linewidth=1.25, linestyle=(0, (4, 3)), zorder=.5)
+        for y in range(len(rows)) if narrow else ():  # between the labels
+            axes.plot([value] * 2, [y - .15, y + .35], color=LIGHT["muted"], linewidth=1.25, zorder=.5)
+        if not narrow:
+            axes.axvline(value, color=LIGHT["muted"], linewidth=1.25, linestyle=(0, (4, 3)), zorder=.5)
         axes.annotate(f"{name} {value:.3f}", (value, 1), xycoords=("data", "axes fraction"),
                       xytext=(0, 6), textcoords="offset points", color=LIGHT["muted"])
     numbers = [number for number in numbers if np.isfinite(number)] or [0, 1]

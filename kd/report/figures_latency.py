@@ -8,7 +8,8 @@ from kd.report.figures import LIGHT, MARKERS, apart, drawing, plain
 from kd.text import one_line
 
 TICKS = [digit * 10 ** power for power in range(-3, 5) for digit in (1, 2, 5)]  # of costs
-LARGEST, SMALLEST = 560, 26  # areas of marks, in square points
+LARGEST, SMALLEST = 560, 80  # areas of marks, in square points
+SMALLEST_INT8 = 22           # within a mark of the same place
 ROW = 15                     # px between lines of text
 DIGIT, SPACE = 7, 8          # px: the widths of a digit, and between the labels of ticks
 
@@ -58,12 +59,13 @@ def _draw(figure, models, values, label, unit):
         colour = LIGHT[role]
         if int8:
             axes.plot([mark.cost, int8.cost], [mark.score, int8.score], color=colour, linewidth=.75, zorder=2)
-        for file, marker in ((int8, "D"), (mark, MARKERS[role])):
+        for file, marker, least in ((mark, MARKERS[role], SMALLEST), (int8, "D", SMALLEST_INT8)):
             if file:
+                is_open = (role == "alone") != (file is int8)  # each stands out from the other of its model
                 axes.plot([file.cost] * 2, [file.lo, file.hi], color=colour, linewidth=1.5, alpha=.7, zorder=3)
-                axes.scatter([file.cost], [file.score], s=max(SMALLEST, LARGEST * (file.size or 0) / largest),
-                             marker=marker, facecolor=LIGHT["paper"] if role == "alone" else (colour, .8),
-                             edgecolor=colour, linewidth=1.5, zorder=4)
+                axes.scatter([file.cost], [file.score], s=max(least, LARGEST * (file.size or 0) / largest),
+                             marker=marker, facecolor=LIGHT["paper"] if is_open else colour, edgecolor=colour,
+                             linewidth=1.5, zorder=4)
     for k, score in values:
         axes.plot([models[k][2].cost], [score], "_", color=LIGHT[models[k][1]], markersize=11, markeredgewidth=1.5)
     _labels(axes, models, names, unit, 2.2 * ROW / (height - bottom - 14))
@@ -74,7 +76,8 @@ def _cost_axis(axes, costs, label, width):
     from matplotlib.ticker import MaxNLocator, NullLocator
     largest, smallest = max(costs), min(costs)
     if largest > 8 * smallest > 0:
-        first, last, scale, ticks = smallest / 1.6, largest * 1.6, np.log, TICKS
+        first = max((tick for tick in TICKS if tick <= smallest / 1.2), default=smallest / 1.6)
+        last, scale, ticks = largest * 1.6, np.log, TICKS
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
         label += ", log scale"

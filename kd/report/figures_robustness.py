@@ -9,7 +9,7 @@ from kd.files import parse_number
 from kd.report.figures import LIGHT, MARKERS, STYLE, dashes, drawing, plain
 from kd.text import one_line
 
-COLUMNS = 5  # panels beside each other in 840 px
+COLUMNS, NARROW = 5, 2  # panels beside each other in 840 px, and in 400
 MANY_LINES, MAX_LINES = 6, 8  # beyond MANY_LINES, curves leave out exported files; they never draw more than MAX_LINES
 
 
@@ -64,17 +64,18 @@ def spoken(name):
 
 
 @drawing
-def robustness_curves(figure, rows, roles, metric="macro_f1"):
+def robustness_curves(figure, rows, roles, narrow=False, metric="macro_f1"):
     """A panel for each corruption: a metric against severity, 0 being clean; its 95% interval as a band.
 
     rows: of robustness.csv, of one suite, texts or numbers; each model and file becomes a line.
-    roles: {model: teacher, alone or student}.
+    roles: {model: teacher, alone or student}. narrow: for a telephone.
     """
     rows_of, panels = lines(rows), corruptions(rows)
-    width = min(COLUMNS, len(panels))
+    width = min(NARROW if narrow else COLUMNS, len(panels))
     height = -(-len(panels) // width)
-    legend_lines = -(-len(rows_of) // 3)
-    figure.set_size_inches(840 / 72, (150 * height + 40 + 20 * legend_lines) / 72)
+    legend_columns = 1 if narrow else min(3, len(rows_of))
+    legend_lines = -(-len(rows_of) // legend_columns)
+    figure.set_size_inches((400 if narrow else 840) / 72, (150 * height + 40 + 20 * legend_lines) / 72)
     grid = figure.subplots(height, width, sharex=True, sharey=True, squeeze=False)
     line_roles = [roles.get(model, "student") for model, _ in rows_of]
     handles = []  # a line of each model, for the legend
@@ -103,7 +104,7 @@ def robustness_curves(figure, rows, roles, metric="macro_f1"):
     figure.supxlabel("severity", color=LIGHT["muted"])
     names = [one_line(name) for name in names_of(rows_of)]
     figure.legend(
-        handles, names, loc="outside upper left", ncols=min(3, len(rows_of)), frameon=False, handlelength=3,
+        handles, names, loc="outside upper left", ncols=legend_columns, frameon=False, handlelength=3,
     )
 
 

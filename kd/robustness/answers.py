@@ -29,6 +29,7 @@ from kd.train.weights import fingerprint
 
 BATCH = 256          # images, where they are small
 PIXELS = 2 ** 22     # of a batch, at most: intermediate results are several times as large
+PIXELS_BY = ("size", "resize", "interpolation")  # of what a checkpoint records of its input
 SAME = 0.99          # share of clean images that get the class they got when the run was trained, perhaps elsewhere
 
 
@@ -39,7 +40,7 @@ class ModelFile:
     run: Run
     path: Path
     network: object = None  # .logits(uint8 [N, S, S, 3]) -> [N, C], .size
-    resize: int = None
+    input: dict = None      # how its pixels are made, as its checkpoint records it
     digest: str = ""        # of the file
     model: scores.Model = None
 
@@ -139,7 +140,7 @@ def load(model_file, registry, device):
     if model_file.path.suffix == ".onnx":
         model_file.network = onnx_model.Model(model_file.path)
         metadata = model_file.network.metadata
-        model_file.resize = metadata["input"]["resize"]
+        model_file.input = metadata["input"]
         if metadata["provenance"].get("weights") != fingerprint(checkpoint.read(checkpoint_file)["state_dict"]):
             raise UserError(f"{model_file.path} was exported from other weights than those in {checkpoint_file}",
                             f"Export it anew: {command('export.py', model_file.folder)}")
@@ -148,7 +149,7 @@ def load(model_file, registry, device):
         model_file.network = torch_model.open_file(checkpoint_file, backend, registry, device=device,
                                                    threads=torch.get_num_threads())
         networks.fold_batch_norm(model_file.network.network.model)
-        model_file.resize = model_file.network.resize
+        model_file.input = model_file.network.input
     model_file.digest = hashlib.sha256(model_file.path.read_bytes()).hexdigest()
 
 
@@ -161,14 +162,15 @@ def group(model_files, registry, root=None, cache=None):
     for model_file in model_files:
         model_file.run.require("environment")
         data = model_file.run.environment.get("data", {})
-        key = data.get("fingerprint"), model_file.resize, model_file.network.size
+        key = data.get("fingerprint"), *(model_file.input[what] for what in PIXELS_BY)
         by_input.setdefault(key, []).append(model_file)
     groups = []
-    for (_, resize, size), members in by_input.items():
+    for (_, *there), members in by_input.items():
         data = setup.data_of_run(members[0].run, registry, root, cache)
-        if (data.images.shape[1], data.size) != (resize, size):
-            raise UserError(f"{members[0].path} takes images of {size} px cut from {resize}, and the images of its run "
-                            f"are {data.size} px cut from {data.images.shape[1]}")
+        here = [data.input()[what] for what in PIXELS_BY]
+        if there != here:
+            there, here = (f"{size} px cut from {resize} ({how})" for size, resize, how in (there, here))
+            raise UserError(f"{members[0].path} takes images of {there}, and the images of its run are {here}")
         groups.append((data, members))
     return groups
 

@@ -21,8 +21,19 @@ MEDMNIST_C_PARAMETERS = {("pixelate", 5): {"factor": .25}, ("motion_blur", 1): {
 PHASE1 = [("gaussian", "gaussian_noise", "sigma", (.1, .2, .3)), ("jpeg", "jpeg", "quality", (90, 70, 50)),
           ("contrast", "contrast_down", "factor", (.8, .6))]
 
-SIZES = ("JPEG's blocks are 8 px at any image size and pixelate rounds to whole pixels: their effect depends on the "
-         "model's input size. Other lengths scale with the image.")
+OF_SIZES = {"jpeg": "JPEG's blocks are 8 px at any image size", "pixelate": "pixelate rounds to whole pixels"}
+
+
+def of_sizes(corruptions):
+    """Which of some corruptions depend on the image size, in words, or None."""
+    clauses = [clause for name, clause in OF_SIZES.items() if name in corruptions]
+    if not clauses:
+        return None
+    whose = "its effect depends" if len(clauses) == 1 else "their effect depends"
+    return f"{' and '.join(clauses)}: {whose} on the model's input size. Other lengths scale with the image."
+
+
+SIZES = of_sizes(OF_SIZES)
 NOTES = {
     "default": SIZES,
     "medmnist-c": "Severities of MedMNIST-C for DermaMNIST, in order: its black corners 4 and 5 are swapped, which "
@@ -34,7 +45,7 @@ NOTES = {
 
 def note(suite, corruptions):
     """A note on a suite for its reader, or None. corruptions: names, for a suite of the user's own."""
-    return NOTES.get(suite, SIZES if {"jpeg", "pixelate"} & set(corruptions) else None)
+    return NOTES.get(suite) or of_sizes(corruptions)
 
 
 @dataclass(frozen=True)

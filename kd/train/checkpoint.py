@@ -18,8 +18,9 @@ def save(path, model, *, arch, stem, class_names, input, provenance):
     """Write a checkpoint of a model atomically. All arguments but path and model are plain values.
 
     arch: the registered name. stem: "imagenet" or "small". class_names: in the order of the logits. input: {"resize",
-    "size": px, "interpolation", "mean", "std": three numbers each, of pixels in [0, 1]; "range": [low, high] of values
-    of more than 8 bits, where there are any, as kd.image.to_rgb() takes it}. provenance: a dict.
+    "size": px, "interpolation": one of kd.image.INTERPOLATIONS, "mean", "std": three numbers each, of pixels in [0, 1];
+    "range": [low, high] of values of more than 8 bits, where there are any, as kd.image.to_rgb() takes it}.
+    provenance: a dict.
     """
     save_tensors(path, {
         "format": FORMAT, "arch": arch, "stem": stem, "class_names": list(class_names),
@@ -57,7 +58,7 @@ def _is_valid_input(input):
     kinds = {"resize": int, "size": int, "interpolation": str, "mean": list, "std": list}
     if input.keys() - {"range"} != kinds.keys() or not all(type(input[key]) is kind for key, kind in kinds.items()):
         return False
-    if "range" in input and not image.is_range(input["range"]):
+    if "range" in input and not image.is_range(input["range"]) or input["interpolation"] not in image.INTERPOLATIONS:
         return False
     numbers = [*input["mean"], *input["std"]]
     return (1 <= input["size"] <= input["resize"] and len(input["mean"]) == len(input["std"]) == 3

@@ -24,9 +24,9 @@ def score(folder, options, registry):
     """
     file = setup.checkpoint_in(folder)
     network, content = setup.load_network(file, registry)
-    input_ = content["input"]
     class_map = read_class_map(options["class_map"]) if options["class_map"] else None
-    dataset = setup.load_dataset({"size": input_["size"], "download": False, "testing": True, **options}, registry)
+    dataset = setup.load_dataset(
+        {"size": content["input"]["size"], "download": False, "testing": True, **options}, registry)
     name = options["name"] or dataset.name
     if name != runs.safe(name) and options["name"]:
         raise UserError(f"--name becomes a file's name, and {name!r} does not do for one",
@@ -35,9 +35,9 @@ def score(folder, options, registry):
     if name in splits.NAMES:
         raise UserError(f"the external data set is called {name}, as a split of the run is",
                         "Give it another name with --name.")
-    data = loader.external(dataset, size=input_["size"], resize=input_["resize"], class_names=content["class_names"],
+    data = loader.external(dataset, input=content["input"], class_names=content["class_names"],
                            root=options["root"] and Path(options["root"]), class_map=class_map,
-                           skip_bad=options["skip_bad"], range=input_.get("range"))
+                           skip_bad=options["skip_bad"])
     path = Path(folder) / "predictions" / f"{name}.npz"
     if path.exists() and str(read_npz(path).get("fingerprint")) != data.fingerprint:
         raise UserError(f"{path} is of another data set of this name, or of other images of it",

@@ -21,6 +21,7 @@ from kd.errors import (
     whole,
 )
 from kd.files import read_json, read_yaml
+from kd.image import INTERPOLATION, INTERPOLATIONS
 from kd.runs import SCRIPTS
 from kd.selection import METRICS
 from kd.text import command
@@ -36,7 +37,8 @@ NO_EFFECT = ("root", "groups", "split", "out", "cache", "workers", "device", "co
 FIRST = ("--data", "--root", "--size", "--epochs", "--lr", "--weights", "--seeds")
 
 # Options that are younger than the first runs, with the value that those runs used.
-ADDED = {"augment": "heavy", "select": "macro_f1", "sampling": "natural", "mixup": 0.0, "cutmix": 0.0, "ema": 0.0}
+ADDED = {"augment": "heavy", "select": "macro_f1", "sampling": "natural", "mixup": 0.0, "cutmix": 0.0, "ema": 0.0,
+         "interpolation": "bilinear"}
 
 
 class TrainingParser(Parser):
@@ -79,6 +81,10 @@ def training_parser(prog, description, own=("--teacher",)):
                       help="folder of the images; for medmnist the .npz file, for csv the table")
     data.add_argument("--size", type=side, metavar="PX",  # 64: a size that trains on a laptop
                       help="side of the network's input; default: the data set's own, else 64")
+    data.add_argument("--interpolation", choices=INTERPOLATIONS,
+                      default=INTERPOLATION,  # several times as fast for large images (docs/speed.md)
+                      help="how images are resized; bilinear: in one step, as runs of older versions were, for whose "
+                      "networks it is; box-bilinear: those of at least six times the size in two steps")
     data.add_argument("--groups", metavar="CSV", help="for folder: a CSV with columns id and group (patient, lesion)")
     data.add_argument("--download", action=argparse.BooleanOptionalAction, default=False,
                       help="for medmnist: fetch the file that --root names")
@@ -204,19 +210,23 @@ def parse_options(parser, argv=None):
     if len(paths) > 1:
         raise UserError("--config is given twice", "Put all options into one file, or the rest on the command line.")
     for path in paths:
-        _check_script(path, parser)
-        argv = to_arguments(parser, read_yaml(path), path) + argv
+        of_run = _is_of_run(path, parser)
+        argv = to_arguments(parser, {**(ADDED if of_run else {}), **read_yaml(path)}, path) + argv
     options = vars(parser.parse_args(argv))
     options.pop("config")
     return options
 
 
-def _check_script(path, parser):
-    """The config.yaml of a student's run is for distill.py, that of a teacher's for train_teacher.py."""
+def _is_of_run(path, parser):
+    """Whether a file of options is the config.yaml of a run.
+
+    UserError for a student's where the script of `parser` is not distill.py, and for a teacher's likewise.
+    """
     environment = Path(path).parent / "environment.json"
     script = SCRIPTS.get(read_json(environment).get("role")) if environment.is_file() else None
     if script and script != parser.script:
         raise UserError(f"{path} has the options of another script", "Run: " + command(script, "--config", path))
+    return bool(script)
 
 
 def settable(parser):
@@ -303,9 +313,12 @@ def claim_folder(folder, options, role=None):
                  if key not in not_compared and before.get(key) != options.get(key)]
     if differing:
         changes = "; ".join(f"{key} was {before.get(key)}, now {options.get(key)}" for key in differing)
-        way_out = _other_length(folder, before, options, role) if differing == ["epochs"] and role else (
-            "Give this run a --name or --study of its own (in a plan: its method another name, or a new `study:`), "
-            "or delete that folder.")
+        way_out = ("Give this run a --name or --study of its own (in a plan: its method another name, or a new "
+                   "`study:`), or delete that folder.")
+        if differing == ["epochs"] and role:
+            way_out = _other_length(folder, before, options, role)
+        elif differing == ["interpolation"]:  # of an older version
+            way_out = f"With --interpolation {before['interpolation']} it goes on as it began. {way_out}"
         raise UserError(f"{folder} was made with other options: {changes}", way_out)
     return False
 

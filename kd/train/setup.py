@@ -17,7 +17,7 @@ from kd.errors import UserError, listing
 from kd.files import check_writable
 from kd.text import command
 from kd.train import checkpoint, distributed, engine, networks
-from kd.train.options import TRAINED_CORRUPTIONS, parse_options, to_arguments
+from kd.train.options import ADDED, TRAINED_CORRUPTIONS, parse_options, to_arguments
 from kd.train.weights import fingerprint
 
 
@@ -77,10 +77,10 @@ def load_data(options, registry):
             raise UserError(f"--{key} becomes a folder's name, and {options[key]!r} does not do for one",
                             f"--{key} {runs.safe(options[key])} would.")
     check_writable(Path(options["out"]) / options["study"])
-    data = loader.prepare(dataset, size=options["size"], split_seed=options["split_seed"],
-                          split_file=options["split"], fold=fold_of(options), cache_folder=options["cache"],
-                          root=options["root"] and Path(options["root"]), skip_bad=options["skip_bad"],
-                          range=options.get("range"))
+    data = loader.prepare(dataset, size=options["size"], interpolation=options["interpolation"],
+                          split_seed=options["split_seed"], split_file=options["split"], fold=fold_of(options),
+                          cache_folder=options["cache"], root=options["root"] and Path(options["root"]),
+                          skip_bad=options["skip_bad"], range=options.get("range"))
     if options.get("augment") == "corruption":
         data.corruptions = tuple(registry.get("corruption", name) for name in TRAINED_CORRUPTIONS)
     counts = ", ".join(f"{len(data.where(split))} {split}" for split in ("train", "val", "test"))
@@ -127,7 +127,7 @@ def data_of_run(run, registry, root=None, cache=None):
     """
     run.require("options", "environment")
     fingerprint = run.environment.get("data", {}).get("fingerprint")
-    options = {"download": False, **run.options, "study": None, "name": None, "out": str(run.folder),
+    options = {"download": False, **ADDED, **run.options, "study": None, "name": None, "out": str(run.folder),
                "split": str(run.folder / "split.csv")}
     options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None}, fold=None)
     if isinstance(options.get("data"), str):
@@ -265,8 +265,9 @@ def check_input(content, here, path, hint):
         differing.append(f"values of {scales[0]}, here {scales[1]}")
         if len(differing) == 1:
             hint = "Train it on these images, or save those of both in 8 bits with one scale."
-    if there.get("size") != here["size"]:
-        hint += f" Give --size {there.get('size')}."
+    for option in ("size", "interpolation"):
+        if there.get(option) != here[option]:
+            hint += f" Give --{option} {there.get(option)}."
     if differing:
         raise UserError(f"{path} was trained on another input: {'; '.join(differing)}", hint)
 
@@ -314,7 +315,8 @@ def checkpoint_in(path):
 def data_arguments(options, parser):
     """The options that name the same data, split and study, as words of a command line."""
     words = []
-    for key in ("data", "root", "size", "groups", "split", "split_seed", "skip_bad", "cache", "plugin", "out", "study"):
+    for key in ("data", "root", "size", "interpolation", "groups", "split", "split_seed", "skip_bad", "cache", "plugin",
+                "out", "study"):
         if options[key] != parser.get_default(key):
             words += to_arguments(parser, {key: options[key]})
     return words

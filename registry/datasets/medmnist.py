@@ -70,7 +70,9 @@ def medmnist(root, *, download=False, testing=False):
         ids = [f"test_{i % scenes}_severity_{1 + i // scenes}" for i in range(len(labels))]
     classes = known.get(name.split("_")[0], {}).get("classes")
     classes = classes or [str(k) for k in range(max(labels, default=0) + 1)]
-    return Dataset(name, classes, images, ids, labels, groups=groups, split=split)
+    caution = (f"the model was trained on images of MedMNIST, which scaled them to {images[0].shape[1]} x "
+               f"{images[0].shape[0]} px: images as a camera or a scanner makes them look different") if images else ""
+    return Dataset(name, classes, images, ids, labels, groups=groups, split=split, caution=caution)
 
 
 def _numbers(labels, path):

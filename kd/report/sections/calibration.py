@@ -72,27 +72,33 @@ def calibration_record(run):
 
 
 def sentences(study):
-    """What the temperature did to the calibration error of each model's first seed: whether the intervals overlap."""
-    models = {"lowers": [], "raises": [], "overlap": []}
-    for run in study.firsts:
-        raw, calibrated = run.metric("rms_ce_debiased"), run.metric("rms_ce_debiased_calibrated")
-        if not is_defined(raw["lo"]) or not is_defined(calibrated["lo"]):
-            continue
-        effect = "overlap"
-        if calibrated["hi"] < raw["lo"]:
-            effect = "lowers"
-        elif calibrated["lo"] > raw["hi"]:
-            effect = "raises"
-        models[effect].append(f"{run.model} ({seed_name(run)})" if len(study.models[run.model]) > 1 else run.model)
+    """What the temperature did to the calibration error of each run: whether the intervals before and after overlap."""
+    effects = {"lowers": {}, "raises": {}, "overlap": {}}  # effect -> model -> Runs
+    for run in study.runs:
+        if run.evaluation:
+            raw, calibrated = run.metric("rms_ce_debiased"), run.metric("rms_ce_debiased_calibrated")
+            if is_defined(raw["lo"]) and is_defined(calibrated["lo"]):
+                effect = ("lowers" if calibrated["hi"] < raw["lo"] else
+                          "raises" if calibrated["lo"] > raw["hi"] else "overlap")
+                effects[effect].setdefault(run.model, []).append(run)
     lines = []
     for effect in ("lowers", "raises"):
-        if models[effect]:
-            lines.append(f"The temperature fitted on validation {effect} the debiased calibration error on test of "
-                         f"{', '.join(models[effect])}: the intervals do not overlap.")
-    if models["overlap"]:
-        lines.append("The intervals of the debiased calibration error on test before and after the temperature fitted "
-                     f"on validation overlap, of {', '.join(models['overlap'])}.")
+        if effects[effect]:
+            lines.append(f"The temperature, fitted on validation, {effect} the debiased calibration error on test of "
+                         f"{named(effects[effect])}.")
+    if effects["overlap"]:
+        lines.append("Whether the temperature, fitted on validation, changes the debiased calibration error on test is "
+                     f"open for {named(effects['overlap'])}: the intervals before and after it overlap.")
     return lines
+
+
+def named(models):
+    """`a (seed 0), b (seeds 0, 1)`. models: {model: its Runs}."""
+    names = []
+    for model, group in models.items():
+        seeds = ", ".join(run.seed.removeprefix("seed_") for run in group)
+        names.append(f"{model} (seed{'s' if len(group) > 1 else ''} {seeds})")
+    return ", ".join(names)
 
 
 # ---- reliability
@@ -208,22 +214,35 @@ def abstention_table(records):
 
 
 def threshold_sentences(study, model):
-    """Of a model's first seed the classes whose sensitivity on test is below the promised one, interval and all."""
-    lines = []
-    for run in (run for run in study.firsts if run.model == model):
-        missed = [point for point in run.evaluation.get("operating_points") or () if misses_promise(point)]
-        if missed:
-            sensitivities = [f"{point.get('class')} {format_metric(point['test']['sensitivity'])} "
-                             f"({point['promised']:.2f} promised)" for point in missed]
-            lines.append(f"{run.model} misses the sensitivity that its thresholds promised on validation: "
-                         f"{'; '.join(sensitivities)}.")
+    """The classes in which most seeds of a model miss the promised sensitivity on test, interval and all."""
+    lines, runs = [], [run for run in study.models[model] if run.evaluation]
+    teachers = [group[0] for group in study.evaluated.values() if group[0].kind == "teacher"][:1]
+    for name in runs[0].class_names if runs else ():
+        points = [(run, point) for run in runs if (point := sensitivity_point(run, name))]
+        missed = sum(misses_promise(point) for _, point in points)
+        if points and missed > len(points) / 2:
+            first = points[0][1]
+            positives = (runs[0].evaluation.get("split", {}).get("val", {}).get("support") or {}).get(name)
+            source = f" (from {format_count(positives, 'validation image')})" if positives else ""
+            shown = [f"{format_metric(point['test']['sensitivity'])} ({seed_name(run)})" for run, point in points[:3]]
+            if len(points) > 3:
+                shown[-1] += f", missed by {missed} of {len(points)} seeds"
+            of_teacher = [f"; {run.model} {format_metric(point['test']['sensitivity'])} ({seed_name(run)})"
+                          for run in teachers if (point := sensitivity_point(run, name))]
+            lines.append(f"Class {name}: the threshold promises a sensitivity of {first['promised']:.2f}{source}. On "
+                         f"test {model} has {', '.join(shown)}{''.join(of_teacher)}.")
     return lines
+
+
+def sensitivity_point(run, name):
+    """The operating point of a Run that promises a sensitivity for the class `name` and was tested, or None."""
+    return next((point for point in run.evaluation.get("operating_points") or ()
+                 if point.get("kind") == "sensitivity" and point.get("class") == name
+                 and is_defined((point.get("test", {}).get("sensitivity") or {}).get("value"))), None)
 
 
 def misses_promise(point):
     """Whether the whole interval of a sensitivity's shortfall lies above 0."""
-    if point.get("kind") != "sensitivity":
-        return False
     lo = (point.get("shortfall") or {}).get("lo")
     return is_defined(lo) and lo > 0
 

@@ -96,8 +96,9 @@ def noise_note(rows):
     noisy = sum(row["noisy"] for row in rows)
     if not noisy:
         return []
-    return [aside(f"noisy: {noisy} of {len(rows)}. Their latencies spread too widely (kd/timing.py), or the "
-                  "warm-up did not settle; other work was on the machine. Do not compare these figures closely.")]
+    return [aside(f"noisy: {noisy} of {len(rows)}. The quartiles of these latencies are a tenth of the median apart, "
+                  "or the 5th and 95th percentile three tenths, or mean and median a twentieth, or the warm-up did not "
+                  "settle: other work was on the machine. Do not compare these figures closely.")]
 
 
 def latency_table(name, title, rows):
@@ -114,8 +115,13 @@ def latency_table(name, title, rows):
         caption += f"; batch {batch}, {size} px"
         query_columns = []
     caption += f"; {'; '.join(machines)}"
+    backends = {row["backend"] for row in rows}
+    if len(backends) == 1:
+        caption += f"; {backends.pop()}"
+    else:
+        query_columns.insert(0, Column("Runs on", "backend"))
     columns = [
-        *seed_columns(), Column("File", "format"), Column("Runs on", "backend"), *query_columns,
+        *seed_columns(), Column("File", "format"), *query_columns,
         Column("Mean", "lat_ms_mean", ".2f"), Column("SD", "lat_ms_std", ".2f"), Column("p50", "lat_ms_p50", ".2f"),
         Column("p90", "lat_ms_p90", ".2f"), Column("p99", "lat_ms_p99", ".2f"),
         Column("p90, MLPerf", "lat_ms_p90_mlperf", ".2f"), Column("Images/s", "throughput_fps", ".1f"),
@@ -132,7 +138,7 @@ def latency_table(name, title, rows):
 def memory_table(rows):
     """Sizes of the benchmark_rows(): bytes in the CSV, MiB and MB on the page."""
     columns = [
-        *seed_columns(), Column("File", "format"), Column("Parameters and buffers, MiB", "params_mib", ".2f"),
+        *seed_columns(), Column("File", "format"), Column("Checkpoint, MiB", "params_mib", ".2f"),
         Column("File, MB", "file_mb", ".2f"), Column("Peak GPU, MiB", "peak_cuda_mib", ".1f"),
         Column("Peak RSS, MiB", "peak_rss_mib", ".0f"), Column("MACs, M", "macs_m", ".1f"),
         Column("Cold start, ms", "cold_start_ms", ".0f"),
@@ -145,7 +151,8 @@ def memory_table(rows):
         further = ("peak_rss_mib", "file_bytes", "parameters", "macs", "cold_start_ms", "cpu")
         export.append({**reference, "img_sz": row.get("imsz"), "batch": row["batch"],
                        **{key: row.get(key) for key in further}})
-    caption = "Memory and size; peak RSS is of a process that loads and runs this file alone"
+    caption = ("Memory and size; checkpoint: the parameters and buffers of the network before any export; peak RSS is "
+               "of a process that loads and runs this file alone")
     return table("memory", caption, columns, records, export)
 
 
@@ -191,7 +198,7 @@ def int8_change(run):
     lo, hi = difference.get("lo"), difference.get("hi")
     if not is_defined(lo) or not is_defined(test["flips"]):
         return ""
-    return (f"{test['flips']:.1%} other answers, macro-F1 {difference['value']:+.4f} "
+    return (f"another class for {test['flips']:.1%} of the test images, macro-F1 {difference['value']:+.4f} "
             f"{format_bounds(lo, hi, '+.4f')}, {not_significant(difference) or 'significant'}")
 
 
@@ -233,12 +240,13 @@ def drawing(study, measured):
         descriptions.append(f"{model} {format_metric(score)}, {fp32.cost:.2f} {unit}{size}")
     parts = [f"Quality against {cost}"]
     if cost == "latency":
-        parts.append("mark area: file size")
+        parts.append("area: file size")
     if any(int8 for *_, int8 in models):
-        parts.append("diamond: INT8")
+        several = any(len(study.models[model]) > 1 for model, *_ in models)
+        parts.append("diamond: INT8" + (" (mean plus its seed's change)" if several else ""))
     if values:
         parts.append("short lines: the seeds of a model without an interval")
-    parts.append(f"dashed: {'files' if cost == 'latency' else 'models'} that no other equals in both")
+    parts.append(f"dashed: best up to each {'latency' if cost == 'latency' else 'number of parameters'}")
     alt = f"Macro-F1 over {cost}. {'; '.join(descriptions)}"
     return [figure(draw(models[:MAX_MARKS], values, alt=alt), alt, "; ".join(parts))]
 
@@ -299,10 +307,12 @@ def pareto(study, measured):
     blocks = [block for model, why in measured.left_out for block in missing(model, why)]
     columns = [
         *seed_columns(), Column("Precision", "precision"), interval("Macro-F1", "score"),
-        Column("Latency p50, ms", "latency_ms", ".2f"), Column("Dominated", "dominated_by"), Column("Noise", "noise"),
+        Column("Latency p50, ms", "latency_ms", ".3f"), Column("Dominated", "dominated_by"), Column("Noise", "noise"),
     ]
     export = [{key: point[key] for key in PARETO_COLUMNS} for point in points]
-    caption = (f"Quality against latency; {measured.conditions}. Dominated: another is at least as fast and scores at "
+    several = any(len(group) > 1 for group in study.models.values())
+    caption = (f"Quality against latency; {measured.conditions}. {'Macro-F1 of the seed alone. ' if several else ''}"
+               "Dominated: another is at least as fast and scores at "
                "least as high (point estimates; where intervals overlap, the order is not significant)")
     return [*blocks, table("pareto", caption, columns, points, export)]
 
@@ -348,12 +358,12 @@ def pareto_point(run, precision, row, score, several_seeds):
     label = run.model
     if several_seeds:
         label += f" {seed_name(run)}"
-    if precision == "int8":
-        label += " INT8"
+    label += " INT8" if precision == "int8" else " fp32"
     return {
         "model": run.model, "seed": run.seed, "role": run.kind, "precision": precision, "file": row["file"],
         "label": label, **spread("score", score), "latency_ms": row["lat_ms_p50"],
         "params_mib": row.get("params_mib"), "peak_cuda_mib": row.get("peak_cuda_mib"),
+        "peak_rss_mib": row.get("peak_rss_mib"),
         "file_bytes": row.get("file_bytes"), "file_mb": scaled(row.get("file_bytes"), 1e6), "noisy": row["noisy"],
         "noise": "noisy" if row["noisy"] else "",
     }

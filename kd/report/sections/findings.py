@@ -22,14 +22,17 @@ def audited(study):
     subject = "runs" if study.runs else "tables"
     found = {finding["rule"] for finding in findings}
     silent = [rule for rule in rules if rule not in found]
-    note, names = f"{len(rules)} of {len(examine.RULES)} rules could be applied to these {subject}", ", ".join(silent)
+    note, names = f"{len(rules)} of {len(examine.RULES)} checks could be applied to these {subject}", ", ".join(silent)
+    lacking = [rule.name for rule in examine.RULES if rule.name not in rules]
+    names += f". Not applied, for want of what they read: {', '.join(lacking)}" if lacking else ""
     blocks = [{"kind": "finding", **group} for group in examine.grouped(findings)]
     if counts["error"] and len(totals) > 1:
         blocks = [*(block for block in blocks if block["severity"] == "error"),
                   fold(", ".join(totals[1:]), [block for block in blocks if block["severity"] != "error"])]
-    title = f"Audit: {', '.join(totals) or f'{len(rules)} rules found nothing'}"
-    rest = (fold(f"{note}; {len(silent)} of them found nothing", [aside(f"{names}.")]) if blocks else
-            aside(f"{note}: {names}."))
+    title = f"Audit: {', '.join(totals) or f'{len(rules)} checks, no problem found'}"
+    named = "Each is named after the problem that it looks for"
+    rest = (fold(f"{note}; {len(silent)} of them found no problem", [aside(f"{named}: {names}.")]) if blocks else
+            aside(f"{note}. {named}: {names}."))
     return Section("findings", title, [*blocks, rest], counts["error"] > 0)
 
 
@@ -44,8 +47,8 @@ def not_shown(study, sections, measured):
         blocks.append(paragraph(f"The teacher of {listing(foreign)} was trained elsewhere, and may have seen the test "
                                 "images of these results.", "note"))
     if synthetic(study):
-        note = ("Synthetic data. The images are drawn by a program, not photographed. The figures below show that the "
-                "pipeline works; they say nothing about real patients.")
+        note = ("Synthetic data. The images are drawn by a program, not photographed. All figures of this "
+                "report show that the pipeline works; they say nothing about real patients.")
         blocks.append(paragraph(note, "note"))
     if len({frozenset(run.test.ids.tolist()) for run in study.runs}) > 1:
         note = "The runs were tested on different images. Their figures must not be compared."
@@ -105,7 +108,7 @@ def limits(study, sections, measured):
         lines.append(f"Other clinics, cameras and patients: the intervals are about other {drawn} of the same source.")
         single = [model for model, group in study.models.items() if len(group) == 1]
         if single:
-            lines.append(f"Other trainings of {listing(single)}: there is one seed.")
+            lines.append(f"Other trainings of {listing(single)}, trained with one seed only.")
     if measured.points:
         lines.append(f"Other machines: latencies are of {measured.conditions}.")
     lacking = [block["what"] for section in sections for block in section.blocks if "what" in block]

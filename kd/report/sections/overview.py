@@ -26,10 +26,13 @@ ROLES = {"teacher": "teacher", "alone": "student without a teacher", "student": 
 FORMATS = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8",
            "model.pte": "ExecuTorch", "model.int8.pte": "ExecuTorch INT8"}
 PARTS = {"train": "train", "val": "validation", "test": "test"}
+CONVENTIONS = {"majority_class": "most frequent class of validation", "rarest_class": "rarest class of test"}
 MAX_DRAWN = 8  # models; the tables have all of them
 
 # Options of a run that say where it lies, or that stand elsewhere in the report.
 HIDDEN_OPTIONS = {"role", "formula", "seeds", "name", "study", "out", "student"}
+# Options that nothing reads in a run without a teacher.
+TEACHER_OPTIONS = {"temperature", "soft", "stage_weights", "unlabelled_ratio", "teacher_cache", "teacher_tau"}
 NETWORK_OPTIONS = ("arch", "parameters")  # of a run's environment; the table of roles has them
 
 
@@ -39,6 +42,11 @@ NETWORK_OPTIONS = ("arch", "parameters")  # of a run's environment; the table of
 def seed_name(run):
     """`seed 0` of a Run in the folder seed_0."""
     return run.seed.replace("seed_", "seed ")
+
+
+def of_seeds(runs):
+    """`seed 0`, or `mean of 3 seeds`: what a figure of some Runs of a model is of."""
+    return seed_name(runs[0]) if len(runs) == 1 else f"mean of {len(runs)} seeds"
 
 
 def seed_columns():
@@ -277,8 +285,18 @@ def methods(study):
 def option_values(study):
     """{option: [its text for each model]}, without the HIDDEN_OPTIONS."""
     options = dict.fromkeys(option for run in study.runs for option in run.options)
-    return {option: [merged(run.setting(option) for run in group) for group in study.models.values()]
+    return {option: [merged(setting(run, option) for run in group) for group in study.models.values()]
             for option in options if option not in HIDDEN_OPTIONS and option not in NETWORK_OPTIONS}
+
+
+def setting(run, option):
+    """The value of an option of a Run; None if nothing reads it. Paths in the study begin at its folder."""
+    if run.kind == "alone" and option in TEACHER_OPTIONS:
+        return None
+    value, home = run.setting(option), f"{run.options.get('out')}/{run.options.get('study')}/"
+    if isinstance(value, list):
+        return [item.removeprefix(home) if isinstance(item, str) else item for item in value]
+    return value.removeprefix(home) if isinstance(value, str) else value
 
 
 def environment(study):
@@ -314,7 +332,7 @@ def statistics(study):
     for run in study.runs:
         conventions = run.evaluation and run.evaluation.get("conventions")
         if conventions:
-            pairs = tuple((key, merged([value])) for key, value in conventions.items())
+            pairs = tuple((CONVENTIONS.get(key, key), merged([value])) for key, value in conventions.items())
             runs_of.setdefault(pairs, []).append(run)
     if not runs_of:
         return missing("how intervals were computed", "No metrics.json states it.")
@@ -341,5 +359,7 @@ def commands(study):
             lines.append(f"python {script} --config {command_path(run.folder / 'config.yaml')}")
     root = command_path(Path(*study.runs[0].folder.parts[:-2]))
     lines += [f"python evaluate.py {root}", f"python report.py {root}"]
-    note = "Each run's config.yaml holds every option; these commands repeat the study."
+    note = "Each run's config.yaml holds every option of its training; these commands repeat training and evaluation."
+    if any(run.exports or run.robustness or run.benchmark for run in study.runs):
+        note += " The options of export.py, robustness.py and benchmark.py stand in the plan of study.py."
     return [heading("Commands"), aside(note), code("\n".join(lines))]

@@ -7,7 +7,7 @@ from kd.report.blocks import Column, aside, interval, missing, paragraph, spread
 from kd.report.sections import sweeps
 from kd.report.sections.overview import responsive_figure, seed_columns, seed_name
 from kd.report.sections.students import conclusive, not_significant
-from kd.text import format_bounds, format_metric, format_number, is_defined
+from kd.text import format_bounds, format_count, format_metric, format_number, is_defined
 
 METRICS = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "weighted_f1": "Weighted F1",
            "balanced_accuracy": "Balanced accuracy", "macro_auroc": "Macro AUROC"}
@@ -24,7 +24,7 @@ def performance(study):
     without_mean = [
         record["model"] for record in records if record["seeds"] > 1 and not is_defined(record["macro_f1_mean"])
     ]
-    blocks = [paragraph(majority_sentence(study))]
+    blocks = [paragraph(majority_sentence(study)), *rarest_note(study, names)]
     for name, title, roles in (
         ("teacher_summary", "Teacher", ("teacher",)), ("students_summary", "Students", ("alone", "student")),
     ):
@@ -52,6 +52,16 @@ def titles(study):
     name = left_out.pop() if len(left_out) == 1 else None
     title = f"Macro-F1 without {name}" if isinstance(name, str) else "Macro-F1 without the rarest class"
     return {**{key: METRICS[key] for key in ("accuracy", "macro_f1")}, WITHOUT_RAREST: title, **METRICS}
+
+
+def rarest_note(study, names):
+    """A block that says which class a macro-F1 leaves out and why, in a list; else an empty one. names: of titles()."""
+    support = study.firsts[0].evaluation.get("split", {}).get("test", {}).get("support") or {}
+    name = names.get(WITHOUT_RAREST, "").removeprefix("Macro-F1 without ")
+    if name not in support:
+        return []
+    return [aside(f"{names[WITHOUT_RAREST]} leaves out the rarest class of the test split "
+                  f"({format_count(support[name], 'image')}), by which chance moves macro-F1 most.")]
 
 
 def model_record(study, model, names):
@@ -127,20 +137,24 @@ def forest(study):
 # ---- order on validation
 
 
+def on_validation(study, model):
+    """Macro-F1 of an evaluated model on validation, the mean over its seeds; NaN where one has none."""
+    values = [run.metric("macro_f1", "val")["value"] for run in study.models[model]]
+    return sum(values) / len(values)
+
+
 def ranked(study):
-    """The evaluated students, best first, by macro-F1 on validation; of means over seeds."""
-    scores = []
-    for model, group in study.evaluated.items():
-        values = [run.metric("macro_f1", "val")["value"] for run in group]
-        if group[0].kind != "teacher" and all(map(math.isfinite, values)):
-            scores.append((-sum(values) / len(values), model))
-    return [model for _, model in sorted(scores)]
+    """The evaluated students, best first, by macro-F1 on validation."""
+    scores = [(-on_validation(study, model), model) for model, group in study.evaluated.items()
+              if group[0].kind != "teacher"]
+    return [model for score, model in sorted(scores) if math.isfinite(score)]
 
 
-def choice_verdict(row):
-    """What the difference of the student that validation puts first from the next says on test."""
+def choice_verdict(row, second):
+    """A sentence: what the difference of the student that validation puts first from the `second` says on test."""
     if not conclusive(row):
-        return f"{not_significant(row)}, so that the choice rests on validation alone"
+        return (f"On test its difference from {second} is {not_significant(row)}: the choice rests on validation "
+                "alone.")
     if row["lo"] > 0:
-        return "test confirms the choice"
-    return "on test the other is the better one, so validation chose wrong"
+        return "Test confirms the choice."
+    return f"On test {second} is significantly better: validation chose wrong."

@@ -1,12 +1,11 @@
 """The answer of a study: one table, one plot, and what follows from them in words."""
 
-from collections import Counter
-
 from kd.errors import listing
 from kd.paired import metric
 from kd.report.blocks import Column, bullets, heading, interval, missing, spread, table
 from kd.report.sections import calibration, efficiency, performance, robustness, students, subgroups, sweeps
-from kd.text import format_count, is_defined
+from kd.report.sections.overview import of_seeds, seed_name
+from kd.text import format_p, is_defined
 
 
 def result(study, compared, measured):
@@ -38,15 +37,15 @@ def overview(study, compared, measured):
         return missing("the result", "No run was evaluated.", f"python evaluate.py {study.command}")
     columns = [
         Column("Model", "model", kind="model"), Column("Parameters, M", "parameters_m", ".2f"),
-        interval("Macro-F1", "macro_f1"), interval("Kept of teacher", "kept", form=".0%"),
-        interval("Teacher added", "added", form="+.3f"), Column("Latency, ms", "latency_ms", ".2f"),
-        Column("File, MB", "file_mb", ".2f"),
+        Column("Seeds", "seeds", "d"), interval("Macro-F1", "macro_f1"),
+        interval("Kept of teacher", "kept", form=".0%"), interval("Teacher added", "added", form="+.3f"),
+        Column("Latency, ms", "latency_ms", ".2f"), Column("File, MB", "file_mb", ".2f"),
     ]
     caption = f"Test split, {performance.level(study)} intervals"
     if any("added" in row for row in records):
         caption += ". Teacher added: macro-F1 above the same network alone"
     if measured.points:
-        caption += ". Latency and file: fp32"
+        caption += ". Latency and file: fp32, first seed"
     return [table("result", caption, columns, records)]
 
 
@@ -57,7 +56,8 @@ def record(study, model, compared, measured):
     point = measured.point(model, "fp32") or {}
     row = {"model": model, "role": group[0].kind,
            "parameters_m": parameters / 1e6 if is_defined(parameters) else None,
-           **spread("macro_f1", study.over_seeds(model, "macro_f1"))}
+           **spread("macro_f1", study.over_seeds(model, "macro_f1")),
+           "val_macro_f1": performance.on_validation(study, model)}
     for pair in compared.pairs if compared else ():
         if pair["model"] == model:
             of_pair, roles = students.row_of(pair, "macro_f1"), compared.roles(pair)
@@ -81,14 +81,14 @@ def which(study, compared, measured, order):
     if len(order) == 1:
         return [f"{order[0]}, the only student."]
     best, second = order[:2]
-    choice = f"{best}: the highest macro-F1 on validation (next {second})."
+    scores = [f"{performance.on_validation(study, model):.3f}" for model in order[:2]]
+    seeds = [of_seeds(study.models[model]) for model in order[:2]]
+    if seeds[0] != seeds[1]:
+        scores = [f"{score}, {of}" for score, of in zip(scores, seeds)]
+    common = f"; {seeds[0]}" if seeds[0] == seeds[1] else ""
+    choice = f"{best}: of the students the highest macro-F1 on validation ({scores[0]}; {second} {scores[1]}{common})."
     row = compared.difference(second, best) if compared else None
-    if row:
-        is_baseline = compared.models[second].kind == "alone" and any(
-            (pair["reference"], pair["model"]) == (second, best) for pair in compared.pairs)
-        difference = "what the teacher added" if is_baseline else students.in_words(row)
-        choice += f" On test its difference from {second} is {difference}: {performance.choice_verdict(row)}."
-    lines = [choice]
+    lines = [f"{choice} {performance.choice_verdict(row, second)}" if row else choice]
     on_test = {model: study.over_seeds(model, "macro_f1")["value"] for model in order}
     highest = max(filter(lambda model: is_defined(on_test[model]), order), key=on_test.get, default=best)
     if highest != best:
@@ -118,8 +118,11 @@ def added(study, compared):
             row = students.row_of(pair, "macro_f1")
             if is_defined(row["difference"]):
                 verdict = students.verdict(row, compared.pairs)
-                by_verdict.setdefault(verdict, []).append(f"{pair['model']} {row['difference']:+.3f}")
+                p = f", p {format_p(row['p_corrected'])}" if is_defined(row["p"]) else ""
+                difference = f"{row['difference']:+.3f} ({of_seeds(study.models[pair['model']])}{p})"
+                by_verdict.setdefault(verdict, []).append(f"{pair['model']} {difference}")
     lines = [f"{verdict[0].upper()}{verdict[1:]}: {', '.join(models)}." for verdict, models in by_verdict.items()]
+    lines += further_images(study, compared)
     unknown = [model for model, _ in students.without_baseline(study)]
     if unknown:
         lines.append(f"Not known for {listing(unknown)}: the same network was not trained without a teacher (the "
@@ -127,24 +130,46 @@ def added(study, compared):
     return lines
 
 
+def further_images(study, compared):
+    """Sentences: which students learnt from images without labels that their baseline did not see."""
+    models = {}  # number of images -> models
+    for pair in compared.pairs if compared else ():
+        if compared.roles(pair) == ("alone", "student"):
+            student, baseline = (unlabelled_images(study.models[pair[key]][0]) for key in ("model", "reference"))
+            if student and not baseline:
+                models.setdefault(student, []).append(pair["model"])
+    return [f"{listing(names)} also learnt the teacher's answers to {count:,} images without labels, which the same "
+            "network alone did not see: the gain includes theirs." for count, names in models.items()]
+
+
+def unlabelled_images(run):
+    """The number of images without labels that a Run learnt from."""
+    sets = run.environment.get("data", {}).get("unlabelled") or []
+    return sum(one["images"] for one in sets if isinstance(one, dict) and is_defined(one.get("images")))
+
+
 def costs(study, measured, model):
     """Sentences: how much faster and smaller a student is than the teacher, and what INT8 changes."""
-    lines = []
+    lines, run = [], study.models[model][0]
+    noisy = sum(point["noisy"] for point in measured.points)
+    if noisy:
+        lines.append(f"Latencies are rough: {noisy} of {len(measured.points)} "
+                     f"{'is' if noisy == 1 else 'are'} noisy, for other work was on the machine.")
     point, int8 = measured.point(model, "fp32"), measured.point(model, "int8")
     teachers = [name for name, group in study.evaluated.items() if group[0].kind == "teacher"]
     teacher = measured.point(teachers[0], "fp32") if teachers else None
     if point and teacher:
-        shares = [f"{point[key] / teacher[key]:.1%} of its {what}" for key, what in (
-            ("latency_ms", "time"), ("file_mb", "file size")) if point[key] and teacher[key]]
-        lines.append(f"Beside {teachers[0]}, {model} needs {' and '.join(shares)}.")
-    details = [f"{int8['file_mb']:.2f} MB" if int8["file_mb"] else "", f"{int8['latency_ms']:.2f} ms"] if int8 else []
-    for run in study.models[model][:1]:
-        change = efficiency.int8_change(run)
-        if change:
-            lines.append(f"As INT8 ({', '.join(filter(None, details))}): {change}." if details else
-                         f"As INT8: {change}.")
-    noisy = Counter(point["noisy"] for point in measured.points)[True]
-    if noisy:
-        lines.append(f"{format_count(noisy, 'latency', 'latencies')} of {len(measured.points)} "
-                     f"{'is' if noisy == 1 else 'are'} noisy: other work was on the machine.")
+        is_rough = point["noisy"] or teacher["noisy"]
+        shares = [f"{'about ' if is_rough and key == 'latency_ms' else ''}{point[key] / teacher[key]:.0%} of its {what}"
+                  for key, what in (("latency_ms", "time"), ("file_mb", "file size"), ("peak_rss_mib", "memory"))
+                  if is_defined(point[key]) and point[key] and teacher[key]]
+        memory = (f" ({point['peak_rss_mib']:.0f} against {teacher['peak_rss_mib']:.0f} MiB, of a process with this "
+                  "model alone)" if point["peak_rss_mib"] and teacher["peak_rss_mib"] else "")
+        lines.append(f"Beside {teachers[0]}, {model} needs {listing(shares)}{memory}; fp32, "
+                     f"{seed_name(run)}.")
+    change = efficiency.int8_change(run)
+    if change:
+        sizes = [int8[key] and f"{int8[key]:{form}} {unit}" for key, form, unit in (
+            ("file_mb", ".2f", "MB"), ("latency_ms", ".2f", "ms"), ("peak_rss_mib", ".0f", "MiB"))] if int8 else []
+        lines.append(f"As INT8 ({', '.join(filter(None, [seed_name(run), *sizes]))}): {change}.")
     return lines

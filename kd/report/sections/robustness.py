@@ -5,7 +5,7 @@ import math
 from kd.files import parse_number
 from kd.report import figures_robustness
 from kd.report.blocks import Column, aside, figure, heading, interval, missing, paragraph, picture, table
-from kd.report.sections.overview import FORMATS, seed_columns, with_format
+from kd.report.sections.overview import FORMATS, responsive_figure, seed_columns, with_format
 from kd.report.sections.tensorboard import png_uri
 from kd.robustness import suites
 from kd.text import format_bounds, format_count, is_defined
@@ -98,7 +98,8 @@ def sheets(study):
         of_suite = f" of suite {suite}" if len(sources) > 1 else ""
         if source:
             pictures.append(picture(source, f"A test image under each corruption{of_suite}, one column per severity."))
-    return [heading("What the corruptions look like"), *pictures] if pictures else []
+    note = "Above each image its severity and, after the colon, the parameters of the corruption."
+    return [heading("What the corruptions look like"), aside(note), *pictures] if pictures else []
 
 
 # ---- over all corruptions
@@ -132,9 +133,10 @@ def summary_table(rows, baseline):
         interval("Mean macro-F1", "mean_macro_f1"), interval("BE", "be"), interval("rBE", "rbe"),
         interval("BE, MedMNIST-C", "be_medmnist_c"), interval("rBE, MedMNIST-C", "rbe_medmnist_c"),
     ]
-    caption = (f"Over all corruptions and severities; BE: sum of 1 - balanced accuracy over that of the baseline "
-               f"({baseline}), rBE: the same for the loss from clean, lower is better; MedMNIST-C: the mean over "
-               "corruptions of that ratio, as published; rank by error")
+    caption = (f"Over all corruptions and severities. BE, balanced error: 1 - balanced accuracy, as a ratio to that of "
+               f"the baseline ({baseline}); below 1 is better than the baseline. rBE, relative: the same of what is "
+               "lost from clean images. Both are ratios of sums; MedMNIST-C takes the mean of the ratios of the "
+               "corruptions. Rank: by BE")
     export = [{key: value for key, value in row.items() if key not in ("role", "format")} for row in rows]
     return table("robustness_summary", caption, columns, rows, export)
 
@@ -191,12 +193,13 @@ def drawings(rows, suite):
         values = [row["macro_f1"] for row in of_file if row["corruption"] != "clean"]
         if values:
             means.append(f"{model} {FORMATS.get(file, file)} {sum(values) / len(values):.3f}")
-    alt = f"Macro-F1{seeds} under {len(names)} corruptions ({suite}). Mean over them: {'; '.join(means)}"
-    blocks = [heading(f"Macro-F1 by corruption, suite {suite}" if suite else "Macro-F1 by corruption")]
+    of_suite = f" ({suite})" if is_named(suite) else ""
+    alt = f"Macro-F1{seeds} under {len(names)} corruptions{of_suite}. Mean over them: {'; '.join(means)}"
+    blocks = [heading(f"Macro-F1 by corruption, suite {suite}" if is_named(suite) else "Macro-F1 by corruption")]
     if max(row["severity"] for row in rows) > 0:
         legible, left_out = figures_robustness.legible(rows)
         caption = f"Against severity; the bands are 95% intervals{seeds}"
-        blocks.append(figure(figures_robustness.robustness_curves(legible, roles, alt=alt), alt, caption))
+        blocks.append(responsive_figure(figures_robustness.robustness_curves, legible, roles, alt=alt, caption=caption))
         blocks += map(aside, left_out)
     if all(math.isfinite(row["macro_f1"]) for row in rows):
         caption = f"Mean over severities; the darker, the more of the clean figure is lost{seeds}"
@@ -212,11 +215,11 @@ def lowest_table(rows):
     records = [with_format(record) for record in lowest_cells(rows)]
     columns = [
         *subject_columns(records), interval("Macro-F1, clean", "clean"), Column("Lowest", "tag"),
-        Column("Of cells", "cells", "d"), interval("Macro-F1 there", "macro_f1"),
+        Column("Corrupted sets", "cells", "d"), interval("Macro-F1 there", "macro_f1"),
         interval("Δ", "macro_f1_difference", form="+.3f"),
     ]
-    caption = ("Clean images, and the lowest macro-F1 of all cells (corruptions and severities), with its paired "
-               "difference; intervals are of that cell alone, as if it had not been chosen")
+    caption = ("Clean images, and the lowest macro-F1 of all corrupted test sets (each corruption at each severity), "
+               "with its paired difference; intervals as if this set had not been chosen for its low figure")
     return table("robustness_worst", caption, columns, records)
 
 
@@ -240,18 +243,46 @@ def lowest_cells(rows):
 
 
 def sentences(study, model):
-    """Of a model's checkpoints the lowest cell of each suite, where its interval shows a loss."""
-    lines, suites_seen = [], set()
-    records = lowest_cells([row for row in robustness_rows(study)[0] if row["model"] == model])
-    for record in sorted(records, key=lambda record: record["macro_f1"]):
-        difference, lo, hi = (record[f"macro_f1_difference{end}"] for end in ENDS)
-        if is_defined(hi) and hi < 0 and record["file"] == "best.pt" and record["suite"] not in suites_seen:
-            suites_seen.add(record["suite"])
-            run = f"{model} ({record['seed'].replace('_', ' ')})"
-            cells = format_count(record["cells"], "cell")
-            if record["suite"]:
-                cells += f" of suite {record['suite']}"
-            loss = f"{difference:+.3f} {format_bounds(lo, hi, '+.3f')}"
-            lines.append(f"Lowest macro-F1 of {run} under corruptions, of {cells}: {record['tag']}, {loss} from clean "
-                         "(interval of this cell alone).")
+    """Of each suite the corruption that leaves a model least, where an interval shows a loss; the teacher's there."""
+    rows = [row for row in robustness_rows(study)[0] if row["file"] == "best.pt"]
+    lines = []
+    for suite in dict.fromkeys(row["suite"] for row in rows if row["model"] == model):
+        of_suite = [row for row in rows if row["suite"] == suite]
+        groups = {}  # tag -> the row of each seed of the model
+        for row in of_suite:
+            if row["model"] == model and row["corruption"] != "clean" and is_defined(row["macro_f1"]):
+                groups.setdefault(row["tag"], []).append(row)
+        seeds = max(map(len, groups.values()), default=0)
+        groups = {tag: group for tag, group in groups.items() if len(group) == seeds}
+        if not groups:
+            continue
+        tag, lowest = min(groups.items(), key=lambda item: sum(row["macro_f1"] for row in item[1]))
+        if any(row["macro_f1_difference_hi"] < 0 for row in lowest):
+            of_teachers = [f"; {row['model']} to {falls([row])}" for row in of_suite
+                           if row["role"] == "teacher" and row["tag"] == tag]
+            where = f" of suite {suite}" if is_named(suite) else ""
+            lines.append(f"Of {format_count(len(groups), 'corrupted test set')}{where}, {in_words(lowest[0])} harms "
+                         f"most: macro-F1 of {model} falls to {falls(lowest)}{''.join(of_teachers[:1])}.")
     return lines
+
+
+def falls(rows):
+    """Macro-F1 of rows, each with its seed; of more than three the lowest and the highest."""
+    if len(rows) > 3:
+        rows = sorted(rows, key=lambda row: row["macro_f1"])[::len(rows) - 1]
+    words = [f"{row['macro_f1']:.3f} {format_bounds(row['macro_f1_lo'], row['macro_f1_hi'])} "
+             f"({row['seed'].replace('_', ' ')})" for row in rows]
+    return ", ".join(words)
+
+
+def in_words(row):
+    """`gaussian noise at severity 5`, or the tag where a corruption has parameters of its own."""
+    severity = row.get("severity")
+    if is_defined(severity) and row["tag"] == f"{row['corruption']}_{severity:g}":
+        return f"{row['corruption'].replace('_', ' ')} at severity {severity:g}"
+    return row["tag"]
+
+
+def is_named(suite):
+    """Whether a suite has a name that says more than that the user chose its corruptions."""
+    return suite not in ("", "custom")

@@ -105,7 +105,7 @@ def verdict(row, pairs):
     count = len(tested(pairs))
     correction = f" when corrected over {count} comparisons" if count > 1 else ""
     if row["p_corrected"] < ALPHA:
-        return f"significant (p < {ALPHA}{correction})"
+        return f"significant (p < {ALPHA:g}{correction})"
     return f"95% interval without 0, but p of {ALPHA} or more{correction}"
 
 

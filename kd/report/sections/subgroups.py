@@ -14,7 +14,7 @@ def subgroups(study):
     """Blocks: a table of the subgroups, and one of the largest gaps."""
     runs = [run for run in study.firsts if (run.evaluation or {}).get("subgroups")]
     if not runs:
-        return missing("subgroups", "No run was evaluated by a column of a table.",
+        return missing("subgroups", "No run was evaluated by sex, age or another column of a table.",
                        f"python evaluate.py {study.command} --by sex --table FILE.csv")
     note = ("Every subgroup has other images, and some have classes that others lack: macro figures are over the "
             "classes of the subgroup, and a gap in accuracy can be one of their classes. A gap is between different "
