@@ -89,7 +89,7 @@ def compare(run, folder, machines):
         images = checked_export.open_run(run, registry).pixels("test", IMAGES)
     bundle.write(run, exported, images[:bundle.CHECKED], folder)
     model = onnx_model.Model(folder / MODEL, 1)
-    reference, recipe = model.logits(images), model.metadata["recipe"]
+    reference = model.logits(images)
     np.save(folder / "images.npy", images)
     result = {}
     for name, other in machines.items():
@@ -97,8 +97,7 @@ def compare(run, folder, machines):
         logits = np.load(folder / "logits.npy")
         equal = int((logits.argmax(1) == reference.argmax(1)).sum())
         result[name] = [equal, float(np.abs(logits - reference).max())]
-    in_float = f", {len(recipe['float'])} in float" if recipe["float"] else ""
-    cells = [recipe["ranges"] + in_float, str(len(np.unique(reference.argmax(1)))),
+    cells = [model.metadata["recipe"]["ranges"], str(len(np.unique(reference.argmax(1)))),
              f"{onnx_model.CLOSE * max(1, np.abs(reference).max()):.1g}",
              *(f"{equal}, {difference:.1g}" for equal, difference in result.values())]
     return model.metadata["provenance"]["arch"], cells, result
