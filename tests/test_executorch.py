@@ -80,7 +80,7 @@ def damaged(path):
     "cut", "text", "a pickle"])
 def test_a_damaged_or_foreign_program_is_not_loaded(beside, how, monkeypatch):
     monkeypatch.setattr(executorch_model.errors, "need", lambda *_: None)
-    monkeypatch.setattr(executorch_model, "_try", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr(executorch_model, "_try", lambda *_: pytest.fail("it was loaded"))
     damage, words = damaged(beside)[how]
     damage()
     with pytest.raises(UserError, match=words) as error:
