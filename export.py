@@ -51,8 +51,8 @@ def main(argv=None):
         bundle.write(run, best, source.pixels("val", bundle.CHECKED), options.bundle)
         print(f"written: {options.bundle}: copy this folder; RUN.md in it says what to do there")
         if "executorch" in options.formats:
-            print(f"note: a bundle runs without torch, and so has no .pte: of {folder}, copy model.pte and model.json, or "
-                  "both of model.int8, beside a clone with the extra executorch")
+            print(f"note: a bundle runs without torch, and so has no .pte: copy model.pte and model.json of {folder}, "
+                  "or both of model.int8, beside a clone with the extra executorch")
     if argv is None:
         print("next: " + command("predict.py", best, "IMAGE"))
     return folder

@@ -63,14 +63,14 @@ def write_metadata(path, program, metadata):
 
 
 def _try(program, path):
-    """UserError if a program (bytes, of the file `path`) cannot be loaded and run, or crashes the process that does."""
+    """UserError if a program (bytes, of the file `path`) cannot be loaded and run, or crashes a process of its own."""
     command = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); from kd import executorch_model; "
                "executorch_model.trial()", str(Path(__file__).resolve().parent.parent)]
     try:
         done = subprocess.run(command, input=program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               timeout=onnx_model.PATIENCE)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{path} cannot be run: it takes more than {onnx_model.PATIENCE} s for an image", HINT) from None
+    """UserError if a program (bytes, of the file `path`) cannot be loaded and run, or crashes another process."""
     if done.returncode in (-signal.SIGTERM, -getattr(signal, "SIGKILL", signal.SIGTERM)):
         raise UserError(f"{path} cannot be tried: the process that did was ended from outside",
                         "Give the same command again; with too little memory the system ends processes.")

@@ -53,7 +53,8 @@ def session(model, threads=0, exact=False):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if exact and saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"],
+                                enable_fallback=0)  # which prints, and tries the same again
 
 
 # A model of one node, y int32 [M, N] = MatMulInteger(a uint8 [M, K], b int8 [K, N]), in opset 10.
@@ -523,7 +524,7 @@ def _metadata(path, session):
     """The metadata in a file, checked: a dict with the keys FIELDS. The inverse of encode()."""
     try:
         texts = session.get_modelmeta().custom_metadata_map
-    except UnicodeError:
+    except (ValueError, RecursionError):  # no UTF-8; NaN in the JSON file of a program
         raise UserError(f"the metadata of {path} cannot be read", HINT) from None
     if texts.get("format") != FORMAT:
         raise UserError(f"{path} is no model that export.py wrote: it does not say what its input and classes are",
