@@ -70,7 +70,7 @@ def _try(program, path):
         done = subprocess.run(command, input=program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                               timeout=onnx_model.PATIENCE)
     except subprocess.TimeoutExpired:
-    """UserError if a program (bytes, of the file `path`) cannot be loaded and run, or crashes another process."""
+        raise UserError(f"{path} cannot be run: an image takes more than {onnx_model.PATIENCE} s", HINT) from None
     if done.returncode in (-signal.SIGTERM, -getattr(signal, "SIGKILL", signal.SIGTERM)):
         raise UserError(f"{path} cannot be tried: the process that did was ended from outside",
                         "Give the same command again; with too little memory the system ends processes.")
