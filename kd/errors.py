@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -369,8 +370,13 @@ def run(main, *users):
             os.fstat(descriptor)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    with safe_output():
-        status = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None))
+    try:
+        with safe_output():
+            status = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None))
+    except KeyboardInterrupt:  # a second one, while the first was reported
+        status = 130
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the interpreter ends, Ctrl-C would show a traceback
     if status:
         sys.exit(status)  # out here, where no traceback of the error is shown with it
 
