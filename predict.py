@@ -174,7 +174,7 @@ def watch(model, folder, batch, there):
     while True:
         time.sleep(pause)
         now = time.monotonic()
-        files = scan(folder, noted)
+        files = scan(folder, there, noted)
         pause = max(POLL, 9 * (time.monotonic() - now))  # so that looking at many files takes a tenth of a core at most
         there = {path: known for path, known in there.items() if path in files}
         since = {path: since[path] if path in since and since[path][0] == found else (found, now)
@@ -198,15 +198,16 @@ def watch(model, folder, batch, there):
                 yield {"file": str(path), **answer}  # else it was written while it was read, or may be half-written
 
 
-def scan(folder, noted=None):
+def scan(folder, there=(), noted=None):
     """{path: state} of the files in and below a folder but hidden ones; links to folders are not followed.
 
-    noted: a set of what could not be seen so far; what else cannot be is noted, and added to it. UserError where the
-    folder itself cannot be listed.
+    there: {path: state} of files that keep their state where they cannot be seen now, as on a network that fails for a
+    moment. noted: a set of what could not be seen so far; what else cannot be is noted, and added to it. UserError
+    where the folder itself cannot be listed.
     """
     def leave_out(place, what, reason):
-        if noted is not None and place not in noted:
-            noted.add(place)
+        if noted is not None and (place, reason) not in noted:
+            noted.add((place, reason))
             note(f"{what} not seen: {reason}")
 
     def cannot_list(error):
@@ -215,6 +216,7 @@ def scan(folder, noted=None):
             raise UserError(f"cannot watch {folder}: {reason}", "Make that folder, or name another with --watch, and "
                             "give the same command again.") from None
         if os.path.exists(error.filename):
+            found.update((path, there[path]) for path in there if Path(error.filename) in path.parents)
             leave_out(error.filename, f"images in {error.filename} are", reason)
 
     found = {}
@@ -228,7 +230,9 @@ def scan(folder, noted=None):
             if known:
                 found[path] = known
             elif reason := unseen(path):
-                leave_out((top, reason), f"{path}, and what is like it in its folder, is", reason)
+                if path in there:
+                    found[path] = there[path]
+                leave_out(top, f"{path}, and what is like it in its folder, is", reason)
     return found
 
 

@@ -238,6 +238,24 @@ def test_a_pipe_and_a_link_do_not_stop_it_and_are_not_passed_over_in_silence(wat
                      "directory", "note: 1 of 2 files could not be read"]
 
 
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_what_cannot_be_seen_for_a_moment_is_not_answered_again(watched, folder, jpeg, notes, monkeypatch, call):
+    (folder / "share").mkdir()
+    real, fails = getattr(os, call), []
+
+    def fail(path, **options):
+        if fails and "share" in os.fspath(path) and (call == "scandir" or os.fspath(path).endswith("jpg")):
+            raise OSError(5, "Input/output error", os.fspath(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os, call, fail)
+    write = lambda: (folder / "share" / "a.jpg").write_bytes(jpeg)  # noqa: E731
+    other = lambda: [(folder / name).write_bytes(jpeg) for name in ("share/b.jpg", "c.jpg")]  # noqa: E731
+    assert watched(write, None, lambda: fails.append(1), other, None, fails.clear, None, None) == [
+        ("share/a.jpg", True), ("c.jpg", True), ("share/b.jpg", True)]
+    assert len(notes) == 1 and notes[0].endswith("not seen: input/output error")
+
+
 def test_files_that_may_not_be_looked_at_are_noted_once(watched, folder, jpeg, notes, monkeypatch):
     (folder / "closed").mkdir()
     for name in ("a.jpg", "b.jpg"):
