@@ -6,15 +6,13 @@ uses the share of its process, but with --sync-batch-norm. The first process wri
 folder for all.
 
 What has no backward pass is exchanged here: the sums of an epoch's losses, the running statistics of batch
-normalisation, which are averaged after each epoch (DistributedDataParallel would send those of the first process in
-each step), and logits of validation and test.
+normalisation, which are averaged after each epoch, and the logits of validation and test.
 """
 
 import contextlib
 import datetime
 import os
 import sys
-import warnings
 
 import torch
 import torch.distributed as dist
@@ -92,11 +90,14 @@ def by_first(function):
 
 
 class _Function(torch.nn.Module):
-    """A function of trained modules as a module, which DistributedDataParallel can wrap."""
+    """A function as a module that has the parameters of trained modules, and not their buffers, for
+    DistributedDataParallel: it would replace buffers by those of the first process in each step.
+    """
 
     def __init__(self, function, modules):
         super().__init__()
-        self.function, self.trained = function, torch.nn.ModuleList(modules)
+        self.function = function
+        self.trained = torch.nn.ParameterList(parameter for module in modules for parameter in module.parameters())
 
     def forward(self, *arguments):
         return self.function(*arguments)
@@ -111,11 +112,10 @@ def parallel(function, modules):
     """
     if not dist.is_initialized():
         return function
-    # Which parameters the loss reads may differ from step to step, such as with layers that are left out at random.
-    # That this is looked up in each step also keeps the buckets of gradients as they are: a run that goes on adds up
-    # in the order of the unbroken run.
-    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
-    return DistributedDataParallel(_Function(function, modules), broadcast_buffers=False, find_unused_parameters=True,
+    # Which parameters the loss reads may differ from step to step, such as with layers that are left out at random. As
+    # this is looked up in each step, the buckets of gradients stay as they are: a run that goes on adds up in the same
+    # order as the unbroken run. Where all are read, torch warns in the first step that it need not look.
+    return DistributedDataParallel(_Function(function, modules), find_unused_parameters=True,
                                    gradient_as_bucket_view=True)
 
 
