@@ -4,11 +4,11 @@
     python benchmarks/processes.py --student mobilenetv2 --size 32
 
 Sides take turns, all with the same batch: `one`, a process with one thread; `threads`, one with two threads; and two
-processes with one thread each, each with half of the batch. Of these, `all_reduce` adds up all gradients in one exchange
-after the backward pass; `ddp` is what training does, DistributedDataParallel, which begins to exchange gradients while
-backward still runs. Wall time is what counts here, so nothing else should run; the ratios are taken within each round,
-so that load that lasts affects both sides. It takes a few minutes. The last line is one JSON object of ratios, each the
-median over the rounds with its quartiles.
+processes with one thread each, each with half of the batch. Of these, `all_reduce` adds up all gradients in one
+exchange after the backward pass; `ddp` is what training does, DistributedDataParallel, which begins to exchange
+gradients while backward still runs. Wall time is what counts here, so nothing else should run; the ratios are taken
+within each round, so that load that lasts affects both sides. It takes a few minutes. The last line is
+one JSON object of ratios, each the median over the rounds with its quartiles.
 """
 
 import contextlib
@@ -103,7 +103,8 @@ def make(side, rank, args, folder):
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/{side}", rank=rank, world_size=world)
     arguments = ["--student", args["student"], "--data", "lesions,images=100", "--size", str(args["size"]), "--batch",
-                 str(args["batch"]), "--cache", folder, "--epochs", "1", "--device", "cpu", "--hard", "ce", "--alpha", "1"]
+                 str(args["batch"]), "--cache", folder, "--epochs", "1", "--device", "cpu", "--hard", "ce",
+                 "--alpha", "1"]
     options = {**parse_options(distill.parser(), arguments), "steps": args["steps"]}
     data = setup.load_data(options, registry)
     student = setup.new_network(args["student"], data, options, 0, registry)

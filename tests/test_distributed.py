@@ -166,8 +166,9 @@ def _kill(namespace):
 def _start(hosts, number, arguments, log):
     """Start the process of one host of two, with the command of docs/scaling.md."""
     namespace, interface, address = hosts[number]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend",
-               "c10d", "--rdzv-endpoint", f"{hosts[0][2]}:29500", "--rdzv-conf", f"is_host={int(number == 0)}",
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+               "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{hosts[0][2]}:29500",
+               "--rdzv-conf", f"is_host={int(number == 0)}",
                "--local-addr", address, str(ROOT / "distill.py"), *arguments]
     return subprocess.Popen(["ip", "netns", "exec", namespace, *command], stdout=log, stderr=log,
                             env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface})
