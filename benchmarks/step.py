@@ -82,7 +82,8 @@ def make(side, args, folder):
         machine.keep_memory()
     arguments = ["--student", STUDENT, "--data", "lesions,images=100", "--size", str(args["size"]),
                  "--batch", str(args["batch"]), "--cache", folder, "--device", args["device"],
-                 "--precision", args["precision"], "--hard", "ce", "--epochs", "1", *["--compile"] * ("compiled" in side)]
+                 "--precision", args["precision"], "--hard", "ce", "--epochs", "1",
+                 *["--compile"] * ("compiled" in side)]
     options = {**parse_options(distill.parser(), arguments), "steps": 1}
     device, precision = engine.device_and_precision(options)
     data = setup.load_data(options, registry)
