@@ -100,7 +100,8 @@ def make(side, args, folder):
     if step.targets:
         step.targets.build(step.teacher_forward, batch=len(images), device=device, workers=0)
     student.model.train()
-    batch = batching.Batch(images, labels, index, np.ones(len(index), int), {args["size"]: images})
+    batch = batching.Batch(images, labels, index, np.ones(len(index), int), {args["size"]: images},
+                           (len(labels), len(index)))
     return {"step": lambda: journal.train_on([batch], step, data, options),
             "optimizer": step.optimizer.step, "teacher": lambda: step.teacher_outputs(batch),
             "student forward": lambda: step.student_outputs(images)}

@@ -66,7 +66,7 @@ VALUES = {
     "plugin": [[], ["a.py"], ["a b.py", "c.py"], ["-dash.py"]],
     "student": [["tiny"], ["tiny", "resnet18"]], "teacher": ["runs/x/teacher_resnet18/seed_0", "resnet18", None],
     "teacher_cache": [8, None], "alpha": [0.0, 1.0, 0.3, "0.5:0.1"], "temperature": [4.0, "4.0:1.0"],
-    "teacher_tau": [0.0, None], "select": ["nll"], "sampling": ["sqrt"], "ema": [0.999], "size_from": [48, None],
+    "teacher_tau": [0.0, None], "select": ["nll"], "sampling": ["sqrt"], "ema": [0.999], "size_from": [48, None], "accumulate": [4], "sync_batch_norm": [True, False],
     "mixup": [0.2], "cutmix": [1.0], "unlabelled": [[], ["a b", "ham10000,root=/x y"]], "unlabelled_ratio": [0.25],
     "teacher_arch": ["resnet18,mean=[0.5, 0.5, 0.5]", None], "teacher_predictions": ["a.npz", None],
     "beta": [0.0, 1000.0],
