@@ -1,7 +1,9 @@
 """Latency and memory of a GPU: events against the clock, memory of a query alone, the benchmark of the GPU."""
 
 import json
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ import torch
 
 import benchmark
 import train_teacher
-from benchmarks import gpu as gpu_benchmark
 from kd.edge import convert, torch_model
 from kd.files import read_csv
 from kd.image import MEAN, STD
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
+import gpu as gpu_benchmark  # noqa: E402
 
 
 @pytest.fixture

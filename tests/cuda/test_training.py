@@ -30,7 +30,7 @@ def train(tmp_path, no_report):
     teacher = tmp_path / "lesions_32px" / "teacher_tiny" / "seed_0"
 
     def run(out, *further):
-        distill.main([*common, "--epochs", "3", "--student", "resnet18", "--teacher", str(teacher), "--name", "student",
+        distill.main([*common, "--epochs", "3", "--student", "tiny", "--teacher", str(teacher), "--name", "student",
                       "--out", str(tmp_path / out), *further])
         return tmp_path / out / "lesions_32px" / "student" / "seed_0"
 
@@ -102,7 +102,7 @@ def test_a_compiled_run_has_the_losses_of_one_that_is_not(train):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_run_that_is_killed_goes_on(train, tmp_path, precision):
-    whole = train("whole", "--precision", precision)
+    whole = train("whole", "--precision", precision, "--teacher-cache", "3")
     script = f"""
 import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}]
@@ -127,7 +127,7 @@ distill.main(sys.argv[1:])
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_processes_over_nccl_train_as_one(train, tmp_path):
-    one = train("one", "--precision", "fp32")
+    one = train("one", "--precision", "fp32", "--teacher-cache", "3")
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(ROOT / "distill.py"), "--config", str(one / "config.yaml"), "--out", str(tmp_path / "two")],
