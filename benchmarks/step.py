@@ -44,7 +44,7 @@ def main(argv=None):
     parser.add_argument("--rounds", type=errors.positive, default=7, help="turns of each side that count")
     parser.add_argument("--threads", type=errors.positive, default=1, help="threads of the processor")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="device of all sides")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
                         help="precision of all sides but naive, which is fp32")
     parser.add_argument("--compile", action="store_true", help="measure compiled networks too; it takes minutes to "
                         "compile them")

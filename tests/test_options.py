@@ -60,7 +60,7 @@ VALUES = {
     "weights": ["none", "-w.pt"], "init": ["a=b.pt"], "epochs": [3, None], "batch": [1],
     "lr": [1e-5, 0.0, 3], "head_lr": [1e-2, None], "weight_decay": [0.0], "warmup": [0.0, 1.0], "clip": [0.0],
     "patience": [1], "hard": ["focal,gamma=1e-3"], "augment": ["light", "corruption", "none"],
-    "seeds": [[0], [2, 1, 0], [4294967295]], "device": ["cpu"], "compile": [True, False], "precision": ["bf16"],
+    "seeds": [[0], [2, 1, 0], [4294967295]], "device": ["cpu"], "compile": [True, False], "precision": ["bf16", "fp16"],
     "workers": [0],
     "out": ["runs of mine", "-out"], "study": ["2024", "null"], "name": ["ünï-cödé", "-x", "true"],
     "plugin": [[], ["a.py"], ["a b.py", "c.py"], ["-dash.py"]],

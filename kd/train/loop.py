@@ -64,7 +64,7 @@ def train(step, data, options, seed, journal):
             # their gradients: that of the loss times their number is the gradient of the whole batch.
             with distributed.exchange(forward, now=batch.is_last):
                 loss, terms, counts = forward(batch, epoch)
-                (loss * distributed.world()).backward()
+                step.scaler.scale(loss * distributed.world()).backward()
 
             # What is logged: the loss and each of its terms, as a mean over the images of the epoch.
             meter.add(number + 1, {"loss": loss.detach(), **terms}, counts)
@@ -72,11 +72,13 @@ def train(step, data, options, seed, journal):
                 continue
 
             # The optimiser: AdamW; the gradient's norm is limited to `clip`, and the learning rate warms up and decays.
+            step.scaler.unscale_(step.optimizer)
             if options["clip"]:
                 torch.nn.utils.clip_grad_norm_(step.parameters, options["clip"])
             rate = schedule(number, steps, options["warmup"])
             step.set_learning_rate(rate)
-            step.optimizer.step()
+            step.scaler.step(step.optimizer)  # with fp16 not where a gradient is too large for it
+            step.scaler.update()
             step.optimizer.zero_grad(set_to_none=True)
             step.average_weights()
             number += 1

@@ -182,9 +182,10 @@ def training_parser(prog, description, own=("--teacher",)):
     machine = parser.add_argument_group("machine and files")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
                          help="where to compute; auto: a GPU where there is one")
-    machine.add_argument("--precision", choices=("auto", "fp32", "bf16"),
+    machine.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"),
                          default="auto",  # bf16 is faster there, and cost no quality that was seen (docs/speed.md)
-                         help="auto: bf16 where the hardware computes in it, else fp32")
+                         help="auto: bf16 where the hardware computes in it; fp16 on older GPUs with half precision; "
+                         "else fp32")
     machine.add_argument("--compile", action=argparse.BooleanOptionalAction,
                          default=False,  # takes minutes, and gained nothing on the processors of docs/speed.md
                          help="compile student and teacher: minutes first, then faster steps on most GPUs; "

@@ -167,6 +167,8 @@ class Step:
         if options["sync_batch_norm"] and distributed.world() > 1:
             distributed.synchronise_batch_norm(self.objective, "a loss")
         self.optimizer = self._optimizer(options)
+        # in fp16 small gradients would be 0, and so they are computed of a scaled loss (1710.03740); else this does nothing
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _output_shapes(self, data):
@@ -203,8 +205,8 @@ class Step:
 
     def autocast(self):
         """The context in which networks compute in this step's precision."""
-        bf16 = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
 
     def begin_epoch(self, seed, epoch):
         """Train mode for the student; dropout follows from seed and epoch, and differs between processes."""
