@@ -42,7 +42,7 @@ def parser():
                        "this model, on validation; the command that --dry-run prints between tries and trainings")
     # 1: a training uses all threads of the processor, and a GPU's memory may not hold two
     result.add_argument("--jobs", type=errors.threads, default=1, metavar="N",
-                        help="trainings and exports at once; they share the processor's threads, have a GPU of their own "
+                        help="trainings and exports at once; they share the processor's threads, have a GPU "
                              "each where there are any, and write to logs/")
     # 1: two trainings on a GPU take turns, and its memory may not hold both
     result.add_argument("--per-device", type=errors.threads, default=1, metavar="K", help="trainings at once on a GPU")
@@ -195,8 +195,8 @@ def carry_out(tasks, stage, plan, ledger, executor, options, parsers):
     on_gpu = sum(task.gpu for task in tasks)
     devices = executor.devices(options.per_device) if on_gpu else None
     if devices and min(count, on_gpu) > len(devices):
-        print(f"\nnote: {len(devices)} at once instead of {min(count, on_gpu)}: --per-device is {options.per_device}, and "
-              f"the devices are {errors.listing(dict.fromkeys(devices))}", flush=True)
+        print(f"\nnote: {len(devices)} at once, not {min(count, on_gpu)}: --per-device is {options.per_device}, and"
+              f" the devices are {errors.listing(dict.fromkeys(devices))}", flush=True)
     threads = executor.threads(count)
 
     def position(task):

@@ -142,7 +142,7 @@ class Slurm:
                 executor.update_parameters(**{key if key in general else f"slurm_{key}": value})
             except (AssertionError, TypeError, ValueError) as error:
                 raise UserError(f"--slurm {key}={value}: {str(error).splitlines()[0]}",
-                                "For instance --slurm partition=gpu timeout_min=120 mem_gb=16 gpus_per_node=1") from error
+                                "For instance --slurm partition=gpu timeout_min=120 mem_gb=16") from error
         return executor
 
     def start(self, step):
