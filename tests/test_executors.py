@@ -231,7 +231,8 @@ def test_slurm_gives_the_tables_of_local_and_a_lost_job_is_submitted_again(tmp_p
 @has_submitit
 @pytest.mark.parametrize("options, words, hint", [
     ({"partitoin": "gpu"}, "no option 'partitoin'", "did you mean partition?"),
-    ({"nodes": 2}, "no option 'nodes'", "did you mean nodelist?"), ({"xyzzy": 1}, "no option 'xyzzy'", "There are acco"),
+    ({"nodes": 2}, "no option 'nodes'", "did you mean nodelist?"),
+    ({"xyzzy": 1}, "no option 'xyzzy'", "There are account"),
     ({"mem_gb": "much"}, "mem_gb=much", "For instance"),
 ])
 def test_wrong_options_of_slurm_are_errors_of_one_line(options, words, hint, slurm, tmp_path):
