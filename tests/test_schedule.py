@@ -41,6 +41,8 @@ def carry_out(tasks, executor, count=1, devices=None, progress=lambda task: None
 class Imagined:
     """An executor whose steps are Tasks: each ends at the second look, as often lost as `does` says."""
 
+    pause = 0
+
     def __init__(self):
         self.lost, self.stopped = {}, []
 
@@ -59,11 +61,6 @@ class Imagined:
 
     def stop(self, job):
         self.stopped.append(job[0].name)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(schedule, "PAUSE", 0.01)
 
 
 def test_one_after_another_and_what_went_wrong():

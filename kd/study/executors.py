@@ -7,6 +7,8 @@ An executor runs one command line at a time that it is given, and says how it en
     stop(job)    ends it at once
     threads(n)   the processor's threads for each of n steps at once; None: those that the step finds
     devices(k)   names of GPUs, each k times: steps get one each; None: steps get none from here
+    terminal     whether steps can write to the terminal of the study
+    pause        seconds between two looks at its jobs
 
 What depends on what, and what is started again, is decided in kd/study/schedule.py, for all alike.
 """
@@ -23,7 +25,7 @@ from kd.study.step import Process, run
 class Local:
     """Processes of this machine."""
 
-    terminal = True  # steps can write there
+    terminal, pause = True, 0.1
 
     def start(self, step):
         return Process(step)
@@ -60,7 +62,7 @@ def visible_devices():
 class Ray:
     """Workers of a Ray cluster: of the one at RAY_ADDRESS, else of one that is made of this machine for the study."""
 
-    terminal = False
+    terminal, pause = False, 0.1
 
     def __init__(self, per_device=1):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers; read at the import
@@ -110,7 +112,7 @@ class Ray:
 class Slurm:
     """Jobs of Slurm, by submitit."""
 
-    terminal = False
+    terminal, pause = False, 2  # a look is one at files that several machines share
 
     def __init__(self, logs, options, cluster="slurm"):
         """logs: the folder below which submitit has its files. options: {name: value} of its update_parameters().

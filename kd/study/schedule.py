@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from kd.study.step import Step
 
 RESTARTS = 3  # of a task whose worker is lost each time, without progress between: the task itself may be at fault
-PAUSE = 0.1   # seconds between two looks at what runs
 
 
 @dataclass
@@ -73,7 +72,7 @@ def run(tasks, executor, *, count, devices, begin, again, end, progress):
                     failed.add(one.task.name)
                 end(one.task, error, time.monotonic() - one.begun)
             if not ended:
-                time.sleep(PAUSE)
+                time.sleep(executor.pause)
     finally:
         for one in running:
             executor.stop(one.job)
