@@ -67,6 +67,7 @@ class Ray:
     def __init__(self, per_device=1):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it reports to its makers; read at the import
         os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # on a busy machine it starts slowly
+        os.environ.setdefault("RAY_worker_niceness", "0")  # its own 15 is for services beside other work
         self.ray, self.per_device = need("ray", "ray"), per_device
 
     @cached_property
