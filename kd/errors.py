@@ -53,6 +53,11 @@ class UserError(Exception):
     def __str__(self):
         return f"error: {self.message}" + (f"\n{self.hint}" if self.hint else "")
 
+    @property
+    def one_line(self):
+        """Message and hint as one line."""
+        return self.message + (f" ({self.hint})" if self.hint else "")
+
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Appends the default to a help text, unless there is none or the text already names it."""
@@ -363,7 +368,8 @@ def run(main, *users):
     """Run a script's main(): the exit status is 2 for an error that the user can correct, 130 for Ctrl-C, and 141 where
     the reader of a pipe, such as `head`, has ended.
 
-    users: further exception classes that are reported in this way. All others keep their traceback.
+    users: further exception classes that are reported in this way. All others keep their traceback. The SystemExit has
+    the attribute `error`, the UserError or None: a study says at its end why a step has failed.
     """
     for descriptor in range(3):  # one that is closed leads nowhere, and is not taken by the next file that is opened
         try:
@@ -371,16 +377,20 @@ def run(main, *users):
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     with safe_output():
-        status = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None))
+        status, error = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None))
     if status:
-        sys.exit(status)  # out here, where no traceback of the error is shown with it
+        end = SystemExit(status)
+        end.error = error
+        raise end  # out here, where no traceback of the error is shown with it
 
 
 def _status(main, users, make_parser):
+    """(exit status, UserError or None) of a script's main()."""
+    error = None
     try:
         main()
         sys.stdout.flush()  # a closed pipe must raise its error here, where it is handled
-        return 0
+        return 0, None
     except KeyboardInterrupt:
         resumes = make_parser and make_parser().script in RESUMING
         message, status = "\nstopped" + ("; the same command goes on from here" if resumes else ""), 130
@@ -388,14 +398,15 @@ def _status(main, users, make_parser):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return 141  # as a shell reports it of other programs: 128 + SIGPIPE
-    except Exception as error:
-        message, status = of_user(error, *users, flags=make_parser().flags() if make_parser else ()), 2
-        if message is None:
+        return 141, None  # as a shell reports it of other programs: 128 + SIGPIPE
+    except Exception as exception:
+        error = of_user(exception, *users, flags=make_parser().flags() if make_parser else ())
+        message, status = error, 2
+        if error is None:
             raise
     with contextlib.suppress(OSError):  # the status says it, where nobody reads
         print(message, file=sys.stderr)
-    return status
+    return status, error
 
 
 def of_user(error, *users, flags=()):
