@@ -167,7 +167,7 @@ class Step:
         if options["sync_batch_norm"] and distributed.world() > 1:
             distributed.synchronise_batch_norm(self.objective, "a loss")
         self.optimizer = self._optimizer(options)
-        # in fp16 small gradients would be 0, and so they are computed of a scaled loss (1710.03740); else this does nothing
+        # small gradients would be 0 in fp16, and are computed of a scaled loss (1710.03740); else this does nothing
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
