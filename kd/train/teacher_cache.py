@@ -40,8 +40,8 @@ class Targets:
     They are in `folder` in float16, one file for each view and array, and are read through memory maps. key.json has
     what they were made from, and view_1.json the checksums of view 1, which depend on the key. teacher:
     kd.train.networks.Network. data: kd.data.loader.Data. views: kd.data.batching.Views, of which so many are kept.
-    needs: what the losses read, a set of names of kd.objective.NEEDS. precision: "fp32" or "bf16". device: where views
-    are augmented. unlabelled: for the images without labels, in place of the labelled ones.
+    needs: what the losses read, a set of names of kd.objective.NEEDS. precision: "fp32", "bf16" or "fp16". device:
+    where views are augmented. unlabelled: for the images without labels, in place of the labelled ones.
     Raises UserError if a loss reads what is not stored, and if the folder has targets of another teacher, other data or
     another augmentation.
     """
