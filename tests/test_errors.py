@@ -68,7 +68,7 @@ BOTH = [
     (["--warmup", "1.5"], "'1.5' is not a number from 0 to 1"),
     (["--size", "0"], "'0' is not a whole number"),
     (["--stem", "smal"], "invalid choice: 'smal'"),
-    (["--precision", "fp16"], "invalid choice: 'fp16'"),
+    (["--precision", "fp8"], "invalid choice: 'fp8'"),
     (["--plugin", "gone.py"], "no such plugin file: .*gone.py"),
     (["--config", "gone.yaml"], "no such file: gone.yaml"),
     (["--study", "a/b"], "--study becomes a folder's name"),
