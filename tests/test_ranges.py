@@ -228,7 +228,7 @@ def test_a_file_gives_the_same_pixels_in_the_cache_and_in_use(tmp_path):
     if all(map(_is_installed, ("onnx", "onnxscript", "onnxruntime"))):
         (tmp_path / "model.onnx").write_bytes(convert.to_onnx(network, 32, metadata).SerializeToString())
         readers.append(onnx_model.Model(tmp_path / "model.onnx"))
-    cached = image.centre_crop(prepared.images, 32)
+    cached = image.centre_crop(prepared.images[:], 32)
     for reader in readers:
         for k, path in enumerate(data.images):
             assert np.array_equal(reader.pixels(path), cached[prepared.rows[k]])
@@ -248,7 +248,7 @@ def test_an_external_set_has_the_range_of_the_network(tmp_path, capsys):
     options = {"class_names": ["a", "b"], "root": tmp_path}
     of_network = loader.external(data, input={**INPUT, "range": [0, 4095]}, **options)
     scale, dark = noted(capsys)
-    assert of_network.images.max() < 64 and "as for the images that the network was trained on" in scale
+    assert of_network.images[:].max() < 64 and "as for the images that the network was trained on" in scale
     assert dark.endswith("The network was trained on larger values; if these are of another scale, scale them alike.")
     assert np.array_equal(of_network.images[0], image.square(data.images[0], 36, (0, 4095)))
 

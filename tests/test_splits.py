@@ -109,8 +109,8 @@ def test_no_lesion_of_ham10000_is_in_two_splits(real_data, tmp_path, seed):
     groups = np.array([row["lesion_id"] for row in rows])
     data = SimpleNamespace(
         ids=[row["image_id"] for row in rows], groups=groups, shown_groups=lambda rows: groups, class_names=classes,
-        labels=labels, split=splits.stratified(labels, groups, seed=seed), sha256=["-"] * len(rows),
-        perceptual_hashes=[""] * len(rows),
+        labels=labels, split=splits.stratified(labels, groups, seed=seed), sha256=[b"-"] * len(rows),
+        perceptual_hashes=[b""] * len(rows),
     )
     write_csv(tmp_path / "split.csv", loader.Data.table(data))
 
@@ -153,7 +153,7 @@ def test_the_split_does_not_depend_on_the_order_of_images(prepared):
 
 def test_a_split_file_is_taken_as_it_is(prepared, tmp_path):
     first = prepared(drawn(), split_seed=5)
-    write_csv(tmp_path / "split.csv", first.table()[::-1])
+    write_csv(tmp_path / "split.csv", list(first.table())[::-1])
     assert np.array_equal(prepared(drawn(), split_file=tmp_path / "split.csv").split, first.split)
 
 
@@ -170,7 +170,7 @@ def test_official_splits_are_kept_and_can_be_given_back(prepared, tmp_path, caps
 
 
 def test_a_full_split_file_serves_when_images_are_skipped(prepared, tmp_path):
-    rows = prepared(drawn()).table()
+    rows = list(prepared(drawn()).table())
     write_csv(tmp_path / "split.csv", rows)
     broken = drawn()
     broken.images[0] = UserError("lost")
@@ -193,7 +193,7 @@ def test_a_full_split_file_serves_when_images_are_skipped(prepared, tmp_path):
     (lambda rows: [], "has no column id, split"),
 ])
 def test_a_wrong_split_file_is_refused(prepared, tmp_path, change, words):
-    rows = prepared(drawn()).table()
+    rows = list(prepared(drawn()).table())
     write_csv(tmp_path / "split.csv", change(rows))
     with pytest.raises(UserError) as caught:
         prepared(drawn(), split_file=tmp_path / "split.csv")

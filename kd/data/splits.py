@@ -1,7 +1,7 @@
 """The split into train, validation and test: whole groups only, stratified by class, and checked for leaks."""
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 
 import numpy as np
 
@@ -28,25 +28,39 @@ def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
 
 def _parts(labels, groups, fractions, first, seed):
     """[N] numbers of the parts that images belong to; see stratified(). first: the parts of the first groups."""
-    first = list(first)
-    members = defaultdict(list)
-    for position, group in enumerate(groups):
-        members[group].append(position)
-    by_class = defaultdict(list)
-    for group, positions in sorted(members.items()):
-        counts = Counter(int(labels[p]) for p in positions)
-        by_class[min(counts, key=lambda c: (-counts[c], c))].append(group)
-    part = np.empty(len(labels), int)
-    for label, names in sorted(by_class.items()):
-        order = np.random.default_rng((seed, label)).permutation(len(names))
-        names = [names[i] for i in order]
-        total = sum(len(members[name]) for name in names)
+    first, labels, group_of = list(first), np.asarray(labels), _numbers(groups)
+    sizes = np.bincount(group_of)
+    order = np.lexsort((labels, group_of))
+    begins = np.flatnonzero(np.append(True, np.diff(labels[order]) | np.diff(group_of[order])))
+    counts = np.diff(np.append(begins, len(labels)))  # of the images of a class in a group
+    of_group, of_class = group_of[order[begins]], labels[order[begins]]
+    largest = np.lexsort((of_class, -counts, of_group))  # of several largest the first
+    class_of = of_class[largest[np.searchsorted(of_group, np.arange(len(sizes)))]]
+    part = np.empty(len(sizes), int)
+    for label in np.unique(class_of).tolist():
+        names = np.flatnonzero(class_of == label)
+        names = names[np.random.default_rng((seed, label)).permutation(len(names))]
+        total, chosen = int(sizes[names].sum()), []
         missing = [fraction * total for fraction in fractions]
-        for place, name in enumerate(names):
-            target = first[place] if place < len(first) <= len(names) else int(np.argmax(missing))
-            part[members[name]] = target
-            missing[target] -= len(members[name])
-    return part
+        for place, size in enumerate(sizes[names].tolist()):
+            target = first[place] if place < len(first) <= len(names) else missing.index(max(missing))
+            chosen.append(target)
+            missing[target] -= size
+        part[names] = chosen
+    return part[group_of]
+
+
+def _numbers(groups):
+    """[N] numbers of the groups that images belong to, in the order of the groups' names, from 0 on."""
+    groups = np.asarray(groups)
+    try:
+        groups = groups.astype("S")  # a quarter of the bytes to sort, in the same order
+    except UnicodeEncodeError:
+        pass
+    order = np.argsort(groups, kind="stable")
+    result = np.empty(len(groups), int)
+    result[order] = np.cumsum(np.append(False, groups[order[1:]] != groups[order[:-1]]))
+    return result
 
 
 def fold(labels, groups, number, count, *, seed=0):
@@ -102,10 +116,10 @@ def check(split, groups, labels, class_names):
 
     split, groups, labels: [N] each.
     """
-    splits_of_group = defaultdict(set)
-    for name, group in zip(split, groups):
-        splits_of_group[group].add(str(name))
-    shared = sorted(group for group, names in splits_of_group.items() if len(names) > 1)
+    numbers, groups = _numbers(groups), np.asarray(groups)
+    one_of = np.empty(len(groups), split.dtype)
+    one_of[numbers] = split
+    shared = np.unique(groups[one_of[numbers] != split]).tolist()
     if shared:
         raise UserError(f"{len(shared)} groups are in more than one split: {listing(shared)}",
                         "All images of a patient or lesion belong in one split.")
@@ -135,15 +149,19 @@ def seen_by(data):
     for name in ("train", "val"):
         rows = np.flatnonzero(data.split == name)
         parts = data.unlabelled.parts if data.unlabelled and name == "train" else ()
-        groups = {key(f"{data.name}/{data.groups[i]}") for i in rows} if data.grouped else set()
-        contents = {data.sha256[i][:16] for i in rows}
+        groups = {key(f"{data.name}/{group}") for group in set(data.groups[rows].tolist())} if data.grouped else set()
         result[name] = {
-            "images": sorted(contents.union(sha[:16] for part in parts for sha in part.sha256)),
+            "images": _texts("S16", data.sha256[rows], *(part.sha256 for part in parts)),
             "groups": sorted(groups.union(key(f"{part.name}/{group}") for part in parts if part.groups is not None
                                           for group in part.groups)),
-            "pictures": sorted({data.perceptual_hashes[i] for i in rows}.union(*(part.looks for part in parts)) - {""}),
+            "pictures": _texts("S64", data.perceptual_hashes[rows], *(part.looks for part in parts)),
         }
     return result
+
+
+def _texts(kind, *columns):
+    """The different strings of arrays of bytes, cut to the type `kind`, in their order; without the empty one."""
+    return [text.decode() for text in sorted(set().union(*(column.astype(kind).tolist() for column in columns)) - {b""})]
 
 
 def refuse_leak(seen, data, network):
@@ -157,13 +175,16 @@ def refuse_leak(seen, data, network):
         seen_groups = set(seen[used]["groups"])
         is_held_out = np.isin(data.split, forbidden)
         # some official splits have an image in two splits: the student has it, too, and that is no leak of the teacher
-        seen_images.difference_update(data.sha256[i][:16] for i in np.flatnonzero(~is_held_out))
+        seen_images.difference_update(_texts("S16", data.sha256[~is_held_out]))
         rows = np.flatnonzero(is_held_out)
-        images = sum(data.sha256[i][:16] in seen_images for i in rows)
-        groups = {group for group in {data.groups[i] for i in rows} if key(f"{data.name}/{group}") in seen_groups}
+        images = sum(sha.decode() in seen_images for sha in data.sha256[rows].astype("S16").tolist())
+        groups = seen_groups and {group for group in set(data.groups[rows].tolist())
+                                  if key(f"{data.name}/{group}") in seen_groups}
         seen_pictures = set(seen[used].get("pictures", ()))  # checkpoints of older versions have none
-        seen_pictures.difference_update(data.perceptual_hashes[i] for i in np.flatnonzero(~is_held_out))
-        alike, _ = perceptual_hash.near([data.perceptual_hashes[i] for i in rows], sorted(seen_pictures))
+        seen_pictures.difference_update(_texts("S64", data.perceptual_hashes[~is_held_out]))
+        alike = ()
+        if seen_pictures and not (images or groups):  # each with each
+            alike, _ = perceptual_hash.near(data.perceptual_hashes[rows], sorted(seen_pictures))
         if images or groups or len(alike):
             purpose = "trained" if used == "train" else "selected"
             count = f"{len(groups)} groups" if groups else f"{images} images" if images else (
