@@ -70,7 +70,8 @@ def _turned(signs):
 def near(first, second, bits=NEAR):
     """Positions in `first` of the hashes that are within `bits` bits of one in `second`, and of which one: two arrays.
 
-    first, second: sequences of strings of hashes(), or of their bytes; what is no hash is like no other. Mirrored and turned copies count.
+    first, second: sequences of strings of hashes(), or of their bytes; what is no hash is like no other.
+    Mirrored and turned copies count.
     """
     (a, a_places), (b, b_places) = _signs(first), _signs(second)
     closest = np.full(len(a), -np.inf, np.float32)

@@ -61,7 +61,8 @@ def test_the_cache_holds_what_evaluation_cuts_out_of_a_file(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
     cached, _, _, _ = cache.open_cache(Dataset("d", ["a"], [path], ["a"], [0]), 36, folder=tmp_path)
     assert np.array_equal(cached[0], image.square(path, 36))
-    assert np.array_equal(image.centre_crop(np.array(cached), 32)[0], image.centre_crop(image.square(path, 36)[None], 32)[0])
+    assert np.array_equal(image.centre_crop(cached[:], 32)[0],
+                          image.centre_crop(image.square(path, 36)[None], 32)[0])
 
 
 def test_changed_files_build_a_new_cache_and_leave_the_old(tmp_path, decoded):
@@ -221,8 +222,9 @@ DAMAGE = {
     "an empty index": lambda npy, npz: npz.write_bytes(b""),
     "an index of others": lambda npy, npz: np.savez(npz, **{
         name: np.zeros(5, kind) for name, kind in cache.ARRAYS.items()}),
-    "marks of others": lambda npy, npz: np.savez(npz, **{
-        **np.load(npz), "marks": np.frombuffer(b'[{"position": 0, "id": "9.png", "error": "", "facts": ""}]', np.uint8)}),
+    "marks of others": lambda npy, npz: np.savez(npz, **{  # of a file that was exchanged
+        **np.load(npz),
+        "marks": np.frombuffer(b'[{"position": 0, "id": "9.png", "error": "", "facts": ""}]', np.uint8)}),
     "a bit of the index": lambda npy, npz: turned(npz, 100),
 }
 

@@ -43,7 +43,8 @@ def scaled(top, dtype, count=6, **options):
 
 
 def opened(data, tmp_path, **options):
-    return cache.open_cache(data, 36, folder=tmp_path / "cache", **options)
+    images, *more = cache.open_cache(data, 36, folder=tmp_path / "cache", **options)
+    return images[:], *more
 
 
 def noted(capsys):

@@ -1,7 +1,7 @@
 """The image cache: every image is decoded once, into a uint8 memory map that all later runs share.
 
-Each image has a checksum, which is compared when it is read first: a cache of a million images is opened in seconds, and
-no damaged image trains.
+Each image has a checksum, which is compared when it is read first: a cache of a million images is opened in seconds,
+and no damaged image trains.
 """
 
 import contextlib
@@ -91,10 +91,11 @@ def open_cache(dataset, resize, *, interpolation=image.INTERPOLATION, folder=Non
     scale it does not have, cannot be used. again: the same images were opened at another size before.
 
     Returns (images, sha256, bad, range): images are Images [N, resize, resize, 3]; sha256 is an array [N] of hex digits
-    in ASCII, of the bytes of each file, or of the pixels if an image is no file; bad is a list of (position, reason) for
-    images that cannot be read, whose pixels are 0; range is None if no image is deep. Lines say what values the images
-    have where these are not the usual ones, unless `again`. Without `skip_bad` such images are a UserError. A cache
-    whose index is damaged or missing, as in older versions, is built again; a UserError where nothing can be written.
+    in ASCII, of the bytes of each file, or of the pixels if an image is no file; bad is a list of (position, reason)
+    for images that cannot be read, whose pixels are 0; range is None if no image is deep. Lines say what values the
+    images have where these are not the usual ones, unless `again`. Without `skip_bad` bad images are a UserError. A
+    cache whose index is damaged or missing, as in older versions, is built again; a UserError
+    where nothing can be written.
     """
     scale = "" if range is None else f" {range[0]}..{range[1]}"
     key = hashlib.sha256(f"{FORMAT} {dataset.name} {dataset.version} {resize} {interpolation}{scale}".encode())

@@ -161,7 +161,8 @@ def seen_by(data):
 
 def _texts(kind, *columns):
     """The different strings of arrays of bytes, cut to the type `kind`, in their order; without the empty one."""
-    return [text.decode() for text in sorted(set().union(*(column.astype(kind).tolist() for column in columns)) - {b""})]
+    texts = set().union(*(column.astype(kind).tolist() for column in columns)) - {b""}
+    return [text.decode() for text in sorted(texts)]
 
 
 def refuse_leak(seen, data, network):

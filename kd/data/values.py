@@ -123,7 +123,8 @@ class Looks:
 def notes(rows, sha256, range, given, table):
     """The lines to print on a set. rows: dicts of the marked images, which are in a file at the path `table`.
 
-    sha256: [readable images] of their contents. range: of its deep images, or None. given: whether that is the range of a network, and not one chosen for this set.
+    sha256: [readable images] of their contents. range: of its deep images, or None. given: whether that is the range of
+    a network, and not one chosen for this set.
     """
     facts = {row["id"]: set(row["facts"].split()) for row in rows if row["facts"]}
     readable = len(sha256)

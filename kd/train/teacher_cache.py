@@ -4,8 +4,8 @@ Without this, each visit of an image shows a new view. With K views, visit v sho
 visits 1 ... K of seed 0 draw theirs, so that the teacher's outputs can be stored (FKD, Shen and Xing 2021, 2112.01528).
 With K = epochs and seed 0 the views are exactly those of online training.
 
-The outputs for each view of each image have a checksum, which is compared whenever they are read. A view that is damaged
-stops the training; given again, the same command makes it again.
+The outputs for each view of each image have a checksum, which is compared whenever they are read. A view that is
+damaged stops the training; given again, the same command makes it again.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ class Targets:
     """Teacher logits, and attention maps and pooled features if a loss reads them, for each view of the images.
 
     They are in `folder` in float16, one file for each view and array, and are read through memory maps; a row has the
-    `values` for an image, and their checksum `crc32`. key.json has what they were made from, and view_1.json, which says
-    that view 1 is whole, the checksum of that key. teacher:
+    `values` for an image, and their checksum `crc32`. key.json has what they were made from, and view_1.json, which
+    says that view 1 is whole, the checksum of that key. teacher:
     kd.train.networks.Network. data: kd.data.loader.Data. views: kd.data.batching.Views, of which so many are kept.
     needs: what the losses read, a set of names of kd.objective.NEEDS. precision: "fp32" or "bf16". device: where views
     are augmented. unlabelled: for the images without labels, in place of the labelled ones.
@@ -133,7 +133,7 @@ class Targets:
         return self.folder / f"view_{number}.json"
 
     def _checksums(self, records):
-        """CRC-32 [n] of the key and of the values of each of `records` [n], rows of a file: finds damage, not intent."""
+        """CRC-32 [n] of the key and of the values of each of `records` [n]: finds damage, not intent."""
         rows, seed = records.view(np.uint8).reshape(len(records), -1)[:, :-4], int(self.key_checksum, 16)
         return np.array([zlib.crc32(row, seed) for row in rows], np.uint32)
 
