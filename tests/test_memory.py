@@ -52,6 +52,7 @@ def timed(name):
     start = time.perf_counter(), time.thread_time()
     yield
     seconds[name] = round(time.perf_counter() - start[0], 2), round(time.thread_time() - start[1], 2)  # processor time
+    print(name, *seconds[name], peak // 10 ** 6, file=sys.stderr, flush=True)
 
 
 def watch():

@@ -149,7 +149,8 @@ def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, s
     else:
         split = splits.stratified(labels, groups, seed=split_seed, fractions=dataset.fractions)
     splits.check(split, groups, labels, dataset.class_names)
-    _note_equal_images(sha256, split, ids)
+    if grouped or groups is ids:  # otherwise equal images are one group, which is in one split
+        _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
                 sha256, size, dataset.synthetic, skipped, used_range, interpolation,
                 caution=dataset.caution, resize_of=resize_of,
