@@ -8,6 +8,7 @@ another, and is tried in a process of its own first. Needs executorch, whose Pyt
 import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,7 +25,6 @@ FORMAT = "medmnist-edgeai/executorch/1"
 BATCH = 8               # images in a query, at most: the memory of a program is planned when it is made
 IDENTIFIER = b"ET12"    # of the flatbuffer, at its byte 4
 TYPES = {0: "tensor(uint8)", 6: "tensor(float)"}  # torch's numbers of types -> ONNX Runtime's names
-PATIENCE = 120          # seconds for the trial of a program
 MEMORY = 2 ** 33        # bytes that the trial may allocate
 HINT = "Bring complete copies of both files, or export them again: python export.py RUN --formats executorch"
 
@@ -36,8 +36,6 @@ def open_session(path, threads=0):
     """
     path = Path(path)
     sidecar = path.with_suffix(".json")
-    errors.need("torch", "executorch")
-    errors.need("executorch", "executorch")
     try:
         metadata = read_json(sidecar)
     except UserError as error:
@@ -49,7 +47,9 @@ def open_session(path, threads=0):
         raise UserError(f"{path} is not an ExecuTorch program of this version", HINT)
     if hashlib.sha256(program).hexdigest() != metadata.get("sha256"):
         raise UserError(f"{path} is not the program that {sidecar.name} describes", HINT)
-    _try(path)
+    errors.need("torch", "executorch")
+    errors.need("executorch", "executorch")
+    _try(program, path)
     return Session(program, threads, metadata)
 
 
@@ -62,28 +62,32 @@ def write_metadata(path, program, metadata):
                {**metadata, "format": FORMAT, "sha256": hashlib.sha256(program).hexdigest()})
 
 
-def _try(path):
-    """UserError if the program in a file cannot be loaded and run, or crashes the process that does."""
+def _try(program, path):
+    """UserError if a program (bytes, of the file `path`) cannot be loaded and run, or crashes a process of its own."""
     command = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); from kd import executorch_model; "
-               "executorch_model.trial(sys.argv[2])", str(Path(__file__).resolve().parent.parent), str(path)]
+               "executorch_model.trial()", str(Path(__file__).resolve().parent.parent)]
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              timeout=PATIENCE)
+        done = subprocess.run(command, input=program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                              timeout=onnx_model.PATIENCE)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{path} cannot be run: it takes more than {PATIENCE} s for an image", HINT) from None
+        raise UserError(f"{path} cannot be run: an image takes more than {onnx_model.PATIENCE} s", HINT) from None
+    if done.returncode in (-signal.SIGTERM, -getattr(signal, "SIGKILL", signal.SIGTERM)):
+        raise UserError(f"{path} cannot be tried: the process that did was ended from outside",
+                        "Give the same command again; with too little memory the system ends processes.")
     if done.returncode:
         how = "it crashes the runtime" if done.returncode < 0 else "the runtime refuses it"
         raise UserError(f"{path} cannot be run: {how}", HINT)
 
 
-def trial(path):
-    """Run the program in a file on a black image; for a process of its own."""
+def trial():
+    """Run the program in the standard input on a black image; for a process of its own, which it ends."""
     with contextlib.suppress(ImportError):  # not on Windows
         import resource
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    session = Session(read_bytes(path, onnx_model.FILE), 1)
+    session = Session(sys.stdin.buffer.read(), 1)
     session.run(["logits"], {"image": np.zeros((1, *session.get_inputs()[0].shape[1:]), np.uint8)})
+    os._exit(0)  # what the libraries do while the interpreter ends says nothing of the program
 
 
 class Session:

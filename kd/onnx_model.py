@@ -18,6 +18,7 @@ import json
 import math
 import os
 import re
+import threading
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -34,6 +35,7 @@ FILE = 2 ** 31  # bytes, where ONNX needs a second file for the weights
 LARGEST = 4096  # px that an image may be resized to: more would need gigabytes
 MAX_CHECKED = 64  # images in a check file
 BATCH = 8  # images in memory at a time: fits the little memory of an edge box
+PATIENCE = 120  # seconds for the first query, after which a file is taken to compute for ever
 ONE_IMAGE = "predict() takes a single image."
 HINT = "Bring a complete copy of the file, or export it again with export.py."
 
@@ -51,7 +53,8 @@ def session(model, threads=0, exact=False):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if exact and saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"],
+                                enable_fallback=0)  # which prints, and tries the same again
 
 
 # A model of one node, y int32 [M, N] = MatMulInteger(a uint8 [M, K], b int8 [K, N]), in opset 10.
@@ -106,6 +109,19 @@ class Model:
         self.points, self.size = self.metadata["operating_points"], self.metadata["input"]["size"]
         self.range = self.metadata["input"].get("range")
         self.caution = self.metadata.get("caution") or ""
+        if path.suffix != ".pte":  # which kd.executorch_model has tried
+            self._try()
+
+    def _try(self):
+        """UserError if the graph cannot be run, or takes more than PATIENCE seconds for an image: it may have loops."""
+        settings = errors.need("onnxruntime", "edge").RunOptions()
+        guard = threading.Timer(PATIENCE, setattr, (settings, "terminate", True))  # the query then raises an exception
+        guard.daemon = True
+        guard.start()
+        try:
+            self.logits(np.zeros((1, self.size, self.size, 3), np.uint8), settings)
+        finally:
+            guard.cancel()
 
     # ---- an image -> an answer
 
@@ -227,8 +243,11 @@ class Model:
         how = image.misfit(extremes, self.range) if extremes else ""
         return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None
 
-    def logits(self, images):
-        """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if these are others, or one is not finite."""
+    def logits(self, images, settings=None):
+        """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if these are others, or one is not finite.
+
+        settings: an onnxruntime.RunOptions of this query.
+        """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
             raise UserError(f"the network takes images uint8 [N, {self.size}, {self.size}, 3], not {images.dtype} "
@@ -236,7 +255,8 @@ class Model:
         if not len(images):
             return np.zeros((0, len(self.class_names)), np.float32)
         try:
-            logits = self.session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
+            logits = self.session.run(["logits"], {"image": np.ascontiguousarray(images)},
+                                      *([settings] if settings else []))[0]
         except Exception as error:  # of onnxruntime, as above
             raise UserError(f"{self.path} cannot be run: {_one_line(error)}", HINT) from None
         if logits.shape != (len(images), len(self.class_names)) or not np.isfinite(logits).all():
@@ -502,7 +522,10 @@ def _one_line(error):
 
 def _metadata(path, session):
     """The metadata in a file, checked: a dict with the keys FIELDS. The inverse of encode()."""
-    texts = session.get_modelmeta().custom_metadata_map
+    try:
+        texts = session.get_modelmeta().custom_metadata_map
+    except (ValueError, RecursionError):  # no UTF-8; NaN in the JSON file of a program
+        raise UserError(f"the metadata of {path} cannot be read", HINT) from None
     if texts.get("format") != FORMAT:
         raise UserError(f"{path} is no model that export.py wrote: it does not say what its input and classes are",
                         "Any checkpoint of this project can be exported: python export.py RUN")
@@ -569,7 +592,7 @@ def _wrong(content, session):
         "its size": all(type(content.get(key)) in (int, type(None)) for key in ("parameters", "params_bytes", "macs")),
         "its input": [i.name for i in inputs] == ["image"] and inputs[0].type == "tensor(uint8)"
         and inputs[0].shape[1:] == [sides[0], sides[0], 3] and isinstance(inputs[0].shape[0], (str, type(None))),
-        "its output": [o.name for o in outputs] == ["logits"] and isinstance(names, list)
-        and outputs[0].shape[-1] == len(names),
+        "its output": [(o.name, o.type) for o in outputs] == [("logits", "tensor(float)")] and isinstance(names, list)
+        and outputs[0].shape[-1:] == [len(names)],
     }
     return [name for name, passed in checks.items() if not passed]

@@ -80,7 +80,7 @@ def damaged(path):
     "cut", "text", "a pickle"])
 def test_a_damaged_or_foreign_program_is_not_loaded(beside, how, monkeypatch):
     monkeypatch.setattr(executorch_model.errors, "need", lambda *_: None)
-    monkeypatch.setattr(executorch_model, "_try", lambda _: pytest.fail("it was loaded"))
+    monkeypatch.setattr(executorch_model, "_try", lambda *_: pytest.fail("it was loaded"))
     damage, words = damaged(beside)[how]
     damage()
     with pytest.raises(UserError, match=words) as error:
@@ -187,6 +187,28 @@ def test_a_crash_of_the_runtime_is_met_in_a_process_of_its_own(programs, monkeyp
         onnx_model.Model(programs[0] / "exports" / "model.pte")
 
 
+@RUNTIME
+def test_a_trial_that_is_ended_from_outside_says_nothing_of_the_program(beside, monkeypatch):
+    monkeypatch.setattr(executorch_model.subprocess, "run", lambda command, **options: original(
+        ["/bin/sh", "-c", "kill -KILL $$"], **options))
+    with pytest.raises(UserError, match="was ended from outside"):
+        onnx_model.Model(beside)
+
+
+@RUNTIME
+def test_metadata_that_are_no_json_are_one_line(beside, monkeypatch):
+    ends = [executorch_model.SimpleNamespace(name="image", type="", shape=[])]
+    monkeypatch.setattr(executorch_model, "_try", lambda *_: None)
+    monkeypatch.setattr(executorch_model.Session, "__init__", lambda self, program, threads, metadata: setattr(
+        self, "_metadata", metadata))
+    monkeypatch.setattr(executorch_model.Session, "get_inputs", lambda self: ends)
+    text = beside.with_suffix(".json").read_text(encoding="utf-8").replace('"caution": ""', '"caution": NaN')
+    assert "NaN" in text
+    beside.with_suffix(".json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="the metadata of .* cannot be read"):
+        onnx_model.Model(beside)
+
+
 original = executorch_model.subprocess.run
 
 
@@ -201,6 +223,20 @@ def test_int8_that_changes_too_many_labels_is_left_out_and_float_is_written(prog
     export.main([str(run), "--formats", "executorch"])
     assert "note: model.int8.pte is not written: it would change the label of" in capsys.readouterr().out
     assert {path.name for path in (run / "exports").glob("model*")} == {"model.pte", "model.json"}
+
+
+@pytest.mark.slow
+@RUNTIME
+def test_after_training_with_rounding_the_program_has_the_trained_weights(programs, tmp_path):
+    run = shutil.copytree(programs[0], tmp_path / "study" / "model" / "seed_0")
+    export.main([str(run), "--formats", "int8", "executorch", "--qat", "3", "--max-flips", "0.5",
+                 "--calibration", "32"])
+    recipe = read_json(run / "exports" / "parity.json")["formats"]["executorch_int8"]["recipe"]
+    images, expected = pixels(run, programs[1], "test"), read_npz(run / "predictions" / "test.npz")["logits"]
+    logits, before = (onnx_model.Model(folder / "exports" / "model.int8.pte").logits(images)
+                      for folder in (run, programs[0]))
+    assert recipe["trained"] and np.abs(logits - before).max() > 1e-3
+    assert np.abs(logits - expected).max() < 0.2 * np.abs(expected).max()
 
 
 def Backwards(network):
