@@ -51,7 +51,8 @@ class Data:
     @functools.cached_property
     def perceptual_hashes(self):
         """[N], in ASCII, by which pictures that look alike are found; see kd.perceptual_hash."""
-        return self.images.perceptual_hashes[self.rows]
+        hashes = self.images.perceptual_hashes
+        return hashes if len(self.rows) == len(hashes) else hashes[self.rows]
 
     def shown_groups(self, rows):
         """The groups of these images as they are written to files: empty strings if the data set has no groups."""
@@ -124,11 +125,11 @@ def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, s
     opened = functools.partial(_open, dataset, interpolation=interpolation, folder=cache_folder, root=root,
                                skip_bad=skip_bad)
     images, sha256, readable, skipped, used_range = opened(resize_of(size), range=range)
-    ids, labels = np.array(dataset.ids)[readable], dataset.labels[readable]
-    sha256 = sha256[readable]
+    used = readable if skipped else slice(None)  # which copies nothing
+    ids, labels, sha256 = np.array(dataset.ids)[used], dataset.labels[used], sha256[used]
     grouped = dataset.groups is not None
     if grouped:
-        groups = np.array(dataset.groups)[readable]
+        groups = np.array(dataset.groups)[used]
     elif dataset.split is not None and set(dataset.split) == set(splits.NAMES):
         groups = ids  # official splits are not changed, even if equal images are in two of them
     else:  # equal images are one group, so that no image is in two splits
@@ -141,7 +142,7 @@ def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, s
     elif split_file is not None:
         split = splits.read(split_file, ids, skipped)
     elif dataset.split is not None:
-        split = np.array(dataset.split)[readable]
+        split = np.array(dataset.split)[used]
         if "val" not in split:
             split = splits.with_validation(split, labels, groups, seed=split_seed)
             print(f"note: {dataset.name} has no validation images: {np.sum(split == 'val')} of its "
