@@ -222,6 +222,25 @@ def test_damaged_targets_are_named_when_they_are_read_and_the_same_command_makes
     targets(np.arange(4), np.ones(4, int), CPU)
 
 
+def test_a_training_that_damaged_targets_stopped_goes_on_with_the_same_command(tmp_path, no_report, monkeypatch):
+    common = [*COMMON, "--out", str(tmp_path)]
+    train_teacher.main([*common, "--teacher", "tiny"])
+    command = [*common, "--student", "tiny", "--alpha", "0.5", "--teacher-cache", "2"]
+    build = teacher_cache.Targets.build
+
+    def build_and_damage(targets, *arguments, **options):
+        build(targets, *arguments, **options)
+        rewrite(targets.path(2, "logits"), with_nan)  # which the second epoch reads
+
+    monkeypatch.setattr(teacher_cache.Targets, "build", build_and_damage)
+    with pytest.raises(UserError, match="view_2_logits.npy are damaged") as caught:
+        distill.main(command)
+    assert caught.value.hint == "Give the same command again: they are made again."  # and nothing of a lower --lr
+    monkeypatch.setattr(teacher_cache.Targets, "build", build)
+    folder, = distill.main(command)
+    assert [row["epoch"] for row in read_csv(folder / "history.csv")] == ["1", "2"]
+
+
 def test_targets_of_an_older_version_are_made_again(setting, tmp_path, capsys):
     targets, _ = build(tmp_path, setting)
     before = targets.path(1, "logits").read_bytes()
