@@ -19,7 +19,7 @@ count, folder, step = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 sys.path.insert(0, sys.argv[4])
 from kd.data import batching, cache, loader, splits
 from kd.data.dataset import Dataset
-from kd.files import read_json, write_csv, write_json, write_npz
+from kd.files import write_csv, write_json
 from kd.train import checkpoint, teacher_cache
 from kd.train.weights import safe_load
 
@@ -37,8 +37,8 @@ def build(dataset, resize, interpolation, pixels, limits, eight_bits):
     sparse(pixels, (count, SIDE, SIDE, 3), np.uint8)
     digits = np.array([f"{k:02x}".encode() for k in range(256)])
     contents, looks = (digits[np.random.default_rng(k).integers(0, 256, (count, 32))].view("S64")[:, 0] for k in (0, 1))
-    write_npz(pixels.with_suffix(".npz"), sha256=contents, perceptual_hash=looks,
-              crc32=np.full(count, zlib.crc32(bytes(SIDE * SIDE * 3)), np.uint32), marks=np.frombuffer(b"[]", np.uint8))
+    np.savez(pixels.with_suffix(".npz"), sha256=contents, perceptual_hash=looks,
+             crc32=np.full(count, zlib.crc32(bytes(SIDE * SIDE * 3)), np.uint32), marks=np.frombuffer(b"[]", np.uint8))
 
 
 def memory():

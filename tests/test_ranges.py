@@ -448,8 +448,8 @@ def test_the_images_of_a_run_are_read_as_it_was_trained(tmp_path, monkeypatch, r
 
 def test_an_exported_file_whose_range_is_none_is_damaged(tmp_path):
     inputs = [SimpleNamespace(name="image", type="tensor(uint8)", shape=["N", 32, 32, 3])]
-    session = SimpleNamespace(get_inputs=lambda: inputs,
-                              get_outputs=lambda: [SimpleNamespace(name="logits", shape=["N", 2])])
+    outputs = [SimpleNamespace(name="logits", type="tensor(float)", shape=["N", 2])]
+    session = SimpleNamespace(get_inputs=lambda: inputs, get_outputs=lambda: outputs)
     content = {"class_names": ["a", "b"], "temperature": None, "operating_points": [], "provenance": {}}
     for limits, wrong in (([0, 4095], []), ([4095, 0], ["input"]), ("all", ["input"])):
         assert onnx_model._wrong({**content, "input": {**INPUT, "range": limits}}, session) == wrong

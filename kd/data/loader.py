@@ -134,22 +134,23 @@ def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, s
         groups = ids  # official splits are not changed, even if equal images are in two of them
     else:  # equal images are one group, so that no image is in two splits
         groups = np.char.add("image_", sha256.astype("S12").astype(str))
+    numbers = splits.numbers(groups)
     if fold is not None:
         if dataset.split is not None or split_file is not None:
             given = "official splits" if split_file is None else "a split from --split"
             raise UserError(f"{dataset.name} has {given}, and --fold makes others", "Leave out --fold, or the split.")
-        split = splits.fold(labels, groups, *fold, seed=split_seed)
+        split = splits.fold(labels, numbers, *fold, seed=split_seed)
     elif split_file is not None:
         split = splits.read(split_file, ids, skipped)
     elif dataset.split is not None:
         split = np.array(dataset.split)[used]
         if "val" not in split:
-            split = splits.with_validation(split, labels, groups, seed=split_seed)
+            split = splits.with_validation(split, labels, numbers, seed=split_seed)
             print(f"note: {dataset.name} has no validation images: {np.sum(split == 'val')} of its "
                   f"{np.sum(split != 'test')} training images become the validation split, by groups and classes")
     else:
-        split = splits.stratified(labels, groups, seed=split_seed, fractions=dataset.fractions)
-    splits.check(split, groups, labels, dataset.class_names)
+        split = splits.stratified(labels, numbers, seed=split_seed, fractions=dataset.fractions)
+    splits.check(split, numbers, labels, dataset.class_names, groups)
     if grouped or groups is ids:  # otherwise equal images are one group, which is in one split
         _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
@@ -229,7 +230,7 @@ def _open(dataset, resize, **options):
     options: of cache.open_cache().
     """
     images, sha256, bad, used_range = cache.open_cache(dataset, resize, **options)
-    readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
+    readable = np.delete(np.arange(len(dataset.ids)), [i for i, _ in bad])
     if not len(readable):
         raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")
     return images, sha256, readable, [dataset.ids[i] for i, _ in bad], used_range
@@ -237,10 +238,12 @@ def _open(dataset, resize, **options):
 
 def _note_equal_images(sha256, split, ids):
     """Print a note if images of equal content are in two splits, as in some published data sets."""
-    order = np.argsort(sha256, kind="stable")
-    is_equal = sha256[order[1:]] == sha256[order[:-1]]
-    by_content = {}  # {sha256: {split: id}} of contents that are there twice
-    for k in order[np.append(is_equal, False) | np.append(False, is_equal)]:
+    begins = sha256.astype("S8").view(np.uint64)  # which are compared sooner; few are equal by chance
+    order = np.argsort(begins, kind="stable")
+    is_equal = begins[order[1:]] == begins[order[:-1]]
+    rows = np.sort(order[np.append(is_equal, False) | np.append(False, is_equal)])
+    by_content = {}  # {sha256: {split: id}} of contents that may be there twice
+    for k in rows[np.argsort(sha256[rows], kind="stable")]:
         by_content.setdefault(sha256[k], {})[str(split[k])] = str(ids[k])
     shared = [" = ".join(id_by_split.values()) for id_by_split in by_content.values() if len(id_by_split) > 1]
     if shared:

@@ -1,5 +1,6 @@
 """The split into train, validation and test: whole groups only, stratified by class, and checked for leaks."""
 
+import contextlib
 import hashlib
 from collections import Counter
 
@@ -16,11 +17,11 @@ FRACTIONS = (0.7, 0.1, 0.2)
 def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
     """Assign N images to train, val and test: an array [N] of these names.
 
-    labels: [N] ints. groups: N strings; all images of a group are assigned to one split, and a group is stratified by
-    the class of most of its images. fractions: the shares of train, val and test. The groups of a class are visited in
-    random order, and each goes to the split with the most images missing, so that shares differ from `fractions` by
-    less than a group. A class with as many groups as there are splits is in every split, even if the shares of a small
-    class then differ more. The order of the images has no effect.
+    labels: [N] ints. groups: N strings, or their numbers(); all images of a group are assigned to one split, and a
+    group is stratified by the class of most of its images. fractions: the shares of train, val and test. The groups of
+    a class are visited in random order, and each goes to the split with the most images missing, so that shares differ
+    from `fractions` by less than a group. A class with as many groups as there are splits is in every split, even if
+    the shares of a small class then differ more. The order of the images has no effect.
     """
     order = [k for k in (0, 2, 1) if fractions[k]]  # the first groups go to different splits: the class is in each
     return np.array(NAMES)[_parts(labels, groups, fractions, order, seed)].astype("<U5")
@@ -28,7 +29,7 @@ def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
 
 def _parts(labels, groups, fractions, first, seed):
     """[N] numbers of the parts that images belong to; see stratified(). first: the parts of the first groups."""
-    first, labels, group_of = list(first), np.asarray(labels), _numbers(groups)
+    first, labels, group_of = list(first), np.asarray(labels), numbers(groups)
     sizes = np.bincount(group_of)
     order = np.lexsort((labels, group_of))
     begins = np.flatnonzero(np.append(True, np.diff(labels[order]) | np.diff(group_of[order])))
@@ -50,13 +51,15 @@ def _parts(labels, groups, fractions, first, seed):
     return part[group_of]
 
 
-def _numbers(groups):
-    """[N] numbers of the groups that images belong to, in the order of the groups' names, from 0 on."""
+def numbers(groups):
+    """[N] ints, the numbers of the groups that images belong to, in the order of the groups' names, from 0 on.
+
+    groups: N strings, or such numbers, which stay in their order.
+    """
     groups = np.asarray(groups)
-    try:
-        groups = groups.astype("S")  # a quarter of the bytes to sort, in the same order
-    except UnicodeEncodeError:
-        pass
+    if groups.dtype.kind == "U":
+        with contextlib.suppress(UnicodeEncodeError):
+            groups = groups.astype("S")  # a quarter of the bytes to sort, in the same order
     order = np.argsort(groups, kind="stable")
     result = np.empty(len(groups), int)
     result[order] = np.cumsum(np.append(False, groups[order[1:]] != groups[order[:-1]]))
@@ -111,15 +114,15 @@ def read(path, ids, skipped=()):
     return np.array([known[i] for i in ids])
 
 
-def check(split, groups, labels, class_names):
+def check(split, groups, labels, class_names, names=None):
     """UserError if a group is in two splits, a split is empty, or a class has no training image.
 
-    split, groups, labels: [N] each.
+    split, groups, labels: [N] each. names: [N] of the groups, where `groups` are their numbers().
     """
-    numbers, groups = _numbers(groups), np.asarray(groups)
-    one_of = np.empty(len(groups), split.dtype)
-    one_of[numbers] = split
-    shared = np.unique(groups[one_of[numbers] != split]).tolist()
+    group_of, names = numbers(groups), np.asarray(groups if names is None else names)
+    one_of = np.empty(len(names), split.dtype)
+    one_of[group_of] = split
+    shared = np.unique(names[one_of[group_of] != split]).tolist()
     if shared:
         raise UserError(f"{len(shared)} groups are in more than one split: {listing(shared)}",
                         "All images of a patient or lesion belong in one split.")

@@ -78,7 +78,7 @@ def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad
                                 again=again)
 
     images, sha256, bad, _ = open_at(data.size, again=False)
-    readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
+    readable = np.delete(np.arange(len(dataset.ids)), [i for i, _ in bad])
     held_out, train = np.flatnonzero(data.split != "train"), data.train
     ids = np.array(dataset.ids)
     looks = images.perceptual_hashes[readable]
