@@ -400,7 +400,7 @@ def test_a_kill_between_map_and_list_is_no_cache(tmp_path, monkeypatch, decoded)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
-        dying.setattr(cache, "write_npz", killed)
+        dying.setattr(cache.np, "savez", killed)
         cache.open_cache(data, 8, folder=tmp_path)
     assert list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.npz"))
     images, _, _, _ = cache.open_cache(data, 8, folder=tmp_path)
