@@ -385,10 +385,10 @@ def test_the_teachers_targets(tmp_path, name):
     teacher.fingerprint = "of the teacher"
     setting = data, options, student, teacher
     targets, _ = parts.build(tmp_path / "targets", setting, views=1)
-    expected = targets(torch.arange(4), 1, "cpu")["teacher_logits"]
+    expected = targets(np.arange(4), np.ones(4, int), "cpu")["teacher_logits"]
 
     def read(path):
         targets, _ = parts.build(tmp_path / "targets", setting, views=1)
-        assert torch.equal(targets(torch.arange(4), 1, "cpu")["teacher_logits"], expected)
+        assert torch.equal(targets(np.arange(4), np.ones(4, int), "cpu")["teacher_logits"], expected)
 
     fuzz(damaged((tmp_path / "targets" / name).read_bytes()), read, tmp_path / "targets" / name)
