@@ -1,5 +1,6 @@
 """From a Dataset to batches: its images are cached, split and checked, then loaded, augmented or cropped."""
 
+import copy
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,9 @@ def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, s
     """
     has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
     resize_of = image.resize_for if has_files else int
-    opened = functools.partial(_open, dataset, interpolation=interpolation, folder=cache_folder, root=root,
+    pictures = copy.copy(dataset)  # what Data holds of it
+    pictures.groups = pictures.split = None
+    opened = functools.partial(_open, pictures, interpolation=interpolation, folder=cache_folder, root=root,
                                skip_bad=skip_bad)
     images, sha256, readable, skipped, used_range = opened(resize_of(size), range=range)
     used = readable if skipped else slice(None)  # which copies nothing
