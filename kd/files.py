@@ -131,12 +131,19 @@ def write_yaml(path, data):
 
 
 def write_csv(path, rows):
-    """Write a list of dicts as CSV. The columns are the keys of all rows, in order of first appearance.
+    """Write dicts as CSV. The columns are the keys of all rows of a list, in order of first appearance, or those of the
+    first row of an iterator, which is not held in memory.
 
     read_csv() gives the same text back; a spreadsheet program calculates no cell of it (see csv_line).
     """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    write_text(path, "".join(map(csv_line, [columns, *([row.get(column) for column in columns] for row in rows)])))
+    if not isinstance(rows, list):
+        first = next(rows := iter(rows))
+        columns, rows = list(first), itertools.chain([first], rows)
+    else:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+    with atomic(path, "w") as file:
+        file.write(csv_line(columns))
+        file.writelines(csv_line([row.get(column) for column in columns]) for row in rows)
 
 
 _FORMULA = re.compile("[' ]*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # as OWASP, CSV injection, lists them

@@ -49,7 +49,7 @@ def _signs(texts):
     bits, places = [], []
     for place, text in enumerate(texts):
         try:
-            data = bytes.fromhex(text)
+            data = bytes.fromhex(text.decode() if isinstance(text, bytes) else text)
         except (TypeError, ValueError):  # these may come from a file
             continue
         if len(data) == BITS // 8:
@@ -70,7 +70,8 @@ def _turned(signs):
 def near(first, second, bits=NEAR):
     """Positions in `first` of the hashes that are within `bits` bits of one in `second`, and of which one: two arrays.
 
-    first, second: lists of strings of hashes(); what is no hash is like no other. Mirrored and turned copies count.
+    first, second: sequences of strings of hashes(), or of their bytes; what is no hash is like no other.
+    Mirrored and turned copies count.
     """
     (a, a_places), (b, b_places) = _signs(first), _signs(second)
     closest = np.full(len(a), -np.inf, np.float32)

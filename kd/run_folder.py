@@ -303,10 +303,17 @@ def _rows_of(columns, numbers):
     return lambda run, path, rows: check_rows(path, rows, columns, numbers)
 
 
+BLOCK = 4096  # rows at a time, since a text of all would fill the memory
+
+
 def fingerprint(*columns):
-    """Sixteen hex digits that depend on all values of these columns of equal length."""
-    text = "\n".join(" ".join(map(str, row)) for row in zip(*columns))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """Sixteen hex digits that depend on all values of these columns of equal length; bytes are ASCII."""
+    digest = hashlib.sha256()
+    for start in range(0, len(columns[0]), BLOCK):
+        parts = (column[start:start + BLOCK] for column in columns)
+        texts = [part.astype(str).tolist() if isinstance(part, np.ndarray) else map(str, part) for part in parts]
+        digest.update(("\n" * bool(start) + "\n".join(map(" ".join, zip(*texts)))).encode())
+    return digest.hexdigest()[:16]
 
 
 _SPLITS = {}  # digest of a split.csv -> its rows

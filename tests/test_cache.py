@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd import image
+from kd import image, perceptual_hash
 from kd.data import cache
 from kd.data.dataset import Dataset
 from kd.errors import UserError
@@ -33,6 +33,7 @@ def pictures(folder, count=6, name="set"):
 
 
 def values(images):
+    images = np.array(images)
     assert images.dtype == np.uint8 and (images == images[:, :1, :1, :1]).all()
     return images[:, 0, 0, 0].tolist()
 
@@ -49,10 +50,10 @@ def test_images_are_decoded_once(tmp_path, decoded):
     data = pictures(tmp_path / "data")
     first, sha256, bad, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
     assert values(first) == [0, 10, 20, 30, 40, 50] and not bad and len(decoded) == 6
-    assert sha256 == [hashlib.sha256(path.read_bytes()).hexdigest() for path in data.images]
+    assert sha256.tolist() == [hashlib.sha256(path.read_bytes()).hexdigest().encode() for path in data.images]
     again, same, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
-    assert len(decoded) == 6 and same == sha256 and np.array_equal(first, again)
-    assert isinstance(again, np.memmap) and not again.flags.writeable
+    assert len(decoded) == 6 and np.array_equal(same, sha256) and np.array_equal(first, again)
+    assert isinstance(again.map, np.memmap) and not again.map.flags.writeable
 
 
 def test_the_cache_holds_what_evaluation_cuts_out_of_a_file(tmp_path):
@@ -60,7 +61,8 @@ def test_the_cache_holds_what_evaluation_cuts_out_of_a_file(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)).save(path)
     cached, _, _, _ = cache.open_cache(Dataset("d", ["a"], [path], ["a"], [0]), 36, folder=tmp_path)
     assert np.array_equal(cached[0], image.square(path, 36))
-    assert np.array_equal(image.centre_crop(cached, 32)[0], image.centre_crop(image.square(path, 36)[None], 32)[0])
+    assert np.array_equal(image.centre_crop(cached[:], 32)[0],
+                          image.centre_crop(image.square(path, 36)[None], 32)[0])
 
 
 def test_changed_files_build_a_new_cache_and_leave_the_old(tmp_path, decoded):
@@ -211,33 +213,19 @@ def turned(file, position):
     file.write_bytes(bytes(data))
 
 
-def drop_checksums(file):
-    """The index as it was before it had checksums."""
-    rows = [",".join(line.split(",")[:3]) for line in file.read_text().splitlines()]
-    file.write_text("\n".join(rows) + "\n")
-
-
-def exchange(file, old, new):
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new, 1))
-
-
 DAMAGE = {
-    "cut": lambda npy, csv: npy.write_bytes(npy.read_bytes()[:-9]),
-    "empty": lambda npy, csv: npy.write_bytes(b""),
-    "zeros": lambda npy, csv: npy.write_bytes(b"\0" * 999),
-    "another type": lambda npy, csv: np.save(npy, np.zeros((6, 8, 8, 3))),
-    "fewer images": lambda npy, csv: np.save(npy, np.zeros((5, 8, 8, 3), np.uint8)),
-    "all pixels": lambda npy, csv: np.save(npy, np.zeros((6, 8, 8, 3), np.uint8)),
-    "the first byte": lambda npy, csv: turned(npy, 128),
-    "the last byte": lambda npy, csv: turned(npy, -1),
-    "no rows": lambda npy, csv: csv.write_text("id,sha\n"),
-    "another row": lambda npy, csv: csv.write_text("id,sha256,error,facts,crc32\n0.png,ab,,,00000000\n"),
-    "no checksums": lambda npy, csv: drop_checksums(csv),
-    "an id": lambda npy, csv: exchange(csv, "1.png", "9.png"),
-    "a hash of a file": lambda npy, csv: exchange(csv, ".png,", ".png,0"),
-    "an error": lambda npy, csv: exchange(csv, ",,", ",unreadable,"),
+    "cut": lambda npy, npz: npy.write_bytes(npy.read_bytes()[:-9]),
+    "empty": lambda npy, npz: npy.write_bytes(b""),
+    "zeros": lambda npy, npz: npy.write_bytes(b"\0" * 999),
+    "another type": lambda npy, npz: np.save(npy, np.zeros((6, 8, 8, 3))),
+    "fewer images": lambda npy, npz: np.save(npy, np.zeros((5, 8, 8, 3), np.uint8)),
+    "an empty index": lambda npy, npz: npz.write_bytes(b""),
+    "an index of others": lambda npy, npz: np.savez(npz, **{
+        name: np.zeros(5, kind) for name, kind in cache.ARRAYS.items()}),
+    "marks of others": lambda npy, npz: np.savez(npz, **{  # of a file that was exchanged
+        **np.load(npz),
+        "marks": np.frombuffer(b'[{"position": 0, "id": "9.png", "error": "", "facts": ""}]', np.uint8)}),
+    "a bit of the index": lambda npy, npz: turned(npz, 100),
 }
 
 
@@ -248,27 +236,87 @@ def test_a_damaged_cache_is_made_again_and_one_line_says_so(tmp_path, damage, de
     assert capsys.readouterr().out.startswith("note: 6 of 6 images are of one colour")
     file = Path(images.filename)
     del images
-    damage(file, file.with_suffix(".csv"))
+    damage(file, file.with_suffix(".npz"))
     again, same, bad, _ = cache.open_cache(data, 8, folder=tmp_path)
-    assert values(again) == [0, 10, 20, 30, 40, 50] and same == sha256 and not bad and len(decoded) == 12
+    assert values(again) == [0, 10, 20, 30, 40, 50] and np.array_equal(same, sha256) and not bad and len(decoded) == 12
     line, of_colours = capsys.readouterr().out.splitlines()
     assert line.startswith(f"note: the image cache {file} is damaged: ") and line.endswith("; it is made again")
     cache.open_cache(data, 8, folder=tmp_path)
     assert len(decoded) == 12 and capsys.readouterr().out.splitlines() == [of_colours]
 
 
+def test_a_cache_of_an_older_version_is_made_again(tmp_path, decoded):
+    data = pictures(tmp_path / "data")
+    file = Path(cache.open_cache(data, 8, folder=tmp_path)[0].filename)
+    file.with_suffix(".npz").rename(file.with_suffix(".csv"))  # theirs was a table
+    assert values(cache.open_cache(data, 8, folder=tmp_path)[0])[5] == 50 and len(decoded) == 12
+
+
 def test_a_damaged_cache_that_cannot_be_made_again_is_refused(tmp_path, monkeypatch):
     data = pictures(tmp_path / "data")
     images, _, _, _ = cache.open_cache(data, 8, folder=tmp_path / "cache")
-    turned(Path(images.filename), -1)
+    Path(images.filename).write_bytes(b"")
 
     def refuse(*args, **kwargs):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(UserError, match="is damaged: 1 of 6 images are not what was written: 5.png; a new one cannot "
-                                        "be written to .*: read-only"):
+    with pytest.raises(UserError, match="is damaged: .*; a new one cannot be written to .*: read-only"):
         cache.open_cache(data, 8, folder=tmp_path / "cache")
+
+
+def test_a_damaged_image_is_decoded_again_when_it_is_read_first(tmp_path, decoded, capsys):
+    data = pictures(tmp_path / "data")
+    file = Path(cache.open_cache(data, 8, folder=tmp_path)[0].filename)
+    written = file.read_bytes()
+    turned(file, 128), turned(file, -1)
+    images, _, _, _ = cache.open_cache(data, 8, folder=tmp_path)
+    capsys.readouterr()
+    assert values(images[1:5]) == [10, 20, 30, 40] and len(decoded) == 6 and file.read_bytes() != written
+    assert values(images[[5, 1, 0]]) == [50, 10, 0] and len(decoded) == 8
+    last, first = capsys.readouterr().out.splitlines()
+    assert last == f"note: 5.png is damaged in the image cache {file}; it is decoded again" and "note: 0.png" in first
+    assert file.read_bytes() == written
+    assert values(cache.open_cache(data, 8, folder=tmp_path)[0]) == [0, 10, 20, 30, 40, 50] and len(decoded) == 8
+
+
+def test_a_damaged_image_is_right_where_the_cache_cannot_be_written(tmp_path, monkeypatch):
+    data = pictures(tmp_path / "data")
+    turned(Path(cache.open_cache(data, 8, folder=tmp_path)[0].filename), -1)
+    images, _, _, _ = cache.open_cache(data, 8, folder=tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", refuse)
+    assert values(images)[5] == 50 and values(images)[5] == 50
+
+
+def test_a_damaged_image_whose_file_has_changed_is_refused_with_a_way_out(tmp_path):
+    data = pictures(tmp_path / "data")
+    file = Path(cache.open_cache(data, 8, folder=tmp_path)[0].filename)
+    turned(file, -1)
+    images, _, _, _ = cache.open_cache(data, 8, folder=tmp_path)
+    stamp = os.stat(data.images[5])
+    Image.new("RGB", (12, 9), (99,) * 3).save(data.images[5])
+    with open(data.images[5], "ab") as padding:
+        padding.write(b" " * (stamp.st_size - os.path.getsize(data.images[5])))
+    os.utime(data.images[5], ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.raises(UserError, match="is damaged: 5.png is not what was written, and decoded again") as caught:
+        images[[5]]
+    assert caught.value.hint == f"Delete {file}, and the same command makes it again."
+    del images
+    file.unlink()
+    assert values(cache.open_cache(data, 8, folder=tmp_path)[0])[5] == 99
+
+
+def test_perceptual_hashes_are_those_of_the_cached_pixels(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    data = Dataset("noise", ["a"], [np.kron(image, np.ones((8, 8, 1), np.uint8)) for image in noise], "xyz", [0] * 3)
+    for _ in range(2):  # built, and found
+        images, _, _, _ = cache.open_cache(data, 64, folder=tmp_path)
+        assert [looks.decode() for looks in images.perceptual_hashes] == perceptual_hash.hashes(images[:])
+    assert all(images.perceptual_hashes)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names")
@@ -301,7 +349,7 @@ SCRIPT = textwrap.dedent("""
     cache.CHUNK = 4
     data = Dataset("slow", ["a"], [lambda i=i: drawn(i) for i in range(40)], range(40), [0] * 40, version="1")
     images, _, _, _ = cache.open_cache(data, 8, folder=f"{folder}/cache")
-    assert images[:, 0, 0, 0].tolist() == list(range(40))
+    assert np.array(images)[:, 0, 0, 0].tolist() == list(range(40))
     print("good")
 """)
 
@@ -337,7 +385,7 @@ def test_a_killed_build_is_not_trusted_and_leaves_nothing_behind(tmp_path):
     process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
     process.communicate(timeout=60)
     folder = tmp_path / "cache"
-    assert list(folder.glob(".*.tmp")) and not list(folder.glob("*.csv"))
+    assert list(folder.glob(".*.tmp")) and not list(folder.glob("*.npz"))
     (tmp_path / "drawn").unlink()
     out, err = start(tmp_path).communicate(timeout=60)
     assert "good" in out, err
@@ -348,13 +396,13 @@ def test_a_kill_between_map_and_list_is_no_cache(tmp_path, monkeypatch, decoded)
     """The list is written last; a map without it is built again, and so is a list without its map."""
     data = pictures(tmp_path / "data")
 
-    def killed(*args):
+    def killed(*args, **arrays):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dying, pytest.raises(KeyboardInterrupt):
-        dying.setattr(cache, "write_csv", killed)
+        dying.setattr(cache.np, "savez", killed)
         cache.open_cache(data, 8, folder=tmp_path)
-    assert list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.csv"))
+    assert list(tmp_path.glob("*.npy")) and not list(tmp_path.glob("*.npz"))
     images, _, _, _ = cache.open_cache(data, 8, folder=tmp_path)
     assert values(images) == [0, 10, 20, 30, 40, 50] and len(decoded) == 12
 
@@ -380,4 +428,4 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
     images, _, _, _ = cache.open_cache(data, 64, folder=tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert images.nbytes > 12e6 and peak < 8e6
+    assert images.map.nbytes > 12e6 and peak < 8e6

@@ -8,7 +8,7 @@ import torch
 import registry
 import small
 from kd.errors import UserError
-from kd.train import checkpoint, networks
+from kd.train import checkpoint, networks, setup, weights
 
 CLASSES = ["a", "b", "c"]
 INPUT = {"resize": 36, "size": 32, "interpolation": "bilinear", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -236,6 +236,18 @@ def test_an_input_that_a_network_cannot_take_is_found_before_training():
         networks.check_input(model, "torchvision:squeezenet1_1", 8, 3)
 
 
+def test_what_a_network_has_seen_may_be_a_million_images(tmp_path, monkeypatch):
+    path, lists = tmp_path / "best.pt", {"images": [f"{k:016x}" for k in range(9999)], "groups": [], "pictures": ["f"]}
+    seen = {"train": lists, "val": {**lists, "groups": ["a", "b"]}}
+    monkeypatch.setattr(weights, "OBJECTS", 40_000)  # which the network alone needs
+    checkpoint.save(path, tiny(), arch="tiny", stem="small", class_names=["a", "b"], input=INPUT,
+                    provenance={"seen": seen})
+    content = checkpoint.read(path)
+    assert setup.seen(content, path) == seen
+    content["provenance"]["seen"] = seen  # as older versions wrote it
+    assert setup.seen(content, path) == seen
+
+
 def test_a_checkpoint_has_plain_values_only(tmp_path):
     data = small.data(folder=tmp_path)
     from kd.data import splits
@@ -247,7 +259,7 @@ def test_a_checkpoint_has_plain_values_only(tmp_path):
             return all(isinstance(key, str) and plain(item) for key, item in value.items())
         if isinstance(value, list):
             return all(map(plain, value))
-        return type(value) in (str, int, float, bool, type(None))
+        return type(value) in (str, int, float, bool, type(None), torch.Tensor)
 
     content = checkpoint.read(tmp_path / "best.pt")
     assert plain({key: value for key, value in content.items() if key != "state_dict"})

@@ -86,7 +86,7 @@ def test_ham10000_is_found_in_any_layout(tmp_path, places, metadata):
     assert data.class_names == ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
     assert data.labels.tolist() == [5, 5, 4, 0] and data.groups == ["HAM_1", "HAM_1", "HAM_2", "HAM_3"]
     images, _, _, _ = cache.open_cache(data, 8, root=tmp_path)
-    assert images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert images[:][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert make("ham10000", str(tmp_path)).ids == data.ids  # its cache is not taken for images
 
 
@@ -109,7 +109,7 @@ def test_ham10000_missing_and_double_images_are_listed_or_skipped(tmp_path):
         "3 of 4 images cannot be used: ISIC_1 (there twice: images/ISIC_1.jpg and part_1/ISIC_1.jpg), "
         "ISIC_3 (no such file), ISIC_4 (there twice: ISIC_4.jpg and ISIC_4.png)")
     images, _, bad, _ = cache.open_cache(data, 8, folder=tmp_path / "cache", skip_bad=True)
-    assert [i for i, _ in bad] == [0, 2, 3] and images[1, 0, 0, 0] == 4
+    assert [i for i, _ in bad] == [0, 2, 3] and images[1][0, 0, 0] == 4
     (root / "part_1" / "ISIC_1.jpg").unlink()
     _, _, bad, _ = cache.open_cache(make("ham10000", root), 8, folder=tmp_path / "cache", skip_bad=True)
     assert [i for i, _ in bad] == [2, 3]

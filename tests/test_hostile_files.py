@@ -345,7 +345,9 @@ def test_a_name_of_megabytes_in_a_checkpoint_is_refused_in_time(tmp_path, old):
 
 @pytest.mark.parametrize("seen", [
     None, [], {}, {"train": []}, {"train": {"images": [["a"]], "groups": []}, "val": {"images": [], "groups": []}},
-    {"train": {"images": [], "groups": [1]}, "val": {"images": [], "groups": []}}])
+    {"train": {"images": [], "groups": [1]}, "val": {"images": [], "groups": []}},
+    *({"train": {"images": tensor, "groups": []}, "val": {"images": [], "groups": []}}
+      for tensor in (torch.zeros(2), torch.full((2,), 255, dtype=torch.uint8)))])
 def test_what_a_network_has_seen_are_lists_of_text(seen):
     assert "does not say which images" in refused(setup.seen, {"provenance": {"seen": seen}}, "x.pt")
 

@@ -201,7 +201,7 @@ def test_training_and_use_give_the_same_pixels_of_each_kind_of_file(files, inter
     assert not bad and limits == (0, 65535)
     model = SimpleNamespace(range=list(limits), size=16, metadata={"input": {
         "resize": 18, "size": 16, "interpolation": interpolation, "range": list(limits)}})
-    for row, file in zip(image.centre_crop(cached, 16), files):
+    for row, file in zip(image.centre_crop(np.array(cached), 16), files):
         for source in (file, file.read_bytes()):
             assert np.array_equal(onnx_model.Model.pixels(model, source), row), file.name
             assert np.array_equal(onnx_model.Model.examined(model, source)[0], row), file.name
@@ -289,7 +289,7 @@ def test_all_images_of_a_training_and_of_a_network_are_resized_in_one_way(clinic
     data = loader.prepare(found, size=16, interpolation=interpolation, cache_folder=tmp_path / "cache")
     further = unlabelled.prepare(Dataset("more", ["any"], [clinic / "red" / "0.jpg"], ["x"], [0], version="1"),
                                  dataclasses.replace(data, ids=data.ids[:0], rows=data.rows[:0], split=data.split[:0],
-                                                     sha256=[]), cache_folder=tmp_path / "cache")
+                                                     sha256=data.sha256[:0]), cache_folder=tmp_path / "cache")
     recorded = {**data.input(), "mean": list(image.MEAN), "std": list(image.STD)}
     outside = loader.external(found, input=recorded, class_names=found.class_names, root=tmp_path)
     for images, name, side in ((data.images[data.rows[[0]]], data.ids[0], 18), (further.images, "red/0.jpg", 18),

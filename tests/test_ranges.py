@@ -43,7 +43,8 @@ def scaled(top, dtype, count=6, **options):
 
 
 def opened(data, tmp_path, **options):
-    return cache.open_cache(data, 36, folder=tmp_path / "cache", **options)
+    images, *more = cache.open_cache(data, 36, folder=tmp_path / "cache", **options)
+    return images[:], *more
 
 
 def noted(capsys):
@@ -228,7 +229,7 @@ def test_a_file_gives_the_same_pixels_in_the_cache_and_in_use(tmp_path):
     if all(map(_is_installed, ("onnx", "onnxscript", "onnxruntime"))):
         (tmp_path / "model.onnx").write_bytes(convert.to_onnx(network, 32, metadata).SerializeToString())
         readers.append(onnx_model.Model(tmp_path / "model.onnx"))
-    cached = image.centre_crop(prepared.images, 32)
+    cached = image.centre_crop(prepared.images[:], 32)
     for reader in readers:
         for k, path in enumerate(data.images):
             assert np.array_equal(reader.pixels(path), cached[prepared.rows[k]])
@@ -248,7 +249,7 @@ def test_an_external_set_has_the_range_of_the_network(tmp_path, capsys):
     options = {"class_names": ["a", "b"], "root": tmp_path}
     of_network = loader.external(data, input={**INPUT, "range": [0, 4095]}, **options)
     scale, dark = noted(capsys)
-    assert of_network.images.max() < 64 and "as for the images that the network was trained on" in scale
+    assert of_network.images[:].max() < 64 and "as for the images that the network was trained on" in scale
     assert dark.endswith("The network was trained on larger values; if these are of another scale, scale them alike.")
     assert np.array_equal(of_network.images[0], image.square(data.images[0], 36, (0, 4095)))
 
@@ -447,8 +448,8 @@ def test_the_images_of_a_run_are_read_as_it_was_trained(tmp_path, monkeypatch, r
 
 def test_an_exported_file_whose_range_is_none_is_damaged(tmp_path):
     inputs = [SimpleNamespace(name="image", type="tensor(uint8)", shape=["N", 32, 32, 3])]
-    session = SimpleNamespace(get_inputs=lambda: inputs,
-                              get_outputs=lambda: [SimpleNamespace(name="logits", shape=["N", 2])])
+    outputs = [SimpleNamespace(name="logits", type="tensor(float)", shape=["N", 2])]
+    session = SimpleNamespace(get_inputs=lambda: inputs, get_outputs=lambda: outputs)
     content = {"class_names": ["a", "b"], "temperature": None, "operating_points": [], "provenance": {}}
     for limits, wrong in (([0, 4095], []), ([4095, 0], ["input"]), ("all", ["input"])):
         assert onnx_model._wrong({**content, "input": {**INPUT, "range": limits}}, session) == wrong

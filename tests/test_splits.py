@@ -81,6 +81,30 @@ def test_the_seed_decides_and_nothing_else_does():
         assert np.array_equal(split[order], splits.stratified(labels[order], groups[order], seed=1))
 
 
+@pytest.mark.parametrize("letter", ["p", "é", "日"])
+def test_a_split_is_what_the_same_words_in_plain_python_give(letter):
+    rng = np.random.default_rng(0)
+    for seed, count in enumerate((9, 40, 300)):
+        labels = rng.integers(0, 4, count).tolist()
+        groups = [f"{letter}{k}" for k in rng.integers(0, count // 2, count)]
+        members, by_class, expected = defaultdict(list), defaultdict(list), [None] * count
+        for k, group in enumerate(groups):
+            members[group].append(k)
+        for group in sorted(members):
+            images = Counter(labels[k] for k in members[group])
+            by_class[min(images, key=lambda label: (-images[label], label))].append(members[group])
+        for label, parts in by_class.items():
+            missing = {name: share * sum(map(len, parts)) for name, share in SHARES.items()}
+            for place, k in enumerate(np.random.default_rng((seed, label)).permutation(len(parts))):
+                few = place < 3 <= len(parts)
+                name = ("train", "test", "val")[place] if few else max(missing, key=missing.get)
+                missing[name] -= len(parts[k])
+                for image in parts[k]:
+                    expected[image] = name
+        assert splits.stratified(labels, groups, seed=seed).tolist() == expected
+        assert splits.stratified(labels, splits.numbers(groups), seed=seed).tolist() == expected
+
+
 def test_more_images_of_one_class_leave_the_others_where_they_are():
     labels, groups = lesions()
     split = splits.stratified(labels, groups)
@@ -109,8 +133,8 @@ def test_no_lesion_of_ham10000_is_in_two_splits(real_data, tmp_path, seed):
     groups = np.array([row["lesion_id"] for row in rows])
     data = SimpleNamespace(
         ids=[row["image_id"] for row in rows], groups=groups, shown_groups=lambda rows: groups, class_names=classes,
-        labels=labels, split=splits.stratified(labels, groups, seed=seed), sha256=["-"] * len(rows),
-        perceptual_hashes=[""] * len(rows),
+        labels=labels, split=splits.stratified(labels, groups, seed=seed), sha256=[b"-"] * len(rows),
+        perceptual_hashes=[b""] * len(rows),
     )
     write_csv(tmp_path / "split.csv", loader.Data.table(data))
 
@@ -153,7 +177,7 @@ def test_the_split_does_not_depend_on_the_order_of_images(prepared):
 
 def test_a_split_file_is_taken_as_it_is(prepared, tmp_path):
     first = prepared(drawn(), split_seed=5)
-    write_csv(tmp_path / "split.csv", first.table()[::-1])
+    write_csv(tmp_path / "split.csv", list(first.table())[::-1])
     assert np.array_equal(prepared(drawn(), split_file=tmp_path / "split.csv").split, first.split)
 
 
@@ -169,8 +193,16 @@ def test_official_splits_are_kept_and_can_be_given_back(prepared, tmp_path, caps
     splits.refuse_leak(splits.seen_by(first), first, "the teacher")  # what both were given is no leak
 
 
+def test_contents_that_begin_alike_are_not_equal(capsys):
+    contents = np.array([b"12345678" + rest.encode() * 56 for rest in "abca"])
+    loader._note_equal_images(contents[:3], np.array(["train", "test", "val"]), np.array(["x", "y", "z"]))
+    assert capsys.readouterr().out == ""
+    loader._note_equal_images(contents, np.array(["train", "test", "val", "val"]), np.array(["x", "y", "z", "u"]))
+    assert capsys.readouterr().out == "note: 1 images are in more than one split under other ids: x = u\n"
+
+
 def test_a_full_split_file_serves_when_images_are_skipped(prepared, tmp_path):
-    rows = prepared(drawn()).table()
+    rows = list(prepared(drawn()).table())
     write_csv(tmp_path / "split.csv", rows)
     broken = drawn()
     broken.images[0] = UserError("lost")
@@ -193,7 +225,7 @@ def test_a_full_split_file_serves_when_images_are_skipped(prepared, tmp_path):
     (lambda rows: [], "has no column id, split"),
 ])
 def test_a_wrong_split_file_is_refused(prepared, tmp_path, change, words):
-    rows = prepared(drawn()).table()
+    rows = list(prepared(drawn()).table())
     write_csv(tmp_path / "split.csv", change(rows))
     with pytest.raises(UserError) as caught:
         prepared(drawn(), split_file=tmp_path / "split.csv")

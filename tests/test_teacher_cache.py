@@ -1,5 +1,7 @@
 """The teacher's targets from disk equal its outputs online, and are refused where they would not."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import train_teacher
 from kd.data import batching
 from kd.data.batching import Views
 from kd.errors import UserError
-from kd.files import read_csv
+from kd.files import read_csv, read_json, write_json
 from kd.train import engine, teacher_cache
 
 CPU = torch.device("cpu")
@@ -109,6 +111,7 @@ def test_targets_of_other_data_augmentation_or_precision_are_refused_and_say_why
     teacher_cache.Targets(tmp_path, teacher, data, **options)
     more = {**options, "views": Views(kept=3)}  # of the same, which is no other key
     teacher_cache.Targets(tmp_path, teacher, data, **more)
+    data = dataclasses.replace(data)  # which has no fingerprint yet
     change(data, teacher, options)
     with pytest.raises(UserError, match=f"were made from other {differing}\n"):
         teacher_cache.Targets(tmp_path, teacher, data, **options)
@@ -135,23 +138,27 @@ def rewrite(path, change):
     np.save(path, change(np.load(path)))
 
 
-def with_nan(values):
-    values[3] = np.nan
-    return values
+def with_nan(rows):
+    rows["values"][3] = np.nan
+    return rows
+
+
+def with_other_checksum(rows):
+    rows["crc32"][3] ^= 1
+    return rows
 
 
 DAMAGE = {
-    "negated": lambda path: rewrite(path, np.negative),
-    "not finite": lambda path: rewrite(path, with_nan),
-    "other columns": lambda path: rewrite(path, lambda values: values[:, :2]),
-    "more rows": lambda path: rewrite(path, lambda values: np.concatenate([values, values])),
-    "another type": lambda path: rewrite(path, lambda values: values.astype(np.float64)),
+    "no checksums": lambda path: rewrite(path, lambda rows: rows["values"]),
+    "other columns": lambda path: rewrite(path, lambda rows: np.zeros(len(rows), teacher_cache._rows((2,)))),
+    "more rows": lambda path: rewrite(path, lambda rows: np.concatenate([rows, rows])),
+    "another type": lambda path: rewrite(path, lambda rows: rows["values"].astype(np.float64)),
     "objects": lambda path: np.save(path, np.array([{}]), allow_pickle=True),
     "cut": lambda path: path.write_bytes(path.read_bytes()[:200]),
     "empty": lambda path: path.write_bytes(b""),
-    "no checksums": lambda path: path.with_name("view_1.json").unlink(),
-    "other checksums": lambda path: path.with_name("view_1.json").write_text('{"logits": "00000000"}'),
-    "checksums that are a list": lambda path: path.with_name("view_1.json").write_text("[1]"),
+    "not whole": lambda path: path.with_name("view_1.json").unlink(),
+    "another key": lambda path: path.with_name("view_1.json").write_text('"00000000"'),
+    "a key that is a list": lambda path: path.with_name("view_1.json").write_text("[1]"),
 }
 
 
@@ -166,9 +173,9 @@ def test_damaged_targets_are_made_again_and_one_line_says_so(damage, setting, tm
     assert (path.read_bytes(), targets.path(2, "logits").stat().st_mtime_ns) == before
     *notes, made = capsys.readouterr().out.splitlines()
     assert made.startswith("teacher targets: 1 views of 66 images")
-    if damage is not DAMAGE["no checksums"]:  # these are of an older version, and not damaged
+    if damage is not DAMAGE["not whole"]:
         note, = notes
-        assert "the teacher's targets are damaged and made again: view 1: " in note and "view_1_logits.npy" in note
+        assert "the teacher's targets are damaged and made again: view 1: " in note and "view_1" in note
     build(tmp_path / "targets", setting)
     assert not capsys.readouterr().out
 
@@ -195,15 +202,55 @@ def test_targets_under_the_key_of_another_teacher_are_made_again(setting, tmp_pa
     assert "damaged and made again: view 1" in capsys.readouterr().out
 
 
-def test_targets_that_change_during_a_training_are_named(setting, tmp_path):
+@pytest.mark.parametrize("change", [with_nan, with_other_checksum])
+def test_damaged_targets_are_named_when_they_are_read_and_the_same_command_makes_them_again(
+        change, setting, tmp_path, capsys):
     targets, _ = build(tmp_path / "targets", setting)
     path = targets.path(1, "logits")
-    for change, words in ((with_nan, "values that are no finite numbers"), (lambda v: v[:, :2], "it has float16")):
-        rewrite(path, change)
-        with pytest.raises(UserError, match=f"view_1_logits.npy are damaged: {words}|{words}") as caught:
-            targets(np.arange(4), np.ones(4, int), CPU)
-        assert "made again" in caught.value.hint and "--lr" not in str(caught.value)
-        build(tmp_path / "targets", setting)
+    before = path.read_bytes(), targets.path(2, "logits").stat().st_mtime_ns
+    rewrite(path, change)
+    targets, _ = build(tmp_path / "targets", setting)  # which reads none
+    targets(np.array([0, 1, 2, 4]), np.ones(4, int), CPU)
+    with pytest.raises(UserError, match="view_1_logits.npy are damaged: image 3 is not what was written") as caught:
+        targets(np.arange(4), np.ones(4, int), CPU)
+    assert caught.value.hint == "Give the same command again: they are made again."
+    del targets
+    capsys.readouterr()
+    targets, _ = build(tmp_path / "targets", setting)
+    assert capsys.readouterr().out.startswith("teacher targets: 1 views of 66 images")
+    assert (path.read_bytes(), targets.path(2, "logits").stat().st_mtime_ns) == before
+    targets(np.arange(4), np.ones(4, int), CPU)
+
+
+def test_a_training_that_damaged_targets_stopped_goes_on_with_the_same_command(tmp_path, no_report, monkeypatch):
+    common = [*COMMON, "--out", str(tmp_path)]
+    train_teacher.main([*common, "--teacher", "tiny"])
+    command = [*common, "--student", "tiny", "--alpha", "0.5", "--teacher-cache", "2"]
+    build = teacher_cache.Targets.build
+
+    def build_and_damage(targets, *arguments, **options):
+        build(targets, *arguments, **options)
+        rewrite(targets.path(2, "logits"), with_nan)  # which the second epoch reads
+
+    monkeypatch.setattr(teacher_cache.Targets, "build", build_and_damage)
+    with pytest.raises(UserError, match="view_2_logits.npy are damaged") as caught:
+        distill.main(command)
+    assert caught.value.hint == "Give the same command again: they are made again."  # and nothing of a lower --lr
+    monkeypatch.setattr(teacher_cache.Targets, "build", build)
+    folder, = distill.main(command)
+    assert [row["epoch"] for row in read_csv(folder / "history.csv")] == ["1", "2"]
+
+
+def test_targets_of_an_older_version_are_made_again(setting, tmp_path, capsys):
+    targets, _ = build(tmp_path, setting)
+    before = targets.path(1, "logits").read_bytes()
+    write_json(tmp_path / "key.json", {**read_json(tmp_path / "key.json"), "format": 2, "crc32": None})
+    rewrite(targets.path(1, "logits"), lambda rows: rows["values"])
+    capsys.readouterr()
+    targets, _ = build(tmp_path, setting)
+    note = capsys.readouterr().out.splitlines()[0]
+    assert "key.json is of an older version, or not what was written; it is made again" in note
+    assert targets.path(1, "logits").read_bytes() == before
 
 
 def test_outputs_that_half_precision_cannot_hold_are_not_stored(setting, tmp_path):

@@ -1,12 +1,13 @@
 """From a Dataset to batches: its images are cached, split and checked, then loaded, augmented or cropped."""
 
+import copy
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from kd import image, perceptual_hash, prediction_files
+from kd import image, prediction_files
 from kd.data import cache, splits
 from kd.errors import UserError, listing, nearest
 from kd.run_folder import fingerprint
@@ -18,14 +19,14 @@ class Data:
 
     name: str
     class_names: list
-    images: np.ndarray  # the memory map, uint8 [M, R, R, 3]; M >= N, because unreadable images are in it, too
-    rows: np.ndarray    # [N] position of each image in the memory map
+    images: cache.Images  # uint8 [M, R, R, 3]; M >= N, because unreadable images are in it, too
+    rows: np.ndarray    # [N] position of each image among these
     ids: np.ndarray     # [N] strings
     labels: np.ndarray  # [N] ints, positions in class_names
     groups: np.ndarray  # [N] strings
     grouped: bool       # whether the groups are those of the data set; otherwise they are made from ids or contents
     split: np.ndarray   # [N] of "train", "val", "test"
-    sha256: list        # [N] of the contents
+    sha256: np.ndarray  # [N] of the contents, hex digits in ASCII
     size: int           # px, of the input of the network
     synthetic: bool     # the images are drawn, not photographed
     skipped: list       # ids of images that cannot be read
@@ -35,23 +36,24 @@ class Data:
     caution: str = ""    # of the Dataset: what each answer of an exported model says of the images
     unlabelled: object = None  # Unlabelled, further training images
     resize_of: object = None   # a function from the input size of a network, px, to the side of the cached images
-    open_at: object = None     # a function from the same to the memory map of the images of that side
-    larger: dict = field(default_factory=dict)  # {size: memory map}, of what open_at() opened
+    open_at: object = None     # a function from the same to the cache.Images of that side
+    larger: dict = field(default_factory=dict)  # {size: cache.Images}, of what open_at() opened
 
-    @property
+    @functools.cached_property
     def fingerprint(self):
         """Sixteen hex digits that depend on all ids, labels and image contents."""
         return fingerprint(self.ids, self.labels, self.sha256)
 
-    @property
+    @functools.cached_property
     def split_fingerprint(self):
         """Sixteen hex digits that depend on the id, the group and the split of each image."""
         return fingerprint(self.ids, self.groups, self.split)
 
     @functools.cached_property
     def perceptual_hashes(self):
-        """[N] strings by which pictures that look alike are found; about 0.2 ms an image."""
-        return perceptual_hash.hashes(self.images[row] for row in self.rows)
+        """[N], in ASCII, by which pictures that look alike are found; see kd.perceptual_hash."""
+        hashes = self.images.perceptual_hashes
+        return hashes if len(self.rows) == len(hashes) else hashes[self.rows]
 
     def shown_groups(self, rows):
         """The groups of these images as they are written to files: empty strings if the data set has no groups."""
@@ -95,12 +97,12 @@ class Data:
                         len(self.ids) + index - len(train))
 
     def table(self):
-        """The rows of split.csv, a list of dicts."""
+        """Yield the rows of split.csv, dicts."""
         columns = zip(self.ids, self.shown_groups(slice(None)), self.labels, self.split, self.sha256,
                       self.perceptual_hashes)
-        return [{"id": name, "group": group, "label": self.class_names[label], "split": split, "sha256": sha,
-                 "perceptual_hash": looks}
-                for name, group, label, split, sha, looks in columns]
+        for name, group, label, split, sha, looks in columns:
+            yield {"id": name, "group": group, "label": self.class_names[label], "split": split,
+                   "sha256": sha.decode(), "perceptual_hash": looks.decode()}
 
     def input(self):
         """The preprocessing before normalisation, a dict; a checkpoint records it together with mean and std."""
@@ -121,35 +123,39 @@ def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, s
     """
     has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
     resize_of = image.resize_for if has_files else int
-    opened = functools.partial(_open, dataset, interpolation=interpolation, folder=cache_folder, root=root,
+    pictures = copy.copy(dataset)  # what Data holds of it
+    pictures.groups = pictures.split = None
+    opened = functools.partial(_open, pictures, interpolation=interpolation, folder=cache_folder, root=root,
                                skip_bad=skip_bad)
     images, sha256, readable, skipped, used_range = opened(resize_of(size), range=range)
-    ids, labels = np.array(dataset.ids)[readable], dataset.labels[readable]
-    sha256 = [sha256[i] for i in readable]
+    used = readable if skipped else slice(None)  # which copies nothing
+    ids, labels, sha256 = np.array(dataset.ids)[used], dataset.labels[used], sha256[used]
     grouped = dataset.groups is not None
     if grouped:
-        groups = np.array(dataset.groups)[readable]
+        groups = np.array(dataset.groups)[used]
     elif dataset.split is not None and set(dataset.split) == set(splits.NAMES):
         groups = ids  # official splits are not changed, even if equal images are in two of them
     else:  # equal images are one group, so that no image is in two splits
-        groups = np.array([f"image_{sha[:12]}" for sha in sha256])
+        groups = np.char.add("image_", sha256.astype("S12").astype(str))
+    numbers = splits.numbers(groups)
     if fold is not None:
         if dataset.split is not None or split_file is not None:
             given = "official splits" if split_file is None else "a split from --split"
             raise UserError(f"{dataset.name} has {given}, and --fold makes others", "Leave out --fold, or the split.")
-        split = splits.fold(labels, groups, *fold, seed=split_seed)
+        split = splits.fold(labels, numbers, *fold, seed=split_seed)
     elif split_file is not None:
         split = splits.read(split_file, ids, skipped)
     elif dataset.split is not None:
-        split = np.array(dataset.split)[readable]
+        split = np.array(dataset.split)[used]
         if "val" not in split:
-            split = splits.with_validation(split, labels, groups, seed=split_seed)
+            split = splits.with_validation(split, labels, numbers, seed=split_seed)
             print(f"note: {dataset.name} has no validation images: {np.sum(split == 'val')} of its "
                   f"{np.sum(split != 'test')} training images become the validation split, by groups and classes")
     else:
-        split = splits.stratified(labels, groups, seed=split_seed, fractions=dataset.fractions)
-    splits.check(split, groups, labels, dataset.class_names)
-    _note_equal_images(sha256, split, ids)
+        split = splits.stratified(labels, numbers, seed=split_seed, fractions=dataset.fractions)
+    splits.check(split, numbers, labels, dataset.class_names, groups)
+    if grouped or groups is ids:  # otherwise equal images are one group, which is in one split
+        _note_equal_images(sha256, split, ids)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
                 sha256, size, dataset.synthetic, skipped, used_range, interpolation,
                 caution=dataset.caution, resize_of=resize_of,
@@ -182,7 +188,7 @@ def external(dataset, *, input, class_names, root=None, class_map=None, skip_bad
         raise UserError(f"{dataset.name}: --class-map leaves out every image")
     if skipped:
         print(f"note: left out, since they cannot be used: {len(skipped)} images: {listing(skipped)}")
-    ids, sha256 = np.array(dataset.ids)[rows], [sha256[i] for i in rows]
+    ids, sha256 = np.array(dataset.ids)[rows], sha256[rows]
     grouped = dataset.groups is not None
     groups = np.array(dataset.groups)[rows] if grouped else ids
     return Data(dataset.name, list(class_names), images, rows, ids, labels, groups, grouped,
@@ -227,7 +233,7 @@ def _open(dataset, resize, **options):
     options: of cache.open_cache().
     """
     images, sha256, bad, used_range = cache.open_cache(dataset, resize, **options)
-    readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
+    readable = np.delete(np.arange(len(dataset.ids)), [i for i, _ in bad])
     if not len(readable):
         raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")
     return images, sha256, readable, [dataset.ids[i] for i, _ in bad], used_range
@@ -235,9 +241,13 @@ def _open(dataset, resize, **options):
 
 def _note_equal_images(sha256, split, ids):
     """Print a note if images of equal content are in two splits, as in some published data sets."""
-    by_content = {}  # {sha256: {split: id}}
-    for sha, name, i in zip(sha256, split, ids):
-        by_content.setdefault(sha, {})[str(name)] = str(i)
+    begins = sha256.astype("S8").view(np.uint64)  # which are compared sooner; few are equal by chance
+    order = np.argsort(begins, kind="stable")
+    is_equal = begins[order[1:]] == begins[order[:-1]]
+    rows = np.sort(order[np.append(is_equal, False) | np.append(False, is_equal)])
+    by_content = {}  # {sha256: {split: id}} of contents that may be there twice
+    for k in rows[np.argsort(sha256[rows], kind="stable")]:
+        by_content.setdefault(sha256[k], {})[str(split[k])] = str(ids[k])
     shared = [" = ".join(id_by_split.values()) for id_by_split in by_content.values() if len(id_by_split) > 1]
     if shared:
         print(f"note: {len(shared)} images are in more than one split under other ids: {listing(shared)}")

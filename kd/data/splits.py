@@ -1,7 +1,8 @@
 """The split into train, validation and test: whole groups only, stratified by class, and checked for leaks."""
 
+import contextlib
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
 
 import numpy as np
 
@@ -16,11 +17,11 @@ FRACTIONS = (0.7, 0.1, 0.2)
 def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
     """Assign N images to train, val and test: an array [N] of these names.
 
-    labels: [N] ints. groups: N strings; all images of a group are assigned to one split, and a group is stratified by
-    the class of most of its images. fractions: the shares of train, val and test. The groups of a class are visited in
-    random order, and each goes to the split with the most images missing, so that shares differ from `fractions` by
-    less than a group. A class with as many groups as there are splits is in every split, even if the shares of a small
-    class then differ more. The order of the images has no effect.
+    labels: [N] ints. groups: N strings, or their numbers(); all images of a group are assigned to one split, and a
+    group is stratified by the class of most of its images. fractions: the shares of train, val and test. The groups of
+    a class are visited in random order, and each goes to the split with the most images missing, so that shares differ
+    from `fractions` by less than a group. A class with as many groups as there are splits is in every split, even if
+    the shares of a small class then differ more. The order of the images has no effect.
     """
     order = [k for k in (0, 2, 1) if fractions[k]]  # the first groups go to different splits: the class is in each
     return np.array(NAMES)[_parts(labels, groups, fractions, order, seed)].astype("<U5")
@@ -28,25 +29,41 @@ def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
 
 def _parts(labels, groups, fractions, first, seed):
     """[N] numbers of the parts that images belong to; see stratified(). first: the parts of the first groups."""
-    first = list(first)
-    members = defaultdict(list)
-    for position, group in enumerate(groups):
-        members[group].append(position)
-    by_class = defaultdict(list)
-    for group, positions in sorted(members.items()):
-        counts = Counter(int(labels[p]) for p in positions)
-        by_class[min(counts, key=lambda c: (-counts[c], c))].append(group)
-    part = np.empty(len(labels), int)
-    for label, names in sorted(by_class.items()):
-        order = np.random.default_rng((seed, label)).permutation(len(names))
-        names = [names[i] for i in order]
-        total = sum(len(members[name]) for name in names)
+    first, labels, group_of = list(first), np.asarray(labels), numbers(groups)
+    sizes = np.bincount(group_of)
+    order = np.lexsort((labels, group_of))
+    begins = np.flatnonzero(np.append(True, np.diff(labels[order]) | np.diff(group_of[order])))
+    counts = np.diff(np.append(begins, len(labels)))  # of the images of a class in a group
+    of_group, of_class = group_of[order[begins]], labels[order[begins]]
+    largest = np.lexsort((of_class, -counts, of_group))  # of several largest the first
+    class_of = of_class[largest[np.searchsorted(of_group, np.arange(len(sizes)))]]
+    part = np.empty(len(sizes), int)
+    for label in np.unique(class_of).tolist():
+        names = np.flatnonzero(class_of == label)
+        names = names[np.random.default_rng((seed, label)).permutation(len(names))]
+        total, chosen = int(sizes[names].sum()), []
         missing = [fraction * total for fraction in fractions]
-        for place, name in enumerate(names):
-            target = first[place] if place < len(first) <= len(names) else int(np.argmax(missing))
-            part[members[name]] = target
-            missing[target] -= len(members[name])
-    return part
+        for place, size in enumerate(sizes[names].tolist()):
+            target = first[place] if place < len(first) <= len(names) else missing.index(max(missing))
+            chosen.append(target)
+            missing[target] -= size
+        part[names] = chosen
+    return part[group_of]
+
+
+def numbers(groups):
+    """[N] ints, the numbers of the groups that images belong to, in the order of the groups' names, from 0 on.
+
+    groups: N strings, or such numbers, which stay in their order.
+    """
+    groups = np.asarray(groups)
+    if groups.dtype.kind == "U":
+        with contextlib.suppress(UnicodeEncodeError):
+            groups = groups.astype("S")  # a quarter of the bytes to sort, in the same order
+    order = np.argsort(groups, kind="stable")
+    result = np.empty(len(groups), int)
+    result[order] = np.cumsum(np.append(False, groups[order[1:]] != groups[order[:-1]]))
+    return result
 
 
 def fold(labels, groups, number, count, *, seed=0):
@@ -97,15 +114,15 @@ def read(path, ids, skipped=()):
     return np.array([known[i] for i in ids])
 
 
-def check(split, groups, labels, class_names):
+def check(split, groups, labels, class_names, names=None):
     """UserError if a group is in two splits, a split is empty, or a class has no training image.
 
-    split, groups, labels: [N] each.
+    split, groups, labels: [N] each. names: [N] of the groups, where `groups` are their numbers().
     """
-    splits_of_group = defaultdict(set)
-    for name, group in zip(split, groups):
-        splits_of_group[group].add(str(name))
-    shared = sorted(group for group, names in splits_of_group.items() if len(names) > 1)
+    group_of, names = numbers(groups), np.asarray(groups if names is None else names)
+    one_of = np.empty(len(names), split.dtype)
+    one_of[group_of] = split
+    shared = np.unique(names[one_of[group_of] != split]).tolist()
     if shared:
         raise UserError(f"{len(shared)} groups are in more than one split: {listing(shared)}",
                         "All images of a patient or lesion belong in one split.")
@@ -135,15 +152,19 @@ def seen_by(data):
     for name in ("train", "val"):
         rows = np.flatnonzero(data.split == name)
         parts = data.unlabelled.parts if data.unlabelled and name == "train" else ()
-        groups = {key(f"{data.name}/{data.groups[i]}") for i in rows} if data.grouped else set()
-        contents = {data.sha256[i][:16] for i in rows}
+        groups = {key(f"{data.name}/{group}") for group in set(data.groups[rows].tolist())} if data.grouped else set()
         result[name] = {
-            "images": sorted(contents.union(sha[:16] for part in parts for sha in part.sha256)),
+            "images": _texts("S16", data.sha256[rows], *(part.sha256 for part in parts)),
             "groups": sorted(groups.union(key(f"{part.name}/{group}") for part in parts if part.groups is not None
                                           for group in part.groups)),
-            "pictures": sorted({data.perceptual_hashes[i] for i in rows}.union(*(part.looks for part in parts)) - {""}),
+            "pictures": _texts("S64", data.perceptual_hashes[rows], *(part.looks for part in parts)),
         }
     return result
+
+
+def _texts(kind, *columns):
+    """The different strings of arrays of bytes, cut to the type `kind`, in their order; without the empty one."""
+    return [text.decode() for text in np.unique(np.concatenate([column.astype(kind) for column in columns])) if text]
 
 
 def refuse_leak(seen, data, network):
@@ -157,13 +178,16 @@ def refuse_leak(seen, data, network):
         seen_groups = set(seen[used]["groups"])
         is_held_out = np.isin(data.split, forbidden)
         # some official splits have an image in two splits: the student has it, too, and that is no leak of the teacher
-        seen_images.difference_update(data.sha256[i][:16] for i in np.flatnonzero(~is_held_out))
+        seen_images.difference_update(_texts("S16", data.sha256[~is_held_out]))
         rows = np.flatnonzero(is_held_out)
-        images = sum(data.sha256[i][:16] in seen_images for i in rows)
-        groups = {group for group in {data.groups[i] for i in rows} if key(f"{data.name}/{group}") in seen_groups}
+        images = sum(sha.decode() in seen_images for sha in data.sha256[rows].astype("S16").tolist())
+        groups = seen_groups and {group for group in set(data.groups[rows].tolist())
+                                  if key(f"{data.name}/{group}") in seen_groups}
         seen_pictures = set(seen[used].get("pictures", ()))  # checkpoints of older versions have none
-        seen_pictures.difference_update(data.perceptual_hashes[i] for i in np.flatnonzero(~is_held_out))
-        alike, _ = perceptual_hash.near([data.perceptual_hashes[i] for i in rows], sorted(seen_pictures))
+        seen_pictures.difference_update(_texts("S64", data.perceptual_hashes[~is_held_out]))
+        alike = ()
+        if seen_pictures and not (images or groups):  # each with each
+            alike, _ = perceptual_hash.near(data.perceptual_hashes[rows], sorted(seen_pictures))
         if images or groups or len(alike):
             purpose = "trained" if used == "train" else "selected"
             count = f"{len(groups)} groups" if groups else f"{images} images" if images else (

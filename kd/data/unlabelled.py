@@ -24,8 +24,8 @@ class Unlabelled:
     @property
     def fingerprint(self):
         """Sixteen hex digits that depend on all ids and contents."""
-        return fingerprint(*([value for part in self.parts for value in values(part)]
-                             for values in (lambda part: part.ids, lambda part: part.sha256)))
+        return fingerprint(*(np.concatenate([getattr(part, column) for part in self.parts])
+                             for column in ("ids", "sha256")))
 
     def open_at(self, size):
         """The memory maps of all parts for networks of input `size` px."""
@@ -54,11 +54,11 @@ class Part:
     """The images of one set."""
 
     name: str
-    images: np.ndarray  # the memory map, uint8 [M, R, R, 3]
+    images: cache.Images  # uint8 [M, R, R, 3]
     rows: np.ndarray    # [N] position of each image in it
     ids: np.ndarray     # [N] strings
-    sha256: list        # [N] of the contents
-    looks: list         # [N] perceptual hashes
+    sha256: np.ndarray  # [N] of the contents, and
+    looks: np.ndarray   # [N] perceptual hashes, hex digits in ASCII
     groups: np.ndarray  # [N] strings, or None
     left_out: dict      # {why: number of images}
     open_at: object     # as of kd.data.loader.Data
@@ -78,11 +78,11 @@ def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad
                                 again=again)
 
     images, sha256, bad, _ = open_at(data.size, again=False)
-    readable = np.setdiff1d(np.arange(len(dataset.ids)), [i for i, _ in bad])
+    readable = np.delete(np.arange(len(dataset.ids)), [i for i, _ in bad])
     held_out, train = np.flatnonzero(data.split != "train"), data.train
     ids = np.array(dataset.ids)
-    looks = perceptual_hash.hashes(images[i] for i in readable)
-    alike = set(perceptual_hash.near(looks, sorted({data.perceptual_hashes[i] for i in held_out} - {""}))[0])
+    looks = images.perceptual_hashes[readable]
+    alike = set(perceptual_hash.near(looks, sorted({data.perceptual_hashes[i] for i in held_out} - {b""}))[0])
 
     def known(rows):
         """Contents, ids and groups of images of `data`."""
@@ -116,8 +116,8 @@ def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad
     print(f"without labels: {dataset.name}, {len(rows)} images" + (f" (left out: {counts})" if counts else ""))
     if bad:
         print(f"note: left out, since they cannot be used: {listing([dataset.ids[i] for i, _ in bad])}")
-    looks = [looks[k] for k in np.searchsorted(readable, rows)]
     rows = np.array(rows)
+    looks = images.perceptual_hashes[rows]
     groups = None if dataset.groups is None else np.array(dataset.groups)[rows]
-    return Part(dataset.name, images, rows, ids[rows], [sha256[i] for i in rows], looks, groups, reasons,
+    return Part(dataset.name, images, rows, ids[rows], sha256[rows], looks, groups, reasons,
                 lambda size: open_at(size)[0])

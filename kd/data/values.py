@@ -29,7 +29,7 @@ def deep_word(low, high, is_float):
 
 
 def deep_extremes(rows):
-    """{id: (low, high, is_float)} of the deep images in rows of a cache's index."""
+    """{id: (low, high, is_float)} of the deep images in the marks of a cache."""
     result = {}
     for row in rows:
         if row["facts"].startswith("deep:"):
@@ -120,13 +120,14 @@ class Looks:
         return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)
 
 
-def notes(rows, range, given, index):
-    """The lines to print on a set. rows: of the cache's index, a file at the path `index`.
+def notes(rows, sha256, range, given, table):
+    """The lines to print on a set. rows: dicts of the marked images, which are in a file at the path `table`.
 
-    range: of its deep images, or None. given: whether that is the range of a network, and not one chosen for this set.
+    sha256: [readable images] of their contents. range: of its deep images, or None. given: whether that is the range of
+    a network, and not one chosen for this set.
     """
     facts = {row["id"]: set(row["facts"].split()) for row in rows if row["facts"]}
-    readable = sum(not row["error"] for row in rows)
+    readable = len(sha256)
 
     def having(word):
         return [name for name, words in facts.items() if word in words]
@@ -141,7 +142,7 @@ def notes(rows, range, given, index):
     depths = "" if given or not extremes else _depths_note(extremes, range)
     if depths:
         lines.append(depths)
-    if readable > 2 and len({row["sha256"] for row in rows if not row["error"]}) == 1:
+    if readable > 2 and (sha256 == sha256[0]).all():
         lines.append(f"all {readable} images have the same content, so that there is nothing to split or to learn")
     if names := having("frames"):
         lines.append(f"{several(names, 'has', 'have')} several frames or pages, of which the first is used: "
@@ -154,7 +155,7 @@ def notes(rows, range, given, index):
     if readable and len(dark) == readable and len(having("constant")) < readable and not depths:
         lines.append(f"the brightest pixel of all images is {max(dark)} of 255. {_advice(extremes, given)}")
     if names := having("inverted"):
-        all_names = f" (all are marked in {index})" if len(names) > 5 else ""
+        all_names = f" (all are marked in {table})" if len(names) > 5 else ""
         lines.append(f"{several(names, 'looks', 'look')} inverted, dark where most others are bright: "
                      f"{listing(names)}{all_names}. If so, export them again from the program that made them, with "
                      "white as the largest value (in DICOM: photometric interpretation MONOCHROME2), or leave them out")

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from kd import image, plugins
@@ -20,11 +21,29 @@ def save(path, model, *, arch, stem, class_names, input, provenance):
     arch: the registered name. stem: "imagenet" or "small". class_names: in the order of the logits. input: {"resize",
     "size": px, "interpolation": one of kd.image.INTERPOLATIONS, "mean", "std": three numbers each, of pixels in [0, 1];
     "range": [low, high] of values of more than 8 bits, where there are any, as kd.image.to_rgb() takes it}.
-    provenance: a dict.
+    provenance: a dict; its `seen`, where it has that, is what kd.data.splits.seen_by() gives. The lists in it are
+    written as tensors, which may be of any length: of what is no tensor, weights.OBJECTS bytes are read.
     """
+    if "seen" in provenance:
+        provenance = {**provenance, "seen": {split: {what: _as_tensor(texts) for what, texts in lists.items()}
+                                             for split, lists in provenance["seen"].items()}}
     save_tensors(path, {
         "format": FORMAT, "arch": arch, "stem": stem, "class_names": list(class_names),
         "input": input, "state_dict": model.state_dict(), "provenance": provenance})
+
+
+def _as_tensor(texts):
+    """The characters of ASCII texts, a line each."""
+    return torch.from_numpy(np.array(bytearray("\n".join(texts).encode("ascii"))))
+
+
+def texts(part):
+    """The list of texts that save() wrote as this tensor; an older version wrote the list. ValueError if it did not."""
+    if not isinstance(part, torch.Tensor):
+        return part
+    if part.dtype != torch.uint8:
+        raise ValueError("no characters")
+    return part.numpy().tobytes().decode("ascii").splitlines()
 
 
 def save_tensors(path, content):

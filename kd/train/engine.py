@@ -82,7 +82,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
         with Journal(folder, step, data, options, role, save_best) as journal:
             try:
                 loop.train(step, data, options, seed, journal)
-            except UserError as error:
+            except loop.Diverged as error:
                 raise UserError(error.message, error.hint + journal.last_checkpoint()) from None
         step.close()  # what is kept is predicted by the network as it will be loaded
         best = distributed.by_first(lambda: checkpoint.read(folder / "best.pt")["state_dict"])

@@ -53,7 +53,7 @@ def score(folder, options, registry):
     device = networks.device("auto")
     network.model.to(device, memory_format=memory_format(device))
     groups = [f"{name}/{group}" for group in data.groups] if data.grouped else [""] * len(data.ids)
-    keys = {"images": [sha[:16] for sha in data.sha256], "pictures": data.perceptual_hashes,
+    keys = {"images": data.sha256.astype("S16").astype(str), "pictures": data.perceptual_hashes.astype(str),
             "groups": [splits.key(f"{data.name}/{group}") if data.grouped else "" for group in data.groups]}
     write_npz(path, ids=np.array([f"{name}/{i}" for i in data.ids]), labels=data.labels,
               logits=loop.predict(network, data, "test", device), groups=np.array(groups),
@@ -78,9 +78,9 @@ def without_seen(data, seen, folder):
              if "id" in row and row.get(key)}
     alike = dict(zip(*perceptual_hash.near(data.perceptual_hashes, looks)))
     found = {"same": [], "alike": [], "group": []}
-    for k, (name, sha, group) in enumerate(zip(data.ids, data.sha256, data.groups)):
-        if sha[:16] in contents:
-            found["same"].append((k, f"{name} = {id_of[sha[:16]]}" if sha[:16] in id_of else name))
+    for k, (name, sha, group) in enumerate(zip(data.ids, data.sha256.astype("S16").astype(str), data.groups)):
+        if sha in contents:
+            found["same"].append((k, f"{name} = {id_of[sha]}" if sha in id_of else name))
         elif k in alike:
             other = id_of.get(looks[alike[k]])
             found["alike"].append((k, f"{name} ~ {other}" if other else name))
@@ -101,8 +101,8 @@ def without_seen(data, seen, folder):
                         "run gives for its own is in its predictions/val.npz and test.npz.")
     keep = np.setdiff1d(np.arange(len(data.ids)), left_out)
     return dataclasses.replace(
-        data, sha256=[data.sha256[k] for k in keep],
-        **{part: getattr(data, part)[keep] for part in ("rows", "ids", "labels", "groups", "split")}), note
+        data, **{part: getattr(data, part)[keep] for part in (
+            "rows", "ids", "labels", "groups", "split", "sha256")}), note
 
 
 def read_class_map(file):

@@ -18,6 +18,10 @@ from kd.train import distributed
 from kd.train.step import normalise_for
 
 
+class Diverged(UserError):
+    """The loss or the outputs of the network are no numbers any more: its last good checkpoint is worth something."""
+
+
 def loss_of(step, batch, epoch):
     """The loss of a batch, of a part of it, or of the share of one of several processes; all parts and shares add up.
 
@@ -42,7 +46,7 @@ def train(step, data, options, seed, journal):
 
     step: kd.train.step.Step, both networks with the objective and the optimiser. data: kd.data.loader.Data.
     options: those of the command line, resolved. journal: kd.train.engine.Journal, the epochs of the run so far.
-    Raises UserError where the loss is no longer a number.
+    Raises Diverged where the loss is no longer a number.
     """
     forward = distributed.parallel(functools.partial(loss_of, step), [step.student.model, step.objective])
     steps_per_epoch = len(batching.batch_sizes(data, options["batch"], distributed.world(), step.unlabelled_ratio))
@@ -146,12 +150,12 @@ class LossMeter:
         return self.copies[weights]
 
     def check_finite(self):
-        """Raise a UserError that names the first step whose loss was no number, and its terms."""
+        """Raise Diverged, which names the first step whose loss was no number, and its terms."""
         step, *values = self.first_bad.tolist()
         if step >= 0:
             terms = ", ".join(f"{name} {value:.6g}" for name, value in zip(self.names, values))
-            raise UserError(f"the loss is no longer a number at epoch {self.epoch}, "
-                            f"step {int(step)}: {terms}", "A lower --lr often helps.")
+            raise Diverged(f"the loss is no longer a number at epoch {self.epoch}, "
+                           f"step {int(step)}: {terms}", "A lower --lr often helps.")
 
     def means(self):
         """{name: mean over the images of all processes}."""
@@ -185,7 +189,7 @@ def predict(network, data, split, device, batch=256):
 def validate(network, data, device):
     """Loss, accuracy, macro-F1, balanced accuracy and macro AUROC on validation, as history.csv names them.
 
-    The AUROC is missing where validation has images of one class alone. Raises UserError where the network no longer
+    The AUROC is missing where validation has images of one class alone. Raises Diverged where the network no longer
     gives numbers: the last step of an epoch can be the bad one.
     """
     logits = predict(network, data, "val", device)
@@ -195,7 +199,7 @@ def validate(network, data, device):
     likelihood = probabilities[np.arange(len(labels)), labels].clip(1e-300)
     loss = float(-np.log(likelihood).mean())
     if not math.isfinite(loss):
-        raise UserError("the network no longer gives numbers on validation", "A lower --lr often helps.")
+        raise Diverged("the network no longer gives numbers on validation", "A lower --lr often helps.")
     auroc = float(metrics.mean_defined(metrics.auroc(labels, probabilities)))
     return {"val_loss": loss, "val_accuracy": float(metrics.accuracy(counts)),
             "val_macro_f1": float(metrics.macro_f1(counts)),

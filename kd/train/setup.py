@@ -286,9 +286,12 @@ def seen(content, path):
     """Which images and groups a checkpoint's network was trained and selected on, as splits.seen_by() gives them."""
     keys = content["provenance"].get("seen")
     try:
-        lists = [keys[split][what] for split in ("train", "val") for what in ("images", "groups")]
-        lists += [keys[split].get("pictures", []) for split in ("train", "val")]  # older versions wrote none
-    except (KeyError, TypeError, IndexError):
+        keys = {split: {"images": checkpoint.texts(keys[split]["images"]),
+                        "groups": checkpoint.texts(keys[split]["groups"]),
+                        "pictures": checkpoint.texts(keys[split].get("pictures", []))}  # older versions wrote none
+                for split in ("train", "val")}
+        lists = [part for parts in keys.values() for part in parts.values()]
+    except (KeyError, TypeError, IndexError, ValueError):
         lists = [None]
     if not all(isinstance(part, list) and all(isinstance(key, str) for key in part) for part in lists):
         raise UserError(f"{path} does not say which images it was trained on",

@@ -4,8 +4,8 @@ Without this, each visit of an image shows a new view. With K views, visit v sho
 visits 1 ... K of seed 0 draw theirs, so that the teacher's outputs can be stored (FKD, Shen and Xing 2021, 2112.01528).
 With K = epochs and seed 0 the views are exactly those of online training.
 
-Each file has a checksum, which is compared when a training begins: 0.1 s for ten views of HAM10000 at 64 px, 0.5 s at
-224 px. What is damaged is made again.
+The outputs for each view of each image have a checksum, which is compared whenever they are read. A view that is
+damaged stops the training; given again, the same command makes it again.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from kd.data.batching import KEPT_SEED, Views, augmented, batch_sizes
 from kd.errors import UserError, listing, progress
 from kd.files import atomic, lock, open_regular, read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 LARGEST = 2 ** 40  # bytes of a file of targets
 STORED = {"teacher_logits", "teacher_attention", "teacher_pooled", "teacher_tau"}
 
@@ -34,11 +34,17 @@ def _checksum(key):
     return f"{zlib.crc32(json.dumps(key, sort_keys=True).encode()):08x}"
 
 
+def _rows(shape):
+    """The type of a row: the values for an image, of this shape, and their checksum."""
+    return np.dtype([("values", "<f2", tuple(shape)), ("crc32", "<u4")])
+
+
 class Targets:
     """Teacher logits, and attention maps and pooled features if a loss reads them, for each view of the images.
 
-    They are in `folder` in float16, one file for each view and array, and are read through memory maps. key.json has
-    what they were made from, and view_1.json the checksums of view 1, which depend on the key. teacher:
+    They are in `folder` in float16, one file for each view and array, and are read through memory maps; a row has the
+    `values` for an image, and their checksum `crc32`. key.json has what they were made from, and view_1.json, which
+    says that view 1 is whole, the checksum of that key. teacher:
     kd.train.networks.Network. data: kd.data.loader.Data. views: kd.data.batching.Views, of which so many are kept.
     needs: what the losses read, a set of names of kd.objective.NEEDS. precision: "fp32", "bf16" or "fp16". device:
     where views are augmented. unlabelled: for the images without labels, in place of the labelled ones.
@@ -91,9 +97,9 @@ class Targets:
             old = read_json(path)
             if isinstance(old, dict):
                 checksum = old.pop("crc32", None)
-                if checksum in (None, _checksum(old)):  # None: written by an older version
+                if checksum in (None, _checksum(old)) and old.get("format") == FORMAT:
                     return old
-            reason = f"{path} is not what was written"
+            reason = f"{path} is of an older version, or not what was written"
         except UserError as error:
             reason = error.message
         print(f"note: {reason}; it is made again, and so are targets that do not belong to it")
@@ -110,26 +116,26 @@ class Targets:
 
     def _fault(self, number):
         """What is wrong with a view on disk; "" if a file is missing, None if all is as it was written."""
-        sums = self.folder / f"view_{number}.json"
-        if not all(path.exists() for path in (sums, *(self.path(number, array) for array in self.arrays))):
+        whole = self._whole(number)
+        if not all(path.exists() for path in (whole, *(self.path(number, array) for array in self.arrays))):
             return ""
         try:
-            checksums = read_json(sums)
+            if read_json(whole) != self.key_checksum:
+                return f"{whole} is of other targets, or not what was written"
             for array in self.arrays:
                 self._map(number, array)
-                if not isinstance(checksums, dict) or checksums.get(array) != self._file_checksum(number, array):
-                    return f"{self.path(number, array)} is not what was written"
         except UserError as error:
             return error.message
         return None
 
-    def _file_checksum(self, number, array):
-        """CRC-32, eight hex digits, of the key and of a file: finds damage, not intent."""
-        result = int(self.key_checksum, 16)
-        with open_regular(self.path(number, array), LARGEST) as file:
-            while block := file.read(2 ** 20):
-                result = zlib.crc32(block, result)
-        return f"{result:08x}"
+    def _whole(self, number):
+        """The file that says that a view is whole."""
+        return self.folder / f"view_{number}.json"
+
+    def _checksums(self, records):
+        """CRC-32 [n] of the key and of the values of each of `records` [n]: finds damage, not intent."""
+        rows, seed = records.view(np.uint8).reshape(len(records), -1)[:, :-4], int(self.key_checksum, 16)
+        return np.array([zlib.crc32(row, seed) for row in rows], np.uint32)
 
     def build(self, teacher_forward, *, batch, device, workers):
         """Run the teacher on the missing views and store its outputs.
@@ -152,7 +158,7 @@ class Targets:
                 leftover.unlink()
             rows = self._by_array(teacher_forward(next(self._crops(1, 2, device, workers=0))))
             shapes = {array: (count, *values.shape[1:]) for array, values in rows.items()}
-            required = 2 * len(missing) * sum(map(math.prod, shapes.values()))  # two bytes a number
+            required = len(missing) * sum(count * 4 + 2 * math.prod(shape) for shape in shapes.values())
             free = shutil.disk_usage(self.folder).free
             if required > free:
                 raise UserError(f"the teacher's targets need {required / 1e6:,.0f} MB, and {self.folder} has "
@@ -163,8 +169,7 @@ class Targets:
             with progress(description="teacher targets", total=len(missing) * count, unit="image") as bar:
                 for number in missing:
                     self._write(number, shapes, self._crops(number, batch, device, workers), teacher_forward, bar)
-                    write_json(self.folder / f"view_{number}.json",  # last, because its presence says that all is there
-                               {array: self._file_checksum(number, array) for array in self.arrays})
+                    write_json(self._whole(number), self.key_checksum)  # last
 
     def _crops(self, number, batch, device, workers):
         """Yield {size: images} of the view `number` for batches of the images in their order."""
@@ -176,10 +181,11 @@ class Targets:
 
     def _write(self, number, shapes, batches, teacher_forward, bar):
         """Write the files of one view, batch by batch."""
+        self._whole(number).unlink(missing_ok=True)
         with contextlib.ExitStack() as stack:
             files = {array: stack.enter_context(atomic(self.path(number, array))) for array in shapes}
             for array, shape in shapes.items():
-                header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+                header = {"descr": _rows(shape[1:]).descr, "fortran_order": False, "shape": shape[:1]}
                 np.lib.format.write_array_header_1_0(files[array], header)
             for crops in batches:
                 for array, values in self._by_array(teacher_forward(crops)).items():
@@ -187,7 +193,10 @@ class Targets:
                     if not values.isfinite().all():
                         raise UserError(f"the teacher's {array} of view {number} are too large for half precision",
                                         "Leave out --teacher-cache: the outputs of a live teacher are not rounded.")
-                    files[array].write(values.numpy().astype("<f2").tobytes())
+                    records = np.empty(len(values), _rows(values.shape[1:]))
+                    records["values"] = values.numpy()
+                    records["crc32"] = self._checksums(records)
+                    files[array].write(records.tobytes())
                 bar.update(len(values))
 
     def _by_array(self, outputs):
@@ -200,37 +209,47 @@ class Targets:
         """The stored outputs for a batch of training images, float32 on a device.
 
         index, numbers: ints [N], positions of the images and numbers of their views. Returns {"teacher_logits":
-        [N, C], "teacher_attention": list of [N, H, W], "teacher_pooled": [N, D] or None}. Raises UserError if a file is
-        damaged.
+        [N, C], "teacher_attention": list of [N, H, W], "teacher_pooled": [N, D] or None}. Raises UserError if they are
+        damaged; the view then is no longer whole.
         """
         rows, arrays = index - self.first, {}
         for array in self.arrays:
             for number in np.unique(numbers).tolist():
                 if (number, array) not in self._maps:
                     self._maps[number, array] = self._map(number, array)
-                is_of_view, values = numbers == number, self._maps[number, array]
+                is_of_view = numbers == number
+                records = np.asarray(self._maps[number, array][rows[is_of_view]])
+                damaged = np.flatnonzero(self._checksums(records) != records["crc32"])
+                if len(damaged):
+                    with contextlib.suppress(OSError):
+                        self._whole(number).unlink()
+                    raise self._damage(number, array, f"image {rows[is_of_view][damaged[0]]} is not what was written")
+                values = records["values"]
                 arrays.setdefault(array, np.empty((len(rows), *values.shape[1:]), np.float32))
-                arrays[array][is_of_view] = values[rows[is_of_view]]
+                arrays[array][is_of_view] = values
         arrays = {array: augment.to_device(values, torch.device(device)) for array, values in arrays.items()}
         return {"teacher_logits": arrays.pop("logits"), "teacher_pooled": arrays.pop("pooled", None),
                 "teacher_attention": list(arrays.values())}
 
     def _map(self, number, array):
-        """The memory map of a file. UserError if it is no array of such a shape, or has values that are not finite."""
+        """The memory map of a file. UserError if it has no rows of such a shape."""
         path, count, classes = self.path(number, array), self.count, len(self.data.class_names)
         try:
             open_regular(path, LARGEST).close()  # a pipe would be waited for
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
-            is_shape = {"logits": values.shape == (count, classes), "pooled": values.shape[:-1] == (count,)}.get(
-                array, values.shape[:-2] == (count,))
-            if values.dtype != np.float16 or not is_shape:
-                raise ValueError(f"it has {values.dtype} {list(values.shape)}")
-            if not all(np.isfinite(values[k:k + 1024]).all() for k in range(0, count, 1024)):
-                raise ValueError("it has values that are no finite numbers")
+            records = np.load(path, mmap_mode="r", allow_pickle=False)
+            shape = records.dtype["values"].shape if records.dtype.names else ()
+            is_shape = {"logits": shape == (classes,), "pooled": len(shape) == 1}.get(array, len(shape) == 2)
+            if records.shape != (count,) or not is_shape or records.dtype != _rows(shape):
+                raise ValueError(f"it has {records.dtype} {list(records.shape)}")
         except Exception as error:  # of a damaged header NumPy raises what the parser of Python raises
-            raise UserError(f"the teacher's targets in {path} are damaged: {' '.join(str(error).split())}",
-                            "Give the same command again: they are made again.") from error
-        return values
+            raise self._damage(number, array, " ".join(str(error).split())) from error
+        return records
+
+    def _damage(self, number, array, reason):
+        path, whole = self.path(number, array), self._whole(number)
+        first = f"Delete {whole}, and give" if whole.exists() else "Give"  # it was not to be deleted
+        return UserError(f"the teacher's targets in {path} are damaged: {reason}",
+                         f"{first} the same command again: they are made again.")
 
 
 def kept(folder, teacher, data, options, needs):
