@@ -17,9 +17,12 @@ import sys
 import time
 from pathlib import Path
 
-from kd import errors, image_files, onnx_model
+from kd import errors
 from kd.errors import UserError
-from kd.files import csv_line, open_regular
+
+with errors.missing_packages():
+    from kd import image_files, onnx_model
+    from kd.files import csv_line, open_regular
 
 POLL = 0.5     # seconds between two looks into a watched folder; what does not change in between is written whole
 PATIENCE = 10  # seconds for which a file that cannot be read may still be half-written, since it last changed

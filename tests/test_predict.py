@@ -17,7 +17,7 @@ from PIL import Image
 
 import exported as parts
 import predict
-from kd import metrics, onnx_model
+from kd import errors, metrics, onnx_model
 from kd.edge import bundle
 from kd.errors import UserError
 from kd.files import read_csv, read_json, read_npz
@@ -291,10 +291,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def blocked(folder, *words):
-    """A script of `folder` run with nothing but the standard library and three packages."""
+def blocked(folder, *words, without=""):
+    """A script of `folder` run with nothing but the standard library and three packages, or two of them."""
+    code = BLOCKED.replace(f'"{without}"', '"nothing"') if without else BLOCKED
     return subprocess.run(
-        [sys.executable, "-I", "-c", BLOCKED, *map(str, words)], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-I", "-c", code, *map(str, words)], cwd=folder, capture_output=True, text=True
     )
 
 
@@ -567,3 +568,30 @@ def test_a_bundle_is_not_laid_over_other_files(exported, tmp_path):
             tmp_path / "new",
         )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("script", ["predict.py", "benchmark.py"])
+@pytest.mark.parametrize("package", ["numpy", "PIL", "onnxruntime"])
+def test_a_box_without_a_package_is_told_what_to_install(box, script, package):
+    done = blocked(box, script, "model.int8.onnx", "x.jpg", without=package)
+    name = package.replace("PIL", "pillow")
+    assert done.returncode == 2
+    assert done.stderr == (f"error: this needs the package {name}, which is not installed\n"
+                           "pip install numpy pillow onnxruntime\n")
+
+
+def test_a_checkpoint_is_not_measured_in_a_bundle(exported, box):
+    shutil.copy(exported[0] / "best.pt", box)
+    done = blocked(box, "benchmark.py", "best.pt")
+    assert done.returncode == 2 and "a bundle has nothing that runs one\nName an exported file" in done.stderr
+
+
+def test_the_way_out_of_a_missing_package_is_that_of_the_place(monkeypatch):
+    for module in ("onnxruntime", "executorch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for in_bundle, hints in ((True, [errors.BOX, "pip install executorch"]), (False, ['pip install -e ".[edge]"'] * 2)):
+        monkeypatch.setattr(errors, "IN_BUNDLE", in_bundle)
+        for module, hint in zip(("onnxruntime", "executorch"), hints):
+            with pytest.raises(UserError) as caught:
+                errors.need(module, "edge")
+            assert caught.value.hint == hint
