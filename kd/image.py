@@ -164,7 +164,8 @@ def _decoded(source, use, least=None):
                 raise ValueError(image_files.unread(file, tags)) from None
             pixels, pixel_bytes = image.width * image.height, PIXEL_BYTES.get(image.format, ANY_PIXEL_BYTES)
             if pixels * pixel_bytes > MEMORY:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+                raise ValueError(f"{image.width} x {image.height} pixels are too many, "
+                                 f"{_smaller(image.format, MEMORY // pixel_bytes)}")
             _check_cost(image, file)
             image.info[SEVERAL_FRAMES] = _has_several_frames(image, file)
             reader.begin_pixels(image)
@@ -180,6 +181,11 @@ def _decoded(source, use, least=None):
     except Exception as error:  # for broken files Pillow raises anything, from OSError to struct.error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     raise UserError(f"cannot read {source if is_path else 'the image'}: {' '.join(reason.split())}")
+
+
+def _smaller(form, pixels):
+    """What to do with an image of more pixels than are read of this format, as the end of a sentence."""
+    return f"of {form} up to {pixels / 1e6:g} megapixels are read: make it smaller"
 
 
 def _opened(reader, name):
@@ -251,7 +257,8 @@ def _check_cost(image, file):
     pixels = image.width * image.height
     decoder = image.tile[0][0] if image.tile else ""
     if pixels > SLOW_PIXELS.get(image.format, pixels) and decoder in ("bmp_rle", "jpeg2k", "ppm_plain"):
-        raise ValueError(f"{image.width} x {image.height} pixels are too many for a {image.format} of this kind")
+        raise ValueError(f"{image.width} x {image.height} pixels are too many for a {image.format} of this kind, "
+                         f"{_smaller(image.format, SLOW_PIXELS[image.format])}, or save it as PNG")
     if image.format in ("JPEG", "MPO"):
         scans = _scans(file)
         if scans * pixels > SCANS * MEMORY / ANY_PIXEL_BYTES:

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from kd import errors, image, metrics
+from kd import errors, image, image_files, metrics
 from kd.errors import UserError, listing
 from kd.files import JSON, open_regular, parse_json, read_bytes, read_npz
 
@@ -99,9 +99,10 @@ class Model:
         except UserError:
             raise
         except Exception as error:  # onnxruntime has an exception class for each kind of failure
-            is_newer = any(part in str(error).lower() for part in ("opset", "ir version"))
+            needs_newer = any(part in str(error).lower() for part in ("opset", "ir version"))
             raise UserError(f"cannot load {path}: {_one_line(error)}",
-                            "Update onnxruntime, which is older than this file." if is_newer else HINT) from None
+                            "Update onnxruntime, which is older than this file." if needs_newer else _way_to_a_model(path)
+                            ) from None
         self.path, self.metadata = path, _metadata(path, self.session)
         if _may_saturate(self.metadata) and saturates():
             self.session = session(str(path), threads, exact=True)
@@ -140,7 +141,8 @@ class Model:
         {"label": the most probable class, or None if the model abstains; "confidence": its calibrated probability;
         "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
         calibrated probability}; "problem": None, or how values of more than 8 bits do not fit the range of the
-        training images, "beyond" its ends or "narrow" (nearly one grey), and with it "values": [least, largest];
+        training images, "beyond" its ends or "narrow" (nearly one grey), and with it "values": [least, largest]
+        ("unreadable" and "deep" are those of predict_all(), for which predict() raises UserError);
         "caution": why little may be made of this answer, or ""}. explain() says what these mean for this model.
         """
         return next(self._answers([self._prepare(source, bgr)]))
@@ -317,8 +319,14 @@ def _readable(source):
         if source.ndim == 3 and source.shape[2] == 1:
             source = source[..., 0]
         is_deep = source.dtype in (np.uint16, np.float32) and source.ndim == 2
-        if not source.size or not is_deep and (source.dtype != np.uint8 or source.shape[2:] != (4,)):
-            return source  # as kd.image takes it, or refuses it
+        is_usual = source.dtype == np.uint8 and source.ndim in (2, 3) and source.shape[2:] in ((), (3,), (4,))
+        if not source.size or not is_deep and not is_usual:
+            raise UserError(
+                "an array is an image if it is uint8 [H, W], [H, W, 3] or [H, W, 4], or uint16 or float32 [H, W], not "
+                f"{source.dtype} {list(source.shape)}",
+                "Of one image, values from 0 to 1 become uint8 so: (255 * array).round().astype(numpy.uint8)")
+        if not is_deep and source.shape[2:] != (4,):
+            return source
         source = Image.fromarray(source)
     elif isinstance(source, (str, os.PathLike, bytes)) or hasattr(source, "read"):
         return source
@@ -499,6 +507,8 @@ def _check_sums(path, required):
             raise ValueError(f"{path} does not list {listing(sorted(strangers))}")
     except UserError as error:
         raise UserError(error.message, error.hint or COPY) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged", COPY) from None
     except ValueError as error:
         raise UserError(str(error), COPY) from None
     return len(listed)
@@ -518,6 +528,25 @@ def encode(content):
     return {key: value if key == "format" else json.dumps(value, allow_nan=False) for key, value in content.items()}
 
 
+def is_newer(text, known):
+    """Whether a text is a format like the known one, `name/number`, with a larger number."""
+    name, _, number = known.rpartition("/")
+    found = isinstance(text, str) and re.fullmatch(re.escape(name) + r"/(\d{1,9})", text, re.ASCII)
+    return bool(found) and int(found[1]) > int(number)
+
+
+NEWER = "Take predict.py and kd/ of the bundle that it came with, or of the version that wrote it."
+
+
+def _way_to_a_model(path):
+    """What to do with a file that cannot be loaded as a model."""
+    if path.suffix in (".pt", ".pth"):
+        return "A checkpoint is exported first, where it was trained: python export.py RUN"
+    if image_files.is_image(path):
+        return "The model comes first, then the images: predict.py MODEL IMAGE"
+    return HINT if path.suffix == ".onnx" else "Name a model that export.py wrote: its name ends in .onnx or .pte."
+
+
 def _one_line(error):
     return " ".join(str(error).split())[:200]
 
@@ -528,6 +557,8 @@ def _metadata(path, session):
         texts = session.get_modelmeta().custom_metadata_map
     except (ValueError, RecursionError):  # no UTF-8; NaN in the JSON file of a program
         raise UserError(f"the metadata of {path} cannot be read", HINT) from None
+    if is_newer(texts.get("format"), FORMAT):
+        raise UserError(f"a newer version of this project wrote {path}", NEWER)
     if texts.get("format") != FORMAT:
         raise UserError(f"{path} is no model that export.py wrote: it does not say what its input and classes are",
                         "Any checkpoint of this project can be exported: python export.py RUN")

@@ -262,6 +262,30 @@ def test_a_broken_or_foreign_model_is_one_line(exported, model, tmp_path):
         assert "\n" not in error.value.message, name
 
 
+def test_a_model_of_a_newer_version_says_where_its_program_is(exported, model, tmp_path):
+    image = str(next((exported[1] / "red").iterdir()))
+    for number, words in ((2, "a newer version of this project wrote"), (10, "newer"), (0, "is no model that")):
+        changed(model, tmp_path / "m.onnx", format=f"medmnist-edgeai/onnx/{number}")
+        with pytest.raises(UserError, match=words) as caught:
+            predict.main([str(tmp_path / "m.onnx"), image])
+        assert ("Take predict.py and kd/ of the bundle" in caught.value.hint) == (number > 1)
+    assert not onnx_model.is_newer(None, onnx_model.FORMAT) and not onnx_model.is_newer(2, onnx_model.FORMAT)
+    assert not onnx_model.is_newer("medmnist-edgeai/executorch/2", onnx_model.FORMAT)
+
+
+def test_what_is_no_model_is_told_what_comes_first(exported, model, tmp_path):
+    image = next((exported[1] / "red").glob("*.jpg"))
+    (tmp_path / "notes.txt").write_text("words")
+    shutil.copy(model, tmp_path / "cut.onnx")
+    (tmp_path / "cut.onnx").write_bytes(model.read_bytes()[:1000])
+    for path, way in ((image, "The model comes first, then the images: predict.py MODEL IMAGE"),
+                      (exported[0] / "best.pt", "python export.py RUN"), (tmp_path / "notes.txt", "Name a model that"),
+                      (tmp_path / "cut.onnx", "Bring a complete copy")):
+        with pytest.raises(UserError, match="cannot load") as caught:
+            predict.main([str(path), str(model)])
+        assert way in caught.value.hint
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
@@ -454,8 +478,8 @@ def test_every_file_of_a_bundle_is_checked_and_no_program_may_be_added(box):
     digest = hashlib.sha256(b"").hexdigest()
     for content, words in (("", "is not listed"), ("words\n", "is damaged"), (f"{digest}  ../x\n", "elsewhere"),
                            (f"{digest}  /x\n", "elsewhere"), (sums + f"{digest}  absent\n", "no such file"),
-                           (sums + sums, "is damaged"), (sums.replace("predict.py", "."), "a folder")):
-        (box / "SHA256SUMS").write_text(content)
+                           (sums + sums, "is damaged"), (b"\xff" + sums.encode(), "SHA256SUMS is damaged"), (sums.replace("predict.py", "."), "a folder")):
+        (box / "SHA256SUMS").write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(UserError, match=words):
             checked(box)
     (box / "SHA256SUMS").unlink()

@@ -142,6 +142,16 @@ def test_what_is_no_image_is_one_line_and_in_a_batch_an_answer_without_label(mod
     assert answers[1]["label"] is answers[1]["confidence"] is None
 
 
+def test_an_array_of_another_type_is_told_what_is_taken_and_how_to_get_there(model, picture):
+    with pytest.raises(UserError, match=r"uint16 or float32 \[H, W\], not float64 \[44, 36, 3\]") as caught:
+        model.predict(np.zeros((44, 36, 3)))
+    share = picture / 255
+    assert near(model.predict(eval(caught.value.hint.split("so: ")[1], {"array": share, "numpy": np})),
+                model.predict(picture))
+    text = " ".join(Model.predict.__doc__.split())
+    assert '"unreadable"' in text and '"deep"' in text
+
+
 def test_a_picture_whose_file_is_cut_short_is_one_line(model, picture):
     data = io.BytesIO()
     Image.fromarray(picture.repeat(9, 0)).save(data, "JPEG")
