@@ -291,7 +291,7 @@ def print_table(rows, model):
 def print_csv(rows, model):
     """Print the rows of answers() as CSV, with a column p_CLASS for each class."""
     probabilities = [f"p_{name}" for name in model.class_names]
-    columns = ["file", "label", "confidence", "most_probable", "called", *probabilities, "error", "caution"]
+    columns = ["file", "label", "confidence", "most_probable", "called", "abstains", *probabilities, "error", "caution"]
     print(csv_line(columns), end="", flush=True)
     for row in rows:
         row = {**row, "called": " ".join(row["called"]), **{f"p_{name}": p for name, p in row["probabilities"].items()}}

@@ -100,9 +100,8 @@ class Model:
             raise
         except Exception as error:  # onnxruntime has an exception class for each kind of failure
             needs_newer = any(part in str(error).lower() for part in ("opset", "ir version"))
-            raise UserError(f"cannot load {path}: {_one_line(error)}",
-                            "Update onnxruntime, which is older than this file." if needs_newer else _way_to_a_model(path)
-                            ) from None
+            hint = "Update onnxruntime, which is older than this file." if needs_newer else _way_to_a_model(path)
+            raise UserError(f"cannot load {path}: {_one_line(error)}", hint) from None
         self.path, self.metadata = path, _metadata(path, self.session)
         if _may_saturate(self.metadata) and saturates():
             self.session = session(str(path), threads, exact=True)
@@ -139,11 +138,12 @@ class Model:
         BGR or BGRA, as OpenCV has them. The size does not matter; what is not square loses its longer ends.
 
         {"label": the most probable class, or None if the model abstains; "confidence": its calibrated probability;
-        "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
-        calibrated probability}; "problem": None, or how values of more than 8 bits do not fit the range of the
-        training images, "beyond" its ends or "narrow" (nearly one grey), and with it "values": [least, largest]
-        ("unreadable" and "deep" are those of predict_all(), for which predict() raises UserError);
-        "caution": why little may be made of this answer, or ""}. explain() says what these mean for this model.
+        "most_probable": the class; "called": the classes above their sensitivity threshold; "abstains": whether the
+        model gives no label; "probabilities": {class: calibrated probability}; "problem": None, or what is odd about
+        the image; "caution": why little may be made of this answer, or ""}. explain() says what these mean for this
+        model. Problems are "beyond" and "narrow": values of more than 8 bits go beyond the range of the training
+        images, or are nearly one grey in it, with "values": [least, largest]; of predict_all() alone, as predict()
+        raises UserError for them, "unreadable" and "deep".
         """
         return next(self._answers([self._prepare(source, bgr)]))
 
@@ -223,14 +223,14 @@ class Model:
         decided = zip(*columns)
         for square, further in prepared:
             if square is None:
-                yield {"label": None, "confidence": None, "most_probable": None, "called": [], "probabilities": {},
-                       **further}
+                yield {"label": None, "confidence": None, "most_probable": None, "called": [], "abstains": None,
+                       "probabilities": {}, **further}
                 continue
             label, p, called, abstains = next(decided)
             label, probabilities = str(label), dict(zip(self.class_names, map(float, p)))
             yield {"label": None if abstains else label, "confidence": probabilities[label], "most_probable": label,
                    "called": [name for name, above in zip(self.class_names, called) if above],
-                   "probabilities": probabilities, **further}
+                   "abstains": bool(abstains), "probabilities": probabilities, **further}
 
     # ---- the steps of it
 

@@ -88,6 +88,7 @@ def test_thresholds_are_of_raw_probabilities_and_abstention_leaves_the_label_out
     _, rows = answered(capsys, file, *(root / name for name in predictions["ids"]))
     clear = np.abs(raw.max(1) - keep) > 1e-4
     assert [row["label"] is None for row, c in zip(rows, clear) if c] == (raw.max(1) < keep)[clear].tolist()
+    assert [row["abstains"] for row in rows] == [row["label"] is None for row in rows]
     clear = np.abs(raw[:, 1] - bar) > 1e-4
     assert [row["called"] == ["green"] for row, c in zip(rows, clear) if c] == (raw[:, 1] >= bar)[clear].tolist()
 
@@ -100,6 +101,7 @@ def test_the_three_formats_say_the_same(exported, model, capsys):
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [float(line["p_red"]) for line in table] == [row["probabilities"]["red"] for row in rows]
     assert [line["label"] or None for line in table] == [row["label"] for row in rows]
+    assert [line["abstains"] for line in table] == [str(row["abstains"]) for row in rows]
     predict.main([str(model), *files])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == [row["label"] or "abstains" for row in rows]
@@ -478,7 +480,9 @@ def test_every_file_of_a_bundle_is_checked_and_no_program_may_be_added(box):
     digest = hashlib.sha256(b"").hexdigest()
     for content, words in (("", "is not listed"), ("words\n", "is damaged"), (f"{digest}  ../x\n", "elsewhere"),
                            (f"{digest}  /x\n", "elsewhere"), (sums + f"{digest}  absent\n", "no such file"),
-                           (sums + sums, "is damaged"), (b"\xff" + sums.encode(), "SHA256SUMS is damaged"), (sums.replace("predict.py", "."), "a folder")):
+                           (sums + sums, "is damaged"),
+                           (b"\xff" + sums.encode(), "SHA256SUMS is damaged"),
+                           (sums.replace("predict.py", "."), "a folder")):
         (box / "SHA256SUMS").write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(UserError, match=words):
             checked(box)
@@ -619,3 +623,33 @@ def test_the_way_out_of_a_missing_package_is_that_of_the_place(monkeypatch):
             with pytest.raises(UserError) as caught:
                 errors.need(module, "edge")
             assert caught.value.hint == hint
+
+
+def test_an_abstention_in_the_csv_is_no_unreadable_file_and_its_columns_give_the_thresholds(exported, model, tmp_path,
+                                                                                           capsys):
+    """As RUN.md says: the columns to the power of the temperature are the probabilities of the thresholds."""
+    never = changed(model, tmp_path / "m.onnx", temperature=1.7, operating_points=[
+        {"name": "abstain", "kind": "abstention", "class": "", "threshold": 1.0, "promised": 0.05}])
+    (tmp_path / "bad.png").touch()
+    image = next((exported[1] / "red").iterdir())
+    predict.main([str(never), str(image), str(tmp_path / "bad.png"), "--format", "csv"])
+    good, bad = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (good["label"], good["abstains"], good["error"]) == ("", "True", "")
+    assert bad["label"] == bad["abstains"] == "" and bad["error"]
+    text = (exported[0].parent / "bundle" / "RUN.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in good if not name.startswith("p_")) and "`p_CLASS`" in text
+    opened = onnx_model.Model(never)
+    raw = opened.probabilities(opened.logits(opened.pixels(image)[None]))[0][0]
+    powers = np.array([float(good[f"p_{name}"]) for name in opened.class_names]) ** opened.temperature
+    np.testing.assert_allclose(powers / powers.sum(), raw, atol=1e-6)
+
+
+@pytest.mark.parametrize("names, status", [(["good"], 0), (["good", "bad"], 0), (["bad"], 2), ([], 2)])
+def test_the_exit_status_is_as_run_md_says(exported, model, tmp_path, names, status):
+    for name in names:
+        if name == "good":
+            shutil.copy(next((exported[1] / "red").iterdir()), tmp_path)
+        else:
+            (tmp_path / "bad.png").touch()
+    done = subprocess.run([sys.executable, ROOT / "predict.py", model, tmp_path], capture_output=True)
+    assert done.returncode == status

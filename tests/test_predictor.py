@@ -26,7 +26,7 @@ from kd.run_folder import Run
 from test_predict import blocked, changed
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = ["label", "confidence", "most_probable", "called", "probabilities", "problem", "caution"]
+KEYS = ["label", "confidence", "most_probable", "called", "abstains", "probabilities", "problem", "caution"]
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +137,9 @@ def test_what_is_no_image_is_one_line_and_in_a_batch_an_answer_without_label(mod
         model.predict(wrong)
     assert "\n" not in caught.value.message
     answers = list(model.predict_all([picture, wrong, picture]))
-    assert near(answers[0], answers[2]) and list(answers[1]) == [*KEYS[:5], "error", *KEYS[5:]]
+    assert near(answers[0], answers[2]) and list(answers[1]) == [*KEYS[:6], "error", *KEYS[6:]]
     assert re.search(words, answers[1]["error"]) and answers[1]["problem"] == "unreadable"
-    assert answers[1]["label"] is answers[1]["confidence"] is None
+    assert answers[1]["abstains"] is answers[1]["label"] is answers[1]["confidence"] is None
 
 
 def test_an_array_of_another_type_is_told_what_is_taken_and_how_to_get_there(model, picture):
