@@ -67,10 +67,11 @@ IN_8_BITS = "Save them in 8 bits, with the scale of the images that the model wa
 
 
 class Problems:
-    """What was odd in the rows so far: files that cannot be read, and values that do not fit the model's range."""
+    """What was odd in the rows so far: files without an answer, few pixels, values that do not fit the range."""
 
     def __init__(self):
-        self.count, self.of = 0, {"unreadable": [], "deep": [], "beyond": [], "narrow": []}  # of rows; rows by problem
+        self.count = 0  # of rows
+        self.of = {"unreadable": [], "deep": [], "beyond": [], "narrow": [], "small": []}  # rows by problem
 
     def noted(self, rows):
         """Yield the rows of answers() or watch(), and take note of them."""
@@ -107,6 +108,10 @@ class Problems:
                     f"of the images that the model was trained on: they go from {min(lows):,.6g} to {max(highs):,.6g} "
                     f"({listed(kind)}). If they are of another scale, their answers are worth nothing: save them with "
                     "that of the training images.")
+        if self.of["small"]:
+            lines.append(f"{some('small', 'is', 'are')} less than half as large as the {model.size} px that the model "
+                         f"takes: {listed('small')}. Where the training images are larger, such "
+                         "answers say little.")
         return lines
 
 

@@ -441,20 +441,21 @@ def square(source, side, range=None, interpolation=INTERPOLATION):
 
 
 def examine(source, side, range=None, interpolation=INTERPOLATION):
-    """(pixels, extremes, whether it has several frames) of an image file: as square() and extremes() give them.
+    """(pixels, extremes, whether it has several frames, short) of an image: as square() and extremes() give them.
 
-    extremes is None for an image of 8 bits; without a range, pixels is None for a deep one. source, interpolation: as
-    for square(). UserError if it cannot be used.
+    extremes is None for an image of 8 bits; without a range, pixels is None for a deep one. short: px of the short side
+    as decoded, a fraction of the true one only in a large JPEG. source, interpolation: as for square(). UserError if it
+    cannot be used.
     """
     gap = _gap(interpolation)
 
     def use(image):
         values = extremes(image) if is_deep(image) else None
         pixels = None if values and range is None else _square(image, side, range, gap)
-        return pixels, values, image.info[SEVERAL_FRAMES]
+        return pixels, values, image.info[SEVERAL_FRAMES], min(image.size)
 
     if isinstance(source, np.ndarray):
-        return square(source, side, range, interpolation), None, False
+        return square(source, side, range, interpolation), None, False, min(source.shape[:2])
     return _decoded(source, use, gap * side)
 
 

@@ -142,7 +142,8 @@ class Model:
         model gives no label; "probabilities": {class: calibrated probability}; "problem": None, or what is odd about
         the image; "caution": why little may be made of this answer, or ""}. explain() says what these mean for this
         model. Problems are "beyond" and "narrow": values of more than 8 bits go beyond the range of the training
-        images, or are nearly one grey in it, with "values": [least, largest]; of predict_all() alone, as predict()
+        images, or are nearly one grey in it, with "values": [least, largest]; "small": the short side is less than half
+        of the network's input; of predict_all() alone, as predict()
         raises UserError for them, "unreadable" and "deep".
         """
         return next(self._answers([self._prepare(source, bgr)]))
@@ -197,11 +198,15 @@ class Model:
 
     def _prepare(self, source, bgr):
         """(pixels uint8 [S, S, 3], {"problem", "caution"}) of what predict() takes."""
-        square, misfit = self.examined(_readable(source))
+        square, misfit, short = self.examined(_readable(source))
         if bgr and isinstance(source, np.ndarray):
             square = square[..., ::-1]  # here, where the pixels are few: the steps before treat colours alike
-        if not misfit:
+        if not misfit and 2 * short >= self.size:
             return square, {"problem": None, "caution": self.caution}
+        if not misfit:
+            text = (f"its short side of {short} px is less than half of the {self.size} px that the network takes: "
+                    "where the training images are larger, its answer says little")
+            return square, {"problem": "small", "caution": "; ".join(filter(None, (self.caution, text)))}
         kind, least, largest = misfit
         words = "go beyond" if kind == "beyond" else "lie in a 16th of"
         text = (f"its values, from {least:,.6g} to {largest:,.6g}, {words} {self.range[0]:,.6g}..{self.range[1]:,.6g}, "
@@ -239,16 +244,17 @@ class Model:
         return image.evaluation_pixels(source, self.metadata["input"])
 
     def examined(self, source):
-        """(pixels, misfit) of an image: those of pixels(), and how its deep values do not fit the model's range.
+        """(pixels, misfit, short) of an image: those of pixels(), and how its deep values do not fit the model's range.
 
-        misfit: ("beyond" or "narrow", least value, largest value) as kd.image.misfit() judges them, or None.
+        misfit: ("beyond" or "narrow", least value, largest value) as kd.image.misfit() judges them, or None. short: px
+        of the short side, as image.examine() has it.
         """
-        if self.range is None:
-            return self.pixels(source), None
         recorded = self.metadata["input"]
-        square, extremes, _ = image.examine(source, recorded["resize"], self.range, recorded["interpolation"])
+        square, extremes, _, short = image.examine(source, recorded["resize"], self.range, recorded["interpolation"])
+        if square is None:
+            return self.pixels(source), None, short  # which raises what a model of 8 bits says of more
         how = image.misfit(extremes, self.range) if extremes else ""
-        return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None
+        return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None, short
 
     def logits(self, images):
         """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if these are others, or one is not finite."""
