@@ -51,8 +51,10 @@ def main(argv=None):
         bundle.write(run, best, source.pixels("val", bundle.CHECKED), options.bundle)
         print(f"written: {options.bundle}: copy this folder; RUN.md in it says what to do there")
         if "executorch" in options.formats:
-            print(f"note: a bundle runs without torch, and so has no .pte: copy model.pte and model.json of {folder}, "
-                  "or both of model.int8, beside a clone with the extra executorch")
+            programs = [checked_export.FILES[name] for name in ("executorch", "executorch_int8")
+                        if name in parity["formats"]]
+            print(f"note: a bundle runs without torch, and so has no {' or '.join(programs)}: copy it from {folder}, "
+                  "with the .json beside it, to a machine that has this project with the extra executorch")
     if argv is None:
         print("next: " + command("predict.py", best, "IMAGE"))
     return folder
@@ -67,8 +69,8 @@ def for_site(run, options):
              if name in options.formats]
     exported = next((file for file in files if file.is_file()), None)
     if exported is None:
-        raise UserError(f"{run.folder} has no exported file to recalibrate: none in ONNX, and programs of ExecuTorch "
-                        "keep the run's own settings",
+        names = " or ".join(file.name for file in files)
+        raise UserError(f"{run.folder} has no {names} to recalibrate; ExecuTorch programs keep the run's own settings",
                         f"First: {command('export.py', run.folder)}")
     run.require("samples")
     images = run.samples["images"]

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from kd import errors, image_files, onnx_model
 from kd.errors import UserError
-from kd.files import csv_line
+from kd.files import csv_line, open_regular
 
 POLL = 0.5     # seconds between two looks into a watched folder; what does not change in between is written whole
 PATIENCE = 10  # seconds for which a file that cannot be read may still be half-written, since it last changed
+TAIL = 4096    # bytes at the end of a file that are zeros where it has its full size before it has its content
 
 
 def main(argv=None):
@@ -48,10 +49,15 @@ def main(argv=None):
         if not options.watch:  # nothing else ends a watch
             raise
     for line in problems.lines(model):
-        print(f"note: {line}", file=sys.stderr)
+        note(line)
     if files and problems.unreadable == problems.count:
         raise UserError("not one image could be read", IN_8_BITS * (len(problems.of["deep"]) == problems.count))
     return problems.unreadable
+
+
+def note(text):
+    """Print a line to the standard error, with the control characters in the names of files as escapes."""
+    print(f"note: {errors.printable(text)}".replace("\n", "\\n"), file=sys.stderr)
 
 
 IN_8_BITS = "Save them in 8 bits, with the scale of the images that the model was trained on."
@@ -143,7 +149,7 @@ def find(paths):
                         + (f": {image_files.left_out(others)}" if others else ""),
                         f"Images end in {' '.join(sorted(image_files.SUFFIXES))}.")
     if others:
-        print(f"note: {image_files.left_out(others)}", file=sys.stderr)
+        note(image_files.left_out(others))
     return files
 
 
@@ -159,50 +165,95 @@ def answers(model, files, batch):
 def watch(model, folder, batch, there):
     """Yield rows as answers() for the images that are written into a folder, each once it is complete, for ever.
 
-    there: {path: state} of the files that are not new. A file is complete when its state is the same in two looks and
-    it can be read, or after PATIENCE seconds. UserError when the folder is gone.
+    there: {path: state} of the files that are not new. A file is complete when its state is the same in two looks, it
+    can be read and does not end in zeros, or after PATIENCE seconds. What is no image is noted, once of each kind.
+    UserError when the folder is gone.
     """
-    since, unlisted = {}, set()  # of files that are not answered: {path: (state, when it was first seen so)}
+    since, noted = {}, set()  # since: of files that are not answered, {path: (state, when it was first seen so)}
     pause = POLL
     while True:
         time.sleep(pause)
         now = time.monotonic()
-        files = scan(folder, unlisted)
+        files = scan(folder, there, noted)
         pause = max(POLL, 9 * (time.monotonic() - now))  # so that looking at many files takes a tenth of a core at most
         there = {path: known for path, known in there.items() if path in files}
         since = {path: since[path] if path in since and since[path][0] == found else (found, now)
                  for path, found in files.items() if there.get(path) != found}
-        steady = [path for path, (_, first) in since.items() if first < now]
-        images = [path for path in steady if image_files.is_image(path)]
-        there.update((path, files[path]) for path in steady if path not in images)
+        images = []
+        for path, (_, first) in since.items():
+            is_old = now - first >= PATIENCE
+            if first < now and image_files.is_image(path):
+                images += [path] * (is_old or not ends_in_zeros(path))
+            elif is_old:
+                there[path], kind = files[path], image_files.other(path)
+                if kind not in noted:
+                    noted.add(kind)
+                    note(f"{path} is not read as an image, and no further file of its kind is: {kind}")
         for path, answer in zip(images, model.predict_all(images, batch)):
-            is_waited_for = "error" in answer and now - since[path][1] < PATIENCE
-            if not is_waited_for and state(path) == files[path]:  # else it was written while it was read
+            found, has_error = state(path), "error" in answer
+            if found is None and has_error:
+                note(f"{path} was gone before it was read")
+            elif found in (files[path], None) and not (has_error and now - since[path][1] < PATIENCE):
                 there[path] = files[path]
-                yield {"file": str(path), **answer}
+                yield {"file": str(path), **answer}  # else it was written while it was read, or may be half-written
 
 
-def scan(folder, unlisted=None):
+def scan(folder, there=(), noted=None):
     """{path: state} of the files in and below a folder but hidden ones; links to folders are not followed.
 
-    unlisted: a set of the folders below it that could not be listed so far; further ones are noted, and added to it.
-    UserError where the folder itself cannot be listed.
+    there: {path: state} of files that keep their state where they cannot be seen now, as on a network that fails for a
+    moment. noted: a set of what could not be seen so far; what else cannot be is noted, and added to it. UserError
+    where the folder itself cannot be listed.
     """
+    def leave_out(place, what, reason):
+        if noted is not None and (place, reason) not in noted:
+            noted.add((place, reason))
+            note(f"{what} not seen: {reason}")
+
     def cannot_list(error):
         reason = (error.strerror or str(error)).lower()
         if Path(error.filename) == Path(folder):
             raise UserError(f"cannot watch {folder}: {reason}", "Make that folder, or name another with --watch, and "
                             "give the same command again.") from None
-        if unlisted is not None and error.filename not in unlisted and os.path.exists(error.filename):
-            unlisted.add(error.filename)
-            print(f"note: images in {error.filename} are not seen: {reason}", file=sys.stderr)
+        if os.path.exists(error.filename):
+            found.update((path, there[path]) for path in there if Path(error.filename) in path.parents)
+            leave_out(error.filename, f"images in {error.filename} are", reason)
 
     found = {}
     for top, folders, names in os.walk(folder, onerror=cannot_list):
         folders[:] = [name for name in folders if not image_files.is_hidden(name)]
-        found.update((path, state(path)) for path in (Path(top, name) for name in names
-                                                      if not image_files.is_hidden(name)))
-    return {path: known for path, known in found.items() if known}
+        for path in (os.path.join(top, name) for name in folders):
+            if os.path.islink(path):
+                leave_out(path, f"images in {path} are", "it is a link to a folder")
+        for path in (Path(top, name) for name in names if not image_files.is_hidden(name)):
+            known = state(path)
+            if known:
+                found[path] = known
+            elif reason := unseen(path):
+                if path in there:
+                    found[path] = there[path]
+                leave_out(top, f"{path}, and what is like it in its folder, is", reason)
+    return found
+
+
+def unseen(path):
+    """Why a file that is listed has no state; "" where it is gone by now."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) or os.path.islink(path):
+            return (error.strerror or str(error)).lower()
+    return ""
+
+
+def ends_in_zeros(path):
+    """Whether the last TAIL bytes of a file are zeros, as where a program takes the room for a file and then writes."""
+    try:
+        with open_regular(path, sys.maxsize) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+            return not file.read(TAIL).strip(b"\0")
+    except (UserError, OSError):  # which the reader of images says
+        return False
 
 
 def state(path):

@@ -3,26 +3,28 @@
     python study.py configs/quickstart.yaml
     python study.py configs/quickstart.yaml --dry-run      the commands, for a job array or any scheduler
     python study.py configs/quickstart.yaml --jobs 4       four at once on this machine
+    python study.py configs/quickstart.yaml --jobs 4 --executor ray      on a Ray cluster
+    python study.py PLAN.yaml --jobs 40 --executor slurm --slurm partition=gpu gpus_per_node=1 timeout_min=120
     python study.py PLAN.yaml --choose tiny_kd             the choice among the tries of a sweep, as a step of its own
 
 What is done already is left as it is. A study that was stopped, killed or changed goes on with the same command.
 """
 
+import argparse
 import contextlib
 import importlib
 import os
-import sys
 import time
-import traceback
 from pathlib import Path
 
 import registry
 from kd import errors, plugins, runs, sweeps, text
 from kd.errors import UserError
 from kd.files import check_writable, lock
-from kd.study import stages, sweep, workers
+from kd.study import executors, schedule, stages, sweep
 from kd.study.ledger import Ledger
 from kd.study.plan import SECTIONS, read_plan
+from kd.study.step import Step
 
 HERE = Path(__file__).resolve().parent
 PARALLEL = ("train", "export")  # stages of many tasks; each of the others is one task with all threads
@@ -40,8 +42,28 @@ def parser():
                        "this model, on validation; the command that --dry-run prints between tries and trainings")
     # 1: a training uses all threads of the processor, and a GPU's memory may not hold two
     result.add_argument("--jobs", type=errors.threads, default=1, metavar="N",
-                        help="trainings and exports at once; they share the processor's threads, and write to logs/")
+                        help="trainings and exports at once; they share the processor's threads, have a GPU "
+                             "each where there are any, and write to logs/")
+    # 1: two trainings on a GPU take turns, and its memory may not hold both
+    result.add_argument("--per-device", type=errors.threads, default=1, metavar="K", help="trainings at once on a GPU")
+    result.add_argument("--executor", choices=("local", "slurm", "ray"), default="local",  # it needs nothing installed
+                        help="what runs the steps: processes of this machine, jobs of Slurm (extra slurm), or a Ray "
+                             "cluster (extra ray), the one at RAY_ADDRESS or one of this machine")
+    result.add_argument("--slurm", type=assignment, nargs="+", default=[], metavar="KEY=VALUE",
+                        help="options of each job, as submitit has them: partition, timeout_min (60 if not given), "
+                             "mem_gb, cpus_per_task, gpus_per_node, account, qos, ...")
     return result
+
+
+def assignment(text):
+    """An argparse type: (key, value) of KEY=VALUE; a value that looks like a number is one."""
+    key, _, value = text.partition("=")
+    if not key.isidentifier() or not value:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not KEY=VALUE")
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return key, number(value)
+    return key, value
 
 
 def main(argv=None):
@@ -57,6 +79,7 @@ def main(argv=None):
         print("\n".join(missing_commands(plan, Ledger(plan.folder))))
         return plan.folder
     check_writable(plan.folder)
+    executor = make_executor(options, plan)
     count, failed, seconds = 0, {}, {}  # tasks that were run, their errors by name, the time of each stage
     with lock(plan.folder / ".study.lock", what=f"the study {plan.folder}"):
         ledger = Ledger(plan.folder)
@@ -64,7 +87,7 @@ def main(argv=None):
         for stage in stages.STAGES:
             start = time.monotonic()
             tasks = missing(stages.tasks(plan, stage, finished(plan)), ledger)
-            failed.update(carry_out(tasks, stage, plan, ledger, options.jobs))
+            failed.update(carry_out(tasks, stage, plan, ledger, executor, options, parsers))
             if tasks:
                 count += len(tasks)
                 seconds[stage] = time.monotonic() - start
@@ -82,6 +105,19 @@ def main(argv=None):
         raise UserError(f"{len(failed)} of {count} steps failed",
                         "The same command tries them again, and leaves what is done.")
     return plan.folder
+
+
+def make_executor(options, plan):
+    """What carries out the steps (kd/study/executors.py). UserError for options of another one."""
+    if options.slurm and options.executor != "slurm":
+        raise UserError(f"--slurm has no meaning with --executor {options.executor}",
+                        "Leave it out, or give --executor slurm.")
+    if options.executor == "slurm":
+        if options.per_device > 1:
+            raise UserError("--per-device has no meaning with --executor slurm", "Leave it out: Slurm gives each job "
+                            "its devices, for instance with --slurm gpus_per_node=1")
+        return executors.Slurm(plan.folder / "logs", dict(options.slurm))
+    return executors.Ray(options.per_device) if options.executor == "ray" else executors.Local()
 
 
 def script_parsers():
@@ -149,17 +185,38 @@ def missing(tasks, ledger):
     return found
 
 
-def carry_out(tasks, stage, plan, ledger, jobs):
+def carry_out(tasks, stage, plan, ledger, executor, options, parsers):
     """Run the tasks of one stage. Returns {name: error as text} of those that failed."""
-    failed, inputs, count = {}, {}, jobs if stage in PARALLEL else 1
+    if not tasks:
+        return {}
+    failed, inputs, count = {}, {}, options.jobs if stage in PARALLEL else 1
+    for task in tasks:
+        task.gpu = takes_gpu(task, parsers)
+    on_gpu = sum(task.gpu for task in tasks)
+    devices = executor.devices(options.per_device) if on_gpu else None
+    if devices and min(count, on_gpu) > len(devices):
+        print(f"\nnote: {len(devices)} at once, not {min(count, on_gpu)}: --per-device is {options.per_device}, and"
+              f" the devices are {errors.listing(dict.fromkeys(devices))}", flush=True)
+    threads = executor.threads(count)
 
     def position(task):
         return f"[{stage} {tasks.index(task) + 1}/{len(tasks)}]" if len(tasks) > 1 else f"[{stage}]"
 
-    def begin(task):
+    def begin(task, device):
         inputs[task.name] = ledger.inputs(task)
-        task.log = plan.folder / "logs" / f"{log_name(task)}.log" if count > 1 else None
-        print(f"\n{position(task)} {command(task)}" + (f"\n  output: {task.log}" if task.log else ""), flush=True)
+        environment = {"OMP_NUM_THREADS": str(threads)} if threads else {}  # read when NumPy and torch are imported
+        environment |= {"CUDA_VISIBLE_DEVICES": device} if device is not None else {}
+        log = None if executor.terminal and count == 1 else plan.folder / "logs" / f"{log_name(task)}.log"
+        if log:
+            log.parent.mkdir(exist_ok=True)
+            log.unlink(missing_ok=True)
+        print(f"\n{position(task)} {command(task)}" + (f"\n  output: {log}" if log else "")
+              + (f"\n  device: {device}" if device is not None else ""), flush=True)
+        return Step([str(HERE / f"{task.script}.py"), *task.arguments], os.getcwd(), environment, log and str(log),
+                    task.gpu)
+
+    def again(task, error, number):
+        print(f"\n{position(task)} {task.name}: {error}; it starts again ({number} of {schedule.RESTARTS})", flush=True)
 
     def end(task, error, seconds):
         if error:
@@ -168,49 +225,29 @@ def carry_out(tasks, stage, plan, ledger, jobs):
             print(f"\n{position(task)} {task.name} failed: {failed[task.name]}", flush=True)
         else:
             ledger.record(task, inputs[task.name], seconds)
-            if count > 1:
+            if count > 1 or not executor.terminal:
                 print(f"\n{position(task)} {task.name} done in {text.format_duration(seconds)}", flush=True)
 
-    threads = max(1, cores() // count) if count > 1 else None
-    workers.run(tasks, work, count=count, threads=threads, begin=begin, end=end)
+    schedule.run(tasks, executor, count=count, devices=devices, begin=begin, again=again, end=end,
+                 progress=last_epoch)
     return failed
+
+
+def takes_gpu(task, parsers):
+    """Whether a Task computes on a GPU where there is one: its script has --device, and it is not cpu."""
+    parser = parsers.get(task.script)
+    return bool(parser) and vars(parser.parse_args(task.arguments)).get("device") in ("auto", "cuda")
+
+
+def last_epoch(task):
+    """A value that is another one after each epoch of a training; None for other Tasks and before the first."""
+    file = task.run and task.run / "last.pt"
+    return file.stat().st_mtime_ns if file and file.exists() else None
 
 
 def log_name(task):
     """A name for the log of each task: all parts of the task's name, since models and seeds differ in them."""
     return task.name.replace("/", "_").replace(" ", "_")
-
-
-def work(task):
-    """Run one Task, in a worker. Returns '', or the error as text."""
-    if task.log:
-        task.log.parent.mkdir(exist_ok=True)
-        with open(task.log, "w", encoding="utf-8") as file:
-            for descriptor, name in ((1, "stdout"), (2, "stderr")):  # this process may have had no streams
-                os.dup2(file.fileno(), descriptor)
-                setattr(sys, name, open(descriptor, "w", encoding="utf-8", buffering=1, closefd=False))
-    flags = ()
-    try:
-        script = importlib.import_module(task.script)
-        flags = script.parser().flags()
-        with errors.safe_output():
-            script.main(task.arguments)
-        return ""
-    except (Exception, SystemExit) as error:
-        user_error = errors.of_user(error, registry.RegistryError, flags=flags)
-        if user_error is None:
-            traceback.print_exc()
-            return f"{type(error).__name__}: {error}"
-        print(user_error, file=sys.stderr)
-        return user_error.message + (f" ({user_error.hint})" if user_error.hint else "")
-    finally:
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            sys.stdout.flush()
-
-
-def cores():
-    """The number of processor threads that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # ---- text for the terminal

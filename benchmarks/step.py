@@ -44,7 +44,7 @@ def main(argv=None):
     parser.add_argument("--rounds", type=errors.positive, default=7, help="turns of each side that count")
     parser.add_argument("--threads", type=errors.positive, default=1, help="threads of the processor")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="device of all sides")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
                         help="precision of all sides but naive, which is fp32")
     parser.add_argument("--compile", action="store_true", help="measure compiled networks too; it takes minutes to "
                         "compile them")
@@ -82,7 +82,8 @@ def make(side, args, folder):
         machine.keep_memory()
     arguments = ["--student", STUDENT, "--data", "lesions,images=100", "--size", str(args["size"]),
                  "--batch", str(args["batch"]), "--cache", folder, "--device", args["device"],
-                 "--precision", args["precision"], "--hard", "ce", *["--compile"] * ("compiled" in side)]
+                 "--precision", args["precision"], "--hard", "ce", "--epochs", "1",
+                 *["--compile"] * ("compiled" in side)]
     options = {**parse_options(distill.parser(), arguments), "steps": 1}
     device, precision = engine.device_and_precision(options)
     data = setup.load_data(options, registry)
@@ -100,7 +101,8 @@ def make(side, args, folder):
     if step.targets:
         step.targets.build(step.teacher_forward, batch=len(images), device=device, workers=0)
     student.model.train()
-    batch = batching.Batch(images, labels, index, np.ones(len(index), int), {args["size"]: images})
+    batch = batching.Batch(images, labels, index, np.ones(len(index), int), {args["size"]: images},
+                           (len(labels), len(index)))
     return {"step": lambda: journal.train_on([batch], step, data, options),
             "optimizer": step.optimizer.step, "teacher": lambda: step.teacher_outputs(batch),
             "student forward": lambda: step.student_outputs(images)}

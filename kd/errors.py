@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -52,6 +53,11 @@ class UserError(Exception):
 
     def __str__(self):
         return f"error: {self.message}" + (f"\n{self.hint}" if self.hint else "")
+
+    @property
+    def one_line(self):
+        """Message and hint as one line."""
+        return self.message + (f" ({self.hint})" if self.hint else "")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -206,7 +212,8 @@ MEANINGS = (
      "--init FILE starts from a best.pt of this project, --weights FILE from weights of other origin."),
     ("gpu gpus gpuid cuda usecuda accelerator", "--device", "--device cuda"),
     ("cpu nocuda nogpu", "--device", "--device cpu"),
-    ("amp fp16 bf16 mixedprecision halfprecision half autocast", "--precision", "--precision bf16"),
+    ("amp bf16 mixedprecision halfprecision half autocast", "--precision", "--precision bf16"),
+    ("fp16 float16", "--precision", "--precision fp16"),
     ("seed randomseed manualseed", "--seeds", "--seeds N is of the training, --split-seed N of the split."),
     ("wd l2 decay regularization", "--weight-decay", ""),
     ("gradclip clipgrad maxgradnorm gradclipnorm gradientclipping clipnorm", "--clip", ""),
@@ -362,24 +369,34 @@ def run(main, *users):
     """Run a script's main(): the exit status is 2 for an error that the user can correct, 130 for Ctrl-C, and 141 where
     the reader of a pipe, such as `head`, has ended.
 
-    users: further exception classes that are reported in this way. All others keep their traceback.
+    users: further exception classes that are reported in this way. All others keep their traceback. The SystemExit has
+    the attribute `error`, the UserError or None: a study says at its end why a step has failed.
     """
     for descriptor in range(3):  # one that is closed leads nowhere, and is not taken by the next file that is opened
         try:
             os.fstat(descriptor)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    with safe_output():
-        status = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None))
+    try:
+        with safe_output():
+            status, error = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None))
+    except KeyboardInterrupt:  # a second one, while the first was reported
+        status, error = 130, None
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the interpreter ends, Ctrl-C would show a traceback
     if status:
-        sys.exit(status)  # out here, where no traceback of the error is shown with it
+        end = SystemExit(status)
+        end.error = error
+        raise end  # out here, where no traceback of the error is shown with it
 
 
 def _status(main, users, make_parser):
+    """(exit status, UserError or None) of a script's main()."""
+    error = None
     try:
         main()
         sys.stdout.flush()  # a closed pipe must raise its error here, where it is handled
-        return 0
+        return 0, None
     except KeyboardInterrupt:
         resumes = make_parser and make_parser().script in RESUMING
         message, status = "\nstopped" + ("; the same command goes on from here" if resumes else ""), 130
@@ -387,14 +404,15 @@ def _status(main, users, make_parser):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(AttributeError, OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        return 141  # as a shell reports it of other programs: 128 + SIGPIPE
-    except Exception as error:
-        message, status = of_user(error, *users, flags=make_parser().flags() if make_parser else ()), 2
-        if message is None:
+        return 141, None  # as a shell reports it of other programs: 128 + SIGPIPE
+    except Exception as exception:
+        error = of_user(exception, *users, flags=make_parser().flags() if make_parser else ())
+        message, status = error, 2
+        if error is None:
             raise
     with contextlib.suppress(OSError):  # the status says it, where nobody reads
         print(message, file=sys.stderr)
-    return status
+    return status, error
 
 
 def of_user(error, *users, flags=()):

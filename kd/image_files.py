@@ -53,7 +53,7 @@ def find(folder):
                 images.append(path)
             else:
                 check_link(path)
-                others[path] = suffix or content(path) or "without suffix"
+                others[path] = other(path)
     return sorted(images), others
 
 
@@ -61,6 +61,11 @@ def is_image(path):
     """Whether a file has the usual suffix of an image, or its content."""
     suffix = os.path.splitext(path)[1].lower()
     return suffix in SUFFIXES or suffix not in CAMERAS and content(path) == "image"
+
+
+def other(path):
+    """What a file that is no image is, for left_out(): its suffix, else what its content is."""
+    return os.path.splitext(path)[1].lower() or content(path) or "without suffix"
 
 
 def is_hidden(name):

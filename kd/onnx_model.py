@@ -35,7 +35,7 @@ FILE = 2 ** 31  # bytes, where ONNX needs a second file for the weights
 LARGEST = 4096  # px that an image may be resized to: more would need gigabytes
 MAX_CHECKED = 64  # images in a check file
 BATCH = 8  # images in memory at a time: fits the little memory of an edge box
-PATIENCE = 120  # seconds for the first query, after which a file is taken to compute for ever
+PATIENCE = 120  # seconds an image in the first query, after which a file is taken to compute for ever
 ONE_IMAGE = "predict() takes a single image."
 HINT = "Bring a complete copy of the file, or export it again with export.py."
 
@@ -109,19 +109,24 @@ class Model:
         self.points, self.size = self.metadata["operating_points"], self.metadata["input"]["size"]
         self.range = self.metadata["input"].get("range")
         self.caution = self.metadata.get("caution") or ""
-        if path.suffix != ".pte":  # which kd.executorch_model has tried
-            self._try()
+        self._has_run = path.suffix == ".pte"  # which kd.executorch_model has tried
 
-    def _try(self):
-        """UserError if the graph cannot be run, or takes more than PATIENCE seconds for an image: it may have loops."""
+    def _run(self, images):
+        """What the graph computes of images. The first query, as the graph may have loops, is ended by an exception
+        where it takes more than PATIENCE seconds an image."""
+        query = ["logits"], {"image": np.ascontiguousarray(images)}
+        if self._has_run:
+            return self.session.run(*query)[0]
         settings = errors.need("onnxruntime", "edge").RunOptions()
-        guard = threading.Timer(PATIENCE, setattr, (settings, "terminate", True))  # the query then raises an exception
+        guard = threading.Timer(PATIENCE * len(images), setattr, (settings, "terminate", True))
         guard.daemon = True
         guard.start()
         try:
-            self.logits(np.zeros((1, self.size, self.size, 3), np.uint8), settings)
+            logits = self.session.run(*query, settings)[0]
         finally:
             guard.cancel()
+        self._has_run = True
+        return logits
 
     # ---- an image -> an answer
 
@@ -243,11 +248,8 @@ class Model:
         how = image.misfit(extremes, self.range) if extremes else ""
         return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None
 
-    def logits(self, images, settings=None):
-        """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if these are others, or one is not finite.
-
-        settings: an onnxruntime.RunOptions of this query.
-        """
+    def logits(self, images):
+        """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if these are others, or one is not finite."""
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != (self.size, self.size, 3):
             raise UserError(f"the network takes images uint8 [N, {self.size}, {self.size}, 3], not {images.dtype} "
@@ -255,8 +257,7 @@ class Model:
         if not len(images):
             return np.zeros((0, len(self.class_names)), np.float32)
         try:
-            logits = self.session.run(["logits"], {"image": np.ascontiguousarray(images)},
-                                      *([settings] if settings else []))[0]
+            logits = self._run(images)
         except Exception as error:  # of onnxruntime, as above
             raise UserError(f"{self.path} cannot be run: {_one_line(error)}", HINT) from None
         if logits.shape != (len(images), len(self.class_names)) or not np.isfinite(logits).all():
@@ -264,8 +265,9 @@ class Model:
         return logits
 
     def timer(self, images):
-        """A function that runs one query of images uint8 [N, S, S, 3] and returns its seconds."""
+        """A function that runs one query of images uint8 [N, S, S, 3] and returns its seconds. Errors as logits()."""
         from kd import timing  # here, so that predict.py does not need this file
+        self.logits(images)
         images = np.ascontiguousarray(images)
         return timing.stopwatch(lambda: self.session.run(["logits"], {"image": images}))
 

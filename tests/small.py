@@ -72,7 +72,8 @@ class Journal:
 
 def batch(images, labels, index):
     """A Batch of labelled images in their first view, at the size of both networks."""
-    return batching.Batch(images, labels, index, np.ones(len(index), int), {images.shape[-1]: images})
+    return batching.Batch(images, labels, index, np.ones(len(index), int), {images.shape[-1]: images},
+                          (len(labels), len(index)))
 
 
 def one_step(step, data, options, batch):

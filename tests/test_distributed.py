@@ -1,21 +1,30 @@
-"""Several processes train as one: the same order and loss curve; a lost process costs one epoch."""
+"""Several processes train as one, and so do the parts of a batch: the same order and loss curve; a lost process costs
+one epoch."""
 
+import contextlib
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from torch import nn
 
 import distill
 import small
 import train_teacher
 from kd.data import batching
-from kd.files import read_csv, read_json, read_npz
-from kd.train import checkpoint
+from kd.errors import UserError
+from kd.files import read_csv, read_json, read_npz, read_yaml, write_yaml
+from kd.train import checkpoint, distributed
+from kd.train.options import claim_folder
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -84,13 +93,14 @@ def student(root, out):
 def test_two_processes_give_the_loss_curve_of_one(study, further):
     root, arguments = study
     distill.main([*arguments("one"), *further])
-    process = torchrun([*arguments("two"), *further])
+    # With `further` the two processes compute each batch in three parts.
+    process = torchrun([*arguments("two"), *further, *(["--accumulate", "3"] if further else [])])
     assert process.returncode == 0, process.stderr
     single, double = (read_csv(student(root, out) / "history.csv") for out in ("one", "two"))
     assert len(single) == len(double) == 3
     for name in ("loss", "logit_adjusted", "kd", "val_loss", *(["ema_val_loss"] if further else [])):
         curves = [[float(row[name]) for row in history] for history in (single, double)]
-        assert np.allclose(*curves, atol=1e-4), name
+        assert np.allclose(*curves, rtol=0, atol=1e-5), name
     assert read_json(student(root, "two") / "environment.json")["processes"] == 2
     logits = [read_npz(student(root, out) / "predictions" / "test.npz")["logits"] for out in ("one", "two")]
     assert logits[0].shape == logits[1].shape and np.allclose(*logits, atol=1e-3)
@@ -109,6 +119,170 @@ def test_a_lost_process_ends_the_run_and_the_same_command_goes_on_to_the_same_we
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+def _namespaces_are_allowed():
+    """Whether this user may make network namespaces."""
+    if not shutil.which("ip"):
+        return False
+    name = f"kd{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True).returncode == 0
+    return made and subprocess.run(["ip", "netns", "del", name], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def hosts():
+    """Two network namespaces, joined by a cable, with an address each; [(namespace, its interface, its address)]."""
+    if not _namespaces_are_allowed():
+        pytest.skip("network namespaces need root and iproute2")
+    number = os.getpid()
+    found = [(f"kd{number}{end}", f"kd{number}{end}", f"10.213.77.{k}") for k, end in ((1, "a"), (2, "b"))]
+
+    def ip(*words):
+        subprocess.run(["ip", *words], check=True, capture_output=True)
+
+    try:
+        for namespace, _, _ in found:
+            ip("netns", "add", namespace)
+        (first, cable, _), (second, other_cable, _) = found
+        ip("link", "add", cable, "netns", first, "type", "veth", "peer", "name", other_cable, "netns", second)
+        for namespace, interface, address in found:
+            ip("-n", namespace, "address", "add", f"{address}/30", "dev", interface)
+            for name in ("lo", interface):
+                ip("-n", namespace, "link", "set", name, "up")
+        yield found
+    finally:
+        for namespace, _, _ in found:
+            _kill(namespace)
+            subprocess.run(["ip", "netns", "del", namespace], capture_output=True)
+
+
+def _kill(namespace):
+    """Kill all that runs on a host."""
+    pids = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True).stdout.split()
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+
+
+def _start(hosts, number, arguments, log):
+    """Start the process of one host of two, with the command of docs/scaling.md."""
+    namespace, interface, address = hosts[number]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+               "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{hosts[0][2]}:29500",
+               "--rdzv-conf", f"is_host={int(number == 0)}",
+               "--local-addr", address, str(ROOT / "distill.py"), *arguments]
+    return subprocess.Popen(["ip", "netns", "exec", namespace, *command], stdout=log, stderr=log,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": interface})
+
+
+@pytest.mark.slow
+def test_a_host_that_is_lost_and_comes_back_costs_an_epoch_and_not_the_result(study, hosts, tmp_path):
+    root, arguments = study
+
+    def run(out, kill=False):
+        """(status of each host, what both wrote); `kill`: the second host is lost when an epoch is written."""
+        path = tmp_path / f"{out}_{kill}.log"
+        with open(path, "w", encoding="utf-8") as log:
+            running = [_start(hosts, number, [*arguments(out), "--epochs", "12"], log) for number in (0, 1)]
+            deadline = time.monotonic() + 200
+            while kill and not (student(root, out) / "history.csv").exists() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            if kill:
+                _kill(hosts[1][0])
+            return [process.wait(timeout=240) for process in running], path.read_text(encoding="utf-8")
+
+    statuses, text = run("unbroken")
+    assert statuses == [0, 0], text
+    statuses, text = run("lost", kill=True)
+    assert 0 not in statuses and not (student(root, "lost") / "predictions" / "test.npz").exists(), text
+    statuses, text = run("lost")
+    assert statuses == [0, 0] and "going on after epoch" in text, text
+    states = [checkpoint.read(student(root, out) / "best.pt")["state_dict"] for out in ("unbroken", "lost")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert read_json(student(root, "lost") / "environment.json")["processes"] == 2
+
+
+@pytest.mark.parametrize("further", [[], [
+    "--mixup", "0.4", "--ema", "0.8", "--sampling", "sqrt", "--unlabelled", "lesions,images=200",
+    "--unlabelled-ratio", "0.3"]], ids=["usual", "further"])
+def test_a_batch_in_parts_gives_the_loss_curve_and_the_network_of_the_whole_batch(study, further):
+    root, arguments = study
+    distill.main([*arguments("whole"), *further])
+    distill.main([*arguments("parts"), *further, "--accumulate", "4"])  # 30 images: 8, 8, 7, 7
+    whole, parts = (student(root, out) for out in ("whole", "parts"))
+    for first, second in zip(*(read_csv(folder / "history.csv") for folder in (whole, parts)), strict=True):
+        for name in first.keys() - {"seconds"}:
+            assert np.allclose(float(first[name]), float(second[name]), rtol=0, atol=1e-5), name
+    states = [checkpoint.read(folder / "best.pt")["state_dict"] for folder in (whole, parts)]
+    assert all(torch.allclose(states[0][key], states[1][key], atol=1e-5) for key in states[0])
+    assert read_yaml(parts / "config.yaml")["accumulate"] == 4
+
+
+def test_a_run_goes_on_in_as_many_parts_as_it_began_and_an_older_one_in_whole_batches(study):
+    root, arguments = study
+    distill.main([*arguments("run"), "--epochs", "1"])
+    folder = student(root, "run")
+    options = read_yaml(folder / "config.yaml")
+    with pytest.raises(UserError, match="accumulate was 1, now 2"):
+        claim_folder(folder, {**options, "accumulate": 2}, "student")
+    write_yaml(folder / "config.yaml", {key: value for key, value in options.items()
+                                        if key not in ("accumulate", "sync_batch_norm")})
+    assert claim_folder(folder, options, "student") is False
+
+
+def test_more_parts_than_pairs_of_images_are_refused_before_anything_is_written(tmp_path, no_report):
+    with pytest.raises(UserError, match="a batch of 30 has fewer than two images for each of 16 parts") as caught:
+        train_teacher.main(["--data", "lesions,images=300", "--size", "32", "--batch", "30", "--teacher", "tiny",
+                            "--accumulate", "16", "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "out")])
+    assert "--accumulate" in caught.value.hint and not list((tmp_path / "out").rglob("*.*"))
+
+
+def _two_parts(rank, folder):
+    """One of two processes: the gradients of a loss of two parts, of a module that reads its layers by turns."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(rank)  # the first process's weights are copied
+    layers = nn.ModuleDict({name: nn.Linear(1, 1, bias=False) for name in ("both", "second", "none")})
+    forward = distributed.parallel(lambda x: ((layers["second"] if rank else layers["both"])(x).sum() +
+                                              layers["both"](x).sum(), {"a": x}), [layers])
+    for part in (1, 2):
+        with distributed.exchange(forward, now=part == 2):
+            forward(torch.full((1, 1), 10.0 * rank + part))[0].backward()
+    torch.save([(layer.weight.detach(), layer.weight.grad) for layer in layers.values()], f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_gradients_are_means_over_processes_of_sums_over_parts_also_of_layers_that_one_process_reads(tmp_path):
+    torch.multiprocessing.spawn(_two_parts, (str(tmp_path),), nprocs=2)
+    (both, second, none), others = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    for (weight, gradient), (other_weight, other_gradient) in zip((both, second, none), others, strict=True):
+        assert torch.equal(weight, other_weight) and (gradient is None or torch.equal(gradient, other_gradient))
+    assert both[1].item() == (2 * (1 + 2) + (11 + 12)) / 2 and second[1].item() == (11 + 12) / 2 and none[1] is None
+
+
+def test_synchronised_batch_normalisation_has_the_same_weights_and_the_same_answers_in_evaluation(tmp_path):
+    data, options = small.data(folder=tmp_path), small.options()
+    model = small.network(options, data).model.eval()
+    images, before = torch.rand(4, 3, 32, 32), {key: value.clone() for key, value in model.state_dict().items()}
+    logits = model(images)
+    distributed.synchronise_batch_norm(model, "tiny")
+    kinds = {type(module) for module in model.modules()}
+    assert nn.SyncBatchNorm in kinds and nn.BatchNorm2d not in kinds
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(model(images), logits)
+
+
+def test_batch_normalisation_that_cannot_be_synchronised_is_refused(monkeypatch):
+    class WithActivation(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(UserError, match="net has WithActivation, which cannot be synchronised"):
+        distributed.synchronise_batch_norm(nn.Sequential(nn.BatchNorm2d(3), WithActivation(3)), "net")
+    distributed.check_sync_batch_norm("cpu")  # in one process there is nothing to synchronise
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    distributed.check_sync_batch_norm("cuda")
+    with pytest.raises(UserError, match="runs on GPUs alone, not on cpu"):
+        distributed.check_sync_batch_norm("cpu")
+
+
 def test_the_shares_of_all_processes_are_the_batches_of_one_in_their_order(tmp_path):
     data = small.data(folder=tmp_path)
 
@@ -120,6 +294,32 @@ def test_the_shares_of_all_processes_are_the_batches_of_one_in_their_order(tmp_p
     assert [len(batch) for batch in whole] == [20, 20, 20, 6]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert all(torch.equal(batch[rank::3], part) for rank, part in enumerate(parts))
+
+
+def test_the_parts_of_a_batch_hold_its_images_once_with_at_least_two_labelled_ones_each(tmp_path):
+    data = small.data(folder=tmp_path)
+    data.unlabelled = small.unlabelled(data, count=20)
+
+    def batches(**options):
+        return list(batching.training_batches(data, batch=20, seed=1, epoch=2, device=CPU, unlabelled_ratio=0.5,
+                                              **options))
+
+    whole, parts = batches(), batches(accumulate=4)
+    assert [batch.is_last for batch in parts] == 3 * [False, False, False, True] + [False, False, True]
+    assert [len(batch.labels) for batch in parts] == 12 * [5] + 3 * [2]
+    assert [batch.whole for batch in parts] == 12 * [(20, 30)] + 3 * [(6, 9)]
+    for batch in whole:
+        own = [parts.pop(0) for _ in range(4 if len(batch.labels) == 20 else 3)]
+        for k, part in enumerate(own):
+            labelled = len(batch.labels)
+            rows = [*range(labelled)[k::len(own)], *range(labelled, len(batch.index))[k::len(own)]]
+            assert torch.equal(part.index, batch.index[rows]) and torch.equal(part.images, batch.images[rows])
+    pair = [batches(accumulate=2, share=(rank, 2)) for rank in range(2)]  # divided as four processes divide it
+    four = [batches(share=(rank, 4)) for rank in range(4)]
+    for rank in range(2):
+        for k in range(2):
+            assert all(torch.equal(a.index[:len(a.labels)], b.index[:len(b.labels)])
+                       for a, b in zip(pair[rank][k:6:2], four[rank + 2 * k], strict=True))
 
 
 def test_a_last_batch_too_small_for_every_process_is_left_out():

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 import traceback
@@ -67,7 +68,7 @@ BOTH = [
     (["--warmup", "1.5"], "'1.5' is not a number from 0 to 1"),
     (["--size", "0"], "'0' is not a whole number"),
     (["--stem", "smal"], "invalid choice: 'smal'"),
-    (["--precision", "fp16"], "invalid choice: 'fp16'"),
+    (["--precision", "fp8"], "invalid choice: 'fp8'"),
     (["--plugin", "gone.py"], "no such plugin file: .*gone.py"),
     (["--config", "gone.yaml"], "no such file: gone.yaml"),
     (["--study", "a/b"], "--study becomes a folder's name"),
@@ -247,6 +248,33 @@ def test_ctrl_c_is_status_130_without_a_traceback():
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); signal.raise_signal(signal.SIGINT)"
     )
     assert done.returncode == 130 and "stopped" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("second, status", [
+    ("sys.stderr = SimpleNamespace(write=interrupt, flush=lambda: None)", 130),  # while the first is reported
+    ("Thread(target=late).start()", -signal.SIGINT)])  # while the interpreter waits for threads
+def test_a_second_ctrl_c_shows_no_traceback_either(second, status):
+    done = subprocess.run([sys.executable, "-c", f"""
+import os, signal, sys, time
+from threading import Thread
+from types import SimpleNamespace
+from kd import errors
+
+def interrupt(*text):
+    signal.raise_signal(signal.SIGINT)
+
+def late():
+    for _ in range(100):
+        time.sleep(0.05 * (signal.getsignal(signal.SIGINT) is not signal.SIG_DFL))
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+{second}
+errors.run(interrupt)
+"""], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr.replace("stopped", "").strip()) == (status, "")
 
 
 @pytest.mark.parametrize("script, goes_on", [("train_teacher", True), ("robustness", True), ("study", True),

@@ -227,6 +227,29 @@ def test_int8_that_changes_too_many_labels_is_left_out_and_float_is_written(prog
 
 @pytest.mark.slow
 @RUNTIME
+@pytest.mark.parametrize("names", [["model.pte", "model.int8.pte"], ["model.pte"]])
+def test_the_programs_that_a_bundle_leaves_out_are_named_and_run_elsewhere(
+        programs, names, tmp_path, capsys, monkeypatch):
+    from kd.edge import executorch
+    run = shutil.copytree(programs[0], tmp_path / "study" / "model" / "seed_0")
+    if len(names) == 1:
+        monkeypatch.setattr(executorch, "int8", lambda checks, *_: (
+            executorch.to_executorch(Backwards(checks.source.network), checks.source.size), {}))
+    export.main([str(run), "--formats", "onnx", "executorch", "--max-flips", "0.5", "--calibration", "32",
+                 "--bundle", str(tmp_path / "box")])
+    assert not list((tmp_path / "box").rglob("*.pte"))
+    assert (f"note: a bundle runs without torch, and so has no {' or '.join(names)}: copy it from {run / 'exports'}, "
+            "with the .json beside it") in capsys.readouterr().out
+    for name in names:
+        folder = tmp_path / "elsewhere" / name
+        folder.mkdir(parents=True)
+        for part in (name, name.replace(".pte", ".json")):
+            shutil.copy(run / "exports" / part, folder)
+        assert predict.main([str(folder / name), str(next(programs[1].glob("red/*.png")))]) == 0
+
+
+@pytest.mark.slow
+@RUNTIME
 def test_after_training_with_rounding_the_program_has_the_trained_weights(programs, tmp_path):
     run = shutil.copytree(programs[0], tmp_path / "study" / "model" / "seed_0")
     export.main([str(run), "--formats", "int8", "executorch", "--qat", "3", "--max-flips", "0.5",

@@ -1,4 +1,6 @@
-"""Graphs that export.py never writes, under metadata that it does: a UserError, and no loop without end."""
+"""Graphs that export.py never writes, under metadata that it does: a UserError, and no loop without end.
+
+What is declared is checked when a file is loaded, what is computed in the first answer."""
 
 import numpy as np
 import pytest
@@ -40,6 +42,16 @@ def refused(path, words):
     assert "\n" not in error.value.message
 
 
+def fails(path, words):
+    """It can be loaded, and is one line where it is first run: by predict.py, and by benchmark.py."""
+    model = onnx_model.Model(path, 1)
+    black = np.zeros((1, model.size, model.size, 3), np.uint8)
+    for first in (model.logits, model.timer):
+        with pytest.raises(UserError, match=words) as error:
+            first(black)
+        assert "\n" not in error.value.message
+
+
 def test_the_graph_of_these_tests_is_loaded(write):
     model = onnx_model.Model(write([node("Identity", ["t"], ["logits"])]), 1)
     assert np.ptp(model.logits(np.full((2, model.size, model.size, 3), 7, np.uint8))) == 0
@@ -56,12 +68,12 @@ def test_the_output_is_a_matrix(write):
         "logits", TensorProto.FLOAT, ["N", 3])), "its output is not")
 
 
-def test_what_cannot_be_run_is_refused_when_it_is_loaded(write):
-    refused(write([node("Div", ["t", "nothing"], ["logits"])], nothing=np.float32(0)), "logits that are no numbers")
+def test_what_cannot_be_run_is_one_line(write):
+    fails(write([node("Div", ["t", "nothing"], ["logits"])], nothing=np.float32(0)), "logits that are no numbers")
     huge = [node("Shape", ["image"], ["s"], start=0, end=1), node("Mul", ["s", "many"], ["n"]),
             node("ConstantOfShape", ["n"], ["c"]), node("ReduceMean", ["c"], ["m"]),
             node("Add", ["t", "m"], ["logits"])]
-    refused(write(huge, many=np.array([2 ** 45])), "cannot be run")
+    fails(write(huge, many=np.array([2 ** 45])), "cannot be run")
 
 
 def test_a_loop_without_end_is_ended(write, monkeypatch):
@@ -73,7 +85,17 @@ def test_a_loop_without_end_is_ended(write, monkeypatch):
         [helper.make_tensor_value_info("on", TensorProto.BOOL, []),
          helper.make_tensor_value_info("w", TensorProto.FLOAT, None)])
     loop = node("Loop", ["trips", "true", "t"], ["logits"], body=body)
-    refused(write([loop], trips=np.array(2 ** 62), true=np.array(True)), "cannot be run")
+    fails(write([loop], trips=np.array(2 ** 62), true=np.array(True)), "cannot be run")
+
+
+def test_only_the_first_query_of_many_images_has_a_limit_and_a_longer_one(write, monkeypatch):
+    limits, timer = [], onnx_model.threading.Timer
+    monkeypatch.setattr(onnx_model.threading, "Timer", lambda seconds, *rest: limits.append(seconds) or timer(
+        seconds, *rest))
+    model = onnx_model.Model(write([node("Identity", ["t"], ["logits"])]), 1)
+    for count in (5, 7):
+        model.logits(np.zeros((count, model.size, model.size, 3), np.uint8))
+    assert limits == [5 * onnx_model.PATIENCE]
 
 
 def test_metadata_are_text(write, capsys):

@@ -1,6 +1,7 @@
 """Settings for another hospital: fitted on half of its patients, tested on the others, and promises that are kept."""
 
 import dataclasses
+import shlex
 import shutil
 
 import numpy as np
@@ -523,5 +524,13 @@ def test_the_bundle_has_the_settings_of_the_site_and_says_so(trained, tmp_path, 
     export.main([str(run), "--recalibrated", "clinic", "--bundle", str(tmp_path / "float")])
     assert (tmp_path / "float" / "model.onnx").is_file()
     (run / "exports" / "model.onnx").unlink()
-    with pytest.raises(UserError, match="has no exported file to recalibrate"):
-        export.main([str(run), "--recalibrated", "clinic", "--bundle", str(tmp_path / "b")])
+    (run / "exports" / "model.pte").touch()
+    again = [str(run), "--recalibrated", "clinic", "--bundle", str(tmp_path / "b")]
+    for formats, names in (((), "model.int8.onnx or model.onnx"), (("onnx",), "model.onnx")):
+        with pytest.raises(UserError, match=f"has no {names} to recalibrate; ExecuTorch programs keep") as caught:
+            export.main([*again, *["--formats"][:len(formats)], *formats])
+    way, *words = shlex.split(caught.value.hint.removeprefix("First: python "))
+    assert way == "export.py"
+    export.main(words)
+    export.main(again)
+    assert any((tmp_path / "b" / name).is_file() for name in ("model.int8.onnx", "model.onnx"))

@@ -1,5 +1,6 @@
 """A study runs what is missing, however it was stopped before, and names what failed."""
 
+import importlib
 import json
 import os
 import random
@@ -15,11 +16,13 @@ import pytest
 import yaml
 
 import evaluate
+import registry
 import study
-from kd import runs
+from kd import errors, runs
 from kd.errors import UserError
 from kd.files import lock, read_csv, read_json, read_npz, write_npz
-from kd.study import plan, workers
+from kd.study import executors, plan
+from kd.study.step import Step
 
 PLAN = {"data": "lesions,images=90", "size": 32, "epochs": 1, "batch": 32, "workers": 0,
         "train_teacher": {"teacher": "tiny"},
@@ -31,7 +34,7 @@ PLAN = {"data": "lesions,images=90", "size": 32, "epochs": 1, "batch": 32, "work
 def go(tmp_path, monkeypatch, capsys):
     """go(plan) carries out a plan in this process and returns (scripts that ran, what was printed)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workers, "run", here)
+    monkeypatch.setattr(executors, "Local", Here)
     import report
     monkeypatch.setattr(report, "main", lambda argv: None)  # pages are drawn in tests of their own
 
@@ -63,16 +66,23 @@ def done(go, finished):
     return go
 
 
-def here(tasks, work, *, count, threads, begin, end):
-    """workers.run() without workers."""
-    failed = set()
-    for task in tasks:
-        error = next((f"it needs {name}" for name in task.needs if name in failed), None)
-        if error is None:
-            begin(task)
-            error = work(task)
-        failed |= {task.name} if error else set()
-        end(task, error, 0.0)
+class Here(executors.Local):
+    """An executor that runs steps in this process."""
+
+    def start(self, step):
+        script, *arguments = step.command
+        try:
+            importlib.import_module(Path(script).stem).main(arguments)
+            return "", False
+        except Exception as error:
+            user_error = errors.of_user(error, registry.RegistryError)
+            return user_error.one_line if user_error else f"{type(error).__name__}: {error}", False
+
+    def poll(self, ended):
+        return ended
+
+    def stop(self, ended):
+        pass
 
 
 WHOLE = ["train_teacher", "distill", "distill", "evaluate", "evaluate", "report"]
@@ -120,7 +130,7 @@ def test_a_study_that_was_copied_or_touched_is_as_far_as_it_was(done, tmp_path):
 def test_runs_made_by_a_scheduler_are_checked_and_left_as_they_are(go):
     commands = [shlex.split(line)[1:] for line in go(PLAN, "--dry-run")[1].splitlines() if not line.startswith("#")]
     for script, *arguments in commands[:3]:
-        assert study.work(plan.Task("", Path(script).stem, arguments, [], [])) == ""
+        assert Here().start(Step([script, *arguments], ".")) == ("", False)
     before = {file: file.stat().st_mtime_ns for file in go.folder.rglob("best.pt")}
     ran, printed = go()
     assert ran == WHOLE and printed.count("finished already, left as it is") == 3 and printed.count("to check") == 3
@@ -246,6 +256,41 @@ def test_commands_are_quoted_for_the_shell(tmp_path, monkeypatch, capsys):
         options = parsers[script].parse_args(words[2:])
         assert (options.out == name) if script in ("train_teacher", "distill") else f"{name}/plan_of_mine" in words
     assert "# plan of mine.yaml" in printed or "plan of mine.yaml: 3 networks, of which 0 are done" in printed
+
+
+def test_each_training_has_a_device_of_its_own_and_says_which(go, monkeypatch):
+    monkeypatch.setattr(executors, "visible_devices", lambda: ["GPU-a", "MIG-b"])
+    methods = {"alone": {"alpha": 1}, "kd": {"alpha": 0.5, "device": "cpu"}, "other": {"alpha": 1, "epochs": 2}}
+    given, start = {}, Here.start
+
+    def recorded(executor, step):
+        name = next((word[7:] for word in step.command if word.startswith("--name=")), Path(step.command[0]).stem)
+        given[name] = step.environment.get("CUDA_VISIBLE_DEVICES")
+        return start(executor, step)
+    monkeypatch.setattr(Here, "start", recorded)
+    printed = go({**PLAN, "distill": {**PLAN["distill"], "methods": methods}}, "--jobs", "4")[1]
+    assert given == {"teacher_tiny": "GPU-a", "tiny_alone": "MIG-b", "tiny_kd": None, "tiny_other": "GPU-a",
+                     "evaluate": None, "report": None}
+    assert printed.count("  device: GPU-a") == 2 and printed.count("  device: MIG-b") == 1
+    assert "note: 2 at once, not 3: --per-device is 1, and the devices are GPU-a, MIG-b" in printed
+    shutil.rmtree(go.folder)
+    assert "note: 2 at once" not in go(PLAN, "--jobs", "4", "--per-device", "2")[1]
+
+
+def test_options_of_another_executor_are_refused(go):
+    for words, hint, argv in (
+            ("--slurm has no meaning with --executor local", "Leave it out", ["--slurm", "partition=gpu"]),
+            ("--per-device has no meaning with --executor slurm", "Leave it out",
+             ["--executor", "slurm", "--per-device", "2"]),
+            ("'partition' is not KEY=VALUE", "--help", ["--executor", "slurm", "--slurm", "partition"])):
+        with pytest.raises(UserError, match=words) as caught:
+            go(PLAN, *argv)
+        assert hint in caught.value.hint and not go.folder.exists() or not list(go.folder.iterdir())
+
+
+def test_the_dry_run_says_the_same_for_every_executor(go):
+    printed = [go(PLAN, "--dry-run", "--executor", name)[1] for name in ("local", "ray", "slurm")]
+    assert printed[0] == printed[1] == printed[2] and printed[0].count("\npython ") == len(WHOLE)
 
 
 # ---- with real processes

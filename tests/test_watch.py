@@ -63,6 +63,15 @@ def output(model, folder, capsys, monkeypatch):
 
 
 @pytest.fixture
+def notes(monkeypatch):
+    """The notes that predict.py prints, a list of lines."""
+    lines, printed = [], print
+    monkeypatch.setattr("builtins.print", lambda *args, **kwargs: lines.append(args[0])
+                        if kwargs.get("file") and args[0].startswith("note:") else printed(*args, **kwargs))
+    return lines
+
+
+@pytest.fixture
 def watched(output, folder):
     """The same, but it returns [(name, whether it has an answer)] in the order of the answers."""
     def run(*steps, images=()):
@@ -148,8 +157,75 @@ def test_hidden_names_and_other_files_are_passed_over_and_content_decides_withou
                    *[None] * (LOOKS + 2)) == [("scan0001", True), ("whole.jpg", True)]
 
 
+def test_a_file_that_has_its_full_size_before_its_content_is_waited_for(watched, folder, jpeg):
+    def written(share):
+        def step():
+            with open(folder / "a.jpg", "wb") as file:
+                file.write(jpeg[:int(share * len(jpeg))])
+                file.truncate(len(jpeg) + 2 * predict.TAIL)
+        return step
+
+    steps = [step for share in (0, .3, .6) for step in (written(share), None, None, None)]
+    assert watched(*steps, (lambda: (folder / "a.jpg").write_bytes(jpeg)), None) == [("a.jpg", True)]
+    (folder / "a.jpg").unlink()
+    assert watched(written(1), *[None] * (LOOKS - 1)) == []
+    (folder / "a.jpg").unlink()
+    assert watched(written(1), *[None] * (LOOKS + 1)) == [("a.jpg", True)]  # then the zeros are its content
+
+
+def test_what_is_no_image_is_noted_once_of_each_kind(watched, folder, jpeg, notes):
+    def write():
+        for name in ("a.xml", "b.xml", "c.x\x1b[2J\n", "scan"):
+            (folder / name).write_bytes(b"\0" * 128 + b"DICM")
+        (folder / "image").write_bytes(b"")  # and no word of what becomes an image
+
+    assert watched(write, lambda: (folder / "image").write_bytes(jpeg), *[None] * (LOOKS + 2)) == [("image", True)]
+    first, *others = sorted(notes)
+    assert first.startswith(f"note: {folder}{os.sep}") and ".xml is not read as an image, and no further" in first
+    assert others == [f"note: {folder / name} is not read as an image, and no further file of its kind is: {kind}"
+                      for name, kind in (("c.x\\x1b[2J\\n", ".x\\x1b[2j\\n"), ("scan", "DICOM"))]
+
+
+def test_an_image_that_is_taken_away_is_answered_if_it_was_read_and_noted_if_not(
+        watched, folder, jpeg, notes, monkeypatch):
+    whole = predict.onnx_model.Model.predict_all
+
+    def take_away(self, sources, batch):
+        (folder / "b.jpg").unlink(missing_ok=True)
+        for answer in whole(self, sources, batch):
+            (folder / "a.jpg").unlink(missing_ok=True)
+            yield answer
+
+    monkeypatch.setattr(predict.onnx_model.Model, "predict_all", take_away)
+    write = lambda: [(folder / name).write_bytes(jpeg) for name in ("a.jpg", "b.jpg")]  # noqa: E731
+    assert watched(write, None, None, None) == [("a.jpg", True)]
+    assert notes == [f"note: {folder / 'b.jpg'} was gone before it was read"]
+
+
+def test_many_images_at_once_are_looked_up_and_not_searched_for(folder, monkeypatch):
+    class Counted(type(folder)):
+        compared = 0
+
+        def __eq__(self, other):
+            Counted.compared += 1
+            return super().__eq__(other)
+        __hash__ = type(folder).__hash__
+
+    files = {Counted(f"{k}.jpg"): (1, 1) for k in range(500)}
+    looks = iter([files, files])
+    monkeypatch.setattr(predict, "scan", lambda *_: next(looks))
+    monkeypatch.setattr(predict, "state", lambda _: (1, 1))
+    monkeypatch.setattr(predict, "ends_in_zeros", lambda _: False)
+    clock = iter(range(10 ** 6))
+    monkeypatch.setattr(predict, "time", SimpleNamespace(sleep=lambda _: None, monotonic=lambda: next(clock)))
+    model = SimpleNamespace(predict_all=lambda images, batch: ({} for _ in images))
+    with pytest.raises(RuntimeError):  # of the third look
+        list(predict.watch(model, folder, 8, {}))
+    assert Counted.compared < 20 * len(files)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
-def test_a_pipe_and_a_link_to_nowhere_do_not_stop_it(watched, folder, jpeg):
+def test_a_pipe_and_a_link_do_not_stop_it_and_are_not_passed_over_in_silence(watched, folder, jpeg, notes):
     def write():
         os.mkfifo(folder / "pipe.jpg")
         (folder / "nowhere.jpg").symlink_to(folder / "gone.jpg")
@@ -157,25 +233,61 @@ def test_a_pipe_and_a_link_to_nowhere_do_not_stop_it(watched, folder, jpeg):
         (folder / "a.jpg").write_bytes(jpeg)
 
     assert watched(write, *[None] * (LOOKS + 2)) == [("a.jpg", True), ("pipe.jpg", False)]
+    assert notes == [f"note: images in {folder / 'round'} are not seen: it is a link to a folder",
+                     f"note: {folder / 'nowhere.jpg'}, and what is like it in its folder, is not seen: no such file or "
+                     "directory", "note: 1 of 2 files could not be read"]
+
+
+@pytest.mark.parametrize("call", ["scandir", "stat"])
+def test_what_cannot_be_seen_for_a_moment_is_not_answered_again(watched, folder, jpeg, notes, monkeypatch, call):
+    (folder / "share").mkdir()
+    real, fails = getattr(os, call), []
+
+    def fail(path, **options):
+        if fails and "share" in os.fspath(path) and (call == "scandir" or os.fspath(path).endswith("jpg")):
+            raise OSError(5, "Input/output error", os.fspath(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(os, call, fail)
+    write = lambda: (folder / "share" / "a.jpg").write_bytes(jpeg)  # noqa: E731
+    other = lambda: [(folder / name).write_bytes(jpeg) for name in ("share/b.jpg", "c.jpg")]  # noqa: E731
+    assert watched(write, None, lambda: fails.append(1), other, None, fails.clear, None, None) == [
+        ("share/a.jpg", True), ("c.jpg", True), ("share/b.jpg", True)]
+    assert len(notes) == 1 and notes[0].endswith("not seen: input/output error")
+
+
+def test_files_that_may_not_be_looked_at_are_noted_once(watched, folder, jpeg, notes, monkeypatch):
+    (folder / "closed").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (folder / "closed" / name).write_bytes(jpeg)
+    look = os.stat
+
+    def refuse(path, **options):
+        if os.fspath(path).startswith(str(folder / "closed") + os.sep):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)  # as in a folder that may be listed and not entered
+    assert watched(None, None, None) == []
+    line, = notes
+    assert line.startswith(f"note: {folder / 'closed'}{os.sep}") and line.endswith(
+        ".jpg, and what is like it in its folder, is not seen: permission denied")
 
 
 def test_a_folder_below_that_cannot_be_listed_is_noted_once_and_the_rest_is_answered(
-        watched, folder, jpeg, monkeypatch, model, capsys):
-    (folder / "closed").mkdir()
+        watched, folder, jpeg, monkeypatch, notes):
+    closed = folder / "closed\n\x1b[2J"
+    closed.mkdir()
     scandir = os.scandir
 
     def refuse(path):
-        if os.fspath(path) == str(folder / "closed"):
+        if os.fspath(path) == str(closed):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    errors, printed = [], print
-    monkeypatch.setattr("builtins.print", lambda *args, **kwargs: errors.append(args[0]) if kwargs.get("file")
-                        else printed(*args, **kwargs))
     assert watched(lambda: (folder / "a.jpg").write_bytes(jpeg), None, None) == [("a.jpg", True)]
-    assert [line for line in errors if "closed" in line] == [
-        f"note: images in {folder / 'closed'} are not seen: permission denied"]
+    assert notes == [f"note: images in {folder}{os.sep}closed\\n\\x1b[2J are not seen: permission denied"]
 
 
 @pytest.mark.parametrize("name, reason", [("none", "no such file or directory"), ("file", "not a directory"),

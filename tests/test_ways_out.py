@@ -142,7 +142,7 @@ def test_every_script_in_a_text_exists():
     ("distill", ["--teacher-ckpt", "x"], ["--teacher", "x"]),
     ("distill", ["--wd", "0.1"], ["--weight-decay", "0.1"]),
     ("distill", ["--pretrained"], ["--weights", "imagenet"]),
-    ("distill", ["--fp16"], ["--precision", "bf16"]),
+    ("distill", ["--fp16"], ["--precision", "fp16"]),
     ("distill", ["--gpus", "1"], ["--device", "cuda"]),
     ("robustness", ["--use_cuda"], ["--device", "cuda"]),
     ("distill", ["--label-smoothing"], ["--hard", "ce,smoothing=0.1"]),

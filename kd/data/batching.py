@@ -20,13 +20,15 @@ KEPT_SEED = 0  # of views that are shown in turn: the same for all runs of a stu
 
 
 class Batch(NamedTuple):
-    """N images of a batch; the L labelled ones come first."""
+    """N images of a batch, or of a part of one; the L labelled ones come first."""
 
     images: torch.Tensor  # float [N, 3, size, size] in [0, 1], channels last; networks normalise by their mean and std
     labels: torch.Tensor  # int64 [L], or with mixed views the shares of the classes, float32 [L, C]
     index: torch.Tensor   # int64 [N] positions of the images, in memory
     views: np.ndarray     # [N] the number of the view of each
     crops: dict           # {px: images at this size}: the same crops for networks of other input sizes
+    whole: tuple          # (labelled, all) images of the whole batch, in all its parts and all processes
+    is_last: bool = True  # whether no further part of the batch follows
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,9 @@ class Views:
         return plain + [self.mixing.mixup, self.mixing.cutmix, self.sampling] if self.mixing else plain
 
 
-def epoch_chunks(data, *, batch, seed, epoch, views=Views(), share=(0, 1), unlabelled_ratio=0.0):
-    """The batches of an epoch for one process, a list of (index, numbers), both [N] ints: positions and views.
+def epoch_chunks(data, *, batch, seed, epoch, views=Views(), share=(0, 1), accumulate=1, unlabelled_ratio=0.0):
+    """The parts of the batches of an epoch for one process: [(index, numbers)], both [N] ints, positions and views, and
+    for each part (whole, is_last), as a Batch has them.
 
     Arguments as for training_batches().
     """
@@ -69,32 +72,36 @@ def epoch_chunks(data, *, batch, seed, epoch, views=Views(), share=(0, 1), unlab
     if further:
         more_index, more_visits = sampling.unlabelled(len(data.unlabelled), further, seed, epoch)
         index, visits = np.concatenate([index, count + more_index]), np.concatenate([visits, more_visits])
-    numbers, chunks, start, further_start = views.numbers(visits), [], 0, count
+    numbers, chunks, places_in_batch, start, further_start = views.numbers(visits), [], [], 0, count
     for labelled, total in sizes:
         without = total - labelled
-        places = np.concatenate([np.arange(start, start + labelled)[rank::world],
-                                 np.arange(further_start, further_start + without)[rank::world]])
-        chunks.append((index[places], numbers[places]))
+        parts = parts_of(labelled, world, accumulate)
+        for part in range(parts):  # as one of world * parts processes
+            of_part = slice(rank + world * part, None, world * parts)
+            places = np.concatenate([np.arange(start, start + labelled)[of_part],
+                                     np.arange(further_start, further_start + without)[of_part]])
+            chunks.append((index[places], numbers[places]))
+            places_in_batch.append(((labelled, total), part == parts - 1))
         start, further_start = start + labelled, further_start + without
-    return chunks
+    return chunks, places_in_batch
 
 
-def training_batches(data, *, batch, seed, epoch, device, workers=1, views=Views(), share=(0, 1), unlabelled_ratio=0.0,
-                     size=None, other_sizes=()):
-    """Yield the Batch of each step of an epoch: augmented, in a random order.
+def training_batches(data, *, batch, seed, epoch, device, workers=1, views=Views(), share=(0, 1), accumulate=1,
+                     unlabelled_ratio=0.0, size=None, other_sizes=()):
+    """Yield the Batch of each step of an epoch, or of each part of it: augmented, in a random order.
 
     batch: labelled images of all processes together. workers: threads that load ahead. share: (rank, world) of one of
-    several processes; each takes every world-th image of each batch. unlabelled_ratio: images without labels beside
-    each labelled one, where `data` has some. size: of the images, px; None for that of `data`. other_sizes: of further
-    `crops`, px.
+    several processes; each takes every world-th image of each batch. accumulate: the parts of a batch, see parts_of();
+    they divide it as processes do. unlabelled_ratio: images without labels beside each labelled one, where `data` has
+    some. size: of the images, px; None for that of `data`. other_sizes: of further `crops`, px.
     """
-    chunks = epoch_chunks(data, batch=batch, seed=seed, epoch=epoch, views=views, share=share,
-                          unlabelled_ratio=unlabelled_ratio)
+    chunks, places_in_batch = epoch_chunks(data, batch=batch, seed=seed, epoch=epoch, views=views, share=share,
+                                           accumulate=accumulate, unlabelled_ratio=unlabelled_ratio)
     size = size or data.size
     drawn = augmented(data, chunks, KEPT_SEED if views.kept else seed, views, (size, *other_sizes), device, workers)
-    for (index, numbers), (crops, labels) in zip(chunks, drawn):
+    for (index, numbers), (crops, labels), (whole, is_last) in zip(chunks, drawn, places_in_batch):
         labels = labels.to(device, non_blocking=True)
-        yield Batch(crops[size], labels, torch.from_numpy(index), numbers, crops)
+        yield Batch(crops[size], labels, torch.from_numpy(index), numbers, crops, whole, is_last)
 
 
 def augmented(data, chunks, seed, views, sizes, device, workers=1):
@@ -164,6 +171,15 @@ def batch_sizes(data, batch, world=1, unlabelled_ratio=0.0):
         raise UserError(f"no batch of {2 * world} labelled images: {count} training images in batches of {batch}",
                         "Give a larger --batch or more images.")
     return sizes
+
+
+def parts_of(labelled, world=1, accumulate=1):
+    """The number of parts that a batch of so many labelled images, in `world` processes together, is computed in.
+
+    It is `accumulate`, or fewer where a part would have fewer than two labelled images for a process, of which batch
+    normalisation has no deviation.
+    """
+    return max(1, min(accumulate, labelled // (2 * world)))
 
 
 def evaluation_batches(data, split, *, batch, device, share=(0, 1)):

@@ -48,7 +48,7 @@ class Task:
     of_sweep: str = "" # the model among whose tries this is, or whose choice
     model: str = ""    # the model that it trains
     fold: str = None   # "K/N" of a cross-validation
-    log: Path = None   # file for its output; None: the terminal
+    gpu: bool = False  # whether it computes on a GPU where there is one
 
 
 @dataclass

@@ -1,16 +1,22 @@
 """Training in several processes, on one host or many, as `torchrun` starts them; in one process nothing here acts.
 
-Each process trains on its share of every batch, and gradients are added up, so that the update is that of one
-process with the whole batch. Batch normalisation uses the share of its process; its running statistics are averaged
-after each epoch. The first process writes the files; --out must be the same folder for all.
+Each process trains on its share of every batch, and DistributedDataParallel (Li et al. 2020, 2006.15704) adds up
+gradients while backward still runs, so that the update is that of one process with the whole batch. Batch normalisation
+uses the share of its process, but with --sync-batch-norm. The first process writes the files; --out must be the same
+folder for all.
+
+What has no backward pass is exchanged here: the sums of an epoch's losses, the running statistics of batch
+normalisation, which are averaged after each epoch, and the logits of validation and test.
 """
 
+import contextlib
 import datetime
 import os
 import sys
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from kd.errors import UserError
 
@@ -81,6 +87,66 @@ def by_first(function):
     if kind == "error":
         raise UserError(*value)
     return value
+
+
+class _Function(torch.nn.Module):
+    """A function as a module that has the parameters of trained modules, and not their buffers, for
+    DistributedDataParallel: it would replace buffers by those of the first process in each step.
+    """
+
+    def __init__(self, function, modules):
+        super().__init__()
+        self.function = function
+        self.trained = torch.nn.ParameterList(parameter for module in modules for parameter in module.parameters())
+
+    def forward(self, *arguments):
+        return self.function(*arguments)
+
+
+def parallel(function, modules):
+    """`function`; in several processes so wrapped that backward() of what it returns gives gradients of all processes.
+
+    function: what computes a loss with the modules; it returns tensors, also in tuples and dicts. modules: a list, of
+    all trained parameters; those of the first process are copied to the others. The gradients are means over the
+    processes: a sum needs a loss times world(). A parameter that the loss of no process reads has no gradient.
+    """
+    if not dist.is_initialized():
+        return function
+    # Which parameters the loss reads may differ from step to step, such as with layers that are left out at random. As
+    # this is looked up in each step, the buckets of gradients stay as they are: a run that goes on adds up in the same
+    # order as the unbroken run. Where all are read, torch warns in the first step that it need not look.
+    return DistributedDataParallel(_Function(function, modules), find_unused_parameters=True,
+                                   gradient_as_bucket_view=True)
+
+
+def exchange(function, now):
+    """The context of a forward and a backward pass of parallel()'s function: gradients are exchanged if `now`.
+
+    Otherwise they are kept, and are added to those of the next passes.
+    """
+    return function.no_sync() if dist.is_initialized() and not now else contextlib.nullcontext()
+
+
+def check_sync_batch_norm(device):
+    """UserError where several processes cannot synchronise batch normalisation. device: the type of the device."""
+    if dist.is_initialized() and device != "cuda":
+        raise UserError(f"batch normalisation over several processes runs on GPUs alone, not on {device}",
+                        "Leave out --sync-batch-norm (--no-sync-batch-norm undoes that of a --config file), or train "
+                        "in one process.")
+
+
+def synchronise_batch_norm(model, arch):
+    """Make the batch normalisation of a model, in place, use the shares of all processes.
+
+    arch: its name, for the message. Raises UserError where it has layers that torch.nn.SyncBatchNorm does not replace,
+    such as timm's, which have an activation inside.
+    """
+    usual = torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d
+    for module in model.modules():
+        if isinstance(module, usual) and type(module) not in usual:
+            raise UserError(f"{arch} has {type(module).__name__}, which cannot be synchronised",
+                            "Leave out --sync-batch-norm.")
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def add_up(tensors):

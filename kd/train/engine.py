@@ -7,6 +7,7 @@ with the weights of the unbroken run, bit for bit on a CPU.
 
 import contextlib
 import datetime
+import math
 import sys
 from pathlib import Path
 
@@ -24,17 +25,19 @@ from kd.train.weights import safe_load
 
 
 def device_and_precision(options):
-    """(torch.device, "fp32" or "bf16"): --device and --precision with `auto` resolved.
+    """(torch.device, "fp32", "bf16" or "fp16"): --device and --precision with `auto` resolved.
 
-    bf16 only where the hardware multiplies in it, since elsewhere it is slower.
+    bf16 only where the hardware multiplies in it, since elsewhere it is slower; fp16 on GPUs that multiply in no other
+    half precision (Volta and Turing, compute capability 7).
     """
     device, precision = networks.device(options["device"]), options["precision"]
     if precision == "auto":
         if device.type == "cuda":
-            native = bool(torch.version.hip) or torch.cuda.get_device_capability() >= (8, 0)
+            capability = (8, 0) if torch.version.hip else torch.cuda.get_device_capability()
+            precision = "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
         else:
             native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-        precision = "bf16" if native else "fp32"
+            precision = "bf16" if native else "fp32"
     return device, precision
 
 
@@ -150,6 +153,8 @@ class Journal:
             if self.step.average:
                 self.step.average.load_state_dict(state["average"])
             _load_optimizer(self.step.optimizer, state["optimizer"])
+            if self.step.scaler.is_enabled():
+                _load_scaler(self.step.scaler, state["scaler"])
             self.rows = state["history"]
             if [row["epoch"] for row in self.rows] != list(range(1, 1 + len(self.rows))) or not all(
                     text.is_defined(value) for row in self.rows for value in row.values()):
@@ -189,7 +194,8 @@ class Journal:
             average = {"average": self.step.average.state_dict()} if self.step.average else {}
             checkpoint.save_tensors(self.folder / "last.pt", {
                 "model": self.step.student.model.state_dict(), "objective": self.step.objective.state_dict(),
-                "optimizer": self.step.optimizer.state_dict(), **average, "history": self.rows})
+                "optimizer": self.step.optimizer.state_dict(), "scaler": self.step.scaler.state_dict(), **average,
+                "history": self.rows})
             write_csv(self.folder / "history.csv", self.rows)
             self.log(row)
             if not (draws(sys.stderr) and draws(sys.stdout)):
@@ -234,6 +240,14 @@ def _load_optimizer(optimizer, state):
             value.shape in (parameter.shape, ()) for parameter, values in optimizer.state.items()
             for value in (values["step"], values["exp_avg"], values["exp_avg_sq"])):
         raise ValueError
+
+
+def _load_scaler(scaler, state):
+    """scaler.load_state_dict(); ValueError where the state is not of a torch.amp.GradScaler."""
+    if state.keys() != scaler.state_dict().keys() or not all(
+            type(value) in (int, float) and 0 <= value < math.inf for value in state.values()):
+        raise ValueError
+    scaler.load_state_dict(state)
 
 
 def _write_predictions(folder, network, data, device):

@@ -1,9 +1,10 @@
-"""The whole of distillation, from a batch of images to the epoch whose weights are kept. Read `train` from the top.
+"""The whole of distillation, from a batch of images to the epoch whose weights are kept. Read `loss_of` and `train`.
 
 Machinery stands elsewhere: kd/train/step.py prepares networks, objective and optimiser, kd/train/engine.py writes the
 run's files and resumes it, kd/train/distributed.py adds up what several processes compute.
 """
 
+import functools
 import math
 import time
 
@@ -21,6 +22,25 @@ class Diverged(UserError):
     """The loss or the outputs of the network are no numbers any more: its last good checkpoint is worth something."""
 
 
+def loss_of(step, batch, epoch):
+    """The loss of a batch, of a part of it, or of the share of one of several processes; all parts and shares add up.
+
+    step: kd.train.step.Step. batch: kd.data.batching.Batch. epoch: from 1. Returns the loss and {name: value} of its
+    terms, scalar tensors, and the counts for LossMeter.
+    """
+    # The teacher sees the same views as the student, in eval mode and without gradients.
+    with torch.no_grad():
+        outputs = step.teacher_outputs(batch)
+
+    # The student: logits, and the features of its stages where a loss reads them.
+    outputs.update(step.student_outputs(batch.images))
+
+    # The objective: alpha * hard + (1 - alpha) * soft + beta * attention + further terms.
+    inputs = {**outputs, "labels": batch.labels, "index": batch.index.to(step.device), **step.constants(epoch)}
+    loss, terms = step.objective(inputs, batch.whole)
+    return loss, terms, step.objective.counts(inputs, batch.whole)
+
+
 def train(step, data, options, seed, journal):
     """Train the student on the training split, with or without a teacher, and select its best epoch on validation.
 
@@ -28,47 +48,43 @@ def train(step, data, options, seed, journal):
     options: those of the command line, resolved. journal: kd.train.engine.Journal, the epochs of the run so far.
     Raises Diverged where the loss is no longer a number.
     """
-    sizes = batching.batch_sizes(data, options["batch"], distributed.world(), step.unlabelled_ratio)
-    steps = len(sizes) * options["epochs"]
+    forward = distributed.parallel(functools.partial(loss_of, step), [step.student.model, step.objective])
+    steps_per_epoch = len(batching.batch_sizes(data, options["batch"], distributed.world(), step.unlabelled_ratio))
+    steps = steps_per_epoch * options["epochs"]
     for epoch in journal.epochs():  # those that are left: a run that was stopped goes on after its last whole epoch
         start = time.monotonic()
-        number = len(sizes) * (epoch - 1)  # of the step, counted over all epochs
-        meter = LossMeter(epoch, number)
+        number = steps_per_epoch * (epoch - 1)  # of the step, counted over all epochs
+        meter = LossMeter(epoch)
         step.begin_epoch(seed, epoch)
 
         # A batch: augmented views of the images. Every random number follows from seed, epoch and image.
         batches = batching.training_batches(
             data, batch=options["batch"], seed=seed, epoch=epoch, device=step.device, workers=options["workers"],
             views=step.views, size=step.size(epoch), other_sizes=step.teacher_sizes, share=distributed.share(),
-            unlabelled_ratio=step.unlabelled_ratio)
-        for size, batch in zip(sizes, batches):
+            unlabelled_ratio=step.unlabelled_ratio, accumulate=options["accumulate"])
+        for batch in batches:
 
-            # The teacher sees the same views as the student, in eval mode and without gradients.
-            with torch.no_grad():
-                outputs = step.teacher_outputs(batch)
+            # Forward and backward. Of several processes each has a share of the batch, and backward gives the mean of
+            # their gradients: that of the loss times their number is the gradient of the whole batch.
+            with distributed.exchange(forward, now=batch.is_last):
+                loss, terms, counts = forward(batch, epoch)
+                step.scaler.scale(loss * distributed.world()).backward()
 
-            # The student: logits, and the features of its stages where a loss reads them.
-            outputs.update(step.student_outputs(batch.images))
-
-            # The objective: alpha * hard + (1 - alpha) * soft + beta * attention + further terms.
-            inputs = {**outputs, "labels": batch.labels, "index": batch.index.to(step.device), **step.constants(epoch)}
-            loss, terms = step.objective(inputs, size)
-
-            # Backward. Of several processes each has a share of the batch, and their gradients are added up.
-            step.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            distributed.add_up(step.gradients())
+            # What is logged: the loss and each of its terms, as a mean over the images of the epoch.
+            meter.add(number + 1, {"loss": loss.detach(), **terms}, counts)
+            if not batch.is_last:  # with --accumulate it has several parts, whose gradients add up
+                continue
 
             # The optimiser: AdamW; the gradient's norm is limited to `clip`, and the learning rate warms up and decays.
+            step.scaler.unscale_(step.optimizer)
             if options["clip"]:
                 torch.nn.utils.clip_grad_norm_(step.parameters, options["clip"])
             rate = schedule(number, steps, options["warmup"])
             step.set_learning_rate(rate)
-            step.optimizer.step()
+            step.scaler.step(step.optimizer)  # with fp16 not where a gradient is too large for it
+            step.scaler.update()
+            step.optimizer.zero_grad(set_to_none=True)
             step.average_weights()
-
-            # What is logged: the loss and each of its terms, as a mean over the images of the epoch.
-            meter.add({"loss": loss.detach(), **terms}, step.objective.counts(inputs, size))
             number += 1
             journal.step_done()
 
@@ -104,12 +120,15 @@ class LossMeter:
 
     INTERVAL = 20
 
-    def __init__(self, epoch, steps_before):
-        self.epoch, self.steps_before, self.copies = epoch, steps_before, {}
-        self.steps, self.images, self.sums, self.first_bad = 0, 0, None, None
+    def __init__(self, epoch):
+        self.epoch, self.copies = epoch, {}
+        self.added, self.images, self.sums, self.first_bad = 0, 0, None, None
 
-    def add(self, values, counts):
-        """values: {name: scalar tensor} of a step, `loss` first. counts: of kd.objective.Objective.counts()."""
+    def add(self, step, values, counts):
+        """values: {name: scalar tensor} of a step, or of a part of it, `loss` first. step: its number, from 1 on.
+
+        counts: of kd.objective.Objective.counts().
+        """
         weights, images = np.array([counts[name] for name in values]).T
         row = torch.stack([value.float() for value in values.values()])
         row = row if row.device.type == "mps" else row.double()  # MPS has no float64
@@ -117,11 +136,11 @@ class LossMeter:
             self.names = list(values)
             self.sums = torch.zeros_like(row)
             self.first_bad = torch.full((1 + len(row),), -1.0, dtype=row.dtype, device=row.device)  # step, values
-        self.steps, self.images = self.steps + 1, self.images + images
+        self.added, self.images = self.added + 1, self.images + images
         self.sums += row * self._weights(tuple(weights.tolist()), row)
         is_first_bad = (self.first_bad[0] < 0) & ~torch.isfinite(row[0])
-        self.first_bad = torch.where(is_first_bad, torch.cat([row.new_full((1,), self.steps), row]), self.first_bad)
-        if self.steps % self.INTERVAL == 0:
+        self.first_bad = torch.where(is_first_bad, torch.cat([row.new_full((1,), step), row]), self.first_bad)
+        if self.added % self.INTERVAL == 0:
             self.check_finite()
 
     def _weights(self, weights, row):
@@ -136,7 +155,7 @@ class LossMeter:
         if step >= 0:
             terms = ", ".join(f"{name} {value:.6g}" for name, value in zip(self.names, values))
             raise Diverged(f"the loss is no longer a number at epoch {self.epoch}, "
-                           f"step {self.steps_before + int(step)}: {terms}", "A lower --lr often helps.")
+                           f"step {int(step)}: {terms}", "A lower --lr often helps.")
 
     def means(self):
         """{name: mean over the images of all processes}."""

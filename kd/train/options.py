@@ -38,7 +38,7 @@ FIRST = ("--data", "--root", "--size", "--epochs", "--lr", "--weights", "--seeds
 
 # Options that are younger than the first runs, with the value that those runs used.
 ADDED = {"augment": "heavy", "select": "macro_f1", "sampling": "natural", "mixup": 0.0, "cutmix": 0.0, "ema": 0.0,
-         "interpolation": "bilinear"}
+         "interpolation": "bilinear", "accumulate": 1, "sync_batch_norm": False}
 
 
 class TrainingParser(Parser):
@@ -120,6 +120,13 @@ def training_parser(prog, description, own=("--teacher",)):
                           help="passes over the training images; default: the data set's own, else 30")
     training.add_argument("--batch", type=images, metavar="N",
                           help="labelled images a step; default: the data set's own, else 64")
+    training.add_argument("--accumulate", type=positive, metavar="N",
+                          default=1,  # a batch that fits into memory is faster in one piece
+                          help="compute a batch in N parts, whose gradients add up: a step needs less memory, and "
+                          "--batch stays what it is; batch normalisation sees the images of a part")
+    training.add_argument("--sync-batch-norm", action=argparse.BooleanOptionalAction,
+                          default=False,  # each layer waits for all processes; shares of many images do without
+                          help="of several processes (torchrun, on GPUs): batch normalisation over the images of all")
     training.add_argument("--lr", type=not_negative, metavar="X",
                           default=1e-3,  # the value suggested for Adam (1412.6980)
                           help="peak learning rate of AdamW (1711.05101); 5e-4 was used for ImageNet weights "
@@ -175,9 +182,10 @@ def training_parser(prog, description, own=("--teacher",)):
     machine = parser.add_argument_group("machine and files")
     machine.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
                          help="where to compute; auto: a GPU where there is one")
-    machine.add_argument("--precision", choices=("auto", "fp32", "bf16"),
+    machine.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"),
                          default="auto",  # bf16 is faster there, and cost no quality that was seen (docs/speed.md)
-                         help="auto: bf16 where the hardware computes in it, else fp32")
+                         help="auto: bf16 where the hardware computes in it; fp16 on older GPUs with half precision; "
+                         "else fp32")
     machine.add_argument("--compile", action=argparse.BooleanOptionalAction,
                          default=False,  # takes minutes, and gained nothing on the processors of docs/speed.md
                          help="compile student and teacher: minutes first, then faster steps on most GPUs; "

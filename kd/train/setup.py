@@ -41,6 +41,8 @@ def start(parser, argv, registry):
     if options["compile"]:
         networks.check_compiler(device)
     distributed.begin(device.type)
+    if options["sync_batch_norm"]:
+        distributed.check_sync_batch_norm(device.type)
     return options
 
 

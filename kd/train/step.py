@@ -73,6 +73,10 @@ def dry_run(network, terms, data, options):
     The teacher may not exist yet; the network's own outputs stand for the teacher's.
     """
     batching.batch_sizes(data, options["batch"], distributed.world(), options.get("unlabelled_ratio", 0.0))
+    if options["batch"] < 2 * distributed.world() * options["accumulate"]:
+        processes = f" in each of {distributed.world()} processes" if distributed.world() > 1 else ""
+        raise UserError(f"a batch of {options['batch']} has fewer than two images for each of {options['accumulate']} "
+                        f"parts{processes}", "Give a smaller --accumulate, or a larger --batch.")
     for size in dict.fromkeys((options["size_from"] or data.size, data.size)):
         networks.check_input(network.model, network.arch, size, len(data.class_names))
     if options["size_from"] and options["size_from"] > data.size:
@@ -126,7 +130,9 @@ class Step:
         self.student, self.teacher, self.targets = student, teacher, targets
         self.device, self.precision = device, precision
         self.needs = objective.needed(terms)
-        share = len(range(distributed.rank(), options["batch"], distributed.world()))
+        if options["sync_batch_norm"] and distributed.world() > 1:
+            distributed.synchronise_batch_norm(student.model, student.arch)
+        share = len(range(distributed.rank(), options["batch"], distributed.world() * options["accumulate"]))
         self.compiled = share if options["compile"] else None  # the number of images that networks are compiled for
         members = self._members()
         self.average = None
@@ -158,7 +164,11 @@ class Step:
         learnable = any(isinstance(term.loss, type) for term in terms)
         shapes = self._output_shapes(data) if learnable else None
         self.objective = objective.Objective(terms, shapes).to(device)
+        if options["sync_batch_norm"] and distributed.world() > 1:
+            distributed.synchronise_batch_norm(self.objective, "a loss")
         self.optimizer = self._optimizer(options)
+        # small gradients would be 0 in fp16, and are computed of a scaled loss (1710.03740); else this does nothing
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _output_shapes(self, data):
@@ -195,8 +205,8 @@ class Step:
 
     def autocast(self):
         """The context in which networks compute in this step's precision."""
-        bf16 = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+        return torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
 
     def begin_epoch(self, seed, epoch):
         """Train mode for the student; dropout follows from seed and epoch, and differs between processes."""
@@ -255,10 +265,6 @@ class Step:
         """What the losses read of the student: {"student_logits": [N, C], ...}."""
         with self.autocast():
             return network_outputs("student", self.student, self.extractor, images, self.needs)
-
-    def gradients(self):
-        """The gradients of all trained parameters, a list of tensors."""
-        return [p.grad for p in self.parameters if p.grad is not None]
 
     def set_learning_rate(self, share):
         """share: of the peak of each group of parameters."""

@@ -46,8 +46,8 @@ class Targets:
     `values` for an image, and their checksum `crc32`. key.json has what they were made from, and view_1.json, which
     says that view 1 is whole, the checksum of that key. teacher:
     kd.train.networks.Network. data: kd.data.loader.Data. views: kd.data.batching.Views, of which so many are kept.
-    needs: what the losses read, a set of names of kd.objective.NEEDS. precision: "fp32" or "bf16". device: where views
-    are augmented. unlabelled: for the images without labels, in place of the labelled ones.
+    needs: what the losses read, a set of names of kd.objective.NEEDS. precision: "fp32", "bf16" or "fp16". device:
+    where views are augmented. unlabelled: for the images without labels, in place of the labelled ones.
     Raises UserError if a loss reads what is not stored, and if the folder has targets of another teacher, other data or
     another augmentation.
     """

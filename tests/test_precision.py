@@ -1,0 +1,84 @@
+"""Training in fp16: the loss is scaled, so that small gradients are not lost, and the scale goes on with a run."""
+
+import numpy as np
+import pytest
+import torch
+
+import small
+from kd.errors import UserError
+from kd.files import read_csv
+from kd.train import engine, loop
+from kd.train.weights import safe_load
+
+CPU = torch.device("cpu")
+
+
+def step_of(precision, data):
+    options = {**small.options("--alpha", "0.5"), "precision": precision}
+    return engine.Step(small.network(options, data), small.network(options, data, seed=1), small.terms(options), data,
+                       options, CPU, precision)
+
+
+def gradients(precision, data, share):
+    """The gradients, a flat float64 array, of `share` of the loss of a batch, without the scale."""
+    step = step_of(precision, data)
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.random((16, 3, 32, 32), np.float32))
+    batch = small.batch(images, torch.from_numpy(rng.integers(0, 3, 16)), torch.arange(16))
+    loss, *_ = loop.loss_of(step, batch, 1)
+    step.scaler.scale(share * loss).backward()
+    step.scaler.unscale_(step.optimizer)
+    return np.concatenate([parameter.grad.double().numpy().ravel() for parameter in step.parameters])
+
+
+@pytest.mark.parametrize("share", [1.0, 1e-5])  # many would be below 6e-8, which is the least number of fp16
+def test_gradients_of_fp16_are_those_of_fp32(tmp_path, share):
+    data = small.data(folder=tmp_path)
+    exact, half = gradients("fp32", data, share), gradients("fp16", data, share)
+    assert np.linalg.norm(half - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def train(folder, cache, epochs_of_this_call=4):
+    """Train for four epochs in fp16 with a scale that is far too large at first, or stop before."""
+    data = small.data(folder=cache)
+    options = {**small.options("--epochs", "4", "--alpha", "1", "--lr", "3e-3"), "precision": "fp16"}
+    student, write = small.network(options, data), engine.Journal.write
+
+    def stopping(self, row):
+        write(self, row)
+        if row["epoch"] == epochs_of_this_call:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        usual = torch.amp.GradScaler
+        patch.setattr(torch.amp, "GradScaler", lambda device, enabled: usual(device, 2.0 ** 24, enabled=enabled))
+        if epochs_of_this_call < 4:
+            patch.setattr(engine.Journal, "write", stopping)
+        engine.run(folder, student, small.terms(options), data, options, seed=0, role="student", provenance={})
+    return read_csv(folder / "history.csv")
+
+
+def without_time(history):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in history]
+
+
+def test_a_step_whose_gradients_are_too_large_is_left_out_and_a_stopped_run_keeps_its_scale(tmp_path):
+    whole = train(tmp_path / "whole", tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", tmp_path, epochs_of_this_call=1)
+    scale = safe_load(tmp_path / "stopped" / "last.pt")["scaler"]["scale"]
+    assert scale < 2 ** 24
+    again = train(tmp_path / "stopped", tmp_path)
+    assert without_time(again) == without_time(whole)
+    assert float(whole[-1]["loss"]) < float(whole[0]["loss"])  # it learned, when the scale had become usual
+
+
+@pytest.mark.parametrize("state", [{}, {"scale": "1"}, None], ids=["none", "text", "infinite"])
+def test_a_damaged_scale_is_a_one_line_error(tmp_path, state):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", tmp_path, epochs_of_this_call=1)
+    content = safe_load(tmp_path / "run" / "last.pt")
+    content["scaler"] = {**content["scaler"], "scale": float("inf")} if state is None else state
+    torch.save(content, tmp_path / "run" / "last.pt")
+    with pytest.raises(UserError, match="last.pt is not the state of this run"):
+        train(tmp_path / "run", tmp_path)

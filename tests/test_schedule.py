@@ -1,0 +1,230 @@
+"""Steps in processes: after those that they need, several at once, never longer than the process that began them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kd.study import schedule
+from kd.study.executors import Local
+from kd.study.step import Step
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Task:
+    name: str
+    does: str = ""
+    needs: tuple = ()
+    gpu: bool = False
+
+
+def carry_out(tasks, executor, count=1, devices=None, progress=lambda task: None, step=lambda task, device: task):
+    """Lines on what happened."""
+    log = []
+
+    def begin(task, device):
+        log.append(f"{task.name} begins" + (f" on {device}" if device is not None else ""))
+        return step(task, device)
+    schedule.run(tasks, executor, count=count, devices=devices, begin=begin, progress=progress,
+                 again=lambda task, error, number: log.append(f"{task.name} again {number}: {error}"),
+                 end=lambda task, error, seconds: log.append(f"{task.name}: {error or 'well'}"))
+    return log
+
+
+class Imagined:
+    """An executor whose steps are Tasks: each ends at the second look, as often lost as `does` says."""
+
+    pause = 0
+
+    def __init__(self):
+        self.lost, self.stopped = {}, []
+
+    def start(self, task):
+        return [task, 2]
+
+    def poll(self, job):
+        job[1] -= 1
+        task, left = job
+        if left:
+            return None
+        self.lost[task.name] = self.lost.get(task.name, 0) + 1
+        if task.does.startswith("lose") and self.lost[task.name] <= int(task.does[4:]):
+            return "gone", True
+        return ("an error" if task.does == "fail" else ""), False
+
+    def stop(self, job):
+        self.stopped.append(job[0].name)
+
+
+def test_one_after_another_and_what_went_wrong():
+    assert carry_out([Task("a"), Task("b", "fail"), Task("c")], Imagined()) == [
+        "a begins", "a: well", "b begins", "b: an error", "c begins", "c: well"]
+
+
+def test_what_needs_a_failed_task_does_not_begin_and_the_others_go_on():
+    log = carry_out([Task("child", needs=("other", "a")), Task("a", "fail"), Task("grandchild", needs=("child",)),
+                     Task("other", needs=("done earlier",))], Imagined())
+    assert log == ["a begins", "a: an error", "child: it needs a", "grandchild: it needs child",
+                   "other begins", "other: well"]
+
+
+def test_a_task_begins_after_those_that_it_needs_and_beside_the_others():
+    log = carry_out([Task("a"), Task("b", needs=("a",)), Task("c"), Task("d")], Imagined(), count=2)
+    assert log == ["a begins", "c begins", "a: well", "c: well", "b begins", "d begins", "b: well", "d: well"]
+
+
+def test_a_lost_worker_costs_its_task_a_restart_and_the_others_nothing():
+    assert carry_out([Task("a", "lose2"), Task("b", needs=("a",))], Imagined()) == [
+        "a begins", "a again 1: gone", "a again 2: gone", "a: well", "b begins", "b: well"]
+
+
+def test_a_task_that_loses_every_worker_fails_unless_it_gets_on_between():
+    log = carry_out([Task("a", "lose99")], Imagined())
+    assert log == ["a begins", *(f"a again {k}: gone" for k in (1, 2, 3)), "a: gone"]
+    steps = iter(range(1000))
+    log = carry_out([Task("a", "lose9")], Imagined(), progress=lambda task: next(steps))
+    assert log == ["a begins", *["a again 1: gone"] * 9, "a: well"]
+
+
+def test_each_device_has_no_more_tasks_than_it_may_and_a_task_without_a_gpu_has_none():
+    tasks = [Task(name, gpu=name != "c") for name in "abcdef"]
+    log = carry_out(tasks, Imagined(), count=6, devices=["0", "1"])
+    assert log[:3] == ["a begins on 0", "b begins on 1", "c begins"]
+    assert log[3:] == ["a: well", "b: well", "c: well", "d begins on 0", "e begins on 1", "d: well", "e: well",
+                       "f begins on 0", "f: well"]
+    log = carry_out(tasks, Imagined(), count=3, devices=["0", "1", "0", "1"])
+    assert log[:3] == ["a begins on 0", "b begins on 1", "c begins"]
+    assert [line for line in carry_out(tasks[:2], Imagined(), count=2) if " on " in line] == []
+
+
+def test_what_runs_is_stopped_at_an_error_of_the_study():
+    executor = Imagined()
+    with pytest.raises(ZeroDivisionError):
+        carry_out([Task("a"), Task("b"), Task("c")], executor, count=3, progress=lambda task: 1 / (task.name != "c"))
+    assert executor.stopped == ["a", "b"]
+
+
+# ---- with processes
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+
+verb, value = sys.argv[1:]
+if verb == "die":
+    os._exit(int(value))
+if verb == "fall":
+    os.kill(os.getpid(), int(value))
+if verb == "raise":
+    raise ValueError(value)
+if verb == "lose" and not Path(value).exists():  # once
+    Path(value).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+if verb == "write":
+    Path(value).write_text(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
+    print("written")
+end = time.monotonic() + 60
+while verb == "wait" and not Path(value).exists() and time.monotonic() < end:  # until another one has run beside it
+    time.sleep(0.01)
+"""
+
+
+@pytest.fixture
+def step(tmp_path):
+    """step(task, device): the Step of a Task whose `does` is `verb value`."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    return lambda task, device=None: Step([str(tmp_path / "script.py"), *task.does.split(" ", 1)], str(tmp_path),
+                                          {"OMP_NUM_THREADS": "3"}, f"{task.name}.log")
+
+
+def test_several_run_at_once_with_their_variables_and_logs(tmp_path, step):
+    file = tmp_path / "sign"
+    before = os.environ.get("OMP_NUM_THREADS")
+    log = carry_out([Task("first", f"wait {file}"), Task("second", f"write {file}")], Local(), count=2, step=step)
+    assert log[:2] == ["first begins", "second begins"] and sorted(log[2:]) == ["first: well", "second: well"]
+    assert file.read_text().split()[1] == "3" and os.environ.get("OMP_NUM_THREADS") == before
+    assert (tmp_path / "second.log").read_text() == "written\n" and (tmp_path / "first.log").read_text() == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills as POSIX does")
+def test_a_killed_process_is_started_again_and_one_that_fails_is_not(tmp_path, step):
+    log = carry_out([Task("a", "die 7"), Task("b", f"lose {tmp_path / 'lost'}"), Task("c", "raise no\u20ac"),
+                     Task("d", f"fall {int(signal.SIGSEGV)}")], Local(), step=step)
+    assert log == [
+        "a begins", "a: its process ended with status 7",
+        "b begins", "b again 1: its process was ended by signal 9 (out of memory?)", "b: well",
+        "c begins", "c: ValueError: no\u20ac", "d begins", "d: its process was ended by signal 11"]
+    assert "Traceback" in (tmp_path / "c.log").read_text()
+
+
+PARENT = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import test_schedule as t
+from kd.study.step import Step
+t.carry_out([t.Task("pid"), t.Task("endless")], t.Local(), count=2, step=lambda task, device: Step(
+    [sys.argv[4], *(("write", sys.argv[3]) if task.name == "pid" else ("wait", sys.argv[3] + ".never"))], "."))
+"""
+
+
+def children(process):
+    """Numbers of the processes that a process has started."""
+    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks for processes as Linux has them")
+def test_a_process_ends_with_the_one_that_started_it(tmp_path, step):
+    step(Task("script", "x"))
+    command = [sys.executable, "-c", PARENT, str(HERE), str(HERE.parent), str(tmp_path / "pid"),
+               str(tmp_path / "script.py")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
+        wait_until(lambda: (tmp_path / "pid").exists() and len(children(parent.pid)) == 1)
+        endless, = children(parent.pid)
+        parent.kill()
+    wait_until(lambda: not alive(endless), seconds=20)  # it would wait a minute
+
+
+def wait_until(holds, seconds=60):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")
+    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signals can be blocked here")
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.2])
+def test_processes_that_are_still_starting_say_nothing_at_ctrl_c(seconds, tmp_path, step):
+    step(Task("script", "x"))
+    code = ("import signal\n\nimport test_schedule as t\nfrom kd import errors\nfrom kd.study import schedule\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a background job\n"
+            "if __name__ == '__main__':\n"
+            "    def begin(task, device):\n"
+            "        print(task.name, flush=True)\n"
+            f"        return t.Step(['{tmp_path / 'script.py'}', 'wait', 'never'], '.')\n"
+            "    errors.run(lambda: schedule.run([t.Task(name) for name in 'ab'], t.Local(), count=2, devices=None,\n"
+            "               begin=begin, again=None, end=lambda *_: None, progress=lambda task: None))\n")
+    (tmp_path / "main.py").write_text(code)
+    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True, cwd=tmp_path,
+                               env={**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}"})
+    process.stdout.readline(), process.stdout.readline()
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGINT)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 130 and text == "\nstopped\n"
