@@ -653,3 +653,11 @@ def test_the_exit_status_is_as_run_md_says(exported, model, tmp_path, names, sta
             (tmp_path / "bad.png").touch()
     done = subprocess.run([sys.executable, ROOT / "predict.py", model, tmp_path], capture_output=True)
     assert done.returncode == status
+
+
+def test_a_program_of_a_newer_version_says_where_its_predictor_is(tmp_path):
+    (tmp_path / "m.pte").write_bytes(b"program")
+    for number, words in ((2, "a newer version of this project wrote .*m.json"), (0, "is not what export.py writes")):
+        (tmp_path / "m.json").write_text(json.dumps({"format": f"medmnist-edgeai/executorch/{number}"}))
+        with pytest.raises(UserError, match=words):
+            onnx_model.Model(tmp_path / "m.pte")
