@@ -638,6 +638,9 @@ def test_an_abstention_in_the_csv_is_no_unreadable_file_and_its_columns_give_the
     assert bad["label"] == bad["abstains"] == "" and bad["error"]
     text = (exported[0].parent / "bundle" / "RUN.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in good if not name.startswith("p_")) and "`p_CLASS`" in text
+    predict.main([str(never), str(image), "--format", "jsonl"])
+    assert all(f"`{name}`" in text for name in json.loads(capsys.readouterr().out))
+    assert all(f"`{name}`" in text for name in predict.Problems().of)
     opened = onnx_model.Model(never)
     raw = opened.probabilities(opened.logits(opened.pixels(image)[None]))[0][0]
     powers = np.array([float(good[f"p_{name}"]) for name in opened.class_names]) ** opened.temperature
