@@ -20,11 +20,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
-from kd import errors, machine, onnx_model, runs, timing
+from kd import errors
 from kd.errors import UserError
-from kd.files import read_csv, write_csv
+
+with errors.missing_packages():
+    import numpy as np
+
+    from kd import machine, onnx_model, runs, timing
+    from kd.files import read_csv, write_csv
 
 TORCH = ("eager", "channels_last", "bf16", "compiled")  # of a checkpoint
 EXPORTED = {".onnx": "onnxruntime", ".pte": "executorch"}
@@ -144,6 +147,9 @@ def open_target(target, options):
             raise UserError(f"{target.path} takes images of {model.size} px",
                             "Leave out --size, or name the checkpoint.")
         return model
+    if errors.IN_BUNDLE:
+        raise UserError(f"{target.path} is a checkpoint, and a bundle has nothing that runs one",
+                        "Name an exported file (.onnx), or measure the checkpoint where it was trained.")
     errors.need("torch", "all")
     import registry
     from kd import plugins

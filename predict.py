@@ -17,9 +17,12 @@ import sys
 import time
 from pathlib import Path
 
-from kd import errors, image_files, onnx_model
+from kd import errors
 from kd.errors import UserError
-from kd.files import csv_line, open_regular
+
+with errors.missing_packages():
+    from kd import image_files, onnx_model
+    from kd.files import csv_line, open_regular
 
 POLL = 0.5     # seconds between two looks into a watched folder; what does not change in between is written whole
 PATIENCE = 10  # seconds for which a file that cannot be read may still be half-written, since it last changed
@@ -64,10 +67,11 @@ IN_8_BITS = "Save them in 8 bits, with the scale of the images that the model wa
 
 
 class Problems:
-    """What was odd in the rows so far: files that cannot be read, and values that do not fit the model's range."""
+    """What was odd in the rows so far: files without an answer, few pixels, values that do not fit the range."""
 
     def __init__(self):
-        self.count, self.of = 0, {"unreadable": [], "deep": [], "beyond": [], "narrow": []}  # of rows; rows by problem
+        self.count = 0  # of rows
+        self.of = {"unreadable": [], "deep": [], "beyond": [], "narrow": [], "small": []}  # rows by problem
 
     def noted(self, rows):
         """Yield the rows of answers() or watch(), and take note of them."""
@@ -104,6 +108,10 @@ class Problems:
                     f"of the images that the model was trained on: they go from {min(lows):,.6g} to {max(highs):,.6g} "
                     f"({listed(kind)}). If they are of another scale, their answers are worth nothing: save them with "
                     "that of the training images.")
+        if self.of["small"]:
+            lines.append(f"{some('small', 'is', 'are')} less than half as large as the {model.size} px that the model "
+                         f"takes: {listed('small')}. Where the training images are larger, such "
+                         "answers say little.")
         return lines
 
 
@@ -288,7 +296,7 @@ def print_table(rows, model):
 def print_csv(rows, model):
     """Print the rows of answers() as CSV, with a column p_CLASS for each class."""
     probabilities = [f"p_{name}" for name in model.class_names]
-    columns = ["file", "label", "confidence", "most_probable", "called", *probabilities, "error", "caution"]
+    columns = ["file", "label", "confidence", "most_probable", "called", "abstains", *probabilities, "error", "caution"]
     print(csv_line(columns), end="", flush=True)
     for row in rows:
         row = {**row, "called": " ".join(row["called"]), **{f"p_{name}": p for name, p in row["probabilities"].items()}}

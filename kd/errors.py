@@ -20,6 +20,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 _ROOT = Path(__file__).resolve().parents[1]
 INSTALLED = _ROOT.name == "medmnist_edgeai" and not (_ROOT / "setup.cfg").exists()  # by a wheel: no clone, no bundle
+IN_BUNDLE = not INSTALLED and not (_ROOT / "setup.cfg").exists()  # of export.py: there is nothing to install from
+BOX = "pip install numpy pillow onnxruntime"  # what predict.py and benchmark.py need on an edge box
 VERSION = f"MedMNIST-EdgeAI {__version__}"
 LONGEST = 1000  # characters of the message of a UserError
 
@@ -469,5 +471,22 @@ def need(module, extra):
         package = module.split(".")[0]
         if error.name and error.name.split(".")[0] != package:
             raise  # the package is installed but broken: its own message helps more
-        raise UserError(f"this needs the package {package}, which is not installed",
-                        f'pip install -e ".[{extra}]"') from error
+        if IN_BUNDLE:
+            hint = BOX if package in BOX else f"pip install {package}"
+        else:
+            hint = f'pip install -e ".[{extra}]"'
+        raise UserError(f"this needs the package {package}, which is not installed", hint) from error
+
+
+@contextlib.contextmanager
+def missing_packages():
+    """In this context a script for an edge box imports what it needs: for a package of BOX that is not installed there
+    is a line in place of a traceback, and exit status 2."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = {"PIL": "pillow"}.get(error.name, error.name)
+        if package not in ("numpy", "pillow"):
+            raise
+        print(UserError(f"this needs the package {package}, which is not installed", BOX), file=sys.stderr)
+        raise SystemExit(2) from None

@@ -40,6 +40,8 @@ def open_session(path, threads=0):
         metadata = read_json(sidecar)
     except UserError as error:
         raise UserError(f"{path} has no metadata: {error.message}", HINT) from None
+    if isinstance(metadata, dict) and onnx_model.is_newer(metadata.get("format"), FORMAT):
+        raise UserError(f"a newer version of this project wrote {sidecar}", onnx_model.NEWER)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise UserError(f"{sidecar} is not what export.py writes beside an ExecuTorch program", HINT)
     program = read_bytes(path, onnx_model.FILE)

@@ -164,7 +164,8 @@ def _decoded(source, use, least=None):
                 raise ValueError(image_files.unread(file, tags)) from None
             pixels, pixel_bytes = image.width * image.height, PIXEL_BYTES.get(image.format, ANY_PIXEL_BYTES)
             if pixels * pixel_bytes > MEMORY:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+                raise ValueError(f"{image.width} x {image.height} pixels are too many, "
+                                 f"{_smaller(image.format, MEMORY // pixel_bytes)}")
             _check_cost(image, file)
             image.info[SEVERAL_FRAMES] = _has_several_frames(image, file)
             reader.begin_pixels(image)
@@ -180,6 +181,11 @@ def _decoded(source, use, least=None):
     except Exception as error:  # for broken files Pillow raises anything, from OSError to struct.error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
     raise UserError(f"cannot read {source if is_path else 'the image'}: {' '.join(reason.split())}")
+
+
+def _smaller(form, pixels):
+    """What to do with an image of more pixels than are read of this format, as the end of a sentence."""
+    return f"of {form} up to {pixels / 1e6:g} megapixels are read: make it smaller"
 
 
 def _opened(reader, name):
@@ -251,7 +257,8 @@ def _check_cost(image, file):
     pixels = image.width * image.height
     decoder = image.tile[0][0] if image.tile else ""
     if pixels > SLOW_PIXELS.get(image.format, pixels) and decoder in ("bmp_rle", "jpeg2k", "ppm_plain"):
-        raise ValueError(f"{image.width} x {image.height} pixels are too many for a {image.format} of this kind")
+        raise ValueError(f"{image.width} x {image.height} pixels are too many for a {image.format} of this kind, "
+                         f"{_smaller(image.format, SLOW_PIXELS[image.format])}, or save it as PNG")
     if image.format in ("JPEG", "MPO"):
         scans = _scans(file)
         if scans * pixels > SCANS * MEMORY / ANY_PIXEL_BYTES:
@@ -434,20 +441,21 @@ def square(source, side, range=None, interpolation=INTERPOLATION):
 
 
 def examine(source, side, range=None, interpolation=INTERPOLATION):
-    """(pixels, extremes, whether it has several frames) of an image file: as square() and extremes() give them.
+    """(pixels, extremes, whether it has several frames, short) of an image: as square() and extremes() give them.
 
-    extremes is None for an image of 8 bits; without a range, pixels is None for a deep one. source, interpolation: as
-    for square(). UserError if it cannot be used.
+    extremes is None for an image of 8 bits; without a range, pixels is None for a deep one. short: px of the short side
+    as decoded, a fraction of the true one only in a large JPEG. source, interpolation: as for square(). UserError if it
+    cannot be used.
     """
     gap = _gap(interpolation)
 
     def use(image):
         values = extremes(image) if is_deep(image) else None
         pixels = None if values and range is None else _square(image, side, range, gap)
-        return pixels, values, image.info[SEVERAL_FRAMES]
+        return pixels, values, image.info[SEVERAL_FRAMES], min(image.size)
 
     if isinstance(source, np.ndarray):
-        return square(source, side, range, interpolation), None, False
+        return square(source, side, range, interpolation), None, False, min(source.shape[:2])
     return _decoded(source, use, gap * side)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from kd import errors, image, metrics
+from kd import errors, image, image_files, metrics
 from kd.errors import UserError, listing
 from kd.files import JSON, open_regular, parse_json, read_bytes, read_npz
 
@@ -99,9 +99,9 @@ class Model:
         except UserError:
             raise
         except Exception as error:  # onnxruntime has an exception class for each kind of failure
-            is_newer = any(part in str(error).lower() for part in ("opset", "ir version"))
-            raise UserError(f"cannot load {path}: {_one_line(error)}",
-                            "Update onnxruntime, which is older than this file." if is_newer else HINT) from None
+            needs_newer = any(part in str(error).lower() for part in ("opset", "ir version"))
+            hint = "Update onnxruntime, which is older than this file." if needs_newer else _way_to_a_model(path)
+            raise UserError(f"cannot load {path}: {_one_line(error)}", hint) from None
         self.path, self.metadata = path, _metadata(path, self.session)
         if _may_saturate(self.metadata) and saturates():
             self.session = session(str(path), threads, exact=True)
@@ -138,10 +138,13 @@ class Model:
         BGR or BGRA, as OpenCV has them. The size does not matter; what is not square loses its longer ends.
 
         {"label": the most probable class, or None if the model abstains; "confidence": its calibrated probability;
-        "most_probable": the class; "called": the classes above their sensitivity threshold; "probabilities": {class:
-        calibrated probability}; "problem": None, or how values of more than 8 bits do not fit the range of the
-        training images, "beyond" its ends or "narrow" (nearly one grey), and with it "values": [least, largest];
-        "caution": why little may be made of this answer, or ""}. explain() says what these mean for this model.
+        "most_probable": the class; "called": the classes above their sensitivity threshold; "abstains": whether the
+        model gives no label; "probabilities": {class: calibrated probability}; "problem": None, or what is odd about
+        the image; "caution": why little may be made of this answer, or ""}. explain() says what these mean for this
+        model. Problems are "beyond" and "narrow": values of more than 8 bits go beyond the range of the training
+        images, or are nearly one grey in it, with "values": [least, largest]; "small": the short side is less than half
+        of the network's input; of predict_all() alone, as predict()
+        raises UserError for them, "unreadable" and "deep".
         """
         return next(self._answers([self._prepare(source, bgr)]))
 
@@ -195,11 +198,15 @@ class Model:
 
     def _prepare(self, source, bgr):
         """(pixels uint8 [S, S, 3], {"problem", "caution"}) of what predict() takes."""
-        square, misfit = self.examined(_readable(source))
+        square, misfit, short = self.examined(_readable(source))
         if bgr and isinstance(source, np.ndarray):
             square = square[..., ::-1]  # here, where the pixels are few: the steps before treat colours alike
-        if not misfit:
+        if not misfit and 2 * short >= self.size:
             return square, {"problem": None, "caution": self.caution}
+        if not misfit:
+            text = (f"its short side of {short} px is less than half of the {self.size} px that the network takes: "
+                    "where the training images are larger, its answer says little")
+            return square, {"problem": "small", "caution": "; ".join(filter(None, (self.caution, text)))}
         kind, least, largest = misfit
         words = "go beyond" if kind == "beyond" else "lie in a 16th of"
         text = (f"its values, from {least:,.6g} to {largest:,.6g}, {words} {self.range[0]:,.6g}..{self.range[1]:,.6g}, "
@@ -221,14 +228,14 @@ class Model:
         decided = zip(*columns)
         for square, further in prepared:
             if square is None:
-                yield {"label": None, "confidence": None, "most_probable": None, "called": [], "probabilities": {},
-                       **further}
+                yield {"label": None, "confidence": None, "most_probable": None, "called": [], "abstains": None,
+                       "probabilities": {}, **further}
                 continue
             label, p, called, abstains = next(decided)
             label, probabilities = str(label), dict(zip(self.class_names, map(float, p)))
             yield {"label": None if abstains else label, "confidence": probabilities[label], "most_probable": label,
                    "called": [name for name, above in zip(self.class_names, called) if above],
-                   "probabilities": probabilities, **further}
+                   "abstains": bool(abstains), "probabilities": probabilities, **further}
 
     # ---- the steps of it
 
@@ -237,16 +244,17 @@ class Model:
         return image.evaluation_pixels(source, self.metadata["input"])
 
     def examined(self, source):
-        """(pixels, misfit) of an image: those of pixels(), and how its deep values do not fit the model's range.
+        """(pixels, misfit, short) of an image: those of pixels(), and how its deep values do not fit the model's range.
 
-        misfit: ("beyond" or "narrow", least value, largest value) as kd.image.misfit() judges them, or None.
+        misfit: ("beyond" or "narrow", least value, largest value) as kd.image.misfit() judges them, or None. short: px
+        of the short side, as image.examine() has it.
         """
-        if self.range is None:
-            return self.pixels(source), None
         recorded = self.metadata["input"]
-        square, extremes, _ = image.examine(source, recorded["resize"], self.range, recorded["interpolation"])
+        square, extremes, _, short = image.examine(source, recorded["resize"], self.range, recorded["interpolation"])
+        if square is None:
+            return self.pixels(source), None, short  # which raises what a model of 8 bits says of more
         how = image.misfit(extremes, self.range) if extremes else ""
-        return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None
+        return image.centre_crop(square[None], self.size)[0], (how, *extremes[:2]) if how else None, short
 
     def logits(self, images):
         """Logits float32 [N, C] of images uint8 [N, S, S, 3]. UserError if these are others, or one is not finite."""
@@ -317,8 +325,14 @@ def _readable(source):
         if source.ndim == 3 and source.shape[2] == 1:
             source = source[..., 0]
         is_deep = source.dtype in (np.uint16, np.float32) and source.ndim == 2
-        if not source.size or not is_deep and (source.dtype != np.uint8 or source.shape[2:] != (4,)):
-            return source  # as kd.image takes it, or refuses it
+        is_usual = source.dtype == np.uint8 and source.ndim in (2, 3) and source.shape[2:] in ((), (3,), (4,))
+        if not source.size or not is_deep and not is_usual:
+            raise UserError(
+                "an array is an image if it is uint8 [H, W], [H, W, 3] or [H, W, 4], or uint16 or float32 [H, W], not "
+                f"{source.dtype} {list(source.shape)}",
+                "Of one image, values from 0 to 1 become uint8 so: (255 * array).round().astype(numpy.uint8)")
+        if not is_deep and source.shape[2:] != (4,):
+            return source
         source = Image.fromarray(source)
     elif isinstance(source, (str, os.PathLike, bytes)) or hasattr(source, "read"):
         return source
@@ -499,6 +513,8 @@ def _check_sums(path, required):
             raise ValueError(f"{path} does not list {listing(sorted(strangers))}")
     except UserError as error:
         raise UserError(error.message, error.hint or COPY) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged", COPY) from None
     except ValueError as error:
         raise UserError(str(error), COPY) from None
     return len(listed)
@@ -518,6 +534,25 @@ def encode(content):
     return {key: value if key == "format" else json.dumps(value, allow_nan=False) for key, value in content.items()}
 
 
+def is_newer(text, known):
+    """Whether a text is a format like the known one, `name/number`, with a larger number."""
+    name, _, number = known.rpartition("/")
+    found = isinstance(text, str) and re.fullmatch(re.escape(name) + r"/(\d{1,9})", text, re.ASCII)
+    return bool(found) and int(found[1]) > int(number)
+
+
+NEWER = "Take predict.py and kd/ of the bundle that it came with, or of the version that wrote it."
+
+
+def _way_to_a_model(path):
+    """What to do with a file that cannot be loaded as a model."""
+    if path.suffix in (".pt", ".pth"):
+        return "A checkpoint is exported first, where it was trained: python export.py RUN"
+    if image_files.is_image(path):
+        return "The model comes first, then the images: predict.py MODEL IMAGE"
+    return HINT if path.suffix == ".onnx" else "Name a model that export.py wrote: its name ends in .onnx or .pte."
+
+
 def _one_line(error):
     return " ".join(str(error).split())[:200]
 
@@ -528,6 +563,8 @@ def _metadata(path, session):
         texts = session.get_modelmeta().custom_metadata_map
     except (ValueError, RecursionError):  # no UTF-8; NaN in the JSON file of a program
         raise UserError(f"the metadata of {path} cannot be read", HINT) from None
+    if is_newer(texts.get("format"), FORMAT):
+        raise UserError(f"a newer version of this project wrote {path}", NEWER)
     if texts.get("format") != FORMAT:
         raise UserError(f"{path} is no model that export.py wrote: it does not say what its input and classes are",
                         "Any checkpoint of this project can be exported: python export.py RUN")

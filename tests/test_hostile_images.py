@@ -114,7 +114,8 @@ BOMBS = {
     "PNG: parts of pixels": (lambda: png(chunk(b"IDAT") * MANY), "more than 300,000 parts"),
     "PNG: EXIF": (lambda: png(chunk(b"eXIf", b"II*\0" + struct.pack("<IHHHII", 8, 1, 274, 3, 10 ** 6, 26)
                                     + bytes(2_000_004))), "EXIF"),
-    "PNG: pixels": (lambda: png(side=8400, colour=0), "8400 x 8400 pixels are too many"),
+    "PNG: pixels": (lambda: png(side=8400, colour=0),
+                    "8400 x 8400 pixels are too many, of PNG up to 65 megapixels are read: make it smaller"),
     "JPEG: scans": (lambda: jpeg_of_scans(400, 3000), "scans"),
     "JPEG: segments": (lambda: jpeg_with(b"\xff\xe5\0\x02" * MANY), "parts"),
     "JPEG: filling": (lambda: jpeg_with(b"\xff" * 3 * MANY), "parts"),
@@ -124,12 +125,13 @@ BOMBS = {
     "TIFF: tile": (lambda: tiff({256: (4, 1, 64), 257: (4, 1, 64), 258: (3, 1, 8), 259: (3, 1, 8), 262: (3, 1, 1),
                                  277: (3, 1, 1), 322: (4, 1, 20_000), 323: (4, 1, 20_000), 324: (4, 1, 8),
                                  325: (4, 1, 8)}), "tiles of 400,000,000 pixels"),
-    "BMP: rows": (lambda: bmp(60_000_000, 1, 1, 8, b"\1\0\0\0" * 4), "too many for a BMP of this kind"),
+    "BMP: rows": (lambda: bmp(60_000_000, 1, 1, 8, b"\1\0\0\0" * 4),
+                  "too many for a BMP of this kind, of BMP up to 10 megapixels are read"),
     "BMP: runs": (lambda: bmp(9, 9, 1, 8, b"\1\0" * MANY), "parts"),
     "GIF: comments": (lambda: gif_with(b"\x21\xfe\1a\0" * MANY), "parts"),
     "GIF: parts of a comment": (lambda: gif_with(b"\x21\xfe" + b"\1a" * MANY + b"\0"), "parts"),
     "WebP: pixels": (lambda: saved(Image.new("L", (16_000, 3200)), "WEBP", lossless=True, quality=0, method=0),
-                     "16000 x 3200 pixels are too many"),
+                     "16000 x 3200 pixels are too many, of WEBP up to 32.5 megapixels"),
     "WebP: canvas": (lambda: webp_of_canvas(2 ** 24), ""),
 }
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import exported as parts
 import predict
-from kd import metrics, onnx_model
+from kd import errors, metrics, onnx_model
 from kd.edge import bundle
 from kd.errors import UserError
 from kd.files import read_csv, read_json, read_npz
@@ -88,6 +88,7 @@ def test_thresholds_are_of_raw_probabilities_and_abstention_leaves_the_label_out
     _, rows = answered(capsys, file, *(root / name for name in predictions["ids"]))
     clear = np.abs(raw.max(1) - keep) > 1e-4
     assert [row["label"] is None for row, c in zip(rows, clear) if c] == (raw.max(1) < keep)[clear].tolist()
+    assert [row["abstains"] for row in rows] == [row["label"] is None for row in rows]
     clear = np.abs(raw[:, 1] - bar) > 1e-4
     assert [row["called"] == ["green"] for row, c in zip(rows, clear) if c] == (raw[:, 1] >= bar)[clear].tolist()
 
@@ -100,6 +101,7 @@ def test_the_three_formats_say_the_same(exported, model, capsys):
     table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [float(line["p_red"]) for line in table] == [row["probabilities"]["red"] for row in rows]
     assert [line["label"] or None for line in table] == [row["label"] for row in rows]
+    assert [line["abstains"] for line in table] == [str(row["abstains"]) for row in rows]
     predict.main([str(model), *files])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == [row["label"] or "abstains" for row in rows]
@@ -262,6 +264,30 @@ def test_a_broken_or_foreign_model_is_one_line(exported, model, tmp_path):
         assert "\n" not in error.value.message, name
 
 
+def test_a_model_of_a_newer_version_says_where_its_program_is(exported, model, tmp_path):
+    image = str(next((exported[1] / "red").iterdir()))
+    for number, words in ((2, "a newer version of this project wrote"), (10, "newer"), (0, "is no model that")):
+        changed(model, tmp_path / "m.onnx", format=f"medmnist-edgeai/onnx/{number}")
+        with pytest.raises(UserError, match=words) as caught:
+            predict.main([str(tmp_path / "m.onnx"), image])
+        assert ("Take predict.py and kd/ of the bundle" in caught.value.hint) == (number > 1)
+    assert not onnx_model.is_newer(None, onnx_model.FORMAT) and not onnx_model.is_newer(2, onnx_model.FORMAT)
+    assert not onnx_model.is_newer("medmnist-edgeai/executorch/2", onnx_model.FORMAT)
+
+
+def test_what_is_no_model_is_told_what_comes_first(exported, model, tmp_path):
+    image = next((exported[1] / "red").glob("*.jpg"))
+    (tmp_path / "notes.txt").write_text("words")
+    shutil.copy(model, tmp_path / "cut.onnx")
+    (tmp_path / "cut.onnx").write_bytes(model.read_bytes()[:1000])
+    for path, way in ((image, "The model comes first, then the images: predict.py MODEL IMAGE"),
+                      (exported[0] / "best.pt", "python export.py RUN"), (tmp_path / "notes.txt", "Name a model that"),
+                      (tmp_path / "cut.onnx", "Bring a complete copy")):
+        with pytest.raises(UserError, match="cannot load") as caught:
+            predict.main([str(path), str(model)])
+        assert way in caught.value.hint
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
@@ -291,10 +317,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def blocked(folder, *words):
-    """A script of `folder` run with nothing but the standard library and three packages."""
+def blocked(folder, *words, without=""):
+    """A script of `folder` run with nothing but the standard library and three packages, or two of them."""
+    code = BLOCKED.replace(f'"{without}"', '"nothing"') if without else BLOCKED
     return subprocess.run(
-        [sys.executable, "-I", "-c", BLOCKED, *map(str, words)], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-I", "-c", code, *map(str, words)], cwd=folder, capture_output=True, text=True
     )
 
 
@@ -453,8 +480,10 @@ def test_every_file_of_a_bundle_is_checked_and_no_program_may_be_added(box):
     digest = hashlib.sha256(b"").hexdigest()
     for content, words in (("", "is not listed"), ("words\n", "is damaged"), (f"{digest}  ../x\n", "elsewhere"),
                            (f"{digest}  /x\n", "elsewhere"), (sums + f"{digest}  absent\n", "no such file"),
-                           (sums + sums, "is damaged"), (sums.replace("predict.py", "."), "a folder")):
-        (box / "SHA256SUMS").write_text(content)
+                           (sums + sums, "is damaged"),
+                           (b"\xff" + sums.encode(), "SHA256SUMS is damaged"),
+                           (sums.replace("predict.py", "."), "a folder")):
+        (box / "SHA256SUMS").write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(UserError, match=words):
             checked(box)
     (box / "SHA256SUMS").unlink()
@@ -567,3 +596,60 @@ def test_a_bundle_is_not_laid_over_other_files(exported, tmp_path):
             tmp_path / "new",
         )
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("script", ["predict.py", "benchmark.py"])
+@pytest.mark.parametrize("package", ["numpy", "PIL", "onnxruntime"])
+def test_a_box_without_a_package_is_told_what_to_install(box, script, package):
+    done = blocked(box, script, "model.int8.onnx", "x.jpg", without=package)
+    name = package.replace("PIL", "pillow")
+    assert done.returncode == 2
+    assert done.stderr == (f"error: this needs the package {name}, which is not installed\n"
+                           "pip install numpy pillow onnxruntime\n")
+
+
+def test_a_checkpoint_is_not_measured_in_a_bundle(exported, box):
+    shutil.copy(exported[0] / "best.pt", box)
+    done = blocked(box, "benchmark.py", "best.pt")
+    assert done.returncode == 2 and "a bundle has nothing that runs one\nName an exported file" in done.stderr
+
+
+def test_the_way_out_of_a_missing_package_is_that_of_the_place(monkeypatch):
+    for module in ("onnxruntime", "executorch"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for in_bundle, hints in ((True, [errors.BOX, "pip install executorch"]), (False, ['pip install -e ".[edge]"'] * 2)):
+        monkeypatch.setattr(errors, "IN_BUNDLE", in_bundle)
+        for module, hint in zip(("onnxruntime", "executorch"), hints):
+            with pytest.raises(UserError) as caught:
+                errors.need(module, "edge")
+            assert caught.value.hint == hint
+
+
+def test_an_abstention_in_the_csv_is_no_unreadable_file_and_its_columns_give_the_thresholds(exported, model, tmp_path,
+                                                                                           capsys):
+    """As RUN.md says: the columns to the power of the temperature are the probabilities of the thresholds."""
+    never = changed(model, tmp_path / "m.onnx", temperature=1.7, operating_points=[
+        {"name": "abstain", "kind": "abstention", "class": "", "threshold": 1.0, "promised": 0.05}])
+    (tmp_path / "bad.png").touch()
+    image = next((exported[1] / "red").iterdir())
+    predict.main([str(never), str(image), str(tmp_path / "bad.png"), "--format", "csv"])
+    good, bad = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    assert (good["label"], good["abstains"], good["error"]) == ("", "True", "")
+    assert bad["label"] == bad["abstains"] == "" and bad["error"]
+    text = (exported[0].parent / "bundle" / "RUN.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in good if not name.startswith("p_")) and "`p_CLASS`" in text
+    opened = onnx_model.Model(never)
+    raw = opened.probabilities(opened.logits(opened.pixels(image)[None]))[0][0]
+    powers = np.array([float(good[f"p_{name}"]) for name in opened.class_names]) ** opened.temperature
+    np.testing.assert_allclose(powers / powers.sum(), raw, atol=1e-6)
+
+
+@pytest.mark.parametrize("names, status", [(["good"], 0), (["good", "bad"], 0), (["bad"], 2), ([], 2)])
+def test_the_exit_status_is_as_run_md_says(exported, model, tmp_path, names, status):
+    for name in names:
+        if name == "good":
+            shutil.copy(next((exported[1] / "red").iterdir()), tmp_path)
+        else:
+            (tmp_path / "bad.png").touch()
+    done = subprocess.run([sys.executable, ROOT / "predict.py", model, tmp_path], capture_output=True)
+    assert done.returncode == status

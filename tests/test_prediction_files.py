@@ -234,7 +234,7 @@ def test_arrays_without_a_header_and_as_pandas_writes_them(tmp_path):
 def test_the_table_of_predict_py_has_an_answer_called_label(tmp_path):
     wrong = np.array(NAMES)[P.argmax(1)]
     sheet = {"file": [f"folder/{i}.jpg" for i in IDS], "label": wrong, "confidence": P.max(1).tolist(),
-             "most_probable": wrong, "called": wrong, **per_class(P), "error": [""] * N}
+             "most_probable": wrong, "called": wrong, "abstains": ["False"] * N, **per_class(P), "error": [""] * N}
     path = table(tmp_path / "answers.csv", sheet)
     assert "--labels FILE" in refused(path)
     order = np.random.default_rng(1).permutation(N)

@@ -26,7 +26,7 @@ from kd.run_folder import Run
 from test_predict import blocked, changed
 
 ROOT = Path(__file__).resolve().parent.parent
-KEYS = ["label", "confidence", "most_probable", "called", "probabilities", "problem", "caution"]
+KEYS = ["label", "confidence", "most_probable", "called", "abstains", "probabilities", "problem", "caution"]
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +137,19 @@ def test_what_is_no_image_is_one_line_and_in_a_batch_an_answer_without_label(mod
         model.predict(wrong)
     assert "\n" not in caught.value.message
     answers = list(model.predict_all([picture, wrong, picture]))
-    assert near(answers[0], answers[2]) and list(answers[1]) == [*KEYS[:5], "error", *KEYS[5:]]
+    assert near(answers[0], answers[2]) and list(answers[1]) == [*KEYS[:6], "error", *KEYS[6:]]
     assert re.search(words, answers[1]["error"]) and answers[1]["problem"] == "unreadable"
-    assert answers[1]["label"] is answers[1]["confidence"] is None
+    assert answers[1]["abstains"] is answers[1]["label"] is answers[1]["confidence"] is None
+
+
+def test_an_array_of_another_type_is_told_what_is_taken_and_how_to_get_there(model, picture):
+    with pytest.raises(UserError, match=r"uint16 or float32 \[H, W\], not float64 \[44, 36, 3\]") as caught:
+        model.predict(np.zeros((44, 36, 3)))
+    share = picture / 255
+    assert near(model.predict(eval(caught.value.hint.split("so: ")[1], {"array": share, "numpy": np})),
+                model.predict(picture))
+    text = " ".join(Model.predict.__doc__.split())
+    assert '"unreadable"' in text and '"deep"' in text
 
 
 def test_a_picture_whose_file_is_cut_short_is_one_line(model, picture):
@@ -347,7 +357,8 @@ def test_the_example_runs_in_a_bundle_as_printed_without_torch(box, name):
 def test_run_md_states_the_input_of_its_model(box):
     model, text = Model(box / "model.int8.onnx"), (box / "RUN.md").read_text(encoding="utf-8")
     assert f"uint8 [N, {model.size}, {model.size}, 3]" in text and "float32 [N, 3]" in text
-    assert f"short side to {model.metadata['input']['resize']} px" in text and "$" not in text.split("```")[0]
+    assert f"short side to {model.metadata['input']['resize']} px" in text
+    assert "$" not in text.split("```")[0].replace("$PWD", "")
 
 
 def onnxruntime_for_cpp(folder):
@@ -370,6 +381,19 @@ def onnxruntime_for_cpp(folder):
         pytest.skip("needs the library of ONNX Runtime")
     for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
         (folder / "ORT" / "lib" / name).symlink_to(found[0].resolve())
+
+
+def test_the_links_of_run_md_make_a_library_of_the_wheel(box):
+    import onnxruntime
+    found = list(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.1.*"))
+    if not found:
+        pytest.skip("needs the wheel of ONNX Runtime for Linux")
+    place = box / "env/lib/python3.11/site-packages/onnxruntime"
+    place.mkdir(parents=True)
+    (place / "capi").symlink_to(found[0].parent)
+    commands = re.findall(r"(?m)^    ((?:mkdir|ln) .*)$", (box / "RUN.md").read_text(encoding="utf-8"))
+    subprocess.run("\n".join(commands), shell=True, cwd=box, check=True)
+    assert [(box / "ORT/lib" / name).resolve() for name in ("libonnxruntime.so", "libonnxruntime.so.1")] == found * 2
 
 
 def test_the_program_in_cpp_gives_the_same_probabilities_as_python(box, exported):
@@ -412,3 +436,25 @@ def test_the_class_is_enough_with_five_modules_and_none_that_a_box_lacks(box):
     late = {"zipfile", "csv", "socket", "tempfile", "difflib", "concurrent.futures", "PIL.PdfImagePlugin",
             "PIL.EpsImagePlugin", "tqdm", "yaml", "torch"}
     assert not loaded & late - set(sys.builtin_module_names)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "bytes", "picture", "array", "rgba"])
+@pytest.mark.parametrize("size, is_small", [((15, 90), True), ((90, 15), True), ((16, 16), False), ((800, 700), False)])
+def test_an_image_of_less_than_half_the_input_is_answered_with_a_caution(model, tmp_path, kind, size, is_small):
+    assert model.size == 32
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    data = io.BytesIO()
+    image.save(data, "JPEG" if kind == "jpeg" else "PNG")
+    (tmp_path / "a").write_bytes(data.getvalue())
+    answer = model.predict({"bytes": data.getvalue(), "picture": image, "array": np.asarray(image),
+                            "rgba": np.asarray(image.convert("RGBA"))}.get(kind, tmp_path / "a"))
+    assert (answer["problem"] == "small") == is_small
+    assert ("15 px is less than half of the 32 px" in answer["caution"]) == is_small
+
+
+def test_small_images_are_counted_in_a_note(file, tmp_path, capsys):
+    for name, side in (("a.png", 8), ("b.png", 40)):
+        Image.new("RGB", (side, side), "red").save(tmp_path / name)
+    predict.main([str(file), str(tmp_path)])
+    found = capsys.readouterr()
+    assert "note: 1 of 2 files is less than half as large as the 32 px" in found.err and "b.png" not in found.err

@@ -356,7 +356,7 @@ def test_grey_and_alpha_of_16_bits_keep_the_lower_ones(tmp_path):
 def test_integers_of_32_bits_without_a_sign_do_not_wrap(tmp_path, order="<"):
     values_ = (picture(0) * (2 ** 32 - 1)).astype(np.uint32)
     (tmp_path / "a.tif").write_bytes(tiff_of(values_, order, 1))
-    pixels, extremes, _ = image.examine(tmp_path / "a.tif", 40, (0, 2 ** 32 - 1))
+    pixels, extremes, *_ = image.examine(tmp_path / "a.tif", 40, (0, 2 ** 32 - 1))
     assert extremes == (values_.min(), values_.max(), False)
     assert np.abs(pixels[..., 0] - values_ * (255 / (2 ** 32 - 1))).max() <= 0.51
     (tmp_path / "b.tif").write_bytes(tiff_of((values_ // 2).astype(np.int32) - 2 ** 30, order, 2))

@@ -260,7 +260,7 @@ def _read(source, resize, interpolation, limits):
             digest = hashlib.sha256()
             while block := file.read(2 ** 20):
                 digest.update(block)
-            pixels, extremes, has_several_frames = image.examine(file, resize, limits, interpolation)
+            pixels, extremes, has_several_frames, _ = image.examine(file, resize, limits, interpolation)
         facts = ([values.deep_word(*extremes)] if extremes else []) + ["frames"] * has_several_frames
         return 0 if pixels is None else pixels, digest.hexdigest(), facts, ""
     except UserError as error:
