@@ -78,6 +78,10 @@ def for_site(run, options):
     bundle.write(run, exported, images, options.bundle, record)
     print(f"written: {options.bundle}: {exported.name} with the settings for {options.recalibrated}; RUN.md in it says "
           "what to do there")
+    without = recalibration.without_threshold(record)
+    if without:
+        print(f"note: {errors.listing(without, 12)}: no threshold, since none was fitted to {options.recalibrated}; "
+              f"those of the run do not go along (evaluate.py --recalibrate without --target fits all that it can)")
     return Path(options.bundle)
 
 

@@ -17,10 +17,10 @@ def score(folder, options, registry):
     """Write predictions/NAME.npz into a run's folder and return its path; NAME is --name, else the data set's.
 
     options: data, root, groups, skip_bad, cache as in training; class_map, a CSV with the columns theirs,ours, or None;
-    name or None. Ids and groups get that name before them, so that they cannot be taken for those of the run's own images.
-    Keys of images, groups and pictures, as the checkpoint has them of its own, go along, by which they are known again
-    under other names. An image that the network was trained or selected on, a class that it does not know, and another
-    set's file of this name are a UserError.
+    name or None. Ids and groups get that name before them, so that they cannot be taken for those of the run's own
+    images. Keys of images, groups and pictures, as the checkpoint has them of its own, go along, by which they are
+    known again under other names. An image that the network was trained or selected on, a class that it does not know,
+    and another set's file of this name are a UserError.
     """
     file = setup.checkpoint_in(folder)
     network, content = setup.load_network(file, registry)
