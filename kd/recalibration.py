@@ -177,7 +177,7 @@ def promises(record):
         lines.append(f"no threshold, since there are fewer: {', '.join(few)}")
     others = [name for name in without_threshold(record) if name not in fitted["without_threshold"]]
     if others:
-        lines.append(f"no threshold, since --target does not name them, and the run's own do not hold for the new "
+        lines.append(f"no threshold, since none was asked for, and the run's own do not hold for the new "
                      f"probabilities: {', '.join(others)}")
     before, after = (next(point for point in points if point["kind"] == "abstention")
                      for points in (fitted["own"]["operating_points"], record["operating_points"]))

@@ -182,14 +182,14 @@ def test_classes_with_too_few_positives_get_no_threshold_and_this_is_recorded():
     assert record["recalibration"]["without_threshold"] == {NAMES[2]: counts[NAMES[2]]}
     assert any(f"{NAMES[2]} ({counts[NAMES[2]]})" in line for line in recalibration.promises(record))
     assert recalibration.without_threshold(record) == [NAMES[2]]
-    assert not any("--target" in line for line in recalibration.promises(record))
+    assert not any("asked for" in line for line in recalibration.promises(record))
 
 
 def test_classes_that_target_leaves_out_are_said_to_lose_their_thresholds():
     record = recalibrate.recalibrate(validation(), site(400), dataclasses.replace(FAST, targets=["mel"])).result
     others = [name for name in NAMES if name != "mel"]
     assert recalibration.without_threshold(record) == others
-    line, = (line for line in recalibration.promises(record) if "--target does not name them" in line)
+    line, = (line for line in recalibration.promises(record) if "none was asked for" in line)
     assert line.endswith(f": {', '.join(others)}")
 
 
