@@ -278,7 +278,7 @@ def score(folders, options):
     """Write each run's predictions/NAME.npz: the logits of best.pt on the data set --data. Returns the paths."""
     from kd.train import external  # torch; everything else here does without
     plugins.load(options.plugin, registry)
-    keys = ("data", "root", "groups", "class_map", "skip_bad", "name")
+    keys = ("data", "root", "groups", "class_map", "skip_bad", "name", "cache")
     return [external.score(folder, {key: getattr(options, key) for key in keys}, registry) for folder in folders]
 
 
@@ -334,6 +334,8 @@ def parser():
         "--data", metavar="NAME", help="score an external data set with each run's best.pt (needs torch)"
     )
     other.add_argument("--root", metavar="PATH", help="folder (or .npz) of the external data set")
+    other.add_argument("--cache", metavar="DIR", help="folder for decoded external images; default: beside them, or "
+                       "the user's cache folder")
     other.add_argument("--class-map", metavar="FILE.csv", help="columns theirs,ours: which class of a run each class "
                        "of the external data set is; nothing for ours leaves a class out")
     other.add_argument("--skip-bad", action="store_true", help="leave out external images that cannot be read")
@@ -355,7 +357,8 @@ def parse(argv):
     bootstrap.check_replicates(options.replicates)
     if sum(map(bool, (options.compare, options.audit, options.data))) > 1:
         raise UserError("--compare, --audit and --data each do something else", "Give one of them.")
-    of_data = [key for key in ("root", "plugin", "class_map", "skip_bad", "name", "recalibrate", "recalibrated")
+    of_data = [key for key in ("root", "cache", "plugin", "class_map", "skip_bad", "name", "recalibrate",
+                                "recalibrated")
                if getattr(options, key)]
     if options.recalibrate and any(map(prediction_files.is_file, options.paths)):
         raise UserError("--recalibrate is for runs, whose checkpoints answer to the cases of --data",
@@ -385,6 +388,8 @@ def check(options, files, folders):
     if options.target:
         for folder in folders:
             runs.refuse_joined(folder)  # each fold has thresholds of its own
+            if options.data:  # said before the images are decoded
+                protocol.check_targets(Run(folder).class_names, options.target)
     if options.by and not options.table and (files or options.data):
         raise UserError("--by needs a table with its columns", "Give it with --table FILE.csv.")
     if folders:

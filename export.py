@@ -43,7 +43,7 @@ def main(argv=None):
         parity = checked_export.write(source, folder, options.formats, calibration=options.calibration,
                                       weight_range=options.weight_range, max_flips=options.max_flips,
                                       qat_epochs=options.qat)
-    print(parity_table(parity))
+    print(parity_table(parity, options.max_flips))
     print(f"\nwritten: {folder}")
     best = folder / next(checked_export.FILES[name] for name in ("int8", "onnx", "executorch")
                          if name in parity["formats"])
@@ -78,6 +78,10 @@ def for_site(run, options):
     bundle.write(run, exported, images, options.bundle, record)
     print(f"written: {options.bundle}: {exported.name} with the settings for {options.recalibrated}; RUN.md in it says "
           "what to do there")
+    without = recalibration.without_threshold(record)
+    if without:
+        print(f"note: {errors.listing(without, 12)}: no threshold, since none was fitted to {options.recalibrated}; "
+              f"those of the run do not go along (evaluate.py --recalibrate without --target fits all that it can)")
     return Path(options.bundle)
 
 
@@ -106,7 +110,8 @@ def parser():
     result.add_argument("--qat", type=errors.positive, default=0,  # off: it takes as long as training
                         metavar="EPOCHS", help="train the INT8 file for so many epochs with rounded weights and "
                         "activations, on the training images without their labels, to give the answers of the float "
-                        "network; for networks that lose too much otherwise. model.int8.pte gets its weights")
+                        "network; where INT8 falls back to weights only, or changes more labels than --max-flips, as "
+                        "with EfficientNet-B0 (docs/results/edge.md). model.int8.pte gets its weights")
     result.add_argument("--bundle", metavar="DIR", help="write all that another machine needs into this new folder")
     result.add_argument("--recalibrated", metavar="NAME", help="make the --bundle of the file that was exported "
                         "before, with the settings in RUN/recalibrated/NAME.json, which were fitted to another site")
@@ -114,10 +119,10 @@ def parser():
     return result
 
 
-def parity_table(parity):
+def parity_table(parity, max_flips):
     """A table as text, one line for each format: its size, and what changed on validation and test.
 
-    parity: what checked_export.write() returns, the content of parity.json.
+    parity: what checked_export.write() returns, the content of parity.json. max_flips: the share that was allowed.
     """
     rows = [["", "MB", "labels changed, val", "test", "macro F1", "minus checkpoint", "ECE shift"]]
     for name, entry in parity["formats"].items():
@@ -136,12 +141,33 @@ def parity_table(parity):
         elif recipe:
             in_float = f", {len(recipe['float'])} layers in float" if "float" in recipe else ""
             lines.append(f"{name}: ranges by {recipe['ranges']}{in_float}, chosen on validation")
+        lines += effect_of_training(entry, max_flips)
         if entry.get("other_range"):
             lines += [f"  weight range {figures['weight_range']}{file}: on val {figures['val_flips']:.2%} of the "
                       f"labels changed, logits {figures['val_difference']:.3f} off on average; "
                       f"{figures['bytes'] / 1e6:.2f} MB"
                       for file, figures in ((" (this file)", recipe), ("", entry["other_range"]))]
     return "\n".join(lines)
+
+
+def effect_of_training(entry, max_flips):
+    """Lines that compare the INT8 files with and without --qat, by an entry of parity.json; none where it was not asked
+    for.
+    """
+    recipes = entry.get("recipes", ())
+    trained = [recipe for recipe in recipes if recipe["ranges"] == checked_export.TRAINED]
+    if not trained:
+        return []
+    without = min((recipe for recipe in recipes if recipe not in trained),
+                  key=lambda recipe: checked_export.rank(recipe, max_flips))
+    lines = [f"  {what}: on val {recipe['val_flips']:.2%} of the labels changed"
+             + " (more than --max-flips)" * (recipe["val_flips"] > max_flips)
+             + f", divergence {recipe['val_divergence']:.2g} nats"
+             for what, recipe in (("with training", trained[0]),
+                                  (f"without, the best (ranges by {without['ranges']})", without))]
+    chosen = "chosen" if entry["recipe"] in trained else "not chosen"
+    return [*lines, f"  the trained one is {chosen}: of those that change at most {max_flips:.2%} of the labels "
+            "(--max-flips), the file is the one nearest to the checkpoint's probabilities on validation"]
 
 
 def single_run(path):

@@ -154,6 +154,14 @@ def unlisted(folder, error):
                      "Its images would be missing. Make it readable, or move it elsewhere.")
 
 
+def check_folder(folder):
+    """UserError if a folder cannot be listed."""
+    try:
+        os.listdir(folder)
+    except OSError as error:
+        raise unlisted(folder, error) from error
+
+
 def check_link(path):
     """UserError if `path` is a link that leads nowhere, round in a circle, or where nothing can be read."""
     if path.is_symlink():

@@ -116,7 +116,10 @@ def compared(record):
 
 
 def verdict(record):
-    """Sentences on what is better, worse and not significant; without ECE, of which nothing is known by chance."""
+    """Sentences on what is better, worse and not significant; without ECE, of which nothing is known by chance.
+
+    Sensitivities and specificities are higher or lower: which of the two is worth more is not known here.
+    """
     found = {"better": [], "worse": [], "not significant (the 95% interval of the difference includes 0)": []}
     better, worse, unclear = found.values()
     for name, row in _by_metric(record).items():
@@ -125,10 +128,22 @@ def verdict(record):
                 row["difference"] < 0)
             (unclear if not is_significant(row) else better if is_gain else worse).append(TITLES[name])
     lines = [f"{what}: {', '.join(names)}" for what, names in found.items() if names]
+    for word, sign in (("higher", 1), ("lower", -1)):
+        moved = [" of ".join(name.split("/", 1)) for name, row in _by_metric(record).items()
+                 if name.startswith(("sensitivity/", "specificity/")) and is_significant(row)
+                 and sign * row["difference"] > 0]
+        if moved:
+            lines.append(f"{word} at the new thresholds: {', '.join(moved)}")
     if not better:
         lines.append("Nothing is better than with the run's own settings: keep these, but for thresholds whose promise "
                      "they do not keep.")
     return lines
+
+
+def without_threshold(record):
+    """The classes for which the settings have no threshold, those of the run itself included."""
+    have = {point["class"] for point in record["operating_points"] if point["kind"] == "sensitivity"}
+    return [name for name in record["class_names"] if name not in have]
 
 
 def thresholds(record):
@@ -136,16 +151,17 @@ def thresholds(record):
     rows, fitted = _by_metric(record), record["recalibration"]
     own = {point["class"]: point for point in fitted["own"]["operating_points"] if point["kind"] == "sensitivity"}
     table = [["class", "promised", "sensitivity before", "recalibrated", "difference", "specificity before",
-              "recalibrated"]]
+              "recalibrated", "difference"]]
     for point in record["operating_points"]:
         if point["kind"] == "sensitivity":
             name = point["class"]
             before, after = ({rate: format_metric(test[rate], bounds_form=".2f") for rate in (
                 "sensitivity", "specificity")} for test in (own[name]["test"], point["test"]))
-            difference = _difference(rows[f"sensitivity/{name}"]) if f"sensitivity/{name}" in rows else "n/a"
+            sensitivity, specificity = (_difference(rows[f"{rate}/{name}"]) if f"{rate}/{name}" in rows else "n/a"
+                                        for rate in RATES["sensitivity"])
             promised = ", now ".join(format_number(side["promised"], ".2f") for side in (own[name], point))
-            table.append([name, promised, before["sensitivity"], after["sensitivity"], difference,
-                          before["specificity"], after["specificity"]])
+            table.append([name, promised, before["sensitivity"], after["sensitivity"], sensitivity,
+                          before["specificity"], after["specificity"], specificity])
     return table
 
 
@@ -159,6 +175,10 @@ def promises(record):
     few = [f"{name} ({count})" for name, count in fitted["without_threshold"].items()]
     if few:
         lines.append(f"no threshold, since there are fewer: {', '.join(few)}")
+    others = [name for name in without_threshold(record) if name not in fitted["without_threshold"]]
+    if others:
+        lines.append(f"no threshold, since none was asked for, and the run's own do not hold for the new "
+                     f"probabilities: {', '.join(others)}")
     before, after = (next(point for point in points if point["kind"] == "abstention")
                      for points in (fitted["own"]["operating_points"], record["operating_points"]))
     return [*lines, f"{after['name']}: before, {_answered(before)}; recalibrated, {_answered(after)}"]

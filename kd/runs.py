@@ -34,10 +34,13 @@ def below(path, pattern):
 
 
 def find(path):
-    """The folders of finished runs at or below `path`, sorted. UserError where there is none."""
+    """The folders of finished runs at or below `path`, sorted. UserError where there is none, and for a file."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"no such folder: {path}")
+    if path.is_file():
+        run = next(filter(finished, path.parents[:2]), None)  # of best.pt, or of predictions/test.npz
+        raise UserError(f"{path} is a file, and a run is a folder", f"Name its folder: {run}" if run else "")
     folders = sorted({file.parents[1] for file in below(path, f"**/{TEST.as_posix()}")})
     if not folders:
         raise UserError(f"no finished run at or below {path}", f"A run is finished when it has {TEST.as_posix()}.")

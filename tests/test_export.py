@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import export
+import registry
 from kd import image, onnx_model
 from kd.edge import convert, quantize
 from kd.errors import UserError
@@ -70,6 +71,22 @@ def test_a_file_has_no_path_of_the_machine_that_made_it(exported):
     for name in ("model.onnx", "model.int8.onnx"):
         content = (run / "exports" / name).read_bytes()
         assert not re.search(rb"site-packages|\w{4}\.py", content) and str(run.parents[3]).encode() not in content
+
+
+@pytest.mark.parametrize("path, name", [
+    ("/home/someone/runs/study/teacher_resnet18/seed_0", "study/teacher_resnet18/seed_0"),
+    (r"C:\Users\someone\runs\study\tiny\seed_12\best.pt", "study/tiny/seed_12/best.pt"),
+    ("/home/someone/weights.pt", "weights.pt"), ("../seed_3/", "../seed_3"), ("resnet18", "resnet18")])
+def test_a_teacher_and_a_start_are_named_without_the_folders_of_the_trainers_machine(exported, path, name):
+    model, content = checkpoint.load(exported[0] / "best.pt", registry)
+    content["provenance"].update(teacher=path, init={"file": path, "weights": "f", "init": {"file": path}})
+    provenance = convert.describe(model, content)["provenance"]
+    assert provenance["teacher"] == name and "someone" not in str(provenance)
+    assert provenance["init"] == {"file": name, "weights": "f", "init": {"file": name}}
+    content["provenance"].update(teacher=[path, "tiny"])
+    assert convert.describe(model, content)["provenance"]["teacher"] == [name, "tiny"]
+    content["provenance"].update(teacher=None)  # an alone student
+    assert convert.describe(model, content)["provenance"]["teacher"] is None
 
 
 def test_parity_has_the_differences_from_the_checkpoint(exported):

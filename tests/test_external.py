@@ -281,12 +281,25 @@ def test_two_sets_of_one_name_do_not_overwrite_each_other(run, tmp_path):
         score(run, second, "--name", "a/b")
 
 
+def test_a_target_that_is_no_class_of_the_run_is_said_before_images_are_read(run, tmp_path):
+    for more in ([], ["--recalibrate"]):
+        with pytest.raises(UserError, match="--target lungs: no such class"):
+            score(run, tmp_path / "no images are here", "--target", "lungs", *more)
+
+
+def test_decoded_external_images_go_where_cache_says(run, tmp_path):
+    root = pictures(tmp_path / "clinic")
+    score(run, root, "--cache", tmp_path / "decoded")
+    assert list((tmp_path / "decoded").glob("*.npy")) and not (root / ".kd_cache").exists()
+
+
 @pytest.mark.parametrize("options, words", [
     (["--root", "x"], "--root is for an external data set"),
     (["--data", "folder", "--compare"], "each do something else"),
     (["--compare", "--audit"], "each do something else"),
     (["--val", "v.npz"], "--val belongs to one predictions file"),
     (["--out", "x"], "--out takes the metrics of a predictions file"),
+    (["--cache", "x"], "--cache is for an external data set"),
     (["--skip-bad"], "--skip-bad is for an external data set"),
     (["--class-map", "m.csv"], "--class-map is for an external data set"),
     (["--labels", "y.csv"], "--labels is for a predictions file"),

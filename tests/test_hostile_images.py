@@ -295,9 +295,19 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, unlistable, place):
 def test_a_folder_of_ham10000_that_cannot_be_listed_is_named(tmp_path, unlistable):
     root = ham10000(tmp_path / "set")
     registry.create("dataset", "ham10000", root)
-    unlistable(root / "b")
-    with pytest.raises(UserError, match="cannot list the folder .*b: permission denied"):
-        registry.create("dataset", "ham10000", root)
+    for folder in (root / "b", root):
+        unlistable(folder)
+        with pytest.raises(UserError, match=f"cannot list the folder .*{folder.name}: permission denied"):
+            registry.create("dataset", "ham10000", root)
+
+
+def test_of_a_folder_without_the_table_of_ham10000_this_is_said_before_its_links_are_judged(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no HAM10000_metadata.csv in"):
+        registry.create("dataset", "ham10000", tmp_path)
+    ham10000(tmp_path)
+    with pytest.raises(UserError, match="the link .*link leads nowhere"):
+        registry.create("dataset", "ham10000", tmp_path)
 
 
 @needs_pipes

@@ -115,12 +115,34 @@ def test_what_cannot_be_trained_is_named(folded):
         OnnxNetwork(model, strange)
 
 
-def test_a_trained_file_is_one_of_the_recipes(exported, tmp_path):
+def test_a_trained_file_is_one_of_the_recipes(exported, tmp_path, capsys):
     run = shutil.copytree(exported[0], tmp_path / "study" / "model" / "seed_0")
     export.main([str(run), "--formats", "int8", "--qat", "1", "--max-flips", "0.5", "--calibration", "32"])
     int8 = read_json(run / "exports" / "parity.json")["formats"]["int8"]
     assert [recipe["ranges"] for recipe in int8["recipes"]] == [*quantize.RECIPES, checked_export.TRAINED]
     assert int8["recipe"] == min(int8["recipes"], key=lambda recipe: recipe["val_divergence"])
     assert int8["other_range"]["weight_range"] == "full"
+    shown, trained = capsys.readouterr().out, int8["recipes"][-1]
+    steps = len(batching.batch_sizes(checked_export.open_run(Run(run), registry).data, 16))
+    assert f"quantisation-aware training: 1 epoch, {steps} steps of 16 images, on " in shown
+    assert (f"with training: on val {trained['val_flips']:.2%} of the labels changed, divergence "
+            f"{trained['val_divergence']:.2g} nats\n") in shown
     with pytest.raises(UserError, match="--qat trains the INT8 file"):
         export.main([str(run), "--formats", "onnx", "--qat", "1"])
+
+
+@pytest.mark.parametrize("flips, divergence, chosen", [(.02, .001, True), (.02, .9, False), (.04, .001, False)])
+def test_the_file_is_compared_with_the_one_without_training(flips, divergence, chosen):
+    recipes = [{"ranges": "minmax", "val_flips": .11, "val_divergence": .002},  # too many labels
+               {"ranges": "entropy", "val_flips": .025, "val_divergence": .5},
+               {"ranges": checked_export.TRAINED, "val_flips": flips, "val_divergence": divergence}]
+    recipe = min(recipes, key=lambda recipe: checked_export.rank(recipe, .03))
+    lines = export.effect_of_training({"recipe": recipe, "recipes": recipes}, .03)
+    too_many = " (more than --max-flips)" if flips > .03 else ""
+    assert lines[:2] == [
+        f"  with training: on val {flips:.2%} of the labels changed{too_many}, divergence {divergence:g} nats",
+        "  without, the best (ranges by entropy): on val 2.50% of the labels changed, divergence 0.5 nats"]
+    assert lines[2].startswith(f"  the trained one is {'chosen' if chosen else 'not chosen'}: of those that change at "
+                               "most 3.00% of the labels")
+    assert export.effect_of_training({"recipe": recipes[0], "recipes": recipes[:2]}, .03) == []
+    assert export.effect_of_training({}, .03) == []  # the float file

@@ -176,11 +176,11 @@ def test_activations_stay_in_float_where_processors_would_round_them_differently
     int8 = parity["formats"]["int8"]
     assert int8["recipe"]["ranges"] == checked_export.WEIGHTS and int8["recipes"] == [int8["recipe"]]
     assert "of weights only; its Erf, LayerNormalization would compute in float between integers" in (
-        export.parity_table(parity))
+        export.parity_table(parity, 1))
     parity = checked_export.write(source, exported[0] / "full", ["int8"], weight_range="full", **options)
     int8 = parity["formats"]["int8"]
     assert int8["recipe"]["weight_range"] == "full" and int8["other_range"]["weight_range"] == "portable"
-    table = export.parity_table(parity)
+    table = export.parity_table(parity, 1)
     assert f"weight range full (this file): on val {int8['recipe']['val_flips']:.2%} of the labels" in table
     assert f"weight range portable: on val {int8['other_range']['val_flips']:.2%} of the labels" in table
 

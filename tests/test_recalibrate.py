@@ -181,6 +181,16 @@ def test_classes_with_too_few_positives_get_no_threshold_and_this_is_recorded():
     assert points == ["nv", "mel"] and record["recalibration"]["least_positives"] == 11
     assert record["recalibration"]["without_threshold"] == {NAMES[2]: counts[NAMES[2]]}
     assert any(f"{NAMES[2]} ({counts[NAMES[2]]})" in line for line in recalibration.promises(record))
+    assert recalibration.without_threshold(record) == [NAMES[2]]
+    assert not any("asked for" in line for line in recalibration.promises(record))
+
+
+def test_classes_that_target_leaves_out_are_said_to_lose_their_thresholds():
+    record = recalibrate.recalibrate(validation(), site(400), dataclasses.replace(FAST, targets=["mel"])).result
+    others = [name for name in NAMES if name != "mel"]
+    assert recalibration.without_threshold(record) == others
+    line, = (line for line in recalibration.promises(record) if "none was asked for" in line)
+    assert line.endswith(f": {', '.join(others)}")
 
 
 def test_too_few_positives_are_refused_and_the_way_out_leads_out():
@@ -297,6 +307,24 @@ def test_what_is_not_significant_is_said_to_be_so_and_the_runs_own_settings_are_
     unclear, = (line for line in lines if line.startswith("not significant"))
     assert "accuracy" in unclear and "interval of the difference includes 0" in unclear
     assert "Nothing is better than with the run's own settings" in lines[-1]
+
+
+def test_a_threshold_shows_the_difference_of_both_rates_and_the_verdict_names_what_moved():
+    record = recalibrate.recalibrate(validation(), site(500, (.2, .3, .5)), FAST).result
+    rows = {row["metric"]: row for row in record["recalibration"]["differences"]}
+    header, *table = recalibration.thresholds(record)
+    assert header[-4:] == ["difference", "specificity before", "recalibrated", "difference"]
+    for name, *cells in table:
+        for rate, cell in (("sensitivity", cells[-4]), ("specificity", cells[-1])):
+            assert cell.startswith(f"{rows[f'{rate}/{name}']['difference']:+.3f}")
+    rows["specificity/mel"].update(difference=-.2, lo=-.3, hi=-.1)
+    rows["sensitivity/mel"].update(difference=.02, lo=-.1, hi=.1)  # not significant
+    rows["sensitivity/nv"].update(difference=.2, lo=.1, hi=.3)
+    lines = recalibration.verdict(record)
+    higher, lower = ([line for line in lines if line.startswith(f"{word} at the new thresholds: ")]
+                     for word in ("higher", "lower"))
+    assert "specificity of mel" in lower[0] and "sensitivity of nv" in higher[0]
+    assert not any("sensitivity of mel" in line for line in lines)
 
 
 # ---- on the command line
@@ -487,6 +515,7 @@ def test_the_bundle_has_the_settings_of_the_site_and_says_so(trained, tmp_path, 
     assert record["split"]["fit"]["images"] + record["split"]["test"]["images"] + fitted["in_neither"] == 84
     box = tmp_path / "box"
     export.main([str(run), "--recalibrated", "clinic", "--bundle", str(box)])
+    assert not recalibration.without_threshold(record) and "no threshold" not in capsys.readouterr().out
     before = onnx_model.Model(run / "exports" / "model.int8.onnx")
     after = onnx_model.Model(box / "model.int8.onnx")
     images = Run(run).samples["images"]
@@ -513,6 +542,10 @@ def test_the_bundle_has_the_settings_of_the_site_and_says_so(trained, tmp_path, 
         run / "recalibrated" / "clinic.json")["test"]
     with pytest.raises(UserError, match="--recalibrated makes a bundle"):
         export.main([str(run), "--recalibrated", "clinic"])
+    evaluate.main([str(run), *data, "--recalibrate", "--sensitivity", "0.5", "--target", "red"])
+    capsys.readouterr()
+    export.main([str(run), "--recalibrated", "clinic", "--bundle", str(tmp_path / "box of one")])
+    assert "note: blue, green: no threshold, since none was fitted to clinic" in capsys.readouterr().out
     with pytest.raises(UserError, match="has no settings for a site nowhere") as caught:
         export.main([str(run), "--recalibrated", "nowhere", "--bundle", str(tmp_path / "b")])
     assert "clinic" in caught.value.hint

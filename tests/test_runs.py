@@ -385,6 +385,11 @@ def test_a_run_is_found_by_its_test_predictions(tmp_path):
     assert runs.finished(seeds[0]) and not runs.finished(tmp_path)
     with pytest.raises(UserError, match="no such folder"):
         runs.find(tmp_path / "gone")
+    for file in (seeds[0] / "predictions" / "test.npz", seeds[0] / "best.pt", tmp_path / "file"):
+        file.touch()
+        with pytest.raises(UserError, match=f"{file.name} is a file, and a run is a folder") as error:
+            runs.find(file)
+        assert error.value.hint == (f"Name its folder: {seeds[0]}" if seeds[0] in file.parents else "")
     assert not runs.is_run(tmp_path / "gone") and not runs.is_run(seeds[0] / "predictions" / "test.npz")
 
 

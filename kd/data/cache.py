@@ -231,8 +231,8 @@ def _writable(places, damage=""):
             reason = error.strerror
     cannot = f"cannot be written to {place}: {reason.lower()}"
     raise UserError(f"{damage}; a new one {cannot}" if damage else f"the image cache {cannot}",
-                    "Make that place writable, or choose another with --cache, which the training scripts, export.py "
-                    "and robustness.py have.")
+                    "Make that place writable, or choose another with --cache, which the training scripts, export.py, "
+                    "evaluate.py and robustness.py have.")
 
 
 def _bad_became_readable(dataset, marks):

@@ -162,16 +162,16 @@ def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, s
                 open_at=lambda size: opened(resize_of(size), range=used_range, again=True)[0])
 
 
-def external(dataset, *, input, class_names, root=None, class_map=None, skip_bad=False):
+def external(dataset, *, input, class_names, root=None, class_map=None, skip_bad=False, cache_folder=None):
     """Data of a set on which a network is only tested: all its images, or those of its official test split.
 
     input, class_names: of the network, as its checkpoint records them. The set need not have all classes, nor several
-    images of any. class_map, skip_bad: as for known_classes() and prepare(). UserError if an image is of a class that
-    the network does not know, cannot be read, or has more than 8 bits and the network no range.
+    images of any. class_map: as for known_classes(); skip_bad, cache_folder: as for prepare(). UserError if an image is
+    of a class that the network does not know, cannot be read, or has more than 8 bits and the network no range.
     """
     images, sha256, rows, skipped, used_range = _open(
         dataset, input["resize"], interpolation=input["interpolation"], root=root, skip_bad=skip_bad,
-        range=input.get("range"), eight_bits=input.get("range") is None)
+        folder=cache_folder, range=input.get("range"), eight_bits=input.get("range") is None)
     if dataset.split is not None:
         rows = rows[np.array(dataset.split)[rows] == "test"]
         if not len(rows):

@@ -164,6 +164,11 @@ class _Checks:
                                                     temperature) for split in logits}}
 
 
+def rank(recipe, max_flips):
+    """What recipes of INT8 are ordered by; the lowest is chosen. recipe: with its figures on validation."""
+    return recipe["val_flips"] > max_flips, recipe["val_divergence"]
+
+
 def int8(checks, model, calibration, weight_range, max_flips, qat_epochs=0):
     """(content, {"recipe", "recipes", "other_range", "unlike"}, trained) of the INT8 file whose probabilities on
     validation are nearest to the checkpoint's, of those that change at most `max_flips` of the labels.
@@ -199,7 +204,7 @@ def int8(checks, model, calibration, weight_range, max_flips, qat_epochs=0):
                 "val_difference": float(np.abs(logits - reference).mean())}, content
 
     def best(attempts):
-        return min(attempts, key=lambda attempt: (attempt[0]["val_flips"] > max_flips, attempt[0]["val_divergence"]))
+        return min(attempts, key=lambda attempt: rank(attempt[0], max_flips))
 
     attempts, unlike, other_range, trained = [], [], None, None
     with progress(description="INT8 recipes", leave=False) as bar:

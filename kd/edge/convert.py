@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import re
 import tempfile
 import warnings
 from pathlib import Path
@@ -65,7 +66,7 @@ def describe(model, content, evaluated=None, caution=""):
     evaluated = evaluated or {}
     keys = ("name", "kind", "class", "threshold", "promised", "asked", "assurance")
     points = evaluated.get("operating_points", ())
-    provenance = {key: value for key, value in content["provenance"].items() if key != "seen"}
+    provenance = _without_local_paths({key: value for key, value in content["provenance"].items() if key != "seen"})
     provenance.update(arch=content["arch"], weights=fingerprint(content["state_dict"]))
     return {
         "format": onnx_model.FORMAT,
@@ -77,6 +78,23 @@ def describe(model, content, evaluated=None, caution=""):
         "caution": caution,
         **networks.facts(model, content["input"]["size"]),
     }
+
+
+def _without_local_paths(value, key=""):
+    """What a provenance says, its teacher and the file of --init by name: an exported file goes to other people."""
+    if isinstance(value, dict):
+        return {key: _without_local_paths(part, key) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_local_paths(part, key) for part in value]
+    return _name(value) if key in ("teacher", "file") and isinstance(value, str) else value
+
+
+def _name(path):
+    """STUDY/MODEL/SEED and what is below, of a path that has these; else its last part. Windows' paths are paths too.
+    """
+    parts = [part for part in re.split(r"[/\\]", path) if part]
+    seeds = [k for k, part in enumerate(parts) if re.fullmatch(r"seed_\d+", part)]
+    return "/".join(parts[max(seeds[-1] - 2, 0):] if seeds else parts[-1:])
 
 
 def to_onnx(network, size, metadata):

@@ -15,6 +15,7 @@ from kd.data import augment, batching
 from kd.edge import parity, quantize
 from kd.edge.onnx_network import OnnxNetwork
 from kd.errors import progress
+from kd.text import format_count
 from kd.train import loop, networks
 
 LR = 1e-4         # of weights: the scale of Adam's steps; a channel whose largest weight is 0.1 has steps of 0.0016
@@ -37,6 +38,8 @@ def train(source, model, ranges, *, full, keep, epochs, max_flips):
     mean, std = (source.metadata["input"][key] for key in ("mean", "std"))
     options = {"mixup": 0.0, "cutmix": 0.0, "sampling": "natural", **source.run.options}  # older runs have not all
     steps, step = epochs * len(batching.batch_sizes(data, options["batch"])), 0
+    print(f"quantisation-aware training: {format_count(epochs, 'epoch')}, {format_count(steps, 'step')} of "
+          f"{options['batch']} images, on {device}; a step runs the checkpoint, and trains the rounded network")
 
     def normalised(images):
         return augment.normalise(images, mean, std)

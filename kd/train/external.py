@@ -16,11 +16,11 @@ from kd.train.step import memory_format
 def score(folder, options, registry):
     """Write predictions/NAME.npz into a run's folder and return its path; NAME is --name, else the data set's.
 
-    options: data, root, groups, skip_bad as in training; class_map, a CSV with the columns theirs,ours, or None; name
-    or None. Ids and groups get that name before them, so that they cannot be taken for those of the run's own images.
-    Keys of images, groups and pictures, as the checkpoint has them of its own, go along, by which they are known again
-    under other names. An image that the network was trained or selected on, a class that it does not know, and another
-    set's file of this name are a UserError.
+    options: data, root, groups, skip_bad, cache as in training; class_map, a CSV with the columns theirs,ours, or None;
+    name or None. Ids and groups get that name before them, so that they cannot be taken for those of the run's own
+    images. Keys of images, groups and pictures, as the checkpoint has them of its own, go along, by which they are
+    known again under other names. An image that the network was trained or selected on, a class that it does not know,
+    and another set's file of this name are a UserError.
     """
     file = setup.checkpoint_in(folder)
     network, content = setup.load_network(file, registry)
@@ -37,7 +37,7 @@ def score(folder, options, registry):
                         "Give it another name with --name.")
     data = loader.external(dataset, input=content["input"], class_names=content["class_names"],
                            root=options["root"] and Path(options["root"]), class_map=class_map,
-                           skip_bad=options["skip_bad"])
+                           skip_bad=options["skip_bad"], cache_folder=options["cache"])
     path = Path(folder) / "predictions" / f"{name}.npz"
     if path.exists() and str(read_npz(path).get("fingerprint")) != data.fingerprint:
         raise UserError(f"{path} is of another data set of this name, or of other images of it",

@@ -22,12 +22,13 @@ def ham10000(root):
     if root is None:
         raise UserError("ham10000 needs its folder", f"Give the folder with {METADATA}.csv as --root PATH.")
     root = layout.folder(root)
-    paths, _ = image_files.find(root)  # first, since it says of a folder that cannot be read, and glob() does not
+    image_files.check_folder(root)  # glob() does not say of a folder that it cannot be read
     tables = [path for pattern in (f"{METADATA}*", f"*/{METADATA}*") for path in sorted(root.glob(pattern))
               if path.suffix in ("", ".csv", ".tab", ".tsv", ".txt") and path.is_file()]
     if not tables:
         raise UserError(f"no {METADATA}.csv in {root} or a folder in it",
                         "It comes with the images; --root is the folder with both. ISIC challenges are --data isic.")
+    paths, _ = image_files.find(root)  # of another folder it would say what is wrong with its links
     rows = read_csv(tables[0], required=("lesion_id", "image_id", "dx"), separators=",;\t")
     unknown = sorted({row["dx"] for row in rows} - set(CLASSES))
     if unknown:
