@@ -299,10 +299,13 @@ def test_the_dry_run_says_the_same_for_every_executor(go):
 def real(tmp_path, *more, **options):
     """A study in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
+    process = subprocess.Popen(
         [sys.executable, str(study.HERE / "study.py"), "plan.yaml", *more], cwd=tmp_path, env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **options,
     )
+    signal.signal(signal.SIGINT, before)
+    return process
 
 
 def test_seeds_of_a_model_with_a_long_name_have_logs_of_their_own():
