@@ -384,7 +384,8 @@ def run(main, *users):
             status, error = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None))
     except KeyboardInterrupt:  # a second one, while the first was reported
         status, error = 130, None
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    goes_on = main.__module__ != "__main__" or hasattr(sys, "ps1") or sys.flags.interactive  # as after %run in IPython
+    if not goes_on and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the interpreter ends, Ctrl-C would show a traceback
     if status:
         end = SystemExit(status)

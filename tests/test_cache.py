@@ -1,6 +1,7 @@
 """Every image is decoded once, and no half, stale or foreign cache is ever trusted."""
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -213,6 +214,12 @@ def turned(file, position):
     file.write_bytes(bytes(data))
 
 
+def marked(**row):
+    """A damage: the index marks the first image so; a file that was exchanged."""
+    marks = json.dumps([{"position": 0, "id": "0.png", "error": "", "facts": "", **row}]).encode()
+    return lambda npy, npz: np.savez(npz, **{**np.load(npz), "marks": np.frombuffer(marks, np.uint8)})
+
+
 DAMAGE = {
     "cut": lambda npy, npz: npy.write_bytes(npy.read_bytes()[:-9]),
     "empty": lambda npy, npz: npy.write_bytes(b""),
@@ -222,9 +229,12 @@ DAMAGE = {
     "an empty index": lambda npy, npz: npz.write_bytes(b""),
     "an index of others": lambda npy, npz: np.savez(npz, **{
         name: np.zeros(5, kind) for name, kind in cache.ARRAYS.items()}),
-    "marks of others": lambda npy, npz: np.savez(npz, **{  # of a file that was exchanged
-        **np.load(npz),
-        "marks": np.frombuffer(b'[{"position": 0, "id": "9.png", "error": "", "facts": ""}]', np.uint8)}),
+    "marks of others": marked(id="9.png"),
+    "a position from the end": marked(position=-6),
+    "an error that is no text": marked(error=3),
+    "facts that are no text": marked(facts=None),
+    "a fact of another kind": marked(facts="dark:zz"),
+    "extremes that are no numbers": marked(facts="deep:x:9:int"),
     "a bit of the index": lambda npy, npz: turned(npz, 100),
 }
 

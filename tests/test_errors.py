@@ -277,6 +277,25 @@ errors.run(interrupt)
     assert (done.returncode, done.stderr.replace("stopped", "").strip()) == (status, "")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+@pytest.mark.parametrize("where", ["sys.ps1 = 'In : '", "main.__module__ = 'another'"])
+def test_ctrl_c_stays_as_it_was_where_the_interpreter_goes_on(where):
+    done = subprocess.run([sys.executable, "-c", f"""
+import contextlib, signal, sys
+from kd import errors
+
+def main():
+    raise errors.UserError("this is wrong")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+{where}
+with contextlib.suppress(SystemExit):
+    errors.run(main)
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "True\n", done.stderr
+
+
 @pytest.mark.parametrize("script, goes_on", [("train_teacher", True), ("robustness", True), ("study", True),
                                              ("evaluate", False), ("benchmark", False)])
 def test_a_script_that_is_stopped_says_whether_the_same_command_goes_on(script, goes_on, monkeypatch, capsys):

@@ -94,8 +94,8 @@ def open_cache(dataset, resize, *, interpolation=image.INTERPOLATION, folder=Non
     in ASCII, of the bytes of each file, or of the pixels if an image is no file; bad is a list of (position, reason)
     for images that cannot be read, whose pixels are 0; range is None if no image is deep. Lines say what values the
     images have where these are not the usual ones, unless `again`. Without `skip_bad` bad images are a UserError. A
-    cache whose index is damaged or missing, as in older versions, is built again; a UserError
-    where nothing can be written.
+    cache whose index is damaged or missing, as in older versions, is built again; a UserError where nothing can be
+    written.
     """
     scale = "" if range is None else f" {range[0]}..{range[1]}"
     key = hashlib.sha256(f"{FORMAT} {dataset.name} {dataset.version} {resize} {interpolation}{scale}".encode())
@@ -172,8 +172,14 @@ def _load(dataset, resize, place, stem):
         index = read_npz(place / f"{stem}.npz", required=ARRAYS)  # zip archives have checksums
         marks = json.loads(index["marks"].tobytes())
         if any(index[name].dtype != kind or name != "marks" and index[name].shape != shape[:1]
-               for name, kind in ARRAYS.items()) or any(dataset.ids[row["position"]] != row["id"] for row in marks):
+               for name, kind in ARRAYS.items()):
             raise ValueError(f"{stem}.npz lists other images")
+        for row in marks:
+            position = row["position"]
+            if type(position) is not int or position < 0 or dataset.ids[position] != row["id"] \
+                    or type(row["error"]) is not str:
+                raise ValueError(f"{stem}.npz marks other images")
+        values.check_facts(marks)
         open_regular(file, math.prod(shape) + 4096).close()  # a pipe would be waited for
         pixels = np.lib.format.open_memmap(file, mode="r")
         if pixels.dtype != np.uint8 or pixels.shape != shape:

@@ -5,6 +5,8 @@ float), `frames` (the first of several), `constant` (one colour), `black` (which
 pixel, if below DARK) and `inverted` (grey, and dark where the others are bright).
 """
 
+import re
+
 import numpy as np
 
 from kd import image
@@ -26,6 +28,17 @@ NEARER = 2         # so many times nearer to the median of the others is its inv
 def deep_word(low, high, is_float):
     """The fact of a deep image with these extremes."""
     return f"deep:{low}:{high}:{'float' if is_float else 'int'}"
+
+
+_FACT = re.compile(r"frames|constant|black|inverted|dark:\d{1,3}|deep:[^:]+:[^:]+:(int|float)")
+
+
+def check_facts(rows):
+    """ValueError unless the rows, of a file that another program may have written, have facts as they are here."""
+    for row in rows:
+        if type(row["facts"]) is not str or not all(map(_FACT.fullmatch, row["facts"].split())):
+            raise ValueError(f"facts {row['facts']!r}")
+    deep_extremes(rows)
 
 
 def deep_extremes(rows):
