@@ -5,16 +5,19 @@
 
 Three tables, of ResNet-50 to ResNet-18 by knowledge distillation, in the precision that --precision auto chooses:
 
-- a step, with the teacher live and with its targets from disk: images a second, and the arithmetic of the step as a
-  share of what the GPU reaches in a product of two large matrices of the same precision;
+- a step (of step.py), with the teacher live and with its targets from disk: images a second, and the arithmetic of the
+  step as a share of what the GPU reaches in a product of two large matrices of the same precision;
 - the input: images a second from the cache, decoded once, to augmented views on the device, prepared by one and two
   threads; below 1 in the last column the GPU waits;
 - latency of one image from pixels on the device to logits, of both networks: eager, channels last, bf16, and a CUDA
   graph of the latter, which starts all kernels at once; median of events, and the processor's clock beside it.
 
-Images are HAM10000 with --root, else synthetic ones. It takes a few minutes. The last line is one JSON object.
+The input's images are HAM10000 with --root, else synthetic ones. It takes a few minutes. The last line is one JSON
+object.
 """
 
+import contextlib
+import io
 import json
 import sys
 import tempfile
@@ -27,19 +30,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import distill  # noqa: E402
-import journal  # noqa: E402
 import pictures  # noqa: E402
 import registry  # noqa: E402
+import step  # noqa: E402
 from kd import errors, machine  # noqa: E402
-from kd.data import augment, batching, loader  # noqa: E402
+from kd.data import batching, loader  # noqa: E402
 from kd.edge import convert, torch_model  # noqa: E402
 from kd.errors import UserError  # noqa: E402
 from kd.image import MEAN, STD  # noqa: E402
-from kd.train import engine, setup  # noqa: E402
-from kd.train.options import parse_options  # noqa: E402
+from kd.train import engine  # noqa: E402
 
-TEACHER, STUDENT = "resnet50", "resnet18"
 MATRIX = 8192  # the side of the matrices whose product is the GPU's peak
 
 
@@ -63,14 +63,14 @@ def measure(device, args, matrix=MATRIX):
     _, precision = engine.device_and_precision({"device": device.type, "precision": "auto"})
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     print(f"{name}, {machine.line(machine.describe())}\n"
-          f"{TEACHER} to {STUDENT}, {args.batch} images of {args.size} px, {precision}")
+          f"{step.TEACHER} to {step.STUDENT}, {args.batch} images of {args.size} px, {precision}")
     reached = peak(device, precision, matrix)
     print(f"a product of matrices of {matrix}: {reached / 1e12:.1f} TFLOP/s\n")
     print(f"{'step':12}{'images/s':>10}{'of peak':>9}")
     result = {"device": name, "precision": precision, "size": args.size, "batch": args.batch, "tflops": reached / 1e12}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for kind in ("live", "cached"):
-            rate, operations = step(kind, device, args, folder)
+            rate, operations = step_rate(kind, device, args, folder)
             result[kind], result[f"{kind}_of_peak"] = rate, rate * operations / reached
             print(f"{kind:12}{rate:10,.0f}{result[f'{kind}_of_peak']:9.0%}", flush=True)
         print(f"\n{'input':12}{'images/s':>10}{'of the cached step':>20}")
@@ -79,7 +79,7 @@ def measure(device, args, matrix=MATRIX):
             threads = f"{workers} thread{'s' * (workers > 1)}"
             print(f"{threads:12}{rate:10,.0f}{rate / result['cached']:20.2f}", flush=True)
     print(f"\n{'batch 1, ms':12}" + "".join(f"{kind:>16}" for kind in ("eager", "channels last", "bf16", "graph")))
-    for arch in (TEACHER, STUDENT):
+    for arch in (step.TEACHER, step.STUDENT):
         times = result[f"latency_{arch}"] = latency(arch, device, args)
         print(f"{arch:12}" + "".join(f"{median:8.2f} ({clock:5.2f})" for median, clock in times.values()), flush=True)
     print("in brackets: by the processor's clock")
@@ -106,52 +106,33 @@ def peak(device, precision, side, rounds=10):
     return 2 * side ** 3 / min(seconds[1:])
 
 
-def prepared(args, folder):
-    """(options, device's and precision's resolved; kd.data.loader.Data) of a distillation on the images."""
-    arguments = ["--student", STUDENT, "--size", str(args.size), "--batch", str(args.batch), "--hard", "ce",
-                 "--epochs", "1"]
-    options = parse_options(distill.parser(), arguments)
-    dataset = pictures.dataset(args.root, args.images, folder)
-    return options, loader.prepare(dataset, size=args.size, cache_folder=Path(folder, "cache"))
-
-
-def step(kind, device, args, folder):
+def step_rate(kind, device, args, folder):
     """(images a second, operations an image) of steps on one batch. kind: "live" or "cached" targets."""
-    options, data = prepared(args, folder)
-    options["steps"] = args.steps
-    precision = engine.device_and_precision({**options, "device": device.type})[1]
-    student, teacher = (setup.new_network(arch, data, {**options, "stem": "imagenet"}, 0, registry)
-                        for arch in (STUDENT, TEACHER))
-    targets = Path(folder, "targets") if kind == "cached" else None
-    ready = journal.make_step(student, teacher, data, options, device, precision, targets)
-    if ready.targets:
-        ready.targets.build(ready.teacher_forward, batch=args.batch, device=device, workers=1)
-    rows = np.resize(np.arange(len(data.train)), args.batch)
-    images = augment.to_float(np.ascontiguousarray(augment.crop(
-        data.training_pixels(rows, args.size), augment.draw(0, 1, rows), args.size)), device)
-    labels = torch.from_numpy(data.labels[data.train[rows]]).to(device)
-    batch = batching.Batch(images, labels, torch.from_numpy(rows), np.ones(len(rows), int), {args.size: images})
-
-    def run(steps):
-        journal.train_on(iter([batch] * steps), ready, data, {**options, "steps": steps})
-        synchronise(device)
-
-    run(3)
+    options = {"threads": torch.get_num_threads(), "size": args.size, "batch": args.batch, "device": device.type,
+               "precision": "auto"}
+    with contextlib.redirect_stdout(io.StringIO()):  # what a training says of its data
+        one_step = step.make(kind, options, folder)["step"]
+    for _ in range(3):
+        one_step()
     with FlopCounterMode(display=False) as counter:
-        run(1)
+        one_step()
+    synchronise(device)
     start = time.perf_counter()
-    run(args.steps)
+    for _ in range(args.steps):
+        one_step()
+    synchronise(device)
     return args.steps * args.batch / (time.perf_counter() - start), counter.get_total_flops() / args.batch
 
 
 def input_rate(workers, device, args, folder):
     """Views a second, augmented and on the device, in the second epoch: the first reads the images from the disk."""
-    options, data = prepared(args, folder)
+    dataset = pictures.dataset(args.root, args.images, folder)
+    data = loader.prepare(dataset, size=args.size, cache_folder=Path(folder, "cache"))
     for epoch in (1, 2):
         synchronise(device)
         start, count = time.perf_counter(), 0
         for batch in batching.training_batches(data, batch=args.batch, seed=0, epoch=epoch, device=device,
-                                               workers=workers, views=batching.Views.of(options)):
+                                               workers=workers):
             count += len(batch.images)
         synchronise(device)
         seconds = time.perf_counter() - start
