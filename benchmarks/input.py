@@ -120,7 +120,6 @@ def waiting(args, folder):
     student, teacher = (setup.new_network("resnet18", data, options, seed, registry) for seed in (0, 1))
     step = journal.make_step(student, teacher, data, options, device, precision, Path(folder, "targets"))
     step.targets.build(step.teacher_forward, batch=BATCH, device=device, workers=1)
-    options["steps"] = len(batching.batch_sizes(data, BATCH))
     waits = []
 
     def timed(batches):

@@ -42,11 +42,11 @@ def make_step(student, teacher, data, options, device, precision, targets_folder
 
 
 def train_on(batches, step, data, options):
-    """Train on `batches`, an iterator over Batch, with a Step; there is no validation."""
-    def batch_sizes(*_):
-        return [(options["batch"], options["batch"])] * options["steps"]
+    """Train on `batches`, an iterator over Batch, with a Step; there is no validation.
 
+    The learning rate is that of a single epoch of `data`, however many batches there are.
+    """
     validation = {"val_loss": 0.0, "val_accuracy": 0.0, "val_macro_f1": 0.0}
-    with mock.patch.multiple(batching, batch_sizes=batch_sizes, training_batches=lambda *_, **options: batches), \
+    with mock.patch.object(batching, "training_batches", lambda *_, **options: batches), \
             mock.patch.object(loop, "validate", lambda *_: validation):
         loop.train(step, data, {**options, "epochs": 1}, 0, Epoch())

@@ -88,7 +88,7 @@ def options_of(folder, *arguments):
     """The options of a student's training, resolved."""
     common = ["--student", "resnet18", "--data", "lesions,images=400", "--size", str(SIZE), "--batch", str(BATCH),
               "--cache", folder, "--out", folder, "--device", "cpu", "--hard", "ce", "--epochs", "10"]
-    return {**parse_options(distill.parser(), [*common, *arguments]), "steps": 1}
+    return parse_options(distill.parser(), [*common, *arguments])
 
 
 if __name__ == "__main__":

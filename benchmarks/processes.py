@@ -105,7 +105,7 @@ def make(side, rank, args, folder):
     arguments = ["--student", args["student"], "--data", "lesions,images=100", "--size", str(args["size"]), "--batch",
                  str(args["batch"]), "--cache", folder, "--epochs", "1", "--device", "cpu", "--hard", "ce",
                  "--alpha", "1"]
-    options = {**parse_options(distill.parser(), arguments), "steps": args["steps"]}
+    options = parse_options(distill.parser(), arguments)
     data = setup.load_data(options, registry)
     student = setup.new_network(args["student"], data, options, 0, registry)
     student.model.to(memory_format=memory_format(CPU))

@@ -84,7 +84,7 @@ def make(side, args, folder):
                  "--batch", str(args["batch"]), "--cache", folder, "--device", args["device"],
                  "--precision", args["precision"], "--hard", "ce", "--epochs", "1",
                  *["--compile"] * ("compiled" in side)]
-    options = {**parse_options(distill.parser(), arguments), "steps": 1}
+    options = parse_options(distill.parser(), arguments)
     device, precision = engine.device_and_precision(options)
     data = setup.load_data(options, registry)
     rows = data.where("train")[np.resize(np.arange(60), args["batch"])]
