@@ -81,7 +81,7 @@ def for_site(run, options):
     without = recalibration.without_threshold(record)
     if without:
         print(f"note: {errors.listing(without, 12)}: no threshold, since none was fitted to {options.recalibrated}; "
-              f"those of the run do not go along (evaluate.py --recalibrate without --target fits all that it can)")
+              "those of the run do not go along (evaluate.py --recalibrate without --target fits all that it can)")
     return Path(options.bundle)
 
 

@@ -143,8 +143,7 @@ class Model:
         the image; "caution": why little may be made of this answer, or ""}. explain() says what these mean for this
         model. Problems are "beyond" and "narrow": values of more than 8 bits go beyond the range of the training
         images, or are nearly one grey in it, with "values": [least, largest]; "small": the short side is less than half
-        of the network's input; of predict_all() alone, as predict()
-        raises UserError for them, "unreadable" and "deep".
+        of the network's input; of predict_all() alone, as predict() raises UserError for them, "unreadable" and "deep".
         """
         return next(self._answers([self._prepare(source, bgr)]))
 
