@@ -2,6 +2,7 @@
 one epoch."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -23,8 +24,9 @@ import train_teacher
 from kd.data import batching
 from kd.errors import UserError
 from kd.files import read_csv, read_json, read_npz, read_yaml, write_yaml
-from kd.train import checkpoint, distributed
+from kd.train import checkpoint, distributed, loop
 from kd.train.options import claim_folder
+from kd.train.step import Step
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -256,6 +258,42 @@ def test_gradients_are_means_over_processes_of_sums_over_parts_also_of_layers_th
     for (weight, gradient), (other_weight, other_gradient) in zip((both, second, none), others, strict=True):
         assert torch.equal(weight, other_weight) and (gradient is None or torch.equal(gradient, other_gradient))
     assert both[1].item() == (2 * (1 + 2) + (11 + 12)) / 2 and second[1].item() == (11 + 12) / 2 and none[1] is None
+
+
+def _by_gradient_descent(rank, folder, world, accumulate):
+    """One of `world` processes: two epochs of kd/train/loop.py by plain gradient descent, which, unlike Adam, takes
+    smaller steps for smaller gradients. Writes the weights, and the images of each forward pass in training."""
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet_{accumulate}", rank=rank, world_size=world)
+    data = small.data(folder=Path(folder))
+    options = {**small.options("--alpha", "1", "--batch", "22", "--accumulate", str(accumulate)), "clip": 0.0}
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 5, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    passes = []
+    model.register_forward_hook(lambda module, inputs, _: passes.append(len(inputs[0])) if module.training else None)
+    student = dataclasses.replace(small.network(options, data), model=model)
+    step = Step(student, None, small.terms(options), data, options, CPU, "fp32")
+    step.optimizer = torch.optim.SGD([{"params": step.parameters, "peak": 0.1}])
+    loop.train(step, data, options, 0, small.Journal(2))
+    torch.save((model.state_dict(), passes), f"{folder}/{world}_{accumulate}_{rank}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def test_the_update_of_processes_and_parts_is_that_of_the_whole_batch_and_each_computes_its_share(tmp_path):
+    assert len(small.data(folder=tmp_path).train) == 66  # three whole batches
+    for world, accumulate in ((1, 1), (1, 3), (2, 1), (2, 3)):
+        arguments = str(tmp_path), world, accumulate
+        if world > 1:
+            torch.multiprocessing.spawn(_by_gradient_descent, arguments, nprocs=world)
+        else:
+            _by_gradient_descent(0, *arguments)
+    one, passes = torch.load(tmp_path / "1_1_0.pt", weights_only=True)
+    assert passes == 6 * [22]
+    for name, expected in (("1_3_0", 6 * [8, 7, 7]), ("2_1_1", 6 * [11]), ("2_3_0", 6 * [4, 4, 3])):
+        weights, passes = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        assert passes == expected
+        assert all(torch.allclose(weights[key], one[key], atol=1e-6) for key in one), name
 
 
 def test_synchronised_batch_normalisation_has_the_same_weights_and_the_same_answers_in_evaluation(tmp_path):
