@@ -3,12 +3,14 @@ one epoch."""
 
 import contextlib
 import dataclasses
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -249,7 +251,7 @@ def _two_parts(rank, folder):
         with distributed.exchange(forward, now=part == 2):
             forward(torch.full((1, 1), 10.0 * rank + part))[0].backward()
     torch.save([(layer.weight.detach(), layer.weight.grad) for layer in layers.values()], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    distributed.end()
 
 
 def test_gradients_are_means_over_processes_of_sums_over_parts_also_of_layers_that_one_process_reads(tmp_path):
@@ -258,6 +260,21 @@ def test_gradients_are_means_over_processes_of_sums_over_parts_also_of_layers_th
     for (weight, gradient), (other_weight, other_gradient) in zip((both, second, none), others, strict=True):
         assert torch.equal(weight, other_weight) and (gradient is None or torch.equal(gradient, other_gradient))
     assert both[1].item() == (2 * (1 + 2) + (11 + 12)) / 2 and second[1].item() == (11 + 12) / 2 and none[1] is None
+
+
+def test_at_its_end_the_group_is_no_longer_held_by_a_training(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    gc.disable()  # else chance decides
+    try:
+        layer = nn.Linear(2, 1)
+        forward = distributed.parallel(lambda x: layer(x).sum(), [layer])
+        forward(torch.ones(1, 2)).backward()
+        held = weakref.ref(forward)
+        del forward
+        distributed.end()
+        assert held() is None and not dist.is_initialized()
+    finally:
+        gc.enable()
 
 
 def _by_gradient_descent(rank, folder, world, accumulate):
@@ -277,7 +294,7 @@ def _by_gradient_descent(rank, folder, world, accumulate):
     loop.train(step, data, options, 0, small.Journal(2))
     torch.save((model.state_dict(), passes), f"{folder}/{world}_{accumulate}_{rank}.pt")
     if world > 1:
-        dist.destroy_process_group()
+        distributed.end()
 
 
 def test_the_update_of_processes_and_parts_is_that_of_the_whole_batch_and_each_computes_its_share(tmp_path):

@@ -11,6 +11,7 @@ normalisation, which are averaged after each epoch, and the logits of validation
 
 import contextlib
 import datetime
+import gc
 import os
 import sys
 
@@ -47,8 +48,13 @@ def begin(device):
 
 
 def end():
-    """Leave the process group."""
+    """Leave the process group.
+
+    DistributedDataParallel has references in a circle, and with it the group's threads would live on. Where they still
+    let go of tensors while the interpreter ends, the process is aborted.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 
