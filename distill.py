@@ -52,8 +52,9 @@ def parser():
                        help="loss on the teacher's logits: NAME,key=value")
     group.add_argument("--term", nargs="+", default=[], metavar="NAME=WEIGHT",
                        help="further losses: NAME=WEIGHT,key=value")
-    group.add_argument("--unlabelled", nargs="*", default=[], metavar="FOLDER|NAME", help="training images without "
-                       "labels, for losses that read none: a folder, or a data set as NAME,root=PATH,key=value")
+    group.add_argument("--unlabelled", nargs="*", default=[], metavar="FOLDER|NAME|rest", help="training images "
+                       "without labels, for losses that read none: a folder, a data set as NAME,root=PATH,key=value, or "
+                       "rest, those that --labelled takes the labels from")
     group.add_argument("--unlabelled-ratio", type=errors.ratio, metavar="X",
                        default=1.0,  # FixMatch takes 7, but there the teacher is the student itself
                        help="of --unlabelled, images in a batch beside each labelled one")
@@ -117,7 +118,7 @@ def main(argv=None):
     names = [path.as_posix() for path in teacher_runs]
     options["teacher"] = names if len(names) > 1 else "".join(names) or None
 
-    method, began = objective.method(options), setup.origin(options)
+    method, began = objective.method(options), setup.origin(options, data)
     folders = []
     for student in options["student"]:
         for seed in options["seeds"]:
@@ -167,7 +168,8 @@ def study_teacher(study, options):
     """
     of_fold = setup.place(options, "*")[1] if options["fold"] else "*"
     candidates = sorted(study.glob(f"{of_fold}/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
-    begun = [run for run in candidates if Run(run).environment.get("role") == "teacher"]
+    begun = [run for run in candidates if Run(run).environment.get("role") == "teacher"
+             and Run(run).options.get("labelled") == options["labelled"]]
     unfinished = [run for run in begun if (run / "last.pt").exists()]
     finished = [run for run in begun if runs.finished(run) and run not in unfinished]
     names = sorted({run.parent.name for run in finished})
@@ -183,7 +185,8 @@ def study_teacher(study, options):
     if unfinished:
         run = unfinished[0]
         config = run / "config.yaml"
-        if run.parent.name != setup.place(options, f"teacher_{runs.safe(arch)}")[1]:
+        usual = f"teacher_{runs.safe(arch)}{objective.variant({'labelled': options['labelled']})}"
+        if run.parent.name != setup.place(options, usual)[1]:
             raise UserError(f"the training of the teacher {run} has not ended",
                             "Name another with --teacher, delete that folder, or finish it: "
                             + command("train_teacher.py", "--config", config))
@@ -194,7 +197,8 @@ def study_teacher(study, options):
     of_student = ("name", "weights", "init", "hard", "stem", "seeds", "head_lr", "augment", "teacher", "stages")
     usual = setup.recipe(options, "distill.py", registry)  # the teacher has a recipe of its own
     shared = {key: value for key, value in options.items() if key not in of_student and value != usual.get(key)}
-    return train_teacher.main([*to_arguments(teacher_parser, shared), "--teacher", arch])[0]
+    _, seed = setup.labelled_of(options) or (1, 0)  # other labels, another run: its seed is theirs
+    return train_teacher.main([*to_arguments(teacher_parser, shared), "--teacher", arch, "--seeds", str(seed)])[0]
 
 
 if __name__ == "__main__":

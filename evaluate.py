@@ -45,7 +45,7 @@ from kd.evaluation import (
     terminal,
 )
 from kd.files import read_csv, write_csv, write_json
-from kd.run_folder import Run
+from kd.run_folder import Run, few_labels
 from kd.text import command, quoted
 
 
@@ -86,6 +86,7 @@ def main(argv=None):
         raise next(iter(damaged.values()))
     show(evaluated, folders, options, argv is None)
     note_foreign_teachers(folders)
+    note_few_labels([folder for folder in folders if folder in evaluated])
     if damaged:
         raise UserError(
             f"{len(damaged)} of {len(folders + files)} not evaluated: "
@@ -253,6 +254,14 @@ def note_foreign_teachers(folders):
               "test images")
 
 
+def note_few_labels(folders):
+    """Say which runs had not all labels of their training images."""
+    for model in compare.runs_by_model(folders).values():
+        labels = few_labels(model)
+        if labels:
+            print(f"note: {model[0].model} had labels for {labels}")
+
+
 def compare_models(options, settings, files):
     """Paired differences: a table, and comparison.csv in --out, or in the study where these are all of its runs."""
     if options.val or options.val_labels:
@@ -264,8 +273,9 @@ def compare_models(options, settings, files):
         for note in {test.note for _, test in model.seeds.values()} - {""}:
             print(f"note: {model.name}: {note}")
     print(terminal.comparison_table(compared))
-    note_foreign_teachers([folder for path in options.paths if not prediction_files.is_file(path)
-                           for folder in runs.find(path)])
+    folders = [folder for path in options.paths if not prediction_files.is_file(path) for folder in runs.find(path)]
+    note_foreign_teachers(folders)
+    note_few_labels(folders)
     where = Path(options.out) if options.out else compare.study_of(models)
     if where:
         write_csv(where / "comparison.csv", compare.table(compared))

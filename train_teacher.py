@@ -37,7 +37,7 @@ def main(argv=None):
     data = setup.load_data(options, registry)
     name = options["name"] or f"teacher_{runs.safe(options['teacher'])}{objective.variant(options)}"
     study, options["name"] = setup.place(options, name)
-    began, folders = setup.origin(options), []
+    began, folders = setup.origin(options, data), []
     for seed in options["seeds"]:
         folder = study / options["name"] / f"seed_{seed}"
         network = setup.new_network(options["teacher"], data, options, seed, registry)

@@ -159,6 +159,19 @@ def fold(text):
     return f"{int(part)}/{int(count)}"
 
 
+def labelled(text):
+    """An argparse type: `SHARE` or `SHARE,seed=N`, which stays a text; None for a share of 1, which is everything."""
+    number, comma, rest = text.partition(",")
+    word, _, of_seed = rest.partition("=")
+    try:
+        part, number = float(number), seed(of_seed) if comma else 0
+    except (ValueError, argparse.ArgumentTypeError):
+        part = math.nan
+    if not 0 < part <= 1 or comma and word != "seed":
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not SHARE or SHARE,seed=N, with a share above 0, at most 1")
+    return None if part == 1 else f"{part}" + (f",seed={number}" if number else "")
+
+
 def whole(lower, upper):
     """An argparse type: a whole number from `lower` to `upper`."""
     return _bounded(int, lower, upper, f"a whole number from {lower} to {upper}")

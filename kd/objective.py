@@ -336,5 +336,7 @@ def variant(options):
     """The suffix of a run's folder name for what it shows and averages: `_light_mixup` for example, '' for defaults."""
     usual = {"augment": "heavy", "sampling": "natural"}
     parts = [options[key] for key, value in usual.items() if options.get(key, value) != value]
-    parts += [key for key in ("mixup", "cutmix", "ema", "unlabelled") if options.get(key)]
+    parts += [key for key in ("mixup", "cutmix", "ema") if options.get(key)]
+    parts += [f"labelled_{options['labelled'].partition(',')[0]}"] if options.get("labelled") else []
+    parts += ["unlabelled"] if options.get("unlabelled") else []
     return "".join(f"_{part}" for part in parts)

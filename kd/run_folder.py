@@ -10,6 +10,7 @@ Files may come from other systems, and hold anything; what has passed the checks
 import hashlib
 import math
 import os
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from kd.errors import UserError, listing
 from kd.files import CSV, parse_csv, parse_number, read_bytes, read_csv, read_json, read_npz, read_yaml
 from kd.text import is_defined
 
+SPLITS = ("train", "unlabelled", "val", "unused", "test")  # of split.csv; the second and fourth are of --labelled
 HISTORY = ("epoch", "loss", "val_macro_f1", "seconds")  # columns of history.csv that every training writes
 UNDEFINED = {"value": math.nan, "lo": math.nan, "hi": math.nan}
 
@@ -217,7 +219,7 @@ def check_metrics(run, path, content):
 
 
 _KINDS_OF_DATA = {"name": (str,), "fingerprint": (str,), "split": (str,), "images": (int,), "groups": (int,),
-                  "classes": (list,), "skipped": (list,)}
+                  "classes": (list,), "skipped": (list,), "labelled": (dict,)}
 
 
 def _environment(run, path, content):
@@ -320,18 +322,18 @@ _SPLITS = {}  # digest of a split.csv -> its rows
 
 
 def _read_split(path):
-    """The rows of a split.csv, not to be changed: all runs of a study have the same one, which is parsed once."""
+    """The rows of a split.csv, not to be changed: most runs of a study have the same one, which is parsed once."""
     content = read_bytes(path, CSV)
     digest = hashlib.sha256(content).digest()
     if digest not in _SPLITS:
         if len(_SPLITS) >= 4:
             _SPLITS.clear()
         rows = parse_csv(content, path, ("group", "label", "split"))
-        unknown = sorted({row["split"] for row in rows} - {"train", "val", "test"})
+        unknown = sorted({row["split"] for row in rows} - {*SPLITS})
         if unknown or not rows:
             what = f"the splits {listing(map(repr, unknown))}" if rows else "no rows"
             raise UserError(f"{path} has {what}: what is in "
-                            "two splits could not be seen", "It has a row for each image, of train, val or test.")
+                            "two splits could not be seen", f"It has a row for each image, of {', '.join(SPLITS)}.")
         _SPLITS[digest] = rows
     return _SPLITS[digest]
 
@@ -404,12 +406,25 @@ class Run(_Folder):
         return "alone" if self.model.endswith("_alone") or without_teacher else "student"
 
     @property
+    def labelled(self):
+        """The share of the labels that the run was given with --labelled; 1.0 without it."""
+        share = parse_number(str(self.options.get("labelled")).partition(",")[0])
+        return share if 0 < share < 1 else 1.0
+
+    @property
+    def label_counts(self):
+        """(training images with a label, all training images) by split.csv; (0, 0) without it."""
+        counts = Counter(row["split"] for row in self.split)
+        return counts["train"], counts["train"] + counts["unlabelled"]
+
+    @property
     def network(self):
-        """What a student and its baseline share: the architecture, and the weights that it began with where these are
-        pretrained; '' if not known."""
+        """What a student and its baseline share: the architecture, the weights that it began with where these are
+        pretrained, and the share of the labels where these are few; '' if not known."""
         begun = [str(self.setting(key)) for key in ("weights", "init") if self.setting(key) not in (None, "none")]
         arch = self.setting("arch")
-        return " from ".join([str(arch), *begun]) if arch else ""
+        few = f" with {100 * self.labelled:g}% of the labels" if self.labelled < 1 else ""
+        return " from ".join([str(arch), *begun]) + few if arch else ""
 
     # ---- its teachers
 
@@ -459,7 +474,7 @@ class Run(_Folder):
             test = predictions.read(self.folder / "predictions" / f"{split}.npz")
         if val.class_names != test.class_names:
             raise UserError(f"{self.folder}: val.npz and {split}.npz have different class names")
-        train = [row for row in self.split if row["split"] == "train"]
+        train = [row for row in self.split if row["split"] in ("train", "unlabelled")]
         ids, groups = ([row.get(key, "") for row in train] for key in ("id", "group"))
         predictions.refuse_leaks(self.folder, {"validation": (val.ids, val.groups), "test": (test.ids, test.groups),
                                                "training": (ids, groups)})
@@ -506,6 +521,17 @@ class Run(_Folder):
     def best_epoch(self):
         """Index into `history` of the epoch that was best on validation, the first on ties, or None."""
         return selection.best(self.history, self.select)
+
+
+def few_labels(runs_):
+    """Which labels the Runs of a model were trained with, in words; "" if with all."""
+    share = f"{100 * runs_[0].labelled:g}% of the groups" if runs_[0].labelled < 1 else ""
+    counts = dict.fromkeys(run.label_counts for run in runs_)
+    if not share and all(labelled == total for labelled, total in counts):
+        return ""
+    totals = {total for _, total in counts if total}
+    images = f"{listing(f'{labelled:,}' for labelled, _ in counts)} of {max(totals):,} training images" if totals else ""
+    return ": ".join(filter(None, (share, images)))
 
 
 def bounded(metric):

@@ -127,8 +127,10 @@ def of_run(run, result=None):
     case.written = run.metrics if result is None else None
     case.teachers, case.teacher_name = run.teachers, run.teacher_name
     for teacher in filter(None, case.teachers):
-        teacher.tolerate("split", "test")
-        case.teacher_split = [*case.teacher_split, *teacher.split]
+        teacher.tolerate("environment", "split", "test")
+        has_more = teacher.environment.get("data", {}).get("unlabelled")
+        case.teacher_split = [*case.teacher_split, *(
+            row for row in teacher.split if has_more or row["split"] != "unlabelled")]
     case.network, case.baseline = run.network, run.kind == "alone"
     case.curves, case.best_epoch = curves_of(run.kept_history), run.best_epoch
     add_predictions(case, run.val, run.test)

@@ -11,14 +11,24 @@ from kd.run_folder import fingerprint
 from kd.text import format_count
 
 
+SIDES = {"unlabelled": "train"}  # of --labelled: the images that a student may see without labels
+
+
+def _used(split):
+    """Yield (the side of a split, row) for the rows of split.csv that are not left out."""
+    for row in split:
+        if row["split"] != "unused":
+            yield SIDES.get(row["split"], row["split"]), row
+
+
 @rule("error", "A network recognises a lesion, or the very image, that it was trained on: the test score is too high "
       "by an unknown amount.", "Split whole lesions (patients), and train again.")
 def shared_by_splits(split=(), val=None, test=None):
     any_shared = False
     for key, noun in (("group", "groups (lesions, patients)"), ("sha256", "identical images")):
         images_of = defaultdict(Counter)  # group or digest -> {part: number of images}
-        for row in split:
-            images_of[row.get(key)][row["split"]] += 1
+        for side, row in _used(split):
+            images_of[row.get(key)][side] += 1
         shared = {value: counts for value, counts in images_of.items() if value and len(counts) > 1}
         if not shared:
             continue
@@ -79,9 +89,9 @@ def near_duplicates(cases):
 
 def _near_duplicates(split):
     parts = defaultdict(list)  # part -> its rows that have a hash
-    for row in split:
+    for side, row in _used(split):
         if row.get("perceptual_hash"):
-            parts[row["split"]].append(row)
+            parts[side].append(row)
     test = parts.pop("test", [])
     for part, others in parts.items():
         identical = {row.get("sha256") for row in others}  # rule shared-by-splits has those
@@ -203,7 +213,8 @@ def other_test_set(comparable_cases):
       "Train the teacher with the split of the student.")
 def teacher_saw_test(split, teacher_split):
     for key, noun in (("group", "groups"), ("sha256", "images"), ("id", "ids")):
-        used = {row.get(key): row["split"] for row in teacher_split if row["split"] in ("train", "val")}
+        used = {row.get(key): row["split"] for row in teacher_split
+                if row["split"] in ("train", "unlabelled", "val")}
         # what the student has in training or validation, too, as in some official splits, is no leak of the teacher
         own = {row.get(key) for row in split if row["split"] != "test"}
         tested = {row.get(key) for row in split if row["split"] == "test"} - {"", None}
@@ -213,3 +224,14 @@ def teacher_saw_test(split, teacher_split):
                    f"{' and '.join(sorted({used[value] for value in leaked}))}: "
                    f"{listing((value[:16] for value in leaked), 3)}")
             return
+
+
+@rule("warning", "What the student gains may come from labels that it was not given, and that the student without a "
+      "teacher was not given either.",
+      "Train the teacher with the --labelled of the student (train_teacher.py).")
+def teacher_with_more_labels(split, teacher_split):
+    without = {row.get("id") for row in split if row["split"] in ("unlabelled", "unused")} - {"", None}
+    known = sum(row.get("id") in without for row in teacher_split if row["split"] in ("train", "val"))
+    if known:
+        yield (f"the teacher was trained or selected on the labels of {known:,} images; of training and validation of "
+               f"the student {len(without):,} have none")

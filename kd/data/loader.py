@@ -10,7 +10,7 @@ import numpy as np
 from kd import image, prediction_files
 from kd.data import cache, splits
 from kd.errors import UserError, listing, nearest
-from kd.run_folder import fingerprint
+from kd.run_folder import SPLITS, fingerprint
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Data:
     labels: np.ndarray  # [N] ints, positions in class_names
     groups: np.ndarray  # [N] strings
     grouped: bool       # whether the groups are those of the data set; otherwise they are made from ids or contents
-    split: np.ndarray   # [N] of "train", "val", "test"
+    split: np.ndarray   # [N] of kd.run_folder.SPLITS; the labels of "unlabelled" and "unused" are not to be read
     sha256: np.ndarray  # [N] of the contents, hex digits in ASCII
     size: int           # px, of the input of the network
     synthetic: bool     # the images are drawn, not photographed
@@ -104,6 +104,14 @@ class Data:
             yield {"id": name, "group": group, "label": self.class_names[label], "split": split,
                    "sha256": sha.decode(), "perceptual_hash": looks.decode()}
 
+    def label_counts(self):
+        """{"images" and "groups": {split: number}} if not all of train and val have their labels, else {}."""
+        parts = [part for part in SPLITS[:-1] if (self.split == part).any()]
+        if not {splits.UNLABELLED, splits.UNUSED} & set(parts):
+            return {}
+        return {"images": {part: len(self.where(part)) for part in parts},
+                "groups": {part: len(set(self.groups[self.where(part)])) for part in parts}}
+
     def input(self):
         """The preprocessing before normalisation, a dict; a checkpoint records it together with mean and std."""
         deep = {} if self.range is None else {"range": list(self.range)}
@@ -111,14 +119,14 @@ class Data:
 
 
 def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, split_file=None, fold=None,
-            cache_folder=None, root=None, skip_bad=False, range=None):
+            labelled=None, cache_folder=None, root=None, skip_bad=False, range=None):
     """Cache, split and check a kd.data.dataset.Dataset: returns Data.
 
     size: of the network's input, px. Files are cached at image.resize_for(size), and evaluation uses the centre;
     arrays, which are small already, are cached at `size`. The split comes from `split_file`, a CSV with the columns
     id and split, else from the data set, else from splits.stratified() with `split_seed` and its fractions; where the
     data set has a test split and no validation split, that is cut from its training images. fold: (K, N), part K of a
-    cross-validation instead. interpolation, cache_folder, root, skip_bad, range: as for cache.open_cache(). UserError
+    cross-validation instead. labelled: (share, seed) of splits.few_labels(). interpolation, cache_folder, root, skip_bad, range: as for cache.open_cache(). UserError
     if images cannot be read or the split is wrong.
     """
     has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
@@ -156,6 +164,8 @@ def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, s
     splits.check(split, numbers, labels, dataset.class_names, groups)
     if grouped or groups is ids:  # otherwise equal images are one group, which is in one split
         _note_equal_images(sha256, split, ids)
+    if labelled is not None:
+        split = _few_labels(split, labels, numbers, *labelled, dataset.class_names)
     return Data(dataset.name, list(dataset.class_names), images, readable, ids, labels, groups, grouped, split,
                 sha256, size, dataset.synthetic, skipped, used_range, interpolation,
                 caution=dataset.caution, resize_of=resize_of,
@@ -237,6 +247,17 @@ def _open(dataset, resize, **options):
     if not len(readable):
         raise UserError(f"{dataset.name}: not one of the {len(bad)} images can be read")
     return images, sha256, readable, [dataset.ids[i] for i, _ in bad], used_range
+
+
+def _few_labels(split, labels, groups, share, seed, class_names):
+    """splits.few_labels(); a line says which classes of train have a group more than the share."""
+    if np.isin(split, (splits.UNLABELLED, splits.UNUSED)).any():
+        raise UserError("the file of --split says already which images have labels", "Leave out --labelled.")
+    split, too_few = splits.few_labels(split, labels, groups, share, seed=seed)
+    if too_few:
+        print(f"note: {share:g} of the training groups is less than one of class "
+              f"{listing(class_names[k] for k in too_few)}: one of each is labelled")
+    return split
 
 
 def _note_equal_images(sha256, split, ids):

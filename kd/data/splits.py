@@ -9,8 +9,10 @@ import numpy as np
 from kd import perceptual_hash
 from kd.errors import UserError, listing
 from kd.files import read_csv
+from kd.run_folder import SPLITS
 
 NAMES = ("train", "val", "test")
+UNLABELLED, UNUSED = "unlabelled", "unused"  # images of train and of val that few_labels() takes the labels from
 FRACTIONS = (0.7, 0.1, 0.2)
 
 
@@ -29,14 +31,8 @@ def stratified(labels, groups, *, seed=0, fractions=FRACTIONS):
 
 def _parts(labels, groups, fractions, first, seed):
     """[N] numbers of the parts that images belong to; see stratified(). first: the parts of the first groups."""
-    first, labels, group_of = list(first), np.asarray(labels), numbers(groups)
-    sizes = np.bincount(group_of)
-    order = np.lexsort((labels, group_of))
-    begins = np.flatnonzero(np.append(True, np.diff(labels[order]) | np.diff(group_of[order])))
-    counts = np.diff(np.append(begins, len(labels)))  # of the images of a class in a group
-    of_group, of_class = group_of[order[begins]], labels[order[begins]]
-    largest = np.lexsort((of_class, -counts, of_group))  # of several largest the first
-    class_of = of_class[largest[np.searchsorted(of_group, np.arange(len(sizes)))]]
+    first, group_of = list(first), numbers(groups)
+    sizes, class_of = np.bincount(group_of), _classes(np.asarray(labels), group_of)
     part = np.empty(len(sizes), int)
     for label in np.unique(class_of).tolist():
         names = np.flatnonzero(class_of == label)
@@ -49,6 +45,44 @@ def _parts(labels, groups, fractions, first, seed):
             missing[target] -= size
         part[names] = chosen
     return part[group_of]
+
+
+def _classes(labels, group_of):
+    """[G] ints: the class of most images of each group. labels, group_of: arrays [N] of ints, each group from 0 on."""
+    order = np.lexsort((labels, group_of))
+    begins = np.flatnonzero(np.append(True, np.diff(labels[order]) | np.diff(group_of[order])))
+    counts = np.diff(np.append(begins, len(labels)))  # of the images of a class in a group
+    of_group, of_class = group_of[order[begins]], labels[order[begins]]
+    largest = np.lexsort((of_class, -counts, of_group))  # of several largest the first
+    return of_class[largest[np.searchsorted(of_group, np.arange(group_of.max() + 1))]]
+
+
+def few_labels(split, labels, groups, share, *, seed=0):
+    """(a split [N] in which only a share of train and of val has labels, the classes of train that it is too small for).
+
+    Of the groups of each class in train, `share` stay there, rounded, and one at least; the other images are UNLABELLED.
+    Likewise for val, whose others are UNUSED. Test stays as it is. labels, groups: as for stratified(); the groups come
+    from the beginning of a random order that follows from `seed` alone, so that a smaller share is inside a larger one.
+    A class that is the largest in no group has the first group that it is in.
+    """
+    split, labels, groups = np.array(split, dtype="<U10"), np.asarray(labels), np.asarray(groups)
+    too_few = []
+    for number, (part, rest) in enumerate((("train", UNLABELLED), ("val", UNUSED))):
+        rows = np.flatnonzero(split == part)
+        group_of = numbers(groups[rows])
+        class_of = _classes(labels[rows], group_of)
+        order = np.random.default_rng((seed, number)).permutation(len(class_of))
+        has_labels = np.zeros(len(class_of), bool)
+        for label in np.unique(labels[rows]).tolist():
+            of_class = order[class_of[order] == label]
+            count = int(share * len(of_class) + 0.5)
+            if not len(of_class):
+                of_class = order[np.isin(order, group_of[labels[rows] == label])]
+            elif not count and part == "train":
+                too_few.append(label)
+            has_labels[of_class[:max(1, count)]] = True
+        split[rows[~has_labels[group_of]]] = rest
+    return split, too_few
 
 
 def numbers(groups):
@@ -101,9 +135,10 @@ def read(path, ids, skipped=()):
     if len(known) < len(rows):
         twice = [i for i, count in Counter(row["id"] for row in rows).items() if count > 1]
         raise UserError(f"{path} lists {len(twice)} images more than once: {listing(twice)}")
-    wrong = sorted(set(known.values()) - set(NAMES))
+    wrong = sorted(set(known.values()) - set(SPLITS))
     if wrong:
-        raise UserError(f"{path}: a split is train, val or test, not {listing(map(repr, wrong))}")
+        raise UserError(f"{path}: a split is train, val or test, not {listing(map(repr, wrong))}",
+                        f"Images of train without labels may be {UNLABELLED}, those to leave out {UNUSED}.")
     missing = [i for i in ids if i not in known]
     if missing:
         raise UserError(f"{path} says nothing of {len(missing)} of the {len(ids)} images: {listing(missing)}",
@@ -160,6 +195,16 @@ def seen_by(data):
             "pictures": _texts("S64", data.perceptual_hashes[rows], *(part.looks for part in parts)),
         }
     return result
+
+
+def without_label(seen, data):
+    """How many images of `data`, a kd.data.loader.Data, that have no label in it a network was trained or selected on.
+
+    seen: what seen_by() returned when the network was trained.
+    """
+    keys = {*seen["train"]["images"], *seen["val"]["images"]}
+    rows = np.isin(data.split, (UNLABELLED, UNUSED))
+    return sum(sha.decode() in keys for sha in data.sha256[rows].astype("S16").tolist())
 
 
 def _texts(kind, *columns):

@@ -6,6 +6,7 @@ import numpy as np
 
 from kd import perceptual_hash
 from kd.data import cache
+from kd.data.splits import UNLABELLED
 from kd.errors import UserError, listing
 from kd.prediction_files import plain_id
 from kd.run_folder import fingerprint
@@ -64,6 +65,19 @@ class Part:
     open_at: object     # as of kd.data.loader.Data
 
 
+def rest(data):
+    """Part of the training images of `data`, a kd.data.loader.Data, whose labels are not read: all that its split names
+    so, as all that it names "train" are trained on. UserError where there are none.
+    """
+    chosen = data.where(UNLABELLED)
+    if not len(chosen):
+        raise UserError("--unlabelled rest is the training images without labels, and here all have theirs",
+                        "Give --labelled SHARE, such as 0.1, or leave out rest; a folder of this name is ./rest.")
+    print(f"without labels: the rest of {data.name}, {len(chosen)} images")
+    return Part(data.name, data.images, data.rows[chosen], data.ids[chosen], data.sha256[chosen],
+                data.perceptual_hashes[chosen], data.groups[chosen] if data.grouped else None, {}, data.open_at)
+
+
 def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad=False):
     """Part of a kd.data.dataset.Dataset beside `data`, a kd.data.loader.Data, whose labels are ignored.
 
@@ -79,7 +93,7 @@ def prepare(dataset, data, *, earlier=(), cache_folder=None, root=None, skip_bad
 
     images, sha256, bad, _ = open_at(data.size, again=False)
     readable = np.delete(np.arange(len(dataset.ids)), [i for i, _ in bad])
-    held_out, train = np.flatnonzero(data.split != "train"), data.train
+    held_out, train = np.flatnonzero(~np.isin(data.split, ("train", UNLABELLED))), data.train
     ids = np.array(dataset.ids)
     looks = images.perceptual_hashes[readable]
     alike = set(perceptual_hash.near(looks, sorted({data.perceptual_hashes[i] for i in held_out} - {b""}))[0])

@@ -75,6 +75,7 @@ def _write(target, folds):
     groups = groups if any(groups) else ids
     data = {**environment["data"], "split": fingerprint(ids, groups, ["test"] * len(ids)), "fingerprint": fingerprint(
         ids, [names[row["label"]] for row in rows], [row["sha256"] for row in rows])}
+    data.pop("labelled", None)  # how many images have labels differs between folds
     write_json(target / "environment.json", {**environment, "data": data, "cross_validation": len(folds)})
     write_json(target / RECORD, record)
     write_npz(target / runs.TEST, **joined, class_names=parts[0]["class_names"],

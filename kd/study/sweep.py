@@ -26,7 +26,7 @@ from kd.train.options import NO_EFFECT, settable, to_arguments
 
 # Options whose values a choice on validation cannot compare: they change the images of validation, or what is compared
 # on them, or where files are. Values of NO_EFFECT change no result.
-NEVER_SWEPT = (*NO_EFFECT, "data", "split_seed", "skip_bad", "select", "folds", "teacher", "study", "name")
+NEVER_SWEPT = (*NO_EFFECT, "data", "split_seed", "labelled", "skip_bad", "select", "folds", "teacher", "study", "name")
 
 
 @dataclass

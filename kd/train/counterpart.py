@@ -9,7 +9,7 @@ from kd.errors import UserError
 from kd.run_folder import Run
 from kd.text import command
 from kd.train import checkpoint, engine
-from kd.train.options import to_arguments
+from kd.train.options import ADDED, to_arguments
 
 # Options that say how a student learns from its teacher, which the same student without one does not have, and another
 # method does not share.
@@ -81,8 +81,8 @@ def has_counterpart(study, options, init):
     without one if they have."""
     for folder in study.glob("*/seed_*"):
         try:
-            others = Run(folder).options
-            alike = all(others[key] == options[key] for key in ("student", "augment")) and has_teacher(others) != (
+            others = {**ADDED, **Run(folder).options}
+            alike = all(others[key] == options[key] for key in ("student", "augment", "labelled")) and has_teacher(others) != (
                 has_teacher(options)) and others["init"] == (init and str(init))
         except (UserError, LookupError, TypeError, AttributeError):  # a teacher's, or one that cannot be read
             continue

@@ -278,6 +278,7 @@ def _describe(folder, student, step, data, options, role, init):
         "data": {"name": data.name, "synthetic": data.synthetic, "images": len(data.ids),
                  "classes": data.class_names, "groups": len(set(data.groups)) if data.grouped else None,
                  "fingerprint": data.fingerprint, "split": data.split_fingerprint, "skipped": data.skipped,
+                 **({"labelled": labelled} if (labelled := data.label_counts()) else {}),
                  **({"unlabelled": data.unlabelled.record(), "unlabelled_fingerprint": data.unlabelled.fingerprint}
                     if data.unlabelled else {})},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds")})

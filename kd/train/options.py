@@ -11,6 +11,7 @@ from kd.errors import (
     fold,
     images,
     kept,
+    labelled,
     mixing,
     not_negative,
     positive,
@@ -38,7 +39,8 @@ FIRST = ("--data", "--root", "--size", "--epochs", "--lr", "--weights", "--seeds
 
 # Options that are younger than the first runs, with the value that those runs used.
 ADDED = {"augment": "heavy", "select": "macro_f1", "sampling": "natural", "mixup": 0.0, "cutmix": 0.0, "ema": 0.0,
-         "interpolation": "bilinear", "accumulate": 1, "sync_batch_norm": False}
+         "interpolation": "bilinear", "accumulate": 1, "sync_batch_norm": False,
+         "labelled": None}
 
 
 class TrainingParser(Parser):
@@ -95,6 +97,10 @@ def training_parser(prog, description, own=("--teacher",)):
     data.add_argument("--fold", type=fold, metavar="K/N",
                       help="test on the K-th of N parts of the groups, train and validate on the others; evaluate.py "
                       "joins the answers of all N, in which each image is tested once")
+    data.add_argument("--labelled", type=labelled, metavar="SHARE",
+                      help="only this share of the groups of train and val keeps its labels, class by class: SHARE, or "
+                      "SHARE,seed=N for another choice; the rest of train is for --unlabelled rest of distill.py, that "
+                      "of val is not used")
     data.add_argument("--skip-bad", action=argparse.BooleanOptionalAction,
                       default=False,  # without some images the test set is another one: only the user can want that
                       help="leave out images that cannot be read, instead of an error")

@@ -15,6 +15,7 @@ from kd.data import loader, splits
 from kd.data.dataset import Dataset
 from kd.errors import UserError, listing
 from kd.files import check_writable
+from kd.run_folder import SPLITS
 from kd.text import command
 from kd.train import checkpoint, distributed, engine, networks
 from kd.train.options import ADDED, TRAINED_CORRUPTIONS, parse_options, to_arguments
@@ -80,12 +81,13 @@ def load_data(options, registry):
                             f"--{key} {runs.safe(options[key])} would.")
     check_writable(Path(options["out"]) / options["study"])
     data = loader.prepare(dataset, size=options["size"], interpolation=options["interpolation"],
-                          split_seed=options["split_seed"], split_file=options["split"], fold=fold_of(options),
+                          split_seed=options["split_seed"], split_file=options["split"], fold=fold_of(options), labelled=labelled_of(options),
                           cache_folder=options["cache"], root=options["root"] and Path(options["root"]),
                           skip_bad=options["skip_bad"], range=options.get("range"))
     if options.get("augment") == "corruption":
         data.corruptions = tuple(registry.get("corruption", name) for name in TRAINED_CORRUPTIONS)
-    counts = ", ".join(f"{len(data.where(split))} {split}" for split in ("train", "val", "test"))
+    counts = {split: len(data.where(split)) for split in SPLITS}
+    counts = ", ".join(f"{count} {split}" for split, count in counts.items() if count)
     images = f"{len(data.ids)} {'synthetic images' if data.synthetic else 'images'}"
     units = f" of {len(set(data.groups))} groups" if data.grouped else ""
     print(f"data: {data.name}, {images}{units}, {len(data.class_names)} classes at {data.size} px ({counts})")
@@ -97,6 +99,14 @@ def load_data(options, registry):
 def fold_of(options):
     """(K, N) of --fold, or None."""
     return tuple(map(int, options["fold"].split("/"))) if options.get("fold") else None
+
+
+def labelled_of(options):
+    """(share, seed) of --labelled, or None."""
+    if not options.get("labelled"):
+        return None
+    share, settings = objective.parse_spec(options["labelled"])
+    return float(share), settings.get("seed", 0)
 
 
 def place(options, name):
@@ -131,7 +141,7 @@ def data_of_run(run, registry, root=None, cache=None):
     fingerprint = run.environment.get("data", {}).get("fingerprint")
     options = {"download": False, **ADDED, **run.options, "study": None, "name": None, "out": str(run.folder),
                "split": str(run.folder / "split.csv")}
-    options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None}, fold=None)
+    options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None}, fold=None, labelled=None)
     if isinstance(options.get("data"), str):
         plugins.provide("dataset", objective.parse_spec(options["data"])[0], run.folder, registry)
     try:
@@ -215,8 +225,8 @@ def new_network(arch, data, options, seed, registry):
     return networks.Network(model, name, stem, **{**inside(entry, model), **_given(options)})
 
 
-def origin(options):
-    """What the provenance of a run says of --init and --stages, {} without them.
+def origin(options, data):
+    """What the provenance of a run on `data` says of --init and --stages, {} without them.
 
     "init": that file, the fingerprint of its weights, the epoch that they are from, and where they began in their turn.
     "stages": of --stages, else those that the file of --init was trained with.
@@ -224,6 +234,7 @@ def origin(options):
     if not options["init"]:
         return {"stages": options["stages"]} if options["stages"] else {}
     content = checkpoint.read(options["init"])
+    note_labels(content, options["init"], data, "the network in --init")
     before = {key: content["provenance"][key] for key in ("epoch", "init") if key in content["provenance"]}
     stages = options["stages"] or content["provenance"].get("stages")
     return {"init": {"file": options["init"], "weights": fingerprint(content["state_dict"]), **before},
@@ -299,6 +310,19 @@ def seen(content, path):
     return keys
 
 
+def note_labels(content, path, data, network):
+    """Print a note if a checkpoint's network learned labels that `data` lacks (--labelled): that is no leak of test, but
+    a comparison of few labels with more.
+
+    network: its name.
+    """
+    if content["provenance"].get("split") != data.split_fingerprint:
+        count = splits.without_label(seen(content, path), data)
+        if count:
+            print(f"note: {network} was trained or selected on {count} images that have no label here: what it teaches "
+                  "may come from more labels than this run is given")
+
+
 def default_teacher(options, registry):
     """The name of the teacher's architecture: --teacher, else the data set's default, else resnet50."""
     return canonical(options["teacher"] or recipe(options, "train_teacher.py", registry)["teacher"], registry)
@@ -320,8 +344,8 @@ def checkpoint_in(path):
 def data_arguments(options, parser):
     """The options that name the same data, split and study, as words of a command line."""
     words = []
-    for key in ("data", "root", "size", "interpolation", "groups", "split", "split_seed", "skip_bad", "cache", "plugin",
-                "out", "study"):
+    for key in ("data", "root", "size", "interpolation", "groups", "split", "split_seed", "labelled", "skip_bad", "cache",
+                "plugin", "out", "study"):
         if options[key] != parser.get_default(key):
             words += to_arguments(parser, {key: options[key]})
     return words

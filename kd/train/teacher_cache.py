@@ -259,8 +259,11 @@ def kept(folder, teacher, data, options, needs):
     than a labelled one, and has no more views than visits.
     """
     views = Views.of(options, kept=options["teacher_cache"])
-    if views != Views(kept=views.kept):  # models of a study may differ in their views
-        folder = folder.with_name(f"{folder.name}_{_checksum(views.settings(options['device']))}")
+    # models of a study may differ in their views, and in the images that have labels
+    differing = [*(views.settings(options["device"]) if views != Views(kept=views.kept) else ()),
+                 *([data.split_fingerprint] if data.label_counts() else ())]
+    if differing:
+        folder = folder.with_name(f"{folder.name}_{_checksum(differing)}")
     settings = {"needs": needs, "precision": options["precision"], "device": options["device"]}
     labelled = Targets(folder, teacher, data, views, **settings)
     if not data.unlabelled:

@@ -44,6 +44,7 @@ def of_project(file, data, registry):
         data.input())
     setup.check_input(content, same, f"the teacher {file}", "Teacher and student see the same pixels.")
     splits.refuse_leak(setup.seen(content, file), data, f"the teacher {file}")
+    setup.note_labels(content, file, data, f"the teacher {file}")
     network.size = None if size == data.size else size
     network.tau = content["provenance"].get("tau")
     return network

@@ -1,4 +1,4 @@
-"""--unlabelled: folders and data sets as training images without labels."""
+"""--unlabelled: folders, data sets and the rest of --labelled as training images without labels."""
 
 from pathlib import Path
 
@@ -8,13 +8,18 @@ from kd.data.dataset import Dataset
 from kd.errors import UserError, expanded
 from kd.train import setup
 
+REST = "rest"
+
 
 def add(options, data, registry):
-    """Add the images of --unlabelled to `data`, a Data: folders, or data sets as NAME,root=PATH,key=value."""
-    parts = []
+    """Add the images of --unlabelled to `data`, a Data: folders, data sets as NAME,root=PATH,key=value, or `rest`, its
+    own training images without labels."""
+    parts = [unlabelled.rest(data)] if REST in options["unlabelled"] else []
     for spec in options["unlabelled"]:
+        if spec == REST:
+            continue
         root, dataset = dataset_of(spec, options, registry)
-        if dataset.name in [part.name for part in parts]:
+        if dataset.name in [part.name for part in parts if part.images is not data.images]:
             raise UserError(f"--unlabelled names two sets called {dataset.name}", "Rename one, or name it once.")
         parts.append(unlabelled.prepare(dataset, data, earlier=parts, cache_folder=options["cache"], root=root,
                                         skip_bad=options["skip_bad"]))

@@ -20,12 +20,14 @@ from kd.report.blocks import (
     table,
 )
 from kd.report.study_files import command_path
+from kd.run_folder import few_labels
 from kd.text import format_count
 
 ROLES = {"teacher": "teacher", "alone": "student without a teacher", "student": "student with a teacher"}
 FORMATS = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ONNX INT8",
            "model.pte": "ExecuTorch", "model.int8.pte": "ExecuTorch INT8"}
 PARTS = {"train": "train", "val": "validation", "test": "test"}
+WHOLE = {"unlabelled": "train", "unused": "val"}  # the part of the split that --labelled takes these images from
 CONVENTIONS = {"majority_class": "most frequent class of validation", "rarest_class": "rarest class of test"}
 MAX_DRAWN = 8  # models; the tables have all of them
 
@@ -107,7 +109,7 @@ def lead(study):
     mark = " (synthetic)" if synthetic(study) else ""
     total, parts = "", f"{len(first.test.ids):,} test"
     if split:
-        counts = Counter(row["split"] for row in split)
+        counts = Counter(WHOLE.get(row["split"], row["split"]) for row in split)
         total = f"{image_count(split)} in "
         parts = ", ".join(f"{counts[part]:,} {title}" for part, title in PARTS.items())
     folds = study.first("environment").get("cross_validation")
@@ -116,7 +118,11 @@ def lead(study):
     sizes = [run.options["size"] for run in study.runs if run.options.get("size")]
     pixels = " and ".join(dict.fromkeys(f"{size} × {size} px" for size in sizes))
     resolution = f"; images of {pixels}" if pixels else ""
-    return f"{name}{mark}: {total}{len(first.class_names)} classes; {parts}{resolution}."
+    shares = sorted({run.labelled for run in study.runs})
+    texts = [f"{100 * share:g}%" if share < 1 else "all" for share in shares]
+    labels = f"; labels for {' or '.join(texts)} of the groups of train and validation" \
+        if shares[0] < 1 else ""
+    return f"{name}{mark}: {total}{len(first.class_names)} classes; {parts}{labels}{resolution}."
 
 
 def image_count(split):
@@ -139,6 +145,8 @@ def roles(study):
         Column("Teacher", "teacher", kind="text"), Column("Objective", "objective", kind="text"),
     ]
     records = [role_record(model, group) for model, group in study.models.items()]
+    if any(record["labels"] for record in records):
+        columns.insert(5, Column("Labels", "labels", kind="text"))
     return [table("roles", "Roles of the models", columns, records), *split_table(study), *samples(study)]
 
 
@@ -151,6 +159,7 @@ def role_record(model, group):
         "arch": merged([run.setting("arch") or run.setting("student")]),
         "parameters": parameters if isinstance(parameters, int) else None,
         "seeds": len(group),
+        "labels": few_labels(group),
         "teacher": teacher_name(run) if run.kind == "student" else "",
         "objective": merged(run.setting("formula") for run in group),
     }
@@ -176,7 +185,7 @@ def split_table(study):
     if not split:
         return missing("the split of the data", "No run has split.csv. Without it, the number of images and lesions of "
                        "each class in training is not known, nor whether one lesion is in two parts.")
-    counts = Counter((row["label"], row["split"]) for row in split)
+    counts = Counter((row["label"], WHOLE.get(row["split"], row["split"])) for row in split)
     classes = [name for name in study.runs[0].class_names if any((name, part) in counts for part in PARTS)]
     records = []
     for name in classes:
@@ -184,17 +193,36 @@ def split_table(study):
         records.append({"class": name, **of_class, "total": sum(of_class.values())})
     sums = {key: sum(record[key] for record in records) for key in (*PARTS, "total")}
     records.append({"class": "all", **sums})
+    few = few_labels_columns(study, records)
     groups = {part: set() for part in PARTS}
     for row in split:
-        if row["split"] in groups:
-            groups[row["split"]].add(row["group"] or row.get("id"))
+        groups[WHOLE.get(row["split"], row["split"])].add(row["group"] or row.get("id"))
     group_counts = [f"{len(groups[part]):,} groups (lesions, patients) in {title}" for part, title in PARTS.items()]
     part_columns = [Column(title.capitalize(), part, ",d") for part, title in PARTS.items()]
-    columns = [Column("Class", "class"), *part_columns, Column("All", "total", ",d")]
+    columns = [Column("Class", "class"), *part_columns, Column("All", "total", ",d"), *few]
     if study.first("environment").get("cross_validation"):
         columns = [Column("Class", "class"), Column("Images", "total", ",d")]
         group_counts = [f"{len(groups['test']):,} groups (lesions, patients), each in the test part of one fold"]
     return [table("data", f"Images of each class; {', '.join(group_counts)}", columns, records)]
+
+
+def few_labels_columns(study, records):
+    """Columns of the images that have labels, of the first run of each share of --labelled; adds them to `records`."""
+    first = {}
+    for run in study.runs:
+        if any(row["split"] in WHOLE for row in run.split):
+            first.setdefault(run.labelled, run)
+    columns = []
+    for share, run in sorted(first.items()):
+        counts = Counter((row["label"], row["split"]) for row in run.split)
+        counts.update(("all", row["split"]) for row in run.split)
+        for part in ("train", "val"):
+            key, share_text = f"{part}_{share:g}", f" {100 * share:g}%" if share < 1 else ""
+            columns.append(Column(f"{PARTS[part].capitalize()}, labels{share_text} ({run.model}, {seed_name(run)})", key,
+                                  ",d"))
+            for record in records:
+                record[key] = counts[record["class"], part]
+    return columns
 
 
 def samples(study):

@@ -149,8 +149,9 @@ def without_baseline(study):
         if group[0].kind == "student" and network not in known:
             known.add(network)
             config = command_path(group[0].folder / "config.yaml")
-            name = command_path(architectures[model].replace(":", "_"))
-            commands.append((model, f"python distill.py --config {config} --alpha 1 --beta 0 --name {name}_alone"))
+            few = f"_labelled_{group[0].labelled:g}" if group[0].labelled < 1 else ""
+            name = command_path(architectures[model].replace(":", "_") + "_alone" + few)
+            commands.append((model, f"python distill.py --config {config} --alpha 1 --beta 0 --name {name}"))
     return commands
 
 
