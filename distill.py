@@ -53,8 +53,8 @@ def parser():
     group.add_argument("--term", nargs="+", default=[], metavar="NAME=WEIGHT",
                        help="further losses: NAME=WEIGHT,key=value")
     group.add_argument("--unlabelled", nargs="*", default=[], metavar="FOLDER|NAME|rest", help="training images "
-                       "without labels, for losses that read none: a folder, a data set as NAME,root=PATH,key=value, or "
-                       "rest, those that --labelled takes the labels from")
+                       "without labels, for losses that read none: a folder, a data set as NAME,root=PATH,key=value, "
+                       "or rest, those that --labelled takes the labels from")
     group.add_argument("--unlabelled-ratio", type=errors.ratio, metavar="X",
                        default=1.0,  # FixMatch takes 7, but there the teacher is the student itself
                        help="of --unlabelled, images in a batch beside each labelled one")

@@ -530,7 +530,8 @@ def few_labels(runs_):
     if not share and all(labelled == total for labelled, total in counts):
         return ""
     totals = {total for _, total in counts if total}
-    images = f"{listing(f'{labelled:,}' for labelled, _ in counts)} of {max(totals):,} training images" if totals else ""
+    numbers = listing(f"{labelled:,}" for labelled, _ in counts)
+    images = f"{numbers} of {max(totals):,} training images" if totals else ""
     return ": ".join(filter(None, (share, images)))
 
 

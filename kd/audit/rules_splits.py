@@ -10,7 +10,6 @@ from kd.predictions import difference_between
 from kd.run_folder import fingerprint
 from kd.text import format_count
 
-
 SIDES = {"unlabelled": "train"}  # of --labelled: the images that a student may see without labels
 
 

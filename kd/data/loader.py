@@ -126,8 +126,8 @@ def prepare(dataset, *, size, interpolation=image.INTERPOLATION, split_seed=0, s
     arrays, which are small already, are cached at `size`. The split comes from `split_file`, a CSV with the columns
     id and split, else from the data set, else from splits.stratified() with `split_seed` and its fractions; where the
     data set has a test split and no validation split, that is cut from its training images. fold: (K, N), part K of a
-    cross-validation instead. labelled: (share, seed) of splits.few_labels(). interpolation, cache_folder, root, skip_bad, range: as for cache.open_cache(). UserError
-    if images cannot be read or the split is wrong.
+    cross-validation instead. labelled: (share, seed) of splits.few_labels(). interpolation, cache_folder, root,
+    skip_bad, range: as for cache.open_cache(). UserError if images cannot be read or the split is wrong.
     """
     has_files = any(isinstance(source, (str, Path)) for source in dataset.images)
     resize_of = image.resize_for if has_files else int

@@ -58,12 +58,12 @@ def _classes(labels, group_of):
 
 
 def few_labels(split, labels, groups, share, *, seed=0):
-    """(a split [N] in which only a share of train and of val has labels, the classes of train that it is too small for).
+    """(the split [N] in which a share of train and of val has labels, the classes of train that it is too small for).
 
-    Of the groups of each class in train, `share` stay there, rounded, and one at least; the other images are UNLABELLED.
-    Likewise for val, whose others are UNUSED. Test stays as it is. labels, groups: as for stratified(); the groups come
-    from the beginning of a random order that follows from `seed` alone, so that a smaller share is inside a larger one.
-    A class that is the largest in no group has the first group that it is in.
+    Of the groups of each class in train, `share` stay there, rounded, and one at least; the others' images become
+    UNLABELLED. Likewise for val, whose others become UNUSED. Test stays as it is. labels, groups: as for stratified();
+    the groups come from the beginning of a random order that follows from `seed` alone, so that a smaller share is
+    inside a larger one. A class that is the largest in no group has the first group that it is in.
     """
     split, labels, groups = np.array(split, dtype="<U10"), np.asarray(labels), np.asarray(groups)
     too_few = []

@@ -82,8 +82,8 @@ def has_counterpart(study, options, init):
     for folder in study.glob("*/seed_*"):
         try:
             others = {**ADDED, **Run(folder).options}
-            alike = all(others[key] == options[key] for key in ("student", "augment", "labelled")) and has_teacher(others) != (
-                has_teacher(options)) and others["init"] == (init and str(init))
+            alike = all(others[key] == options[key] for key in ("student", "augment", "labelled")) and (
+                has_teacher(others) != has_teacher(options)) and others["init"] == (init and str(init))
         except (UserError, LookupError, TypeError, AttributeError):  # a teacher's, or one that cannot be read
             continue
         if alike:

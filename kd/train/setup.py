@@ -81,7 +81,8 @@ def load_data(options, registry):
                             f"--{key} {runs.safe(options[key])} would.")
     check_writable(Path(options["out"]) / options["study"])
     data = loader.prepare(dataset, size=options["size"], interpolation=options["interpolation"],
-                          split_seed=options["split_seed"], split_file=options["split"], fold=fold_of(options), labelled=labelled_of(options),
+                          split_seed=options["split_seed"], split_file=options["split"], fold=fold_of(options),
+                          labelled=labelled_of(options),
                           cache_folder=options["cache"], root=options["root"] and Path(options["root"]),
                           skip_bad=options["skip_bad"], range=options.get("range"))
     if options.get("augment") == "corruption":
@@ -141,7 +142,8 @@ def data_of_run(run, registry, root=None, cache=None):
     fingerprint = run.environment.get("data", {}).get("fingerprint")
     options = {"download": False, **ADDED, **run.options, "study": None, "name": None, "out": str(run.folder),
                "split": str(run.folder / "split.csv")}
-    options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None}, fold=None, labelled=None)
+    options.update({key: value for key, value in (("root", root), ("cache", cache)) if value is not None},
+                   fold=None, labelled=None)
     if isinstance(options.get("data"), str):
         plugins.provide("dataset", objective.parse_spec(options["data"])[0], run.folder, registry)
     try:
@@ -311,10 +313,10 @@ def seen(content, path):
 
 
 def note_labels(content, path, data, network):
-    """Print a note if a checkpoint's network learned labels that `data` lacks (--labelled): that is no leak of test, but
-    a comparison of few labels with more.
+    """Print a note if the network of a checkpoint learned labels that `data` lacks (--labelled).
 
-    network: its name.
+    network: its name. It is no error, since test does not leak, and pretrained networks often know more than a student
+    is given.
     """
     if content["provenance"].get("split") != data.split_fingerprint:
         count = splits.without_label(seen(content, path), data)
@@ -344,8 +346,8 @@ def checkpoint_in(path):
 def data_arguments(options, parser):
     """The options that name the same data, split and study, as words of a command line."""
     words = []
-    for key in ("data", "root", "size", "interpolation", "groups", "split", "split_seed", "labelled", "skip_bad", "cache",
-                "plugin", "out", "study"):
+    for key in ("data", "root", "size", "interpolation", "groups", "split", "split_seed", "labelled", "skip_bad",
+                "cache", "plugin", "out", "study"):
         if options[key] != parser.get_default(key):
             words += to_arguments(parser, {key: options[key]})
     return words

@@ -218,8 +218,8 @@ def few_labels_columns(study, records):
         counts.update(("all", row["split"]) for row in run.split)
         for part in ("train", "val"):
             key, share_text = f"{part}_{share:g}", f" {100 * share:g}%" if share < 1 else ""
-            columns.append(Column(f"{PARTS[part].capitalize()}, labels{share_text} ({run.model}, {seed_name(run)})", key,
-                                  ",d"))
+            title = f"{PARTS[part].capitalize()}, labels{share_text} ({run.model}, {seed_name(run)})"
+            columns.append(Column(title, key, ",d"))
             for record in records:
                 record[key] = counts[record["class"], part]
     return columns
