@@ -54,7 +54,8 @@ def test_the_command_line_wins_over_true(file):
 VALUES = {
     "data": ["folder", "lesions,images=100"], "root": ["/data/with space", "-dash", None, "C:\\data", "1e3", "no"],
     "size": [64, None], "interpolation": ["bilinear", "box-bilinear"], "groups": ["groups of mine.csv"],
-    "download": [True, False], "split": ["-s.csv"], "fold": ["2/5", None], "split_seed": [0, 5],
+    "download": [True, False], "split": ["-s.csv"], "fold": ["2/5", None], "labelled": ["0.1,seed=3", None],
+    "split_seed": [0, 5],
     "skip_bad": [True, False], "cache": ["a~cache", None], "stem": ["small"],
     "stages": [["layer1", "layer2", "layer3", "layer4"], None],
     "weights": ["none", "-w.pt"], "init": ["a=b.pt"], "epochs": [3, None], "batch": [1],

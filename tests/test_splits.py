@@ -312,3 +312,36 @@ def test_names_that_a_spreadsheet_would_calculate_come_back_as_they_were(tmp_pat
     assert splits.read(tmp_path / "split.csv", ids).tolist() == [splits.NAMES[k % 3] for k in range(len(ids))]
     cells = (tmp_path / "split.csv").read_text().splitlines()[1:5]
     assert all(cell.startswith("'") for cell in cells)
+
+
+# ---- few labels
+
+def test_few_labels_are_whole_groups_of_each_class_and_nested_and_leave_test_alone():
+    """Of 20, 10 and 1 groups of two images in train, a tenth is 2, 1 and none, of which one is kept."""
+    counts = {"train": (20, 10, 1), "val": (10, 4, 1), "test": (4, 4, 1)}
+    rows = [(part, label, f"{part}{label}_{k}") for part, numbers in counts.items()
+            for label, number in enumerate(numbers) for k in range(number) for _ in range(2)]
+    split, labels, groups = map(np.array, zip(*rows))
+    few, too_few = splits.few_labels(split, labels, groups, 0.1)
+    more, _ = splits.few_labels(split, labels, groups, 0.25)
+
+    def kept(result, part):
+        return [len(set(groups[(result == part) & (labels == label)])) for label in range(3)]
+
+    assert (kept(few, "train"), kept(few, "val"), too_few) == ([2, 1, 1], [1, 1, 1], [2])
+    assert (kept(more, "train"), kept(more, "val")) == ([5, 3, 1], [3, 1, 1])
+    for part, rest in (("train", "unlabelled"), ("val", "unused"), ("test", "test")):
+        assert set(few[split == part]) <= {part, rest}
+        assert set(np.flatnonzero(few == part)) <= set(np.flatnonzero(more == part))
+    assert all(len(set(few[groups == group])) == 1 for group in set(groups))
+    assert not np.array_equal(few, splits.few_labels(split, labels, groups, 0.1, seed=1)[0])
+    assert np.array_equal(splits.few_labels(split, labels, groups, 1)[0], split)
+
+
+def test_few_labels_in_a_split_file_come_back(prepared, tmp_path):
+    first = prepared(drawn(), labelled=(0.3, 0))
+    write_csv(tmp_path / "split.csv", first.table())
+    again = prepared(drawn(), split_file=tmp_path / "split.csv")
+    assert again.split.tolist() == first.split.tolist() and "unlabelled" in again.split
+    with pytest.raises(UserError, match="says already which images have labels"):
+        prepared(drawn(), split_file=tmp_path / "split.csv", labelled=(0.3, 0))
