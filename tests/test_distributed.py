@@ -262,6 +262,19 @@ def test_gradients_are_means_over_processes_of_sums_over_parts_also_of_layers_th
     assert both[1].item() == (2 * (1 + 2) + (11 + 12)) / 2 and second[1].item() == (11 + 12) / 2 and none[1] is None
 
 
+def test_an_error_that_both_processes_find_is_printed_once_and_neither_is_aborted(tmp_path):
+    arguments = ["--teacher", "tiny", "--data", "lesions,images=90", "--size", "32", "--epochs", "2", "--batch", "16",
+                 "--device", "cpu", "--workers", "0", "--out", str(tmp_path), "--lr", "1e30", "--clip", "0"]
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--redirects", "3",
+         "--log-dir", str(tmp_path / "log"), str(ROOT / "train_teacher.py"), *arguments], capture_output=True,
+        text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    printed = "".join(file.read_text() for file in (tmp_path / "log").rglob("stderr.log"))
+    assert printed.count("error: the loss is no longer a number") == 1 and "Traceback" not in printed
+    assert "exitcode  : 2 " in process.stderr and "exitcode  : -6" not in process.stderr
+    assert any("loss = " in file.read_text() for file in (tmp_path / "log").rglob("stdout.log"))  # nothing is lost
+
+
 def test_at_its_end_the_group_is_no_longer_held_by_a_training(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     gc.disable()  # else chance decides

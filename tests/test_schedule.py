@@ -230,12 +230,15 @@ def test_a_script_whose_imports_fail_says_so_once(tmp_path, terminal, capfd):
 
 
 @forks
-def test_a_killed_worker_costs_its_step_a_restart_and_takes_the_fork_with_it(tmp_path, terminal):
+def test_a_killed_worker_costs_its_step_a_restart_and_its_fork_ends_with_it(tmp_path, terminal):
+    worker = Worker(terminal(Task("a", f"orphan {tmp_path / 'fork'}")))
+    job = worker.start(terminal(Task("a", f"orphan {tmp_path / 'fork'}")))
+    wait_until(lambda: job.poll() is not None)
+    wait_until(lambda: not alive(int((tmp_path / "fork").read_text())), seconds=20)  # it would wait a minute
     executor, file = Local(), tmp_path / "orphan"
     log = carry_out([Task("a", f"orphan {file}"), Task("b", f"write {tmp_path / 'b'}")], executor, step=terminal)
     assert log == ["a begins", "a again 1: its process was ended by signal 9 (out of memory?)", "a: well",
                    "b begins", "b: well"]
-    wait_until(lambda: not alive(int(file.read_text())), seconds=20)  # it would wait a minute
     executor.worker.process.kill()  # between two steps
     executor.worker.process.wait()
     assert carry_out([Task("c", f"write {tmp_path / 'c'}")], executor, step=terminal) == ["c begins", "c: well"]
