@@ -83,7 +83,7 @@ def study(tmp_path, no_report, plugin):
 def torchrun(arguments, **environment):
     """Run distill.py in two processes; returns the finished process of torchrun."""
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           str(ROOT / "distill.py"), *arguments], capture_output=True, text=True, timeout=240,
+                           str(ROOT / "distill.py"), *arguments], capture_output=True, text=True, timeout=600,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
@@ -93,16 +93,18 @@ def student(root, out):
 
 @pytest.mark.parametrize("further", [[], [
     "--mixup", "0.4", "--cutmix", "1", "--ema", "0.8", "--sampling", "sqrt", "--size-from", "16", "--alpha", "0.5:0.1",
-    "--unlabelled", "lesions,images=200", "--unlabelled-ratio", "0.3"]], ids=["usual", "further"])
+    "--unlabelled", "lesions,images=200", "--unlabelled-ratio", "0.3"],
+    pytest.param(["--compile"], marks=pytest.mark.slow)], ids=["usual", "further", "compiled"])
 def test_two_processes_give_the_loss_curve_of_one(study, further):
     root, arguments = study
     distill.main([*arguments("one"), *further])
     # With `further` the two processes compute each batch in three parts.
-    process = torchrun([*arguments("two"), *further, *(["--accumulate", "3"] if further else [])])
+    process = torchrun([*arguments("two"), *further, *(["--accumulate", "3"] if "--mixup" in further else [])])
     assert process.returncode == 0, process.stderr
+    assert (", not compiled" in process.stdout) != ("--compile" in further)
     single, double = (read_csv(student(root, out) / "history.csv") for out in ("one", "two"))
     assert len(single) == len(double) == 3
-    for name in ("loss", "logit_adjusted", "kd", "val_loss", *(["ema_val_loss"] if further else [])):
+    for name in ("loss", "logit_adjusted", "kd", "val_loss", *(["ema_val_loss"] if "--ema" in further else [])):
         curves = [[float(row[name]) for row in history] for history in (single, double)]
         assert np.allclose(*curves, rtol=0, atol=1e-5), name
     assert read_json(student(root, "two") / "environment.json")["processes"] == 2

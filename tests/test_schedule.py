@@ -188,7 +188,8 @@ def test_several_run_at_once_with_their_variables_and_logs(tmp_path, step):
 
 @pytest.mark.skipif(os.name == "nt", reason="kills as POSIX does")
 @pytest.mark.parametrize("place", ["log", "terminal"])
-def test_a_killed_process_is_started_again_and_one_that_fails_is_not(place, tmp_path, request, capfd):
+def test_a_killed_process_is_started_again_and_one_that_fails_is_not(place, tmp_path, request, capfd, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     step = request.getfixturevalue("step" if place == "log" else place)
     log = carry_out([Task("a", "die 7"), Task("b", f"lose {tmp_path / 'lost'}"), Task("c", "raise no\u20ac"),
                      Task("d", f"fall {int(signal.SIGSEGV)}")], Local(), step=step)
