@@ -274,7 +274,18 @@ def test_an_error_that_both_processes_find_is_printed_once_and_neither_is_aborte
     printed = "".join(file.read_text() for file in (tmp_path / "log").rglob("stderr.log"))
     assert printed.count("error: the loss is no longer a number") == 1 and "Traceback" not in printed
     assert "exitcode  : 2 " in process.stderr and "exitcode  : -6" not in process.stderr
-    assert any("loss = " in file.read_text() for file in (tmp_path / "log").rglob("stdout.log"))  # nothing is lost
+
+
+def test_an_error_of_a_process_of_a_group_ends_it_at_once_and_what_it_printed_is_not_lost(tmp_path):
+    code = ("import torch.distributed as dist\nfrom kd.errors import UserError\nfrom kd.train import distributed\n"
+            "def main():\n"
+            f"    dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=0, world_size=1)\n"
+            "    print('before')\n    raise UserError('what is wrong', 'a hint')\n"
+            "distributed.run(main)\n")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (2, "before\n")
+    assert process.stderr == "error: what is wrong\na hint\n"
 
 
 def test_at_its_end_the_group_is_no_longer_held_by_a_training(tmp_path):
