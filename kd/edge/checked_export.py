@@ -8,7 +8,6 @@ import torch
 from kd import executorch_model, image, onnx_model
 from kd.data import loader
 from kd.edge import convert, executorch, parity, qat, quantize
-from kd.edge.onnx_network import OnnxNetwork
 from kd.errors import UserError, progress
 from kd.files import atomic, read_json, write_json
 from kd.run_folder import Run
@@ -222,10 +221,11 @@ def int8(checks, model, calibration, weight_range, max_flips, qat_epochs=0):
         full = weight_range == "full"
         learned = qat.train(checks.source, *start(best(attempts)[0]["ranges"], full), full=full, keep=in_float,
                             epochs=qat_epochs, max_flips=max_flips)
-        trained = convert.deployed(OnnxNetwork(learned[0]), checks.source.metadata)
     with progress(description="INT8 recipes", leave=False) as bar:
         if qat_epochs:
-            attempts.append(judge(quantized(TRAINED, weight_range), ranges=TRAINED, weight_range=weight_range))
+            rounded, recipe = quantized(TRAINED, weight_range), {"ranges": TRAINED, "weight_range": weight_range}
+            trained = recipe, learned[0], rounded
+            attempts.append(judge(rounded, **recipe))
         if not attempts or best(attempts)[0]["val_flips"] > max_flips:
             attempts.append(judge(quantize.round_weights(folded), ranges=WEIGHTS))
         recipe, content = best(attempts)
