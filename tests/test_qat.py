@@ -70,7 +70,7 @@ def test_the_graph_for_executorch_has_the_weights_and_ranges_of_the_file(source,
     network = convert.deployed(executorch.Int8Network(model, quantized), source.metadata)
     graph = executorch.as_trained(network, source.size)
     lost = np.abs(theirs - convert.logits(source.network, pixels)).mean()
-    assert np.abs(convert.logits(graph, pixels, 8) - theirs).mean() < 0.02 * lost
+    assert np.abs(convert.logits(graph, pixels, 8) - theirs).mean() < 0.1 * lost
     scales = {onnx.numpy_helper.to_array(tensor).item() for tensor in quantized.graph.initializer
               if tensor.name in {node.input[1] for node in quantized.graph.node if node.op_type == "QuantizeLinear"}}
     operators = [node for node in graph.graph.nodes if "dequantize_per_tensor" in str(node.target)]

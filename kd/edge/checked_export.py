@@ -64,9 +64,9 @@ def write(source, folder, formats, *, calibration, weight_range, max_flips, qat_
 
     calibration: training images that the ranges of INT8 are taken from. weight_range: of INT8, one of
     quantize.WEIGHT_RANGES. max_flips: the share of validation labels that a rounded format may change. qat_epochs: of
-    quantisation-aware training of the INT8 file, whose weights model.int8.pte then has, too. A check that fails is a
-    UserError before anything is written; old files stay. Where only model.int8.pte changes more labels it is left out,
-    with a note, and model.pte is written.
+    quantisation-aware training of the INT8 file, whose graph is then a recipe of model.int8.pte, too. A check that fails
+    is a UserError before anything is written; old files stay. Where only model.int8.pte changes more labels it is left
+    out, with a note, and model.pte is written.
     """
     checks = _Checks.of(source)
     parity_content = {"checkpoint": source.metadata["provenance"]["weights"],
@@ -176,7 +176,7 @@ def int8(checks, model, calibration, weight_range, max_flips, qat_epochs=0):
     change more labels, and in the range "portable" where quantize.unlike() names operators, which "unlike" lists. If
     this changes too many labels as well, a UserError. other_range: the figures of the chosen recipe with the other
     range; None where activations are not rounded. qat_epochs: of training from the best of the recipes, a further one.
-    trained: its network without rounding, a kd.edge.convert.Deployed; None without.
+    trained: (its recipe, float model, the same quantised), the last two onnx.ModelProtos; None without.
     """
     folded = quantize.fold(model)
     activations = quantize.observe(folded, checks.source.pixels("train", calibration),

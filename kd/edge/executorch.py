@@ -44,9 +44,8 @@ def int8(checks, calibration, max_flips, trained=None):
     the checkpoint's, of those that change at most `max_flips` of the labels if there are any.
 
     checks: a kd.edge.checked_export._Checks. calibration: how many training images the ranges are taken from. trained:
-    ({"ranges": how they were learned}, float model, the same quantised) of quantisation-aware training, onnx.ModelProtos;
-    a further recipe. The others differ in how ranges are chosen, and where there are gates (squeeze-and-excitation) in
-    whether these stay in float.
+    what checked_export.int8() returns of quantisation-aware training: a further recipe. The others differ in how ranges
+    are chosen, and where there are gates (squeeze-and-excitation) in whether these stay in float.
     """
     network, size = checks.source.network, checks.source.size
     images, reference, attempts = checks.source.pixels("train", calibration), checks.reference["val"], []
