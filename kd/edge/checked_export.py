@@ -64,9 +64,9 @@ def write(source, folder, formats, *, calibration, weight_range, max_flips, qat_
 
     calibration: training images that the ranges of INT8 are taken from. weight_range: of INT8, one of
     quantize.WEIGHT_RANGES. max_flips: the share of validation labels that a rounded format may change. qat_epochs: of
-    quantisation-aware training of the INT8 file, whose graph is then a recipe of model.int8.pte, too. A check that fails
-    is a UserError before anything is written; old files stay. Where only model.int8.pte changes more labels it is left
-    out, with a note, and model.pte is written.
+    quantisation-aware training of the INT8 file, whose graph is then a recipe of model.int8.pte, too. A check that
+    fails is a UserError before anything is written; old files stay. Where only model.int8.pte changes more labels it
+    is left out, with a note, and model.pte is written.
     """
     checks = _Checks.of(source)
     parity_content = {"checkpoint": source.metadata["provenance"]["weights"],

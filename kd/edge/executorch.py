@@ -95,7 +95,7 @@ def quantize(network, size, images, ranges, in_float=()):
 
 
 class Int8Network(OnnxNetwork):
-    """The quantised graph with torch's operators that quantise and dequantise: weights and ranges are those of the file.
+    """The quantised graph with torch's operators that quantise and dequantise; weights and ranges are the file's.
 
     model, quantized: as for OnnxNetwork. Codes of activations are 128 lower than in ONNX, where they are unsigned.
     """
