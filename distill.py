@@ -167,7 +167,8 @@ def study_teacher(study, options):
     """
     of_fold = setup.place(options, "*")[1] if options["fold"] else "*"
     candidates = sorted(study.glob(f"{of_fold}/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
-    begun = [run for run in candidates if Run(run).environment.get("role") == "teacher"]
+    begun = [run for run in candidates if Run(run).environment.get("role") == "teacher"
+             and not (run / runs.RECORD).exists()]
     unfinished = [run for run in begun if (run / "last.pt").exists()]
     finished = [run for run in begun if runs.finished(run) and run not in unfinished]
     names = sorted({run.parent.name for run in finished})
