@@ -5,6 +5,7 @@
     python evaluate.py runs/lesions_48px --target mel --sensitivity 0.95
     python evaluate.py runs/lesions_48px --by sex --table patients.csv    figures of subgroups, and their gaps
     python evaluate.py runs/lesions_48px --compare                  paired differences from the teacher
+    python evaluate.py runs/A/teacher_resnet18 runs/A/teacher_resnet34 --ensemble both    the mean of their answers
     python evaluate.py theirs_test.npz --val theirs_val.npz --groups lesions.csv --out results
     python evaluate.py runs/lesions_48px/tiny_kd_unlabelled/seed_0 --data folder --root other_clinic
     python evaluate.py runs/lesions_48px/tiny_kd_unlabelled/seed_0 --data folder --root other_clinic --recalibrate
@@ -35,6 +36,7 @@ from kd.audit.terminal import findings_text
 from kd.errors import UserError
 from kd.evaluation import (
     compare,
+    ensemble,
     fidelity,
     folds,
     near_majority,
@@ -64,6 +66,8 @@ def main(argv=None):
         if not prediction_files.is_file(path):
             for note in folds.pool(path):
                 print(f"note: {note}")
+    if options.ensemble:
+        options.paths = [ensemble.write(options.paths, options.ensemble)]
     folders = [run for path in options.paths if not prediction_files.is_file(path) for run in runs.find(path)]
     folders = list({run.resolve(): run for run in folders}.values())
     check(options, files, folders)
@@ -224,7 +228,8 @@ def show(evaluated, folders, options, next_step):
     """Print what was evaluated; write seeds.json, and metrics.json where --out says."""
     seeds = protocol.over_seeds({path: of_path for path, of_path in evaluated.items() if path in folders})
     results = {path: of_path.result for path, of_path in evaluated.items()}
-    near = near_majority.notes({path: results[path] for path in folders if path in results})
+    near = near_majority.notes({path: results[path] for path in folders
+                                if path in results and not ensemble.is_one(path)})
     if len(results) > 1:
         print("\n\n".join(filter(None, [terminal.study_table(results, seeds), near])))
         if folders and next_step:
@@ -340,6 +345,8 @@ def parser():
     other.add_argument(
         "--audit", action="store_true", help="print what is too odd to be true, of runs or of result tables"
     )
+    other.add_argument("--ensemble", metavar="NAME", help="the mean of the probabilities of these runs as a run of "
+                       "the study, with this name")
     other.add_argument(
         "--data", metavar="NAME", help="score an external data set with each run's best.pt (needs torch)"
     )
@@ -365,8 +372,10 @@ def parser():
 def parse(argv):
     options = parser().parse_args(argv)
     bootstrap.check_replicates(options.replicates)
-    if sum(map(bool, (options.compare, options.audit, options.data))) > 1:
-        raise UserError("--compare, --audit and --data each do something else", "Give one of them.")
+    if sum(map(bool, (options.compare, options.audit, options.data, options.ensemble))) > 1:
+        raise UserError("--compare, --audit, --data and --ensemble each do something else", "Give one of them.")
+    if options.ensemble and any(map(prediction_files.is_file, options.paths)):
+        raise UserError("--ensemble is of runs, and a predictions file is none", "Name run folders.")
     of_data = [key for key in ("root", "cache", "plugin", "class_map", "skip_bad", "name", "recalibrate",
                                 "recalibrated")
                if getattr(options, key)]
@@ -397,7 +406,8 @@ def check(options, files, folders):
     """Options that do not fit what the paths are."""
     if options.target:
         for folder in folders:
-            runs.refuse_joined(folder)  # each fold has thresholds of its own
+            if Run(folder).val is None:
+                runs.refuse_joined(folder)  # each fold has thresholds of its own
             if options.data:  # said before the images are decoded
                 protocol.check_targets(Run(folder).class_names, options.target)
     if options.by and not options.table and (files or options.data):

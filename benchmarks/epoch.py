@@ -109,7 +109,7 @@ def make(side, args, folder):
             train_epoch = distillation_box(teacher.model, student.model, train, batch, device)
         else:
             train_epoch = functools.partial(usual_loop.epoch, naive_loader(train, batch, shuffle=True))
-        return {"epoch": lambda: (train_epoch(), usual_loop.accuracy(val))}
+        return {"epoch": lambda: (train_epoch(), usual_loop.answers(val))}
     machine.keep_memory()
     targets_folder = Path(folder, "targets") if side == "ours" else None
     step = journal.make_step(student, teacher, data, options, device, precision, targets_folder)

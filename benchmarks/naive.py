@@ -58,21 +58,23 @@ def centre(size, resize):
 
 
 class Loop:
-    """Knowledge distillation of `student` from `teacher`, both plain modules on `device`."""
+    """Knowledge distillation of `student` from `teacher`, both plain modules on `device`; None: from labels alone."""
 
     def __init__(self, student, teacher, device, lr=1e-3, weight_decay=0.05):
-        self.student, self.teacher, self.device = student.to(device), teacher.to(device).eval(), device
+        self.student, self.teacher, self.device = student.to(device), teacher and teacher.to(device).eval(), device
         self.optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay)
 
     def step(self, images, labels):
         """One optimisation step on normalised float images [N, 3, S, S] and labels [N]. Returns the loss, a float."""
         images, labels = images.to(self.device), labels.to(self.device)
-        with torch.no_grad():
-            teacher_logits = self.teacher(images)
         student_logits = self.student(images)
-        teacher_probabilities = F.softmax(teacher_logits / TEMPERATURE, 1)
-        soft = F.kl_div(F.log_softmax(student_logits / TEMPERATURE, 1), teacher_probabilities, reduction="batchmean")
-        loss = ALPHA * F.cross_entropy(student_logits, labels) + (1 - ALPHA) * TEMPERATURE ** 2 * soft
+        loss = F.cross_entropy(student_logits, labels)
+        if self.teacher:
+            with torch.no_grad():
+                teacher_probabilities = F.softmax(self.teacher(images) / TEMPERATURE, 1)
+            soft = F.kl_div(F.log_softmax(student_logits / TEMPERATURE, 1), teacher_probabilities,
+                            reduction="batchmean")
+            loss = ALPHA * loss + (1 - ALPHA) * TEMPERATURE ** 2 * soft
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
@@ -86,8 +88,8 @@ class Loop:
         return sum(losses) / len(losses)
 
     @torch.no_grad()
-    def accuracy(self, loader):
-        """The share of images in a DataLoader that the student classifies correctly, from 0 to 1."""
+    def answers(self, loader):
+        """(labels, the student's answers), [N] ints each, of the images in a DataLoader."""
         self.student.eval()
-        correct = [self.student(images.to(self.device)).argmax(1).cpu() == labels for images, labels in loader]
-        return torch.cat(correct).float().mean().item()
+        found = [(labels, self.student(images.to(self.device)).argmax(1).cpu()) for images, labels in loader]
+        return tuple(torch.cat(column).numpy() for column in zip(*found))

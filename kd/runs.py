@@ -7,7 +7,7 @@ from kd.errors import UserError
 
 TEST = Path("predictions", "test.npz")  # what training writes last
 FOLDS = "folds"  # folder of a study: the trainings of a cross-validation, which are evaluated together
-RECORD = "folds.json"  # in a run that joins the answers of all folds: where they come from
+RECORD = "joined.json"  # in a run that joins the answers of several, folds or members of an ensemble: of which
 SCRIPTS = {"teacher": "train_teacher.py", "student": "distill.py"}  # that train a network of each role
 TRIES = "sweep_tries"  # folder of a study: trainings that a choice on validation is made of, and no models of the study
 
@@ -53,12 +53,12 @@ def of_fold(model, fold):
 
 
 def refuse_joined(run):
-    """UserError for a run that joins the answers of several folds, where a network is needed: it has none."""
+    """UserError for a run that joins the answers of several, where a network is needed: it has none."""
     if (Path(run) / RECORD).is_file():
         pattern = f"{Path(run).parent.name}_fold*/{Path(run).name}"
-        fold = next(iter(sorted((study(run) / FOLDS).glob(pattern))), "none of them is here")
-        raise UserError(f"{run} has the answers of the networks of several folds, and no network of its own",
-                        f"Name one of the folds: {fold}")
+        fold = next(iter(sorted((study(run) / FOLDS).glob(pattern))), None)
+        raise UserError(f"{run} has the answers of several networks, and no network of its own",
+                        f"Name one of the folds: {fold}" if fold else "Name one of the runs that it joins.")
 
 
 def parse_fold(name):

@@ -128,7 +128,7 @@ def test_what_needs_a_network_names_a_fold(cv):
     joined = str(cv / "tiny_kd" / "seed_0")
     for call in (lambda: export.main([joined]), lambda: robustness.main([joined]), lambda: benchmark.main([joined]),
                  lambda: evaluate.main([joined, "--target", "mel"])):
-        with pytest.raises(UserError, match="has the answers of the networks of several folds") as caught:
+        with pytest.raises(UserError, match="has the answers of several networks") as caught:
             call()
         fold = caught.value.hint.removeprefix("Name one of the folds: ")
         assert (cv / "folds" / "tiny_kd_fold1of3" / "seed_0").samefile(fold)
