@@ -529,9 +529,9 @@ def few_labels(runs_):
     counts = dict.fromkeys(run.label_counts for run in runs_)
     if not share and all(labelled == total for labelled, total in counts):
         return ""
-    totals = {total for _, total in counts if total}
-    numbers = listing(f"{labelled:,}" for labelled, _ in counts)
-    images = f"{numbers} of {max(totals):,} training images" if totals else ""
+    numbers, totals = map(sorted, zip(*counts))
+    numbers = " to ".join(dict.fromkeys(f"{number:,}" for number in (numbers[0], numbers[-1])))
+    images = f"{numbers} of {totals[-1]:,} training images" if totals[-1] else ""
     return ": ".join(filter(None, (share, images)))
 
 

@@ -466,6 +466,39 @@ def a_teacher_that_saw_the_test_split(root):
     write_split(root / "teacher_a/seed_0", rows)
 
 
+@fault("teacher-saw-test")
+def a_teacher_that_saw_the_test_split_without_its_labels(root):
+    """--unlabelled rest, in a split whose rest is the test images of the student."""
+    rest_of_the_teacher_is_tested(root)
+    path = root / "teacher_a/seed_0/environment.json"
+    environment = read_json(path)
+    environment["data"]["unlabelled"] = [{"name": "toy", "images": 50, "left_out": {}, "groups": True}]
+    write_json(path, environment)
+
+
+def rest_of_the_teacher_is_tested(root):
+    """--labelled takes the labels of images from the teacher that the student is tested on."""
+    rows = read_csv(root / "teacher_a/seed_0/split.csv")
+    for row in [row for row in rows if row["split"] == "test"][:50]:
+        row["split"] = "unlabelled"
+    write_split(root / "teacher_a/seed_0", rows)
+
+
+def without_labels(root, *names):
+    """Of these runs, three training images and ten of validation have no label."""
+    for name in names:
+        rows = read_csv(root / name / "split.csv")
+        for part, rest, count in (("train", "unlabelled", 3), ("val", "unused", 10)):
+            for row in [row for row in rows if row["split"] == part][:count]:
+                row["split"] = rest
+        write_split(root / name, rows)
+
+
+@fault("teacher-with-more-labels")
+def a_teacher_that_knows_labels_which_its_student_was_not_given(root):
+    without_labels(root, RUN)
+
+
 @fault("other-test-set", "other-than-split")
 def labels_from_the_model(root):
     (root / RUN / "split.csv").unlink()

@@ -197,6 +197,24 @@ def a_teacher_with_what_its_student_has_in_training(root):
     write_split(root / RUN, rows)
 
 
+@near_miss("teacher-saw-test", "shared-by-splits")
+def a_teacher_whose_training_left_out_what_its_student_is_tested_on(root):
+    test_audit_faults.rest_of_the_teacher_is_tested(root)
+
+
+@near_miss("teacher-with-more-labels", "other-test-set")
+def a_teacher_with_the_few_labels_of_its_student(root):
+    test_audit_faults.without_labels(root, RUN, "teacher_a/seed_0")
+
+
+@near_miss("shared-by-splits", "near-duplicates", "teacher-with-more-labels")
+def a_group_of_which_validation_uses_nothing(root):
+    rows = read_csv(root / RUN / "split.csv")
+    tested = next(row for row in rows if row["split"] == "test")
+    rows.append({**tested, "id": "more", "split": "unused"})
+    write_split(root / RUN, rows)
+
+
 @near_miss("mean-of-seeds")
 def a_mean_that_is_rounded(root):
     rows = read_csv(root / "comparison.csv")

@@ -10,14 +10,12 @@ from kd.predictions import difference_between
 from kd.run_folder import fingerprint
 from kd.text import format_count
 
-SIDES = {"unlabelled": "train"}  # of --labelled: the images that a student may see without labels
-
 
 def _used(split):
-    """Yield (the side of a split, row) for the rows of split.csv that are not left out."""
+    """Yield (part, row) for the rows of split.csv but those left out; what is shown without its label is of train."""
     for row in split:
         if row["split"] != "unused":
-            yield SIDES.get(row["split"], row["split"]), row
+            yield "train" if row["split"] == "unlabelled" else row["split"], row
 
 
 @rule("error", "A network recognises a lesion, or the very image, that it was trained on: the test score is too high "
