@@ -19,6 +19,7 @@ import torch._dynamo  # noqa: E402,F401  (otherwise an optimizer imports it at i
 
 import distill  # noqa: E402,F401  (imports all that a run needs before the forks)
 import small  # noqa: E402
+from kd.data import unlabelled  # noqa: E402
 from kd.files import read_csv, read_npz  # noqa: E402
 from kd.train import engine, networks  # noqa: E402
 from kd.train.weights import safe_load  # noqa: E402
@@ -29,10 +30,12 @@ with contextlib.suppress(ImportError):
 
 
 # What a run may have beside its defaults: the options, and whether it has images without labels and two teachers.
+# "rest" has few labels, and the images without as well.
 SETTINGS = {
     "usual": (["--beta", "100"], False),
     "further": (["--mixup", "0.4", "--cutmix", "1", "--ema", "0.8", "--sampling", "sqrt", "--size-from", "16",
                  "--alpha", "0.5:0.1", "--temperature", "4:1", "--select", "nll", "--term", "ltkd=1"], True),
+    "rest": (["--unlabelled-ratio", "1.5"], False),
 }
 
 
@@ -40,7 +43,10 @@ def train(folder):
     """Train a student with dropout for four epochs, with a setting of SETTINGS; a thread prepares the batches."""
     torch.set_num_threads(1)
     arguments, has_more = SETTINGS[sys.argv[3]]
-    data = small.data(folder=folder.parent / "cache")
+    is_few = sys.argv[3] == "rest"
+    data = small.data(folder=folder.parent / "cache", labelled=(0.3, 0) if is_few else None)
+    if is_few:
+        data.unlabelled = unlabelled.Unlabelled([unlabelled.rest(data)])
     options = small.options("--epochs", "4", "--workers", "1", *arguments)
     teacher = small.network(options, data, seed=7)
     teacher.fingerprint = "a"

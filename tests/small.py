@@ -15,7 +15,7 @@ from kd.train import loop, setup
 from kd.train.options import parse_options
 
 
-def data(count=96, classes=3, size=32, seed=0, split_seed=0, folder=None, name="squares"):
+def data(count=96, classes=3, size=32, seed=0, split_seed=0, folder=None, name="squares", labelled=None):
     """Kd Data of grey noise with a square whose colour is the class; two images a group."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) // 2 % classes
@@ -26,7 +26,7 @@ def data(count=96, classes=3, size=32, seed=0, split_seed=0, folder=None, name="
     found = Dataset(name, [f"class {k}" for k in range(classes)], list(images),
                             [f"i{k}" for k in range(count)], labels, groups=[f"g{k // 2}" for k in range(count)],
                             version=f"{count} {classes} {size} {seed}")
-    return loader.prepare(found, size=size, split_seed=split_seed, cache_folder=folder)
+    return loader.prepare(found, size=size, split_seed=split_seed, labelled=labelled, cache_folder=folder)
 
 
 def unlabelled(data, count=30, size=32, seed=1):

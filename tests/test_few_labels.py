@@ -11,6 +11,7 @@ import train_teacher
 from kd.errors import UserError
 from kd.files import read_csv, read_json, read_npz, read_yaml, write_csv, write_npz, write_yaml
 from kd.run_folder import Run
+from kd.study.plan import read_plan
 from kd.train import setup
 from kd.train.weights import safe_load
 
@@ -151,13 +152,13 @@ def test_folds_with_few_labels_are_joined(tmp_path, capsys):
 
 def test_a_plan_gives_teacher_and_students_the_same_labels(tmp_path):
     write_yaml(tmp_path / "few.yaml", {
-        "data": "lesions,images=150", "size": 32, "epochs": 1, "batch": 32, "workers": 0, "labelled": 0.3,
-        "out": str(tmp_path), "train_teacher": {"teacher": "tiny"},
-        "distill": {"student": ["tiny"], "methods": {"alone": {"alpha": 1}, "kd": {}, "rest": {"unlabelled": ["rest"]}}}})
-    folder = study.main([str(tmp_path / "few.yaml")])
-    splits = {path.parent.parent.name: path.read_bytes() for path in folder.glob("*/seed_0/split.csv")}
-    assert set(splits) == {"teacher_tiny", "tiny_alone", "tiny_kd", "tiny_rest"}
-    assert len(set(splits.values())) == 1 and b"unlabelled" in splits["tiny_kd"]
+        "data": "lesions", "labelled": 0.3, "train_teacher": {"teacher": "tiny"}, "distill": {
+            "student": ["tiny"], "methods": {"alone": {"alpha": 1}, "kd": {}, "rest": {"unlabelled": ["rest"]}}}})
+    parsers = study.script_parsers()
+    tasks = read_plan(tmp_path / "few.yaml", parsers).training
+    assert [task.name for task in tasks] == [f"{name}/seed_0" for name in (
+        "teacher_tiny", "tiny_alone", "tiny_kd", "tiny_rest")]
+    assert {vars(parsers[task.script].parse_args(task.arguments))["labelled"] for task in tasks} == {"0.3"}
 
 
 @pytest.mark.parametrize("text", ["0", "2", "-0.1", "nan", "inf", "", ",", "a", "0.1,", "0.1,seed=x", "0.1,seed=-1",

@@ -23,7 +23,7 @@ COMMON = ["--data", "lesions,images=120", "--size", "32", "--epochs", "1", "--ba
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks, so that many restarts take seconds")
-@pytest.mark.parametrize("setting", ["usual", "further"])
+@pytest.mark.parametrize("setting", ["usual", "further", "rest"])
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_at_random_points_end_with_bitwise_the_same_weights(tmp_path, setting, kills):
     script = Path(__file__).parent / "kill_and_resume.py"

@@ -345,3 +345,31 @@ def test_few_labels_in_a_split_file_come_back(prepared, tmp_path):
     assert again.split.tolist() == first.split.tolist() and "unlabelled" in again.split
     with pytest.raises(UserError, match="says already which images have labels"):
         prepared(drawn(), split_file=tmp_path / "split.csv", labelled=(0.3, 0))
+
+
+def test_a_group_of_several_classes_keeps_all_of_its_labels_and_serves_a_class_that_is_the_largest_in_none():
+    """Ten groups of class 0; three of two images of class 1 and one of class 2, which has no group of its own."""
+    labels = np.array([0] * 10 + [1, 1, 2] * 3)
+    groups = np.array([f"a{k}" for k in range(10)] + [f"m{k}" for k in range(3) for _ in range(3)])
+    split = np.array(["train"] * 19 + ["val"])
+    for seed in range(5):
+        few, too_few = splits.few_labels(split, np.append(labels, 0), np.append(groups, "v"), 0.1, seed=seed)
+        few = few[:19]
+        kept = set(groups[few == "train"].tolist())
+        assert sum(name.startswith("a") for name in kept) == 1 and 1 <= sum(name.startswith("m") for name in kept) <= 2
+        assert set(labels[few == "train"].tolist()) == {0, 1, 2} and too_few == [1]
+        assert set(few[np.isin(groups, list(kept))]) == {"train"} and set(few) == {"train", "unlabelled"}
+
+
+def test_official_splits_with_few_labels_keep_their_test_images(prepared):
+    split = ["train"] * 40 + ["val"] * 10 + ["test"] * 10
+    whole = prepared(drawn(groups=False, split=split))
+    few = prepared(drawn(groups=False, split=split), labelled=(0.25, 0))
+    parts = few.label_counts()["images"]
+    assert parts["train"] + parts["unlabelled"] == 40 and parts["val"] + parts["unused"] == 10
+    assert abs(parts["train"] - 10) <= 2 and np.array_equal(few.where("test"), whole.where("test"))
+    assert whole.label_counts() == {} and few.split_fingerprint != whole.split_fingerprint
+    splits.refuse_leak(splits.seen_by(whole), few, "the teacher")
+    hidden = parts["unlabelled"] + parts["unused"]
+    assert (splits.without_label(splits.seen_by(whole), few), splits.without_label(splits.seen_by(few), few)) == (
+        hidden, 0)
