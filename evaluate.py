@@ -264,7 +264,7 @@ def note_few_labels(folders):
     for model in compare.runs_by_model(folders).values():
         labels = few_labels(model)
         if labels:
-            print(f"note: {model[0].model} had labels for {labels}")
+            print(f"note: {model[0].model} was trained with few labels: {labels}")
 
 
 def compare_models(options, settings, files):

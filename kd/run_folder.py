@@ -525,14 +525,14 @@ class Run(_Folder):
 
 def few_labels(runs_):
     """Which labels the Runs of a model were trained with, in words; "" if with all."""
-    share = f"{100 * runs_[0].labelled:g}% of the groups" if runs_[0].labelled < 1 else ""
+    share = f"{100 * runs_[0].labelled:g}%" if runs_[0].labelled < 1 else ""
     counts = dict.fromkeys(run.label_counts for run in runs_)
     if not share and all(labelled == total for labelled, total in counts):
         return ""
     numbers, totals = map(sorted, zip(*counts))
     numbers = " to ".join(dict.fromkeys(f"{number:,}" for number in (numbers[0], numbers[-1])))
-    images = f"{numbers} of {totals[-1]:,} training images" if totals[-1] else ""
-    return ": ".join(filter(None, (share, images)))
+    images = f"{numbers} of {totals[-1]:,} images" if totals[-1] else ""
+    return ", ".join(filter(None, (share, images)))
 
 
 def bounded(metric):

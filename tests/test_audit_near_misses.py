@@ -197,7 +197,7 @@ def a_teacher_with_what_its_student_has_in_training(root):
     write_split(root / RUN, rows)
 
 
-@near_miss("teacher-saw-test", "shared-by-splits")
+@near_miss("teacher-saw-test")
 def a_teacher_whose_training_left_out_what_its_student_is_tested_on(root):
     test_audit_faults.rest_of_the_teacher_is_tested(root)
 

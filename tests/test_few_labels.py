@@ -106,7 +106,7 @@ def test_a_teacher_with_more_labels_gets_a_note_and_a_finding(teacher, tmp_path,
     assert f"/whole/seed_0/best.pt was trained or selected on {hidden} images that have no label here" in (
         capsys.readouterr().out)
     evaluate.main([str(teacher), str(whole), str(run), str(more)])
-    assert "note: more had labels for 30% of the groups: " in capsys.readouterr().out
+    assert "note: more was trained with few labels: 30%, " in capsys.readouterr().out
 
     def rules(folder):
         return {finding["rule"] for finding in read_json(folder / "metrics.json")["audit"]}
@@ -137,7 +137,7 @@ def test_folds_with_few_labels_are_joined(tmp_path, capsys):
     folder = tmp_path / "lesions_32px"
     capsys.readouterr()
     evaluate.main([str(folder)])
-    assert "note: tiny_kd_labelled_0.3_unlabelled had labels for 30% of the groups\n" in capsys.readouterr().out
+    assert "note: tiny_kd_labelled_0.3_unlabelled was trained with few labels: 30%\n" in capsys.readouterr().out
     for model in ("teacher_tiny_labelled_0.3", "tiny_kd_labelled_0.3_unlabelled"):
         result = read_json(folder / model / "seed_0" / "metrics.json")
         assert result["split"]["test"]["images"] == 150
