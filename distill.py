@@ -199,5 +199,4 @@ def study_teacher(study, options):
 
 
 if __name__ == "__main__":
-    errors.run(main, registry.RegistryError)
-    distributed.end()
+    distributed.run(main, registry.RegistryError)

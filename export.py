@@ -111,7 +111,7 @@ def parser():
                         metavar="EPOCHS", help="train the INT8 file for so many epochs with rounded weights and "
                         "activations, on the training images without their labels, to give the answers of the float "
                         "network; where INT8 falls back to weights only, or changes more labels than --max-flips, as "
-                        "with EfficientNet-B0 (docs/results/edge.md). model.int8.pte gets its weights")
+                        "with EfficientNet-B0 (docs/results/edge.md). The same graph is a recipe of model.int8.pte")
     result.add_argument("--bundle", metavar="DIR", help="write all that another machine needs into this new folder")
     result.add_argument("--recalibrated", metavar="NAME", help="make the --bundle of the file that was exported "
                         "before, with the settings in RUN/recalibrated/NAME.json, which were fitted to another site")

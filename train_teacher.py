@@ -6,7 +6,7 @@
 
 import evaluate
 import registry
-from kd import errors, objective, runs
+from kd import objective, runs
 from kd.text import command
 from kd.train import distributed, engine, setup
 from kd.train.options import training_parser
@@ -58,5 +58,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    errors.run(main, registry.RegistryError)
-    distributed.end()
+    distributed.run(main, registry.RegistryError)

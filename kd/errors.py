@@ -367,12 +367,13 @@ def draws(stream):
     return _Output(stream).isatty()
 
 
-def run(main, *users):
+def run(main, *users, prints=lambda: True):
     """Run a script's main(): the exit status is 2 for an error that the user can correct, 130 for Ctrl-C, and 141 where
     the reader of a pipe, such as `head`, has ended.
 
     users: further exception classes that are reported in this way. All others keep their traceback. The SystemExit has
-    the attribute `error`, the UserError or None: a study says at its end why a step has failed.
+    the attribute `error`, the UserError or None: a study says at its end why a step has failed. prints(): whether the
+    error is to be printed, and not by another process of the same training.
     """
     for descriptor in range(3):  # one that is closed leads nowhere, and is not taken by the next file that is opened
         try:
@@ -381,7 +382,7 @@ def run(main, *users):
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     try:
         with safe_output():
-            status, error = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None))
+            status, error = _status(main, users, getattr(sys.modules.get(main.__module__), "parser", None), prints)
     except KeyboardInterrupt:  # a second one, while the first was reported
         status, error = 130, None
     goes_on = main.__module__ != "__main__" or hasattr(sys, "ps1") or sys.flags.interactive  # as after %run in IPython
@@ -393,7 +394,7 @@ def run(main, *users):
         raise end  # out here, where no traceback of the error is shown with it
 
 
-def _status(main, users, make_parser):
+def _status(main, users, make_parser, prints):
     """(exit status, UserError or None) of a script's main()."""
     error = None
     try:
@@ -414,7 +415,8 @@ def _status(main, users, make_parser):
         if error is None:
             raise
     with contextlib.suppress(OSError):  # the status says it, where nobody reads
-        print(message, file=sys.stderr)
+        if prints():
+            print(message, file=sys.stderr)
     return status, error
 
 

@@ -83,7 +83,7 @@ def study(tmp_path, no_report, plugin):
 def torchrun(arguments, **environment):
     """Run distill.py in two processes; returns the finished process of torchrun."""
     return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           str(ROOT / "distill.py"), *arguments], capture_output=True, text=True, timeout=240,
+                           str(ROOT / "distill.py"), *arguments], capture_output=True, text=True, timeout=600,
                           env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
 
 
@@ -93,16 +93,18 @@ def student(root, out):
 
 @pytest.mark.parametrize("further", [[], [
     "--mixup", "0.4", "--cutmix", "1", "--ema", "0.8", "--sampling", "sqrt", "--size-from", "16", "--alpha", "0.5:0.1",
-    "--unlabelled", "lesions,images=200", "--unlabelled-ratio", "0.3"]], ids=["usual", "further"])
+    "--unlabelled", "lesions,images=200", "--unlabelled-ratio", "0.3"],
+    pytest.param(["--compile"], marks=pytest.mark.slow)], ids=["usual", "further", "compiled"])
 def test_two_processes_give_the_loss_curve_of_one(study, further):
     root, arguments = study
     distill.main([*arguments("one"), *further])
     # With `further` the two processes compute each batch in three parts.
-    process = torchrun([*arguments("two"), *further, *(["--accumulate", "3"] if further else [])])
+    process = torchrun([*arguments("two"), *further, *(["--accumulate", "3"] if "--mixup" in further else [])])
     assert process.returncode == 0, process.stderr
+    assert (", not compiled" in process.stdout) != ("--compile" in further)
     single, double = (read_csv(student(root, out) / "history.csv") for out in ("one", "two"))
     assert len(single) == len(double) == 3
-    for name in ("loss", "logit_adjusted", "kd", "val_loss", *(["ema_val_loss"] if further else [])):
+    for name in ("loss", "logit_adjusted", "kd", "val_loss", *(["ema_val_loss"] if "--ema" in further else [])):
         curves = [[float(row[name]) for row in history] for history in (single, double)]
         assert np.allclose(*curves, rtol=0, atol=1e-5), name
     assert read_json(student(root, "two") / "environment.json")["processes"] == 2
@@ -260,6 +262,30 @@ def test_gradients_are_means_over_processes_of_sums_over_parts_also_of_layers_th
     for (weight, gradient), (other_weight, other_gradient) in zip((both, second, none), others, strict=True):
         assert torch.equal(weight, other_weight) and (gradient is None or torch.equal(gradient, other_gradient))
     assert both[1].item() == (2 * (1 + 2) + (11 + 12)) / 2 and second[1].item() == (11 + 12) / 2 and none[1] is None
+
+
+def test_an_error_that_both_processes_find_is_printed_once_and_neither_is_aborted(tmp_path):
+    arguments = ["--teacher", "tiny", "--data", "lesions,images=90", "--size", "32", "--epochs", "2", "--batch", "16",
+                 "--device", "cpu", "--workers", "0", "--out", str(tmp_path), "--lr", "1e30", "--clip", "0"]
+    process = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--redirects", "3",
+         "--log-dir", str(tmp_path / "log"), str(ROOT / "train_teacher.py"), *arguments], capture_output=True,
+        text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    printed = "".join(file.read_text() for file in (tmp_path / "log").rglob("stderr.log"))
+    assert printed.count("error: the loss is no longer a number") == 1 and "Traceback" not in printed
+    assert "exitcode  : 2 " in process.stderr and "exitcode  : -6" not in process.stderr
+
+
+def test_an_error_of_a_process_of_a_group_ends_it_at_once_and_what_it_printed_is_not_lost(tmp_path):
+    code = ("import torch.distributed as dist\nfrom kd.errors import UserError\nfrom kd.train import distributed\n"
+            "def main():\n"
+            f"    dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=0, world_size=1)\n"
+            "    print('before')\n    raise UserError('what is wrong', 'a hint')\n"
+            "distributed.run(main)\n")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (2, "before\n")
+    assert process.stderr == "error: what is wrong\na hint\n"
 
 
 def test_at_its_end_the_group_is_no_longer_held_by_a_training(tmp_path):

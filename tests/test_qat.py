@@ -1,6 +1,7 @@
 """Quantisation-aware training: the graph in training rounds as its file does, and training repairs what that costs."""
 
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -55,7 +56,26 @@ def test_the_graph_in_torch_gives_the_logits_of_onnxruntime(source, folded):
     # a code that is one lower or higher where a float is near half-way is what is left
     lost = np.abs(theirs["int8"] - theirs["float"]).mean()
     assert np.abs(OnnxNetwork(model, quantized)(images).numpy() - theirs["int8"]).mean() < 0.1 * lost
-    assert np.abs(OnnxNetwork(model)(images).numpy() - theirs["float"]).max() < 1e-4
+    assert np.abs(OnnxNetwork(model, model)(images).numpy() - theirs["float"]).max() < 1e-4
+
+
+@pytest.mark.skipif(not find_spec("executorch"), reason="executorch is not installed")
+def test_the_graph_for_executorch_has_the_weights_and_ranges_of_the_file(source, folded):
+    """Also where these are such that no calibration would choose them."""
+    from kd.edge import executorch
+    model, activations = folded
+    quantized = quantize.quantize(model, ranges_of(activations, 0.5), keep=quantize.float_nodes(model))
+    pixels = source.pixels("test")
+    theirs = onnx_model.session(quantized.SerializeToString(), 1).run(["logits"], {"image": pixels})[0]
+    network = convert.deployed(executorch.Int8Network(model, quantized), source.metadata)
+    graph = executorch.as_trained(network, source.size)
+    lost = np.abs(theirs - convert.logits(source.network, pixels)).mean()
+    assert np.abs(convert.logits(graph, pixels, 8) - theirs).mean() < 0.1 * lost
+    scales = {onnx.numpy_helper.to_array(tensor).item() for tensor in quantized.graph.initializer
+              if tensor.name in {node.input[1] for node in quantized.graph.node if node.op_type == "QuantizeLinear"}}
+    operators = [node for node in graph.graph.nodes if "dequantize_per_tensor" in str(node.target)]
+    assert {node.args[1] for node in operators} == scales and len(scales) >= 6
+    assert all(len(node.users) == 1 for node in operators)  # else XNNPACK takes no kernel on integers
 
 
 def test_weights_and_ranges_that_were_not_trained_are_those_before(folded):

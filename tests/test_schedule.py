@@ -5,14 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from kd.study import schedule
 from kd.study.executors import Local
-from kd.study.step import Step
+from kd.study.step import Step, Worker
 
 HERE = Path(__file__).parent
 
@@ -117,22 +117,46 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 
-verb, value = sys.argv[1:]
-if verb == "die":
-    os._exit(int(value))
-if verb == "fall":
-    os.kill(os.getpid(), int(value))
-if verb == "raise":
-    raise ValueError(value)
-if verb == "lose" and not Path(value).exists():  # once
-    Path(value).touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-if verb == "write":
-    Path(value).write_text(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
-    print("written")
-end = time.monotonic() + 60
-while verb == "wait" and not Path(value).exists() and time.monotonic() < end:  # until another one has run beside it
-    time.sleep(0.01)
+import once
+
+
+def main(verb, value):
+    if verb == "die":
+        os._exit(int(value))
+    if verb == "fall":
+        os.kill(os.getpid(), int(value))
+    if verb == "raise":
+        raise ValueError(value)
+    if verb in ("lose", "orphan") and not Path(value).exists():  # once
+        Path(value).write_text(str(os.getpid()))
+        print("unbuffered", end="")
+        os.kill(os.getpid() if verb == "lose" else os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    if verb == "write":
+        Path(value).write_text(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
+        print("written")
+    if verb == "leave":  # what another step must not find
+        with open(value, "a") as file:
+            print(os.getppid(), os.getcwd(), os.environ.get("LEFT"), once.left, len(sys.argv), sys.path.count("left"),
+                  signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, file=file)
+        os.environ["LEFT"] = once.left = "left"
+        os.chdir("..")
+        sys.path.append("left")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end = time.monotonic() + 60
+    while verb == "wait" and not Path(value).exists() and time.monotonic() < end:  # until another has run beside it
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+"""
+# a module of the script; each import of it adds a line to a file
+ONCE = """
+from pathlib import Path
+with Path(__file__).with_name("imports").open("a") as file:
+    print("import", file=file)
+left = "nothing"
 """
 
 
@@ -140,8 +164,17 @@ while verb == "wait" and not Path(value).exists() and time.monotonic() < end:  #
 def step(tmp_path):
     """step(task, device): the Step of a Task whose `does` is `verb value`."""
     (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "once.py").write_text(ONCE)
     return lambda task, device=None: Step([str(tmp_path / "script.py"), *task.does.split(" ", 1)], str(tmp_path),
                                           {"OMP_NUM_THREADS": "3"}, f"{task.name}.log")
+
+
+@pytest.fixture
+def terminal(step):
+    """As step(), with the output of this process; a task with a `gpu` has another environment."""
+    def of_task(task, device=None):
+        return replace(step(task), log=None, environment={"OMP_NUM_THREADS": "2" if task.gpu else "3"})
+    return of_task
 
 
 def test_several_run_at_once_with_their_variables_and_logs(tmp_path, step):
@@ -154,14 +187,77 @@ def test_several_run_at_once_with_their_variables_and_logs(tmp_path, step):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kills as POSIX does")
-def test_a_killed_process_is_started_again_and_one_that_fails_is_not(tmp_path, step):
+@pytest.mark.parametrize("place", ["log", "terminal"])
+def test_a_killed_process_is_started_again_and_one_that_fails_is_not(place, tmp_path, request, capfd, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    step = request.getfixturevalue("step" if place == "log" else place)
     log = carry_out([Task("a", "die 7"), Task("b", f"lose {tmp_path / 'lost'}"), Task("c", "raise no\u20ac"),
                      Task("d", f"fall {int(signal.SIGSEGV)}")], Local(), step=step)
     assert log == [
         "a begins", "a: its process ended with status 7",
         "b begins", "b again 1: its process was ended by signal 9 (out of memory?)", "b: well",
         "c begins", "c: ValueError: no\u20ac", "d begins", "d: its process was ended by signal 11"]
-    assert "Traceback" in (tmp_path / "c.log").read_text()
+    if place == "log":
+        assert "Traceback" in (tmp_path / "c.log").read_text() and (tmp_path / "b.log").read_text() == "unbuffered"
+    else:
+        printed = capfd.readouterr()
+        assert printed.err.count("Traceback") == 1 and printed.out == "unbuffered"
+
+
+forks = pytest.mark.skipif(not Worker.possible, reason="steps have a new process each here")
+
+
+@forks
+def test_one_worker_imports_once_and_no_step_finds_what_another_has_left(tmp_path, terminal):
+    executor, file = Local(), tmp_path / "left"
+    log = carry_out([Task("a", f"leave {file}"), Task("b", f"leave {file}"), Task("c", "raise x"),
+                     Task("d", f"fall {int(signal.SIGSEGV)}"), Task("e", f"leave {file}")], executor, step=terminal)
+    assert log.count("c: ValueError: x") == 1 and [line for line in log if line.endswith("well")] == [
+        "a: well", "b: well", "e: well"]
+    assert file.read_text() == f"{executor.worker.process.pid} {tmp_path} None nothing 3 0 True\n" * 3
+    assert (tmp_path / "imports").read_text() == "import\n"
+    before = executor.worker.process
+    carry_out([Task("f", f"leave {file}", gpu=True)], executor, step=terminal)  # another environment
+    assert file.read_text().splitlines()[3].split()[0] == str(executor.worker.process.pid) != str(before.pid)
+    assert before.returncode == 0
+
+
+@forks
+def test_a_script_whose_imports_fail_says_so_once(tmp_path, terminal, capfd):
+    (tmp_path / "once.py").write_text("import no_such_module")
+    assert carry_out([Task("a", "x y")], Local(), step=terminal) == [
+        "a begins", "a: ModuleNotFoundError: No module named 'no_such_module'"]
+    assert capfd.readouterr().err.count("Traceback") == 1
+
+
+@forks
+def test_a_killed_worker_costs_its_step_a_restart_and_its_fork_ends_with_it(tmp_path, terminal):
+    worker = Worker(terminal(Task("a", f"orphan {tmp_path / 'fork'}")))
+    job = worker.start(terminal(Task("a", f"orphan {tmp_path / 'fork'}")))
+    wait_until(lambda: job.poll() is not None)
+    wait_until(lambda: not alive(int((tmp_path / "fork").read_text())), seconds=20)  # it would wait a minute
+    executor, file = Local(), tmp_path / "orphan"
+    log = carry_out([Task("a", f"orphan {file}"), Task("b", f"write {tmp_path / 'b'}")], executor, step=terminal)
+    assert log == ["a begins", "a again 1: its process was ended by signal 9 (out of memory?)", "a: well",
+                   "b begins", "b: well"]
+    executor.worker.process.kill()  # between two steps
+    executor.worker.process.wait()
+    assert carry_out([Task("c", f"write {tmp_path / 'c'}")], executor, step=terminal) == ["c begins", "c: well"]
+
+
+@forks
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_step_that_is_stopped_is_gone_at_once(begun, tmp_path, terminal):
+    step = terminal(Task("a", f"wait {tmp_path / 'never'}"))
+    if begun:
+        step.command[1:] = ["write", str(tmp_path / "pid")]
+        (tmp_path / "script.py").write_text(SCRIPT + "    time.sleep(60)\n")
+    worker = Local().start(step)
+    if begun:
+        wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        os.kill(int((tmp_path / "pid").read_text().split()[0]), signal.SIGSTOP)  # it can no longer end by itself
+    worker.stop()
+    assert not begun or not alive(int((tmp_path / "pid").read_text().split()[0]))
 
 
 PARENT = """
@@ -169,26 +265,24 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 import test_schedule as t
 from kd.study.step import Step
-t.carry_out([t.Task("pid"), t.Task("endless")], t.Local(), count=2, step=lambda task, device: Step(
-    [sys.argv[4], *(("write", sys.argv[3]) if task.name == "pid" else ("wait", sys.argv[3] + ".never"))], "."))
+t.carry_out([t.Task("endless")], t.Local(), step=lambda task, device: Step(
+    [sys.argv[4], "write", sys.argv[3]], sys.argv[5], log=sys.argv[6] or None))
 """
 
 
-def children(process):
-    """Numbers of the processes that a process has started."""
-    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-
-
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks for processes as Linux has them")
-def test_a_process_ends_with_the_one_that_started_it(tmp_path, step):
+@pytest.mark.parametrize("log", ["", "log"])
+def test_a_process_ends_with_the_one_that_started_it(log, tmp_path, step):
     step(Task("script", "x"))
-    command = [sys.executable, "-c", PARENT, str(HERE), str(HERE.parent), str(tmp_path / "pid"),
-               str(tmp_path / "script.py")]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as parent:
-        wait_until(lambda: (tmp_path / "pid").exists() and len(children(parent.pid)) == 1)
-        endless, = children(parent.pid)
+    (tmp_path / "script.py").write_text(SCRIPT + "    time.sleep(60)\n")
+    pid = tmp_path / "pid"
+    command = [sys.executable, "-c", PARENT, str(HERE), str(HERE.parent), str(pid), str(tmp_path / "script.py"),
+               str(tmp_path), log]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as parent:
+        wait_until(lambda: pid.exists() and pid.read_text())
         parent.kill()
-    wait_until(lambda: not alive(endless), seconds=20)  # it would wait a minute
+        assert parent.communicate(timeout=30)[1] == ""  # at the end of the worker, too
+    wait_until(lambda: not alive(int(pid.read_text().split()[0])), seconds=20)  # it would wait a minute
 
 
 def wait_until(holds, seconds=60):
@@ -208,7 +302,7 @@ def alive(process):
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signals can be blocked here")
-@pytest.mark.parametrize("seconds", [0, 0.05, 0.2])
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.2, 1])
 def test_processes_that_are_still_starting_say_nothing_at_ctrl_c(seconds, tmp_path, step):
     step(Task("script", "x"))
     code = ("import signal\n\nimport test_schedule as t\nfrom kd import errors\nfrom kd.study import schedule\n"

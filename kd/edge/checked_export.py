@@ -8,7 +8,6 @@ import torch
 from kd import executorch_model, image, onnx_model
 from kd.data import loader
 from kd.edge import convert, executorch, parity, qat, quantize
-from kd.edge.onnx_network import OnnxNetwork
 from kd.errors import UserError, progress
 from kd.files import atomic, read_json, write_json
 from kd.run_folder import Run
@@ -65,9 +64,9 @@ def write(source, folder, formats, *, calibration, weight_range, max_flips, qat_
 
     calibration: training images that the ranges of INT8 are taken from. weight_range: of INT8, one of
     quantize.WEIGHT_RANGES. max_flips: the share of validation labels that a rounded format may change. qat_epochs: of
-    quantisation-aware training of the INT8 file, whose weights model.int8.pte then has, too. A check that fails is a
-    UserError before anything is written; old files stay. Where only model.int8.pte changes more labels it is left out,
-    with a note, and model.pte is written.
+    quantisation-aware training of the INT8 file, whose graph is then a recipe of model.int8.pte, too. A check that
+    fails is a UserError before anything is written; old files stay. Where only model.int8.pte changes more labels it
+    is left out, with a note, and model.pte is written.
     """
     checks = _Checks.of(source)
     parity_content = {"checkpoint": source.metadata["provenance"]["weights"],
@@ -177,7 +176,7 @@ def int8(checks, model, calibration, weight_range, max_flips, qat_epochs=0):
     change more labels, and in the range "portable" where quantize.unlike() names operators, which "unlike" lists. If
     this changes too many labels as well, a UserError. other_range: the figures of the chosen recipe with the other
     range; None where activations are not rounded. qat_epochs: of training from the best of the recipes, a further one.
-    trained: its network without rounding, a kd.edge.convert.Deployed; None without.
+    trained: (its recipe, float model, the same quantised), the last two onnx.ModelProtos; None without.
     """
     folded = quantize.fold(model)
     activations = quantize.observe(folded, checks.source.pixels("train", calibration),
@@ -222,10 +221,11 @@ def int8(checks, model, calibration, weight_range, max_flips, qat_epochs=0):
         full = weight_range == "full"
         learned = qat.train(checks.source, *start(best(attempts)[0]["ranges"], full), full=full, keep=in_float,
                             epochs=qat_epochs, max_flips=max_flips)
-        trained = convert.deployed(OnnxNetwork(learned[0]), checks.source.metadata)
     with progress(description="INT8 recipes", leave=False) as bar:
         if qat_epochs:
-            attempts.append(judge(quantized(TRAINED, weight_range), ranges=TRAINED, weight_range=weight_range))
+            rounded, recipe = quantized(TRAINED, weight_range), {"ranges": TRAINED, "weight_range": weight_range}
+            trained = recipe, learned[0], rounded
+            attempts.append(judge(rounded, **recipe))
         if not attempts or best(attempts)[0]["val_flips"] > max_flips:
             attempts.append(judge(quantize.round_weights(folded), ranges=WEIGHTS))
         recipe, content = best(attempts)

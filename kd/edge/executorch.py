@@ -1,4 +1,5 @@
-"""A network as ExecuTorch programs (.pte) for XNNPACK: float, and INT8 by torchao's quantisation of exported graphs.
+"""A network as ExecuTorch programs (.pte) for XNNPACK: float, and INT8 by torchao's quantisation of exported graphs, or
+by quantisation-aware training, whose graph is that of the ONNX file.
 
 XNNPACK has integer kernels for activations of 8 bits with one scale a tensor, and weights of 8 bits with one scale for
 each channel (executorch, docs: backends/xnnpack/xnnpack-quantization). There are none for activations of 16 bits, for
@@ -12,6 +13,7 @@ import torch
 
 from kd import errors
 from kd.edge import convert, parity
+from kd.edge.onnx_network import OnnxNetwork
 from kd.errors import progress
 from kd.executorch_model import BATCH
 
@@ -42,23 +44,26 @@ def int8(checks, calibration, max_flips, trained=None):
     the checkpoint's, of those that change at most `max_flips` of the labels if there are any.
 
     checks: a kd.edge.checked_export._Checks. calibration: how many training images the ranges are taken from. trained:
-    the network after quantisation-aware training, a Deployed, if there was one; then it is the one that is quantised.
-    Recipes differ in how ranges are chosen, and where there are gates (squeeze-and-excitation) in whether these stay in
-    float.
+    what checked_export.int8() returns of quantisation-aware training: a further recipe. The others differ in how ranges
+    are chosen, and where there are gates (squeeze-and-excitation) in whether these stay in float.
     """
-    network, size = trained or checks.source.network, checks.source.size
+    network, size = checks.source.network, checks.source.size
     images, reference, attempts = checks.source.pixels("train", calibration), checks.reference["val"], []
     gates = [node.name for node in _export(network, size).module().graph.nodes if is_gate(node)]
+
+    def judge(quantized, **recipe):
+        logits = convert.logits(quantized, checks.images["val"], BATCH)
+        attempts.append(({**recipe, "val_flips": parity.flips(reference, logits),
+                          "val_divergence": parity.divergence(reference, logits)}, quantized))
+        bar.update()
+
     with progress(description="INT8 recipes of ExecuTorch", leave=False) as bar:
         for in_float in [[], gates] if gates else [[]]:
             for ranges in RANGES:
-                quantized = quantize(network, size, images, ranges, in_float)
-                logits = convert.logits(quantized, checks.images["val"], BATCH)
-                recipe = {"ranges": ranges, "float": in_float, "trained": trained is not None,
-                          "val_flips": parity.flips(reference, logits),
-                          "val_divergence": parity.divergence(reference, logits)}
-                attempts.append((recipe, quantized))
-                bar.update()
+                judge(quantize(network, size, images, ranges, in_float), ranges=ranges, float=in_float)
+        if trained:
+            recipe, *models = trained
+            judge(as_trained(convert.deployed(Int8Network(*models), checks.source.metadata), size), **recipe)
     recipe, quantized = min(attempts, key=lambda attempt: (attempt[0]["val_flips"] > max_flips,
                                                            attempt[0]["val_divergence"]))
     return to_executorch(quantized, size), {"recipe": recipe, "recipes": [recipe for recipe, _ in attempts]}
@@ -87,6 +92,53 @@ def quantize(network, size, images, ranges, in_float=()):
         prepared = prepare_pt2e(graph, quantizer)
         convert.logits(prepared, images, BATCH)
         return convert_pt2e(prepared)
+
+
+class Int8Network(OnnxNetwork):
+    """The quantised graph with torch's operators that quantise and dequantise; weights and ranges are the file's.
+
+    model, quantized: as for OnnxNetwork. Codes of activations are 128 lower than in ONNX, where they are unsigned.
+    """
+
+    def __init__(self, model, quantized):
+        super().__init__(model, quantized)
+        errors.need("executorch.exir", "executorch")  # registers the operators
+        onnx = errors.need("onnx", "edge")
+        tensors = {tensor.name: torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+                   for tensor in quantized.graph.initializer}
+        self.steps = {scale: tensors[scale].item() for scale in self.scale_of}
+        for name, k in self.parameter_of.items():
+            codes = tensors.get(f"{name}_quantized")
+            if codes is not None and codes.dtype == torch.int8:
+                self.register_buffer(f"codes_{k}", codes)
+                self.register_buffer(f"scales_{k}", tensors[f"{name}_scale"].reshape(-1))
+                self.register_buffer(f"zeros_{k}", torch.zeros(len(codes), dtype=torch.int64))
+
+    def _rounded(self, x, scale):
+        step, zero_point = self.steps[scale], self.zero_points[scale] - 128
+        codes = torch.ops.quantized_decomposed.quantize_per_tensor(x, step, zero_point, -128, 127, torch.int8)
+        return torch.ops.quantized_decomposed.dequantize_per_tensor(codes, step, zero_point, -128, 127, torch.int8)
+
+    def _rounded_weight(self, name):
+        k = self.parameter_of[name]
+        if not hasattr(self, f"codes_{k}"):  # a bias, which XNNPACK rounds to 32 bits
+            return self.trained[k]
+        codes, scales, zeros = (getattr(self, f"{what}_{k}") for what in ("codes", "scales", "zeros"))
+        return torch.ops.quantized_decomposed.dequantize_per_channel(codes, scales, zeros, 0, -127, 127, torch.int8)
+
+
+def as_trained(network, size):
+    """A Deployed of an Int8Network as a torch.fx.GraphModule for to_executorch(): XNNPACK has kernels for patterns that
+    begin with operators that dequantise, and so each reader of a tensor gets one of its own.
+    """
+    graph = _export(network, size).module()
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.quantized_decomposed.dequantize_per_tensor.default:
+            for reader in list(node.users)[1:]:
+                with graph.graph.inserting_before(reader):
+                    reader.replace_input_with(node, graph.graph.node_copy(node))
+    graph.recompile()
+    return graph
 
 
 def float_nodes(graph):

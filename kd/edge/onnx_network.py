@@ -42,10 +42,9 @@ class OnnxNetwork(torch.nn.Module):
     computed instead of it; full: as there. UserError for a graph with operators that are not in OPERATORS.
     """
 
-    def __init__(self, model, quantized=None, full=False):
+    def __init__(self, model, quantized, full=False):
         super().__init__()
         onnx = errors.need("onnx", "edge")
-        quantized = quantized or model
         nodes = [Node(node.op_type, list(node.input), list(node.output), {
             attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute})
             for node in quantized.graph.node]

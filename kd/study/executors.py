@@ -19,16 +19,21 @@ from functools import cached_property
 
 from kd.errors import UserError, nearest, need
 from kd.study import step as step_module
-from kd.study.step import Process, run
+from kd.study.step import Process, Worker, run
 
 
 class Local:
     """Processes of this machine."""
 
     terminal, pause = True, 0.1
+    worker = None
 
     def start(self, step):
-        return Process(step)
+        if step.log or not Worker.possible or self.worker and self.worker.error_file:  # one of several at once
+            return Process(step)
+        if not (self.worker and self.worker.takes(step)):
+            self.worker = Worker(step)
+        return self.worker.start(step)
 
     def poll(self, process):
         return process.poll()

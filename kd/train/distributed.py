@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from kd import errors
 from kd.errors import UserError
 
 # Long, because the others wait while the first process makes a teacher's targets. A lost process needs no short one:
@@ -56,6 +57,34 @@ def end():
     if dist.is_initialized():
         gc.collect()
         dist.destroy_process_group()
+
+
+def run(main, *users):
+    """Run a training script's main() as kd.errors.run() does, and leave the process group.
+
+    An error that several processes find is printed by one of them. After an error a process ends at once: what the
+    error has come through still has references to the group, and another process may wait in it.
+    """
+    try:
+        errors.run(main, *users, prints=is_first_with_error)
+    except SystemExit as ending:
+        if dist.is_initialized():
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):
+                    stream.flush()
+            os._exit(ending.code)
+        raise
+    end()
+
+
+def is_first_with_error():
+    """Whether no other process has asked this before: it is the one that prints its error."""
+    if not dist.is_initialized():
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add("errors", 1) == 1
+    except RuntimeError:  # the process that has the store has ended: torchrun has not always one of its own
+        return True
 
 
 def rank():
