@@ -254,20 +254,17 @@ def test_after_training_with_rounding_the_program_gives_the_answers_of_the_train
         programs, tmp_path, monkeypatch, capsys):
     from kd.edge import executorch
     run, trained = shutil.copytree(programs[0], tmp_path / "study" / "model" / "seed_0"), []
-    int8 = executorch.int8
-    monkeypatch.setattr(executorch, "RANGES", {})  # of the recipes the trained one is left
+    int8, quantize = executorch.int8, executorch.quantize
+    monkeypatch.setattr(executorch, "quantize", lambda network, size, images, *others: quantize(
+        network, size, images * 0, *others))  # ranges of black images: of the recipes the trained one is nearest
     monkeypatch.setattr(executorch, "int8", lambda *arguments: trained.append(arguments[-1]) or int8(*arguments))
     export.main([str(run), "--formats", "int8", "executorch", "--qat", "1", "--max-flips", "0.5",
                  "--calibration", "32"])
-    formats = read_json(run / "exports" / "parity.json")["formats"]
-    learned, recipe = ([recipe for recipe in formats[name]["recipes"] if recipe["ranges"] == "training"][0]
-                       for name in ("int8", "executorch_int8"))
-    assert recipe["val_divergence"] == pytest.approx(learned["val_divergence"], rel=0.2)
     assert "executorch_int8: ranges by training, chosen on validation" in capsys.readouterr().out
     images, expected = pixels(run, programs[1], "test"), read_npz(run / "predictions" / "test.npz")["logits"]
     theirs = onnx_model.session(trained[0][2].SerializeToString(), 1).run(["logits"], {"image": images})[0]
     logits = onnx_model.Model(run / "exports" / "model.int8.pte").logits(images)
-    assert np.abs(logits - theirs).mean() < 0.2 * np.abs(theirs - expected).mean()
+    assert np.abs(logits - theirs).mean() < 0.01 * np.abs(theirs - expected).mean()
 
 
 def Backwards(network):
