@@ -172,7 +172,7 @@ def test_a_share_that_is_none_is_refused(text, tmp_path):
 def test_rest_needs_images_without_labels(tmp_path):
     with pytest.raises(UserError, match="and here all have theirs") as caught:
         distill.main([*COMMON, "--student", "tiny", "--unlabelled", "rest", "--out", str(tmp_path / "out")])
-    assert "--labelled SHARE" in caught.value.hint and not list(tmp_path.glob("out/*/*"))
+    assert "--labelled a share such as 0.1" in caught.value.hint and not list(tmp_path.glob("out/*/*"))
 
 
 def test_other_labels_in_the_folder_of_a_run_are_refused(teacher, tmp_path):
@@ -188,3 +188,10 @@ def test_a_split_file_with_few_labels_is_trained_as_the_option_is(teacher, tmp_p
     second, = distill.main([*COMMON, *METHODS["rest"], "--student", "tiny", "--out", str(tmp_path / "b"), "--split",
                             str(tmp_path / "split.csv"), "--teacher", str(teacher)])
     assert same_weights(first, second)
+    words = ["--config", str(first / "config.yaml"), "--split", str(tmp_path / "split.csv"), "--out", str(tmp_path / "c"),
+             "--train-only"]
+    with pytest.raises(UserError, match="says already which images have labels") as caught:
+        distill.main(words)
+    assert "give --labelled 1" in caught.value.hint
+    third, = distill.main([*words, "--labelled", "1"])
+    assert same_weights(first, third)

@@ -72,7 +72,7 @@ def rest(data):
     chosen = data.where(UNLABELLED)
     if not len(chosen):
         raise UserError("--unlabelled rest is the training images without labels, and here all have theirs",
-                        "Give --labelled SHARE, such as 0.1, or leave out rest; a folder of this name is ./rest.")
+                        "Give --labelled a share such as 0.1, or leave out rest; a folder of this name is ./rest.")
     print(f"without labels: the rest of {data.name}, {len(chosen)} images")
     return Part(data.name, data.images, data.rows[chosen], data.ids[chosen], data.sha256[chosen],
                 data.perceptual_hashes[chosen], data.groups[chosen] if data.grouped else None, {}, data.open_at)
