@@ -161,15 +161,15 @@ def fold(text):
 
 def labelled(text):
     """An argparse type: `SHARE` or `SHARE,seed=N`, which stays a text; None for a share of 1, which is everything."""
-    number, comma, rest = text.partition(",")
-    word, _, of_seed = rest.partition("=")
+    first, comma, setting = text.partition(",")
+    word, _, number = setting.partition("=")
     try:
-        part, number = float(number), seed(of_seed) if comma else 0
+        part, chosen = float(first), seed(number) if comma else 0
     except (ValueError, argparse.ArgumentTypeError):
         part = math.nan
     if not 0 < part <= 1 or comma and word != "seed":
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not SHARE or SHARE,seed=N, with a share above 0, at most 1")
-    return None if part == 1 else f"{part}" + (f",seed={number}" if number else "")
+    return None if part == 1 else f"{part}" + (f",seed={chosen}" if chosen else "")
 
 
 def whole(lower, upper):

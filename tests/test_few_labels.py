@@ -188,8 +188,8 @@ def test_a_split_file_with_few_labels_is_trained_as_the_option_is(teacher, tmp_p
     second, = distill.main([*COMMON, *METHODS["rest"], "--student", "tiny", "--out", str(tmp_path / "b"), "--split",
                             str(tmp_path / "split.csv"), "--teacher", str(teacher)])
     assert same_weights(first, second)
-    words = ["--config", str(first / "config.yaml"), "--split", str(tmp_path / "split.csv"), "--out", str(tmp_path / "c"),
-             "--train-only"]
+    words = ["--config", str(first / "config.yaml"), "--split", str(tmp_path / "split.csv"),
+             "--out", str(tmp_path / "c"), "--train-only"]
     with pytest.raises(UserError, match="says already which images have labels") as caught:
         distill.main(words)
     assert "give --labelled 1" in caught.value.hint

@@ -120,8 +120,7 @@ def lead(study):
     resolution = f"; images of {pixels}" if pixels else ""
     shares = sorted({run.labelled for run in study.runs})
     texts = [f"{100 * share:g}%" if share < 1 else "all" for share in shares]
-    labels = f"; labels for {' or '.join(texts)} of the groups of train and validation" \
-        if shares[0] < 1 else ""
+    labels = f"; labels for {' or '.join(texts)} of the groups of train and validation" if shares[0] < 1 else ""
     return f"{name}{mark}: {total}{len(first.class_names)} classes; {parts}{labels}{resolution}."
 
 
