@@ -1,5 +1,8 @@
 """Few labels (--labelled): what has none teaches nothing by its label, and who knows more is named."""
 
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,8 @@ import study
 import train_teacher
 from kd.errors import UserError
 from kd.files import read_csv, read_json, read_npz, read_yaml, write_csv, write_npz, write_yaml
+from kd.report import study_files
+from kd.report.sections import overview
 from kd.run_folder import Run
 from kd.study.plan import read_plan
 from kd.train import setup
@@ -112,6 +117,20 @@ def test_a_teacher_with_more_labels_gets_a_note_and_a_finding(teacher, tmp_path,
         return {finding["rule"] for finding in read_json(folder / "metrics.json")["audit"]}
 
     assert "teacher-with-more-labels" in rules(more) and "teacher-with-more-labels" not in rules(run)
+
+
+def test_the_report_counts_the_labels(teacher):
+    """The classes have all images of each part as before, and beside them those that have labels."""
+    read = study_files.read_study(teacher.parents[1])
+    counts = Counter(row["split"] for row in read.runs[0].split)
+    train, val = counts["train"] + counts["unlabelled"], counts["val"] + counts["unused"]
+    assert (f"{train} train, {val} validation, {counts['test']} test; labels for 30% of the groups of train and "
+            "validation;") in overview.lead(read)
+    text = re.sub("<[^>]*>", " ", str(overview.roles(read)))
+    assert f"30%, {counts['train']} of {train} images" in text
+    records = overview.split_table(read)[0]["records"]
+    assert [records[-1][key] for key in ("train", "val", "train_0.3", "val_0.3")] == [
+        train, val, counts["train"], counts["val"]]
 
 
 def test_answers_of_a_teacher_are_needed_of_the_labelled_images_alone(teacher, tmp_path):
