@@ -345,7 +345,7 @@ def test_metadata_of_onnx(tmp_path):
         "input": {"resize": 32, "size": 32, "interpolation": onnx_model.image.INTERPOLATION},
         "operating_points": [{"name": "x", "kind": "sensitivity", "class": "a", "threshold": 0.5, "promised": 0.9}]}
     ends = {"get_inputs": [SimpleNamespace(name="image", type="tensor(uint8)", shape=["N", 32, 32, 3])],
-            "get_outputs": [SimpleNamespace(name="logits", shape=["N", 2])]}
+            "get_outputs": [SimpleNamespace(name="logits", type="tensor(float)", shape=["N", 2])]}
 
     def read(path):
         texts = dict(line.split(b"\t", 1) for line in path.read_bytes().split(b"\n\t\n") if b"\t" in line)
