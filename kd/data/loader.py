@@ -253,7 +253,7 @@ def _few_labels(split, labels, groups, share, seed, class_names):
     """splits.few_labels(); a line says which classes of train have a group more than the share."""
     if np.isin(split, (splits.UNLABELLED, splits.UNUSED)).any():
         raise UserError("the file of --split says already which images have labels",
-                        "Leave out --labelled; where it is in the file of --config, give --labelled 1.")
+                        "Leave out --labelled; where a config.yaml has it, give --labelled 1.")
     split, too_few = splits.few_labels(split, labels, groups, share, seed=seed)
     if too_few:
         print(f"note: {share:g} of the training groups is less than one of class "
