@@ -40,7 +40,7 @@ def write(paths, name):
             difference = difference_between(predictions[0], other)
             if difference:
                 raise UserError(f"{names[0]} and {member} answer to different {split} images: {difference}",
-                                "Members of an ensemble have one split, with the same --split-seed or --fold.")
+                                "Members of an ensemble are trained on one split.")
         joined[split] = _mean(predictions)
     environment = {key: value for key, value in first.environment.items() if key not in ("parameters", "formula")}
     environment["arch"] = " + ".join(str(member.setting("arch")) for member in members)
