@@ -68,7 +68,7 @@ def test_it_is_a_model_of_the_study_and_no_network(study, capsys):
     with pytest.raises(UserError, match="no network of its own"):
         export.main([str(study / "both" / "seed_0")])
     shutil.rmtree(study / "b")
-    options = {"out": str(study.parent), "study": study.name, "fold": None}
+    options = {"out": str(study.parent), "study": study.name, "fold": None, "labelled": None}
     assert distill.study_teacher(study, options) == study / "a" / "seed_0"  # it is no teacher to train with
 
 
