@@ -169,7 +169,7 @@ def study_teacher(study, options):
     of_fold = setup.place(options, "*")[1] if options["fold"] else "*"
     candidates = sorted(study.glob(f"{of_fold}/seed_*"), key=lambda run: (run.parent, len(run.name), run.name))
     begun = [run for run in candidates if Run(run).environment.get("role") == "teacher"
-             and not (run / runs.RECORD).exists() and Run(run).options.get("labelled") == options["labelled"]]
+             and not runs.is_joined(run) and Run(run).options.get("labelled") == options["labelled"]]
     unfinished = [run for run in begun if (run / "last.pt").exists()]
     finished = [run for run in begun if runs.finished(run) and run not in unfinished]
     names = sorted({run.parent.name for run in finished})

@@ -154,7 +154,7 @@ def check(plan, parsers):
 def finished(plan):
     """The folders of all trained networks of the study, of the plan and others."""
     found = runs.find(plan.folder) if runs.is_run(plan.folder) else []
-    found = [run for run in found if not (run / runs.RECORD).exists()]
+    found = [run for run in found if not runs.is_joined(run)]
     return found + [task.run for task in plan.networks if task.fold and runs.finished(task.run)]
 
 

@@ -462,7 +462,7 @@ class Run(_Folder):
         val is None for a run that joins the folds of a cross-validation, each of which has its own. Raises UserError on
         missing or faulty files, and on an image or a group that two splits share.
         """
-        if split == "test" and (self.folder / runs.RECORD).exists() and self.val is None:
+        if split == "test" and runs.is_joined(self.folder) and self.val is None:
             self.require("test")
             return None, self.test
         self.require("val")

@@ -7,7 +7,8 @@ from kd.errors import UserError
 
 TEST = Path("predictions", "test.npz")  # what training writes last
 FOLDS = "folds"  # folder of a study: the trainings of a cross-validation, which are evaluated together
-RECORD = "joined.json"  # in a run that joins the answers of several, folds or members of an ensemble: of which
+RECORD = "folds.json"  # in a run that joins the answers of all folds: where they come from
+ENSEMBLE = "ensemble.json"  # in a run that has the mean answers of several: of which
 SCRIPTS = {"teacher": "train_teacher.py", "student": "distill.py"}  # that train a network of each role
 TRIES = "sweep_tries"  # folder of a study: trainings that a choice on validation is made of, and no models of the study
 
@@ -52,9 +53,14 @@ def of_fold(model, fold):
     return f"{model}_fold{fold.replace('/', 'of')}"
 
 
+def is_joined(run):
+    """Whether a run has the answers of several, folds or members of an ensemble, and so no network."""
+    return any((Path(run) / name).is_file() for name in (RECORD, ENSEMBLE))
+
+
 def refuse_joined(run):
     """UserError for a run that joins the answers of several, where a network is needed: it has none."""
-    if (Path(run) / RECORD).is_file():
+    if is_joined(run):
         pattern = f"{Path(run).parent.name}_fold*/{Path(run).name}"
         fold = next(iter(sorted((study(run) / FOLDS).glob(pattern))), None)
         raise UserError(f"{run} has the answers of several networks, and no network of its own",

@@ -73,11 +73,20 @@ def test_it_is_a_model_of_the_study_and_no_network(study, capsys):
 
 
 def test_of_joined_folds_it_is_joined_and_has_no_validation_split(study):
+    evaluate.main([*members(study), "--ensemble", "both"])
+    assert Run(study / "both" / "seed_0").predictions()[0] is not None
     for run in (study / "a" / "seed_0", study / "b" / "seed_1"):
         (run / "predictions" / "val.npz").unlink()
         (run / runs.RECORD).write_text('{"folds": []}')
     evaluate.main([*members(study), "--ensemble", "both"])
     assert Run(study / "both" / "seed_0").predictions()[0] is None
+
+
+def test_without_the_split_of_a_member_nothing_is_written(study):
+    (study / "a" / "seed_0" / "split.csv").unlink()
+    with pytest.raises(UserError, match="no such file: .*split.csv"):
+        evaluate.main([*members(study), "--ensemble", "both"])
+    assert not (study / "both").exists()
 
 
 @pytest.mark.parametrize("change, message", [

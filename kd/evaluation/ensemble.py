@@ -12,7 +12,7 @@ import numpy as np
 
 from kd import runs
 from kd.errors import UserError
-from kd.files import read_json, write_json, write_npz, write_yaml
+from kd.files import write_json, write_npz, write_yaml
 from kd.predictions import difference_between, matching_order
 from kd.run_folder import Run
 
@@ -27,6 +27,7 @@ def write(paths, name):
     if len({member.folder.resolve() for member in members}) < max(2, len(members)):
         raise UserError("--ensemble takes the mean of several runs", "Name two or more, each once.")
     first = members[0]
+    first.require("split")
     folder = runs.study(first.folder) / runs.safe(name) / first.seed
     names = [member.folder.as_posix() for member in members]
     if folder.exists() and not (is_one(folder) and folder not in [member.folder for member in members]):
@@ -44,7 +45,8 @@ def write(paths, name):
         joined[split] = _mean(predictions)
     environment = {key: value for key, value in first.environment.items() if key not in ("parameters", "formula")}
     environment["arch"] = " + ".join(str(member.setting("arch")) for member in members)
-    write_json(folder / runs.RECORD, {"members": names})  # first: it says whose the folder is
+    shutil.rmtree(folder, ignore_errors=True)  # an ensemble of other members may have had a validation split
+    write_json(folder / runs.ENSEMBLE, {"members": names})  # first: it says whose the folder is
     write_yaml(folder / "config.yaml", {**first.options, "name": folder.parent.name})
     write_json(folder / "environment.json", environment)
     shutil.copyfile(first.folder / "split.csv", folder / "split.csv")
@@ -62,8 +64,7 @@ def _only_run(path):
 
 def is_one(folder):
     """Whether a run's folder has the answers of an ensemble."""
-    record = folder / runs.RECORD
-    return record.is_file() and "members" in read_json(record)
+    return (folder / runs.ENSEMBLE).is_file()
 
 
 def _mean(predictions):
