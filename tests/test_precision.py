@@ -1,4 +1,5 @@
-"""Training in fp16: the loss is scaled, so that small gradients are not lost, and the scale goes on with a run."""
+"""Training in half precision: in fp16 the loss is scaled, so that small gradients are not lost, and the scale goes on
+with a run; a run in bf16 goes on on a processor without it."""
 
 import numpy as np
 import pytest
@@ -38,10 +39,10 @@ def test_gradients_of_fp16_are_those_of_fp32(tmp_path, share):
     assert np.linalg.norm(half - exact) < 0.05 * np.linalg.norm(exact)
 
 
-def train(folder, cache, epochs_of_this_call=4):
-    """Train for four epochs in fp16 with a scale that is far too large at first, or stop before."""
+def train(folder, cache, epochs_of_this_call=4, precision="fp16"):
+    """Train for four epochs, or stop before. In fp16 the scale is far too large at first."""
     data = small.data(folder=cache)
-    options = {**small.options("--epochs", "4", "--alpha", "1", "--lr", "3e-3"), "precision": "fp16"}
+    options = {**small.options("--epochs", "4", "--alpha", "1", "--lr", "3e-3"), "precision": precision}
     student, write = small.network(options, data), engine.Journal.write
 
     def stopping(self, row):
@@ -71,6 +72,28 @@ def test_a_step_whose_gradients_are_too_large_is_left_out_and_a_stopped_run_keep
     again = train(tmp_path / "stopped", tmp_path)
     assert without_time(again) == without_time(whole)
     assert float(whole[-1]["loss"]) < float(whole[0]["loss"])  # it learned, when the scale had become usual
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")  # said where oneDNN is switched off
+def test_a_run_in_bf16_goes_on_on_a_processor_without_it(tmp_path, monkeypatch, capsys):
+    whole = train(tmp_path / "whole", tmp_path, precision="bf16")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped", tmp_path, 1, precision="bf16")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    capsys.readouterr()
+    with torch.backends.mkldnn.flags(enabled=False):  # the arithmetic of torch alone, as there
+        again = train(tmp_path / "stopped", tmp_path, precision="bf16")
+    printed = capsys.readouterr().out
+    assert "going on after epoch 1" in printed
+    assert printed.count("bf16 (no instructions for it found here: slower)") == 1
+    assert again[0] == whole[0] | {"seconds": again[0]["seconds"]}
+    for here, there in zip(whole, again, strict=True):
+        assert float(there["loss"]) == pytest.approx(float(here["loss"]), rel=0.02)
+    auto = {**small.options("--alpha", "1"), "precision": "auto", "device": "cpu"}
+    assert engine.device_and_precision(auto) == (CPU, "fp32")
+    with pytest.raises(UserError) as other:  # what `auto` is there
+        train(tmp_path / "stopped", tmp_path, precision="fp32")
+    assert other.value.hint.startswith("With --precision bf16 it goes on as it began.")
 
 
 @pytest.mark.parametrize("state", [{}, {"scale": "1"}, None], ids=["none", "text", "infinite"])

@@ -20,7 +20,7 @@ from kd.errors import UserError, draws, progress
 from kd.files import lock, read_json, write_csv, write_json, write_npz, write_yaml
 from kd.train import checkpoint, distributed, loop, networks
 from kd.train.options import claim_folder
-from kd.train.step import Step, memory_format
+from kd.train.step import Step, memory_format, multiplies_in_bf16
 from kd.train.weights import safe_load
 
 
@@ -32,12 +32,8 @@ def device_and_precision(options):
     """
     device, precision = networks.device(options["device"]), options["precision"]
     if precision == "auto":
-        if device.type == "cuda":
-            capability = (8, 0) if torch.version.hip else torch.cuda.get_device_capability()
-            precision = "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else "fp32"
-        else:
-            native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
-            precision = "bf16" if native else "fp32"
+        has_fp16 = device.type == "cuda" and torch.cuda.get_device_capability() >= (7, 0)
+        precision = "bf16" if multiplies_in_bf16(device) else "fp16" if has_fp16 else "fp32"
     return device, precision
 
 

@@ -331,8 +331,8 @@ def claim_folder(folder, options, role=None):
                    "`study:`), or delete that folder.")
         if differing == ["epochs"] and role:
             way_out = _other_length(folder, before, options, role)
-        elif differing == ["interpolation"]:  # of an older version
-            way_out = f"With --interpolation {before['interpolation']} it goes on as it began. {way_out}"
+        elif differing in (["interpolation"], ["precision"]):  # of an older version, of another machine
+            way_out = f"With --{differing[0]} {before[differing[0]]} it goes on as it began. {way_out}"
         raise UserError(f"{folder} was made with other options: {changes}", way_out)
     return False
 

@@ -26,6 +26,13 @@ def memory_format(device):
     return torch.contiguous_format if device.type == "mps" else torch.channels_last
 
 
+def multiplies_in_bf16(device):
+    """Whether the hardware is known to have instructions for it; others compute the same, more slowly than fp32."""
+    if device.type == "cuda":
+        return bool(torch.version.hip) or torch.cuda.get_device_capability() >= (8, 0)
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+
+
 def normalise_for(images, network):
     """Images [N, 3, H, W] in [0, 1] -> the same normalised by the mean and the std that `network` was trained with."""
     images = augment.normalise(images, network.mean, network.std)
@@ -278,7 +285,9 @@ class Step:
         layout = "channels last" if memory_format(self.device) == torch.channels_last else "channels first"
         compiled = "compiled" if self.compiled else "not compiled"
         teacher = f", the teacher {'from disk' if self.targets else 'live'}" if self.teacher else ""
-        return f"{self.device}{threads}, {self.precision}, {layout}, {compiled}{teacher}"
+        slow = self.precision == "bf16" and not multiplies_in_bf16(self.device)
+        precision = f"{self.precision} (no instructions for it found here: slower)" if slow else self.precision
+        return f"{self.device}{threads}, {precision}, {layout}, {compiled}{teacher}"
 
     def close(self):
         """Leave both networks as they were."""
