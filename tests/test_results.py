@@ -5,21 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from kd.files import read_yaml
+from kd import runs
+from kd.files import read_json, read_npz, read_yaml
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 STUDIES = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+WITH_FOLDS = [study for study in STUDIES if (study / runs.FOLDS).is_dir()]
 # of every run, as the first paragraph of the page says
 FILES = ("config.yaml", "environment.json", "history.csv", "metrics.json", "predictions/val.npz",
          "predictions/test.npz")
+OF_EACH = ("config.yaml", "environment.json", "metrics.json", "predictions/test.npz")  # pooled folds have these alone
 
 
 def missing(study):
     """Files that a study should have and has not."""
-    runs = sorted(path.parent for path in study.glob("*/*/config.yaml"))
-    paths = [run / name for run in runs for name in FILES]
-    models = {run.parent for run in runs}
-    paths += [model / "seeds.json" for model in models if sum(run.parent == model for run in runs) > 1]
+    found = sorted(path.parent for path in study.rglob("config.yaml"))
+    paths = [run / name for run in found for name in FILES if name in OF_EACH or not (run / runs.RECORD).exists()]
+    models = {run.parent for run in found}
+    paths += [model / "seeds.json" for model in models if sum(run.parent == model for run in found) > 1]
     if len(models) > 1:
         paths.append(study / "comparison.csv")
     return [path.relative_to(study).as_posix() for path in paths if not path.is_file()]
@@ -52,7 +55,24 @@ def test_a_study_where_runs_are_called_by_the_table_has_these_runs():
             assert (study / model / "seed_0" / "robustness.csv").is_file(), model
 
 
+def groups_of(run, part):
+    return set(read_npz(run / "predictions" / f"{part}.npz", ("groups",))["groups"].tolist())
+
+
+@pytest.mark.parametrize("study", WITH_FOLDS, ids=lambda path: path.name)
+def test_folds_share_no_lesion_and_all_networks_of_a_fold_have_one_split(study):
+    tested, splits = {}, {}
+    for run in sorted((study / runs.FOLDS).glob("*/seed_*")):
+        _, fold, count = runs.parse_fold(run.parent.name)
+        test, val = groups_of(run, "test"), groups_of(run, "val")
+        assert test and val and not test & val, run
+        data = read_json(run / "environment.json")["data"]
+        assert tested.setdefault((count, fold), test) == test, run
+        assert splits.setdefault((count, fold), data["split"]) == data["split"], run
+    for (count, fold), test in tested.items():
+        assert not any(test & other for key, other in tested.items() if key[0] == count and key[1] != fold), fold
+
+
 def test_the_options_of_a_run_are_those_of_its_folder():
-    for path in RESULTS.glob("*/*/*/config.yaml"):
-        options = read_yaml(path)
-        assert options["study"] == path.parents[2].name, path
+    for path in RESULTS.rglob("config.yaml"):
+        assert read_yaml(path)["study"] == path.relative_to(RESULTS).parts[0], path
