@@ -276,16 +276,26 @@ def test_an_error_that_both_processes_find_is_printed_once_and_neither_is_aborte
     assert "exitcode  : 2 " in process.stderr and "exitcode  : -6" not in process.stderr
 
 
-def test_an_error_of_a_process_of_a_group_ends_it_at_once_and_what_it_printed_is_not_lost(tmp_path):
-    code = ("import torch.distributed as dist\nfrom kd.errors import UserError\nfrom kd.train import distributed\n"
+@pytest.mark.parametrize("fault, status, said", [
+    ("raise UserError('what is wrong', 'a hint')", 2, ["", "error: what is wrong\na hint\n"]),
+    ("sys.stdout.flush(); os.kill(os.getpid(), 9)", -9, ["error: another process of this training has ended\n", ""])])
+def test_an_error_of_one_process_ends_all_and_one_line_says_it_and_what_was_printed_is_not_lost(tmp_path, fault,
+                                                                                              status, said):
+    code = ("import os, sys, torch\nimport torch.distributed as dist\nfrom kd.errors import UserError\n"
+            "from kd.train import distributed\nrank = int(sys.argv[1])\n"
             "def main():\n"
-            f"    dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=0, world_size=1)\n"
-            "    print('before')\n    raise UserError('what is wrong', 'a hint')\n"
+            f"    dist.init_process_group('gloo', init_method='file://{tmp_path}/meet', rank=rank, world_size=2)\n"
+            "    dist.all_reduce(torch.zeros(1))\n    print('before')\n"
+            f"    if rank:\n        {fault}\n    dist.all_reduce(torch.zeros(1))\n"
             "distributed.run(main)\n")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert (process.returncode, process.stdout) == (2, "before\n")
-    assert process.stderr == "error: what is wrong\na hint\n"
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(rank)], cwd=ROOT, env=environment, text=True,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for rank in range(2)]
+    printed = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [2, status]
+    assert [out for out, _ in printed] == ["before\n"] * 2
+    assert printed[1][1] == said[1] and printed[0][1].startswith(said[0]) and bool(printed[0][1]) == bool(said[0])
+    assert "Traceback" not in printed[0][1]
 
 
 def test_at_its_end_the_group_is_no_longer_held_by_a_training(tmp_path):

@@ -11,6 +11,7 @@ normalisation, which are averaged after each epoch, and the logits of validation
 
 import contextlib
 import datetime
+import functools
 import gc
 import os
 import sys
@@ -25,6 +26,7 @@ from kd.errors import UserError
 # Long, because the others wait while the first process makes a teacher's targets. A lost process needs no short one:
 # torchrun ends the rest.
 TIMEOUT = datetime.timedelta(days=1)
+LOST = ("by peer", "Broken pipe", "ncclRemoteError")  # what gloo and NCCL say where a process has ended
 
 
 def begin(device):
@@ -62,11 +64,22 @@ def end():
 def run(main, *users):
     """Run a training script's main() as kd.errors.run() does, and leave the process group.
 
-    An error that several processes find is printed by one of them. After an error a process ends at once: what the
-    error has come through still has references to the group, and another process may wait in it.
+    An error that several processes find is printed by one of them, and that another has ended only where that one
+    could not say why. After an error a process ends at once: what the error has come through still has references to
+    the group, and another process may wait in it.
     """
+    @functools.wraps(main)
+    def among_others():
+        try:
+            main()
+        except RuntimeError as error:
+            if dist.is_initialized() and any(words in str(error) for words in LOST):
+                raise UserError("another process of this training has ended",
+                                "What it printed may say why. The same command goes on after the last epoch.") from None
+            raise
+
     try:
-        errors.run(main, *users, prints=is_first_with_error)
+        errors.run(among_others, *users, prints=is_first_with_error)
     except SystemExit as ending:
         if dist.is_initialized():
             for stream in (sys.stdout, sys.stderr):
