@@ -23,7 +23,7 @@ def missing(study):
     paths = [run / name for run in found for name in FILES if name in OF_EACH or not (run / runs.RECORD).exists()]
     models = {run.parent for run in found}
     paths += [model / "seeds.json" for model in models if sum(run.parent == model for run in found) > 1]
-    if len(models) > 1:
+    if sum(runs.FOLDS not in model.parts for model in models) > 1:
         paths.append(study / "comparison.csv")
     return [path.relative_to(study).as_posix() for path in paths if not path.is_file()]
 
