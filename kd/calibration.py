@@ -19,6 +19,7 @@ from kd.estimate import NAN, Estimate, t_quantile
 
 BINS = 15  # as in Guo et al. 2017, and so comparable with most publications
 LEAST = 10  # clusters in a bin of the debiased error
+ROUNDING = 1e-13  # of sums of some hundred terms in float64
 BIASED = "a binned error is biased upwards; rms_ce_debiased has an interval"  # why the others have none
 BOUNDS = 0.05, 20.0  # of the temperature; an optimum outside says that the data do not determine it
 RIDGES = (np.inf, 100, 30, 10, 3, 1, 0.3)  # penalties of class offsets that are tried, see fit_offsets()
@@ -191,6 +192,9 @@ class DebiasedError:
         at_zero = 2 * float((weighted * weighted.T).sum())
         # the observed sums contain their own noise once more
         variance = max(4 * float((self.factors * sums) @ (weighted @ sums)) - at_zero, at_zero)
+        # of two models that are equal or nearly so, the terms cancel, and what is left of them is rounding
+        terms = np.abs(self.factors * sums) @ np.abs(weighted) @ np.abs(sums) + np.abs(weighted * weighted.T).sum()
+        variance = max(variance, ROUNDING * float(terms))
         two = self.square + np.sqrt(variance / 2) * np.array([-1, 1])  # replicates of this variance
         return Estimate(self.square, two, self.square, "difference", spreads=self.spreads).p() if self.square else 1.0
 

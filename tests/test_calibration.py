@@ -142,6 +142,16 @@ def test_the_error_of_several_seeds_is_that_of_the_mean_square_and_a_difference_
     assert np.isnan(gap.metric()["lo"])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("noise", [0, 1e-12, 1e-9])  # the other answers of an exported file
+def test_models_that_are_equal_up_to_rounding_have_no_other_calibration(noise):
+    for seed in range(30):
+        labels, logits = draw(200, 4, seed)
+        others = logits + noise * np.random.default_rng(seed).normal(size=logits.shape)
+        model, other = (calibration.debiased(labels, metrics.softmax(z), np.arange(200)) for z in (logits, others))
+        assert other.minus(model).p() > 0.9
+
+
 def test_consistency_finds_miscalibration_and_nothing_where_there_is_none():
     small = 0
     for seed in range(100):
