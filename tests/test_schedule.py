@@ -265,19 +265,23 @@ import sys
 sys.path[:0] = sys.argv[1:3]
 import test_schedule as t
 from kd.study.step import Step
-t.carry_out([t.Task("endless")], t.Local(), step=lambda task, device: Step(
-    [sys.argv[4], "write", sys.argv[3]], sys.argv[5], log=sys.argv[6] or None))
+step = Step([sys.argv[4], "write", sys.argv[3]], sys.argv[5], log="log" if sys.argv[6] == "log" else None)
+if sys.argv[6] == "unread":
+    job = t.Local().start(step)
+    t.time.sleep(60)
+t.carry_out([t.Task("endless")], t.Local(), step=lambda task, device: step)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks for processes as Linux has them")
-@pytest.mark.parametrize("log", ["", "log"])
-def test_a_process_ends_with_the_one_that_started_it(log, tmp_path, step):
+@pytest.mark.parametrize("output", ["terminal", "log", "unread"])
+def test_a_process_ends_with_the_one_that_started_it(output, tmp_path, step):
+    """unread: the one that started it has not read what its worker said, by which a connection ends as an error."""
     step(Task("script", "x"))
     (tmp_path / "script.py").write_text(SCRIPT + "    time.sleep(60)\n")
     pid = tmp_path / "pid"
     command = [sys.executable, "-c", PARENT, str(HERE), str(HERE.parent), str(pid), str(tmp_path / "script.py"),
-               str(tmp_path), log]
+               str(tmp_path), output]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as parent:
         wait_until(lambda: pid.exists() and pid.read_text())
         parent.kill()

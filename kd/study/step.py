@@ -191,7 +191,7 @@ def main(error_file, script, *arguments):
 def serve():
     """Fork for each step that arrives, and answer with the number of the fork's process, and with its status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for line in sys.stdin:
+    for line in arriving():
         error_file, script, *arguments = json.loads(line)
         sys.path[0] = os.path.dirname(script)
         with contextlib.suppress(Exception, SystemExit):  # the fork says it
@@ -206,6 +206,12 @@ def serve():
             os.write(0, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(fork, 0)[1]))
 
 
+def arriving():
+    """The lines of the standard input, until the process that holds the other end is gone."""
+    with contextlib.suppress(ConnectionError):  # it was killed before it had read everything
+        yield from sys.stdin
+
+
 def write(error_file, error):
     with open(error_file, "w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(error)
@@ -213,8 +219,9 @@ def write(error_file, error):
 
 def end_with_parent():
     """End at once, as a kill would, when the process that holds the other end of the standard input is gone."""
-    while os.read(0, 1):
-        pass
+    with contextlib.suppress(ConnectionError):  # it was killed before it had read everything
+        while os.read(0, 1):
+            pass
     os._exit(1)
 
 
