@@ -83,6 +83,12 @@ def one_line(text, limit=32):
     return text if len(text) <= limit else text[:limit - 1].rstrip() + "…"
 
 
+def short_name(name, limit=32):
+    """As one_line(), but without the middle where it is too long: models of a study begin alike and end differently."""
+    name, half = one_line(name, len(str(name))), (limit - 1) // 2
+    return name if len(name) <= limit else f"{name[:limit - 1 - half].rstrip()}…{name[-half:].lstrip()}"
+
+
 def quoted(*words):
     """Words of a command line as this system's shell reads them; paths with `/`."""
     words = [word.as_posix() if isinstance(word, PurePath) else str(word) for word in words]

@@ -90,6 +90,23 @@ def test_quality_over_latency_names_every_model_with_its_latency_and_size():
     assert svg.split('viewBox="')[1].startswith("0 0 400 ")  # legible on a telephone as it is
 
 
+ALIKE = [f"a_student_with_a_long_name_{method}_fold1of5" for method in ("alone", "kd", "kd_at")]
+
+
+@pytest.mark.parametrize("draw", [
+    lambda: figures_latency.quality_latency([(name, "student", Mark(1., .5, .4, .6, .4), None) for name in ALIKE],
+                                            alt="p"),
+    lambda: figures.forest([(name, "student", .5, .4, .6) for name in ALIKE], alt="f"),
+    lambda: figures_quality.risk_coverage([(name, "student", [.1, 1.], [0., .2]) for name in ALIKE], alt="r"),
+    lambda: figures_quality.stages([(name, "student", *[np.full(4, .5)] * 3) for name in ALIKE], alt="s"),
+    lambda: figures_scalars.scalars([(name, "student") for name in ALIKE],
+                                    [("loss", [(k, np.arange(3), np.arange(3.), None) for k in range(3)])], alt="c"),
+])
+def test_long_names_that_begin_and_end_alike_stay_apart(draw):
+    shown = [text for text in texts(draw()) if text.startswith("a_student")]
+    assert len(set(shown)) == len(ALIKE)
+
+
 @pytest.mark.parametrize("costs", [(.037, .04, .4, 1.3), (.01, .05, .05), (.0311, .0467, .0481), (3, 4), (2, 900)])
 def test_the_labels_of_ticks_do_not_touch(costs):
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -7,7 +7,7 @@ import numpy as np
 
 from kd.estimate import wilson
 from kd.report.figures import LIGHT, MARKERS, apart, dashes, drawing, plain
-from kd.text import one_line
+from kd.text import one_line, short_name
 
 QUARTERS = [0, .25, .5, .75, 1], ["0", ".25", ".5", ".75", "1"]  # ticks and their labels
 
@@ -35,13 +35,13 @@ def per_class(figure, names, model, reference, role, title):
                       markeredgecolor=LIGHT["paper"], markeredgewidth=1.25, clip_on=False, zorder=5)
     axes.set_xlim(0, 1)
     axes.set_ylim(len(names) - .45, -.55)
-    axes.set_yticks(np.arange(len(names)), [one_line(name, 18) for name in names], color=LIGHT["ink"])
+    axes.set_yticks(np.arange(len(names)), [short_name(name, 18) for name in names], color=LIGHT["ink"])
     axes.set_xticks(*QUARTERS)
     plain(axes, "x")
     axes.set_xlabel("F1 on the test split", loc="left")
     if reference:
         axes.annotate(
-            f"■ {one_line(title, 26)}", (1, 0), xytext=(0, -26), xycoords="axes fraction",
+            f"■ {short_name(title, 26)}", (1, 0), xytext=(0, -26), xycoords="axes fraction",
             textcoords="offset points", ha="right", va="top", color=LIGHT["teacher"],
         )
 
@@ -142,7 +142,7 @@ def risk_coverage(figure, curves, narrow=False):
         if narrow:
             transform, line, x, y = figure.transFigure, [58 / width, 84 / width], 92 / width, (14 + 22 * k) / height
         axes.plot(line, [y, y], color=LIGHT[role], linestyle=linestyle, transform=transform, clip_on=False)
-        axes.text(x, y, one_line(name, 34), transform=transform, va="center")
+        axes.text(x, y, short_name(name, 34), transform=transform, va="center")
     plain(axes, "y")
     axes.set_xlabel("coverage (share of the images that are answered)")
     axes.set_ylabel("risk (share of these that is wrong)")
@@ -166,7 +166,7 @@ def stages(figure, models, narrow=False):
     labels.sort()
     for y, (_, _, name) in zip(apart([label[0] for label in labels], .085), labels):
         axes.annotate(
-            one_line(name, 24), (count, y), xytext=(10, 0), textcoords="offset points", va="center",
+            short_name(name, 24), (count, y), xytext=(10, 0), textcoords="offset points", va="center",
             annotation_clip=False,
         )
     axes.set_xticks(range(1, 1 + count))

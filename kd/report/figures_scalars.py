@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from kd.report.figures import LIGHT, MARKERS, dashes, drawing, plain
-from kd.text import one_line
+from kd.text import one_line, short_name
 
 FRAME_HEIGHT = 132   # px, with the tag above it and the steps below it
 MAX_POINTS = 200     # of a line
@@ -51,8 +51,8 @@ def scalars(figure, models, frames, narrow=False):
         plain(axes, "y")
     handles = [figure.axes[0].plot([], [], color=LIGHT[role], linestyle=style)[0]
                for (_, role), style in zip(models, styles)]
-    figure.legend(handles, [one_line(name, 34) for name, _ in models], loc="upper left", ncols=in_a_row, frameon=False,
-                  handlelength=3, bbox_to_anchor=(0, 1), borderaxespad=0)
+    figure.legend(handles, [short_name(name, 34) for name, _ in models], loc="upper left", ncols=in_a_row,
+                  frameon=False, handlelength=3, bbox_to_anchor=(0, 1), borderaxespad=0)
 
 
 def _thinned(steps, values):
