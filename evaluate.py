@@ -56,16 +56,14 @@ def main(argv=None):
     settings = protocol.Settings(options.replicates, options.bins, options.target, options.sensitivity, options.risk,
                                  options.assurance)
     files = [Path(path) for path in options.paths if prediction_files.is_file(path)]
+    for note in folds.notes([path for path in options.paths if not prediction_files.is_file(path)]):
+        print(f"note: {note}")
     if options.audit:
         audit(options, settings, files)
         return
     if options.compare:
         compare_models(options, settings, files)
         return
-    for path in options.paths:
-        if not prediction_files.is_file(path):
-            for note in folds.pool(path):
-                print(f"note: {note}")
     if options.ensemble:
         options.paths = [ensemble.write(options.paths, options.ensemble)]
     folders = [run for path in options.paths if not prediction_files.is_file(path) for run in runs.find(path)]

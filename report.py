@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 
 from kd import errors
+from kd.evaluation import folds
 from kd.files import check_writable, write_text
 from kd.report import blocks, build, figures, paper, pdf, pdf_blocks, study_files
 from kd.report.sections import overview
@@ -35,7 +36,9 @@ def main(argv=None):
     for package in ("jinja2", "matplotlib", "reportlab"):
         errors.need(package, "report")
     out = Path(args.out or args.runs)
+    lacking = folds.pool(args.runs)
     study = study_files.read_study(args.runs)
+    study.problems += [(folder, f"not pooled: {why}", "") for folder, why in lacking]
     check_writable(out)
     sections = build.build(study, args.notes)
     lead = overview.lead(study)

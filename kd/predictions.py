@@ -30,6 +30,7 @@ class Predictions:
     groups: np.ndarray         # [n] str
     class_names: list
     note: str = ""             # what was taken for what, and done to it
+    folds: int = 0             # of the cross-validation whose answers these are; 0 of a single network
 
     @property
     def clusters(self):

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -318,6 +319,11 @@ def fingerprint(*columns):
     return digest.hexdigest()[:16]
 
 
+def _in_tree(path):
+    """(STUDY, MODEL, SEED) of a run's folder, or (STUDY, "folds", MODEL, SEED); fewer of a path that is shorter."""
+    return path.parts[-4 if path.parts[-3:-2] == (runs.FOLDS,) else -3:]
+
+
 _SPLITS = {}  # digest of a split.csv -> its rows
 
 
@@ -438,7 +444,7 @@ class Run(_Folder):
     @property
     def teacher_name(self):
         """STUDY/MODEL/SEED of the teacher, or of several, with ` + ` between them; None where there is none."""
-        names = ["/".join(part.strip("/\\") for part in Path(path).parts[-3:]) for path in self._teacher_paths]
+        names = ["/".join(part.strip("/\\") for part in _in_tree(Path(path))) for path in self._teacher_paths]
         return " + ".join(names) or None
 
     @cached_property
@@ -447,9 +453,9 @@ class Run(_Folder):
 
         It is looked for in a study beside this run's, in its own study, and where config.yaml has it.
         """
-        study, found = runs.study(self.folder), []
+        study, found = runs.of_study(self.folder), []
         for path in map(Path, self._teacher_paths):
-            places = [study.parent.joinpath(*path.parts[-3:]), study.joinpath(*path.parts[-2:])]
+            places = [study.parent.joinpath(*_in_tree(path)), study.joinpath(*_in_tree(path)[1:])]
             places = [*(places if len(path.parts) > 1 else ()), path]
             found.append(next((Run(place) for place in places if os.path.isdir(place)), None))  # it raises for no name
         return found
@@ -464,7 +470,7 @@ class Run(_Folder):
         """
         if split == "test" and runs.is_joined(self.folder) and self.val is None:
             self.require("test")
-            return None, self.test
+            return None, replace(self.test, folds=self.environment.get("cross_validation") or 0)
         self.require("val")
         val = self.val
         if split == "test":

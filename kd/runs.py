@@ -44,7 +44,9 @@ def find(path):
         raise UserError(f"{path} is a file, and a run is a folder", f"Name its folder: {run}" if run else "")
     folders = sorted({file.parents[1] for file in below(path, f"**/{TEST.as_posix()}")})
     if not folders:
-        raise UserError(f"no finished run at or below {path}", f"A run is finished when it has {TEST.as_posix()}.")
+        raise UserError(f"no finished run at or below {path}",
+                        f"Its folds are runs of their own, which are not yet all there: {path / FOLDS}"
+                        if (path / FOLDS).is_dir() else f"A run is finished when it has {TEST.as_posix()}.")
     return folders
 
 
@@ -90,6 +92,12 @@ def describe(run):
 
 
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}
+
+
+def of_study(run):
+    """The folder of the study that a run folder belongs to, also that of a fold."""
+    folder = study(run)
+    return folder.parent if folder.name == FOLDS else folder
 
 
 def safe(name):

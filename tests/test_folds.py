@@ -16,7 +16,7 @@ from kd import runs
 from kd.data import splits
 from kd.errors import UserError
 from kd.evaluation import folds
-from kd.files import read_csv, read_json, read_npz, write_csv, write_npz, write_yaml
+from kd.files import read_csv, read_json, read_npz, write_csv, write_json, write_npz, write_yaml
 from kd.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -89,9 +89,26 @@ def test_the_joined_run_has_the_answer_of_each_fold_to_its_test_images(cv):
             run = cv / "folds" / f"{model}_fold{k}of3" / "seed_0"
             part, rows = read_npz(run / runs.TEST), joined["fold"] == k
             assert joined["ids"][rows].tolist() == part["ids"].tolist()
-            assert np.array_equal(joined["logits"][rows], part["logits"])
+            temperature = read_json(cv / model / "seed_0" / runs.RECORD)["folds"][k - 1]["temperature"]
+            assert joined["logits"][rows] * temperature == pytest.approx(part["logits"], rel=1e-5)
             trained_on = {row["group"] for row in read_csv(run / "split.csv") if row["split"] != "test"}
             assert not trained_on & set(joined["groups"][rows])
+
+
+def test_how_sure_the_network_of_a_fold_is_changes_no_figure(cv):
+    """Figures that compare images across folds would depend on the scale of each network's logits."""
+    def figures():
+        evaluate.main([str(cv)])
+        return read_json(cv / "tiny_kd" / "seed_0" / "metrics.json")["test"]
+    before = figures()
+    run = cv / "folds" / "tiny_kd_fold2of3" / "seed_0"
+    for part in ("val", "test"):
+        file = run / "predictions" / f"{part}.npz"
+        arrays = read_npz(file)
+        write_npz(file, **{**arrays, "logits": 2.5 * arrays["logits"]})
+    after = figures()
+    for name in ("macro_f1", "macro_auroc", "aurc", "nll", "rms_ce_debiased"):
+        assert after[name]["value"] == pytest.approx(before[name]["value"], abs=1e-4), name
 
 
 def test_evaluation_is_of_all_images_and_the_student_is_compared_with_the_joined_teacher(cv, capsys):
@@ -142,11 +159,12 @@ def test_more_folds_than_groups_are_refused():
 def test_a_missing_fold_is_named_and_nothing_is_joined(cv, capsys):
     shutil.rmtree(cv / "folds" / "tiny_kd_fold2of3")
     evaluate.main([str(cv)])
-    assert "tiny_kd seed_0 is not pooled: of its 3 folds, 2 is not trained" in capsys.readouterr().out
+    assert "tiny_kd/seed_0 is not pooled: of its 3 folds, 2 is not trained" in capsys.readouterr().out
     assert not (cv / "tiny_kd").exists() and (cv / "teacher_tiny").exists()
 
 
-def test_joining_again_changes_nothing_and_new_answers_are_taken_over(cv):
+@pytest.mark.parametrize("key", ["logits", "labels", "groups"])
+def test_joining_again_changes_nothing_and_what_has_changed_is_taken_over(cv, key):
     folds.pool(cv)
     file = cv / "tiny_kd" / "seed_0" / runs.TEST
     before = file.stat().st_mtime_ns
@@ -154,27 +172,107 @@ def test_joining_again_changes_nothing_and_new_answers_are_taken_over(cv):
     assert file.stat().st_mtime_ns == before
     part = cv / "folds" / "tiny_kd_fold1of3" / "seed_0" / runs.TEST
     arrays = read_npz(part)
-    write_npz(part, **{**arrays, "logits": arrays["logits"] + 1})
+    changed = {"logits": -arrays["logits"], "labels": (arrays["labels"] + 1) % 7,
+               "groups": np.array([f"other_{name}" for name in arrays["groups"]])}[key]
+    write_npz(part, **{**arrays, key: changed})
     folds.pool(cv)
-    assert np.array_equal(read_npz(file)["logits"][:len(arrays["logits"])], arrays["logits"] + 1)
+    after = read_npz(file)[key][:len(changed)]
+    assert np.array_equal(after.argmax(1), changed.argmax(1)) if key == "logits" else np.array_equal(after, changed)
 
 
+@pytest.mark.parametrize("joined_before", [False, True])
 @pytest.mark.parametrize("change, words", [
-    ("option", "the folds of tiny_kd_fold1of3 differ in lr"),
+    ("option", "the folds of tiny_kd differ in lr"),
+    ("teacher", "the folds of tiny_kd differ in teacher"),
+    ("teacher's fold", "the fold 2/3 of tiny_kd has the teacher of the fold 1/3"),
+    ("network", "the folds of tiny_kd differ in arch"),
+    ("data", "the folds of tiny_kd differ in data"),
     ("image", "ids are in the test parts of several folds"),
     ("own", "is a run of its own"),
 ])
-def test_folds_that_do_not_fit_together_are_refused(cv, change, words):
+def test_folds_that_do_not_fit_together_are_refused(cv, change, words, joined_before):
     run = cv / "folds" / "tiny_kd_fold2of3" / "seed_0"
-    if change == "option":
-        write_yaml(run / "config.yaml", {**Run(run).options, "lr": 5.0})
-    elif change == "image":
+    if joined_before and change != "own":
+        folds.pool(cv)
+    options, environment = Run(run).options, Run(run).environment
+    teacher = options["teacher"]
+    options = {"option": {"lr": 5.0}, "teacher": {"teacher": teacher.replace("teacher_tiny", "teacher_other")},
+               "teacher's fold": {"teacher": teacher.replace("fold2of3", "fold1of3")}}.get(change, {})
+    write_yaml(run / "config.yaml", {**Run(run).options, **options})
+    write_json(run / "environment.json", {
+        **environment, **({"arch": "resnet18"} if change == "network" else {}),
+        "data": {**environment["data"], **({"fingerprint": "0" * 16} if change == "data" else {})}})
+    if change == "image":
         other = read_npz(cv / "folds" / "tiny_kd_fold1of3" / "seed_0" / runs.TEST)
         write_npz(run / runs.TEST, **other)
-    else:
+    if change == "own":
         shutil.copytree(run, cv / "tiny_kd" / "seed_0")
     with pytest.raises(UserError, match=words):
         folds.pool(cv)
+
+
+def test_a_joined_run_does_not_outlive_its_folds(cv, capsys):
+    folds.pool(cv)
+    shutil.rmtree(cv / "folds" / "tiny_kd_fold3of3")
+    evaluate.main([str(cv)])
+    assert "tiny_kd/seed_0 is not pooled: of its 3 folds, 3 is not trained" in capsys.readouterr().out
+    assert [run.parent.name for run in runs.find(cv)] == ["teacher_tiny"]
+
+
+def test_folds_whose_split_was_not_kept_are_joined_to_the_same_run(cv):
+    folds.pool(cv)
+    file = cv / "tiny_kd" / "seed_0" / runs.TEST
+    before = file.stat().st_mtime_ns
+    for split in cv.rglob("split.csv"):
+        split.unlink()
+    folds.pool(cv)
+    assert file.stat().st_mtime_ns == before
+    shutil.rmtree(file.parents[2])
+    folds.pool(cv)
+    assert len(read_npz(file)["ids"]) == 150 and not (file.parents[1] / "split.csv").exists()
+    evaluate.main([str(cv)])
+
+
+@pytest.mark.parametrize("option", ["--compare", "--audit"])
+def test_folds_are_joined_before_anything_is_said_of_models(cv, option, capsys):
+    evaluate.main([str(cv), option])
+    assert (cv / "tiny_kd" / "seed_0" / runs.TEST).exists()
+    shutil.rmtree(cv / "folds" / "tiny_kd_fold1of3")
+    evaluate.main([*(str(run) for run in sorted((cv / "folds").glob("*fold2of3"))), option])  # single folds stay so
+    capsys.readouterr()
+    evaluate.main([str(cv), "--audit"])
+    assert "note: tiny_kd/seed_0 is not pooled: of its 3 folds, 1 is not trained" in capsys.readouterr().out
+
+
+def test_a_model_with_folds_of_two_numbers_is_refused(cv):
+    for k in (1, 2):
+        shutil.copytree(cv / "folds" / f"tiny_kd_fold{k}of3", cv / "folds" / f"tiny_kd_fold{k}of2")
+    with pytest.raises(UserError, match="has folds of tiny_kd of several numbers of folds"):
+        folds.pool(cv)
+
+
+def test_a_study_below_a_folder_that_is_called_folds_is_joined_and_tries_are_not(cv):
+    below = shutil.copytree(cv, cv.parent / runs.FOLDS / "study")
+    shutil.copytree(cv / "folds" / "tiny_kd_fold1of3", below / runs.TRIES / runs.FOLDS / "tiny_kd_fold1of3")
+    assert folds.pool(below) == [] and (below / "tiny_kd" / "seed_0" / runs.TEST).exists()
+
+
+def test_the_teacher_of_another_study_is_found_there(cv):
+    """Its answers are random here, and a teacher of the same name is in the study itself."""
+    other = shutil.copytree(cv, cv.parent / "other")
+    for k in (1, 2, 3):
+        file = other / "folds" / f"teacher_tiny_fold{k}of3" / "seed_0" / runs.TEST
+        arrays = read_npz(file)
+        write_npz(file, **{**arrays, "logits": np.random.default_rng(k).normal(size=arrays["logits"].shape)})
+        config = cv / "folds" / f"tiny_kd_fold{k}of3" / "seed_0" / "config.yaml"
+        options = Run(config.parent).options
+        write_yaml(config, {**options, "teacher": options["teacher"].replace("lesions_32px", "other")})
+    folds.pool(other)
+    folds.pool(cv)
+    for run, teacher in ((cv / "tiny_kd", other / "teacher_tiny"),
+                         (cv / "folds" / "tiny_kd_fold2of3", other / "folds" / "teacher_tiny_fold2of3")):
+        assert Run(run / "seed_0").teachers[0].folder.samefile(teacher / "seed_0")
+        assert Run(run / "seed_0").teacher_name == (teacher / "seed_0").relative_to(cv.parent).as_posix()
 
 
 def test_a_student_takes_the_teacher_of_its_fold_and_no_other(trained):

@@ -2,8 +2,12 @@
 
 A study's folder `folds` has a run for each model, fold and seed (--fold K/N). Their test parts are disjoint and
 together the whole set, so that `<study>/<model>/seed_<n>/predictions/test.npz` has an answer to every image, by a
-network that was trained and selected without it. Its logits are of several networks, which have no validation split in
-common, and so no temperature and no operating point.
+network that was trained and selected without it.
+
+A confidence of .9 means something else in each of these networks. The logits of a fold are therefore divided by the
+temperature of its own validation part (Guo et al. 2017, 1706.04599), which changes no answer: else areas under curves
+would compare images across scales, and a network that is too sure would make up for one that is too unsure. How far
+each network is from calibrated, and what thresholds promise, are questions about the folds.
 """
 
 from collections import Counter
@@ -11,30 +15,55 @@ from pathlib import Path
 
 import numpy as np
 
-from kd import runs
+from kd import calibration, runs
 from kd.errors import UserError, listing
 from kd.files import read_csv, read_json, read_npz, read_yaml, write_csv, write_json, write_npz, write_yaml
-from kd.run_folder import fingerprint
 from kd.runs import RECORD
+
+ARRAYS = ("ids", "labels", "logits", "groups", "class_names")
+# options in which folds may differ: which fold it is, and what changes no network
+OWN = ("fold", "name", "teacher", "workers", "device", "cache", "root", "out")
 
 
 def pool(path):
-    """Write the pooled runs of the studies at, above or below `path`. Returns notes on what is not complete.
+    """Write the pooled runs of the studies at, above or below `path`, those that are not there or not up to date.
 
-    A model and seed of which a fold is missing is not pooled. UserError where folds do not fit together.
+    Returns [(folder of a pooled run, why it is not there)]: a fold is missing. UserError where folds do not fit
+    together.
     """
-    path, notes = Path(path), []
-    places = [path / runs.FOLDS, path.parent / runs.FOLDS, path.parent.parent / runs.FOLDS]
-    if runs.FOLDS not in path.resolve().parts:
-        for folder in dict.fromkeys([*filter(Path.is_dir, places), *sorted(path.glob(f"**/{runs.FOLDS}"))]):
-            for (model, count, seed), found in sorted(_found(folder).items()):
-                missing = [k for k in range(1, count + 1) if k not in found]
-                if missing:
-                    notes.append(f"{model} {seed} is not pooled: of its {count} folds, {listing(missing, 10)} "
-                                 f"{'is' if len(missing) == 1 else 'are'} not trained")
-                else:
-                    _write(folder.parent / model / seed, [found[k] for k in range(1, count + 1)])
-    return notes
+    path, lacking = Path(path), []
+    if any(map(_is_of_folds, (path.resolve(), *path.resolve().parents[:2]))):
+        return []
+    places = [folder / runs.FOLDS for folder in (path, path.parent, path.parent.parent)]
+    for place in dict.fromkeys([*filter(_is_of_folds, places), *sorted(runs.below(path, f"**/{runs.FOLDS}"))]):
+        found = _found(place)
+        whole = [(model, seed) for model, count, seed in found if len(found[model, count, seed]) == count]
+        for model, seed in whole:
+            if whole.count((model, seed)) > 1:
+                raise UserError(f"{place} has folds of {model} of several numbers of folds",
+                                "Move those of one number away, or train them under another --name.")
+        for (model, count, seed), folds in sorted(found.items()):
+            target = place.parent / model / seed
+            if (model, seed) in whole:
+                if len(folds) == count:
+                    _write(target, [folds[k] for k in range(1, count + 1)])
+                continue
+            missing = [k for k in range(1, count + 1) if k not in folds]
+            lacking.append((target, f"of its {count} folds, {listing(missing, 10)} "
+                                    f"{'is' if len(missing) == 1 else 'are'} not trained"))
+            if (target / RECORD).exists():
+                (target / runs.TEST).unlink(missing_ok=True)  # the answers of folds that are no longer there
+    return lacking
+
+
+def notes(paths):
+    """Pool below `paths`; a line for each model that could not be pooled."""
+    return [f"{'/'.join(folder.parts[-2:])} is not pooled: {why}" for path in paths for folder, why in pool(path)]
+
+
+def _is_of_folds(folder):
+    """Whether a folder is that of a study's folds."""
+    return folder.name == runs.FOLDS and folder.is_dir() and bool(_found(folder))
 
 
 def _found(folder):
@@ -48,69 +77,136 @@ def _found(folder):
 
 
 def _write(target, folds):
-    """Write the pooled run of `folds`, run folders in their order, unless it is there."""
-    parts = [read_npz(run / runs.TEST, ("ids", "labels", "logits", "groups", "class_names")) for run in folds]
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in ("ids", "labels", "logits", "groups")}
+    """Write the pooled run of `folds`, run folders in their order, unless it is there as it would be written."""
+    if (target / runs.TEST).exists() and not (target / RECORD).exists():
+        raise UserError(f"{target} is a run of its own, and the place of the pooled folds of {target.parent.name}",
+                        "Train the folds under another --name.")
+    parts = [read_npz(run / runs.TEST, ARRAYS) for run in folds]
+    validation = [read_npz(run / runs.TEST.with_name("val.npz"), ARRAYS) for run in folds]
+    configs = [read_yaml(run / "config.yaml") for run in folds]
+    environments = [read_json(run / "environment.json") for run in folds]
+    splits = [read_csv(run / "split.csv") if (run / "split.csv").exists() else [] for run in folds]
+    name = target.parent.name
+    _check_options(name, configs, environments)
+    _check_images(folds, parts, validation, splits)
+
+    temperatures = [_temperature(part) for part in validation]
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in ("ids", "labels", "groups")}
+    arrays["logits"] = np.concatenate([part["logits"] / value for part, value in zip(parts, temperatures)])
+    arrays["class_names"] = parts[0]["class_names"]
+    arrays["fold"] = np.repeat(np.arange(1, len(parts) + 1), [len(part["ids"]) for part in parts])
+    config = {**configs[0], "fold": None, "name": name, "teacher": _pooled_teacher(configs[0], environments[0])}
+    shared = {key: value for key, value in environments[0].items()
+              if all(other.get(key) == value for other in environments)}
+    # the split, and how many images have labels, are those of a fold
+    data = {key: value for key, value in environments[0]["data"].items() if key not in ("split", "labelled")}
+    environment = {**shared, "data": data, "cross_validation": len(folds)}
     record = {"folds": [{"run": run.relative_to(target.parents[1]).as_posix(), "images": len(part["ids"]),
-                         "split": read_json(run / "environment.json")["data"]["split"]}
-                        for run, part in zip(folds, parts)]}
-    if (target / runs.TEST).exists():
-        if not (target / RECORD).exists():
-            raise UserError(f"{target} is a run of its own, and the place of the pooled folds of {target.parent.name}",
-                            "Train the folds under another --name.")
-        old = read_npz(target / runs.TEST, ("ids", "logits"))
-        if all(np.array_equal(old[key], joined[key]) for key in ("ids", "logits")):
-            return
-    _check(folds, parts)
-    config = read_yaml(folds[0] / "config.yaml")
-    environment = read_json(folds[0] / "environment.json")
-    teacher = config.get("teacher")
-    write_yaml(target / "config.yaml", {
-        **config, "fold": None, "name": target.parent.name,
-        "teacher": _pooled_name(teacher, target) if isinstance(teacher, str) else teacher})
-    rows = [row for run in folds for row in read_csv(run / "split.csv") if row["split"] == "test"]
-    write_csv(target / "split.csv", rows)
-    names = {name: k for k, name in enumerate(parts[0]["class_names"].tolist())}
-    ids, groups = ([row[key] for row in rows] for key in ("id", "group"))
-    groups = groups if any(groups) else ids
-    data = {**environment["data"], "split": fingerprint(ids, groups, ["test"] * len(ids)), "fingerprint": fingerprint(
-        ids, [names[row["label"]] for row in rows], [row["sha256"] for row in rows])}
-    data.pop("labelled", None)  # how many images have labels differs between folds
-    write_json(target / "environment.json", {**environment, "data": data, "cross_validation": len(folds)})
-    write_json(target / RECORD, record)
-    write_npz(target / runs.TEST, **joined, class_names=parts[0]["class_names"],
-              fold=np.repeat(np.arange(1, len(parts) + 1), [len(part["ids"]) for part in parts]))
+                         "split": of_fold["data"]["split"], "temperature": temperature}
+                        for run, part, of_fold, temperature in zip(folds, parts, environments, temperatures)]}
+    if _is_there(target, arrays, config, environment, record):
+        return
+    write_json(target / RECORD, record)  # first: it says whose the folder is
+    write_yaml(target / "config.yaml", config)
+    if all(splits):
+        write_csv(target / "split.csv", [{**row, "split": "test"} for row in splits[0]])
+    write_json(target / "environment.json", environment)
+    write_npz(target / runs.TEST, **arrays)
 
 
-def _pooled_name(teacher, target):
-    """The pooled run of the teacher that a fold names, `MODEL_fold1of5/seed_0`; another teacher as it is."""
-    path = Path(teacher)
+def _is_there(target, arrays, config, environment, record):
+    """Whether the pooled run has this content already."""
+    files = (target / RECORD, target / "config.yaml", target / "environment.json", target / runs.TEST)
+    if not all(file.exists() for file in files):
+        return False
+    old = read_npz(target / runs.TEST, tuple(arrays))
+    return ((read_json(files[0]), read_yaml(files[1]), read_json(files[2])) == (record, config, environment)
+            and all(np.array_equal(old[key], array) for key, array in arrays.items()))
+
+
+def _temperature(part):
+    """The temperature of the arrays of a validation part; 1 where none can be fitted."""
+    fit = calibration.fit_temperature(part["logits"].astype(np.float64), part["labels"])
+    return round(fit.value, 6) if fit.ok else 1.0
+
+
+# ---- teachers
+
+
+def _teachers(config, environment):
+    """The paths of the teachers that config.yaml of a student names; [] for a teacher, which has none."""
+    teachers = config.get("teacher") if environment.get("role") != "teacher" else None
+    return [Path(teacher) for teacher in (teachers if isinstance(teachers, list) else [teachers])
+            if isinstance(teacher, str)]
+
+
+def _pooled(path):
+    """The pooled run of a teacher STUDY/folds/MODEL_foldKofN/seed_0: STUDY/MODEL/seed_0; any other as it is."""
     model = runs.without_fold(path.parent.name)
-    return (target.parents[1] / model / path.name).as_posix() if model != path.parent.name else teacher
+    return path.parents[2] / model / path.name if model != path.parent.name and len(path.parts) > 3 else path
 
 
-def _check(folds, parts):
-    """UserError unless all folds have the same classes and options, and no image or group is in two."""
-    options = [read_yaml(run / "config.yaml") for run in folds]
-    differing = sorted({key for one in options for key in {**options[0], **one}
-                        if key not in ("fold", "name", "teacher", "workers", "device", "cache", "root", "out")
-                        and one.get(key) != options[0].get(key)})
+def _pooled_teacher(config, environment):
+    """The option `teacher` of the pooled run."""
+    names = [_pooled(path).as_posix() for path in _teachers(config, environment)]
+    teacher = config.get("teacher")
+    return teacher if not names else names if isinstance(teacher, list) else names[0]
+
+
+# ---- what must hold
+
+
+def _check_options(name, configs, environments):
+    """UserError unless all folds have the same options, networks and data, and each the teacher of its own fold."""
+    first, data = configs[0], environments[0].get("data", {})
+    differing = sorted({key for one in configs for key in {**first, **one}
+                        if key not in OWN and one.get(key) != first.get(key)})
+    for config, environment in zip(configs, environments):
+        differing += [key for key in ("arch", "input", "role") if environment.get(key) != environments[0].get(key)]
+        differing += ["data"] if environment.get("data", {}).get("fingerprint") != data.get("fingerprint") else []
+        ours, theirs = ([_place(_pooled(path)) for path in _teachers(*pair)]
+                        for pair in ((config, environment), (first, environments[0])))
+        differing += ["teacher"] if ours != theirs else []
+        for path in _teachers(config, environment):
+            _, number, count = runs.parse_fold(path.parent.name)
+            if number and f"{number}/{count}" != config.get("fold"):
+                raise UserError(f"the fold {config.get('fold')} of {name} has the teacher of the fold {number}/{count}",
+                                "That has seen its test images: train this fold again, with the teacher of its own.")
     if differing:
-        raise UserError(f"the folds of {folds[0].parent.name} differ in {listing(differing)}",
-                        "Train them all with the same options.")
+        raise UserError(f"the folds of {name} differ in {listing(dict.fromkeys(differing))}",
+                        "Train them all with the same options, on the same data.")
+
+
+def _place(run):
+    """STUDY/MODEL/SEED of a run's folder, wherever the study lies."""
+    return run.parts[-3:]
+
+
+def _check_images(folds, parts, validation, splits):
+    """UserError unless classes agree, no image or group is in two test parts, and none of a test part was trained on.
+
+    splits: rows of the folds' split.csv; [] where there is none, and then validation alone is looked at.
+    """
+    name = folds[0].parent.name
     for part in parts:
         if not np.array_equal(part["class_names"], parts[0]["class_names"]):
-            raise UserError(f"the folds of {folds[0].parent.name} have different classes")
+            raise UserError(f"the folds of {name} have different classes")
     for what in ("ids", "groups"):
-        counts = Counter(name for part in parts for name in set(part[what].tolist()) - {""})
-        twice = [name for name, count in counts.items() if count > 1]
+        counts = Counter(value for part in parts for value in set(part[what].tolist()) - {""})
+        twice = [value for value, count in counts.items() if count > 1]
         if twice:
-            raise UserError(f"{len(twice)} {what} are in the test parts of several folds of {folds[0].parent.name}: "
+            raise UserError(f"{len(twice)} {what} are in the test parts of several folds of {name}: "
                             f"{listing(twice)}", "All folds need the same data and seed of the split.")
-    for run, part in zip(folds, parts):
-        rows = [row for row in read_csv(run / "split.csv") if row["split"] != "test"]
+    for run, part, of_val, split in zip(folds, parts, validation, splits):
+        rows = [row for row in split if row["split"] != "test"]
         for what, column in (("ids", "id"), ("groups", "group")):
-            seen = set(part[what].tolist()) & {row[column] for row in rows} - {""}
+            used = {row[column] for row in rows} | set(of_val[what].tolist())
+            seen = set(part[what].tolist()) & used - {""}
             if seen:
                 raise UserError(f"{run}: {len(seen)} {what} of its test part are in its training or validation part: "
                                 f"{listing(sorted(seen))}", "Train this fold again.")
+    tested = {value for part in parts for value in part["ids"].tolist()}
+    untested = [row["id"] for row in splits[0] if row["id"] not in tested] if splits[0] else []
+    if untested:
+        raise UserError(f"{len(untested)} images are in the test part of no fold of {name}: {listing(untested)}",
+                        "All folds need the same data and seed of the split.")

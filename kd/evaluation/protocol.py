@@ -190,7 +190,7 @@ def conventions(test, majority, settings):
               "n_clusters": test.size()["groups"], "seed": bootstrap.SEED, "majority_class": majority,
               "rarest_class": None if rarest is None else test.class_names[rarest],
               "bins": settings.bins, "closed": "right"}
-    return {**stated, "note": test.note} if test.note else stated
+    return {**stated, **({"note": test.note} if test.note else {}), **({"folds": test.folds} if test.folds else {})}
 
 
 def calibration_of(test, calibrated, fit, bins):

@@ -26,6 +26,8 @@ SHORT = ("accuracy", "macro_f1", "balanced_accuracy")  # the metrics of tables w
 SHORT_TITLES = [TITLES[name] for name in SHORT]
 FIDELITY = {"agreement": "same answer", "agreement_where_teacher_wrong": "same, where teacher wrong",
             "kl_teacher_student": "KL(teacher || student), nats"}
+OF_FOLDS = ("Each image is answered by that of {} networks which did not see its fold, at the temperature of this\n"
+            "network's own validation images. Intervals are of these networks: other trainings are not in them.")
 NAME = 18         # columns of a class's name in a title
 MAX_CLASSES = 25  # with more, the confusion matrix is wider than the terminal
 
@@ -124,7 +126,9 @@ def operating_points(result):
     """Three small tables: thresholds on a class, multipliers of all classes, abstention."""
     points = result["operating_points"]
     if not points:
-        return "No validation predictions (--val): no temperature is fitted, no operating point chosen."
+        return ("Operating points are chosen in each fold: evaluate.py has them of the runs in the study's folds/."
+                if result["conventions"].get("folds") else
+                "No validation predictions (--val): no temperature is fitted, no operating point chosen.")
     thresholds = [point for point in points if point["kind"] == "sensitivity"]
     rules = [point for point in points if point["kind"] in ("macro_f1", "prior")]
     abstentions = [point for point in points if point["kind"] == "abstention"]
@@ -242,6 +246,8 @@ def describe_intervals(result):
     units = (f"{format_count(clusters, 'group')} (lesions, patients)" if stated["clusters"] == "group" else
              f"{format_count(clusters, 'image')}, taken as independent: no groups are known")
     lines = [f"{stated['level']:.0%} intervals, {stated['replicates']:,} smoothed bootstrap replicates over {units}"]
+    if stated.get("folds"):
+        lines.append(OF_FOLDS.format(stated["folds"]))
     absent = [name for name, count in support.items() if not count]
     if absent:
         lines.append(f"No test image of {listing(absent)}: nothing is known about "
@@ -279,8 +285,9 @@ def comparison_table(compared):
                   f"over the {len(tested)} comparisons of macro F1")
         lines.append(f"p: two-sided, by the paired bootstrap over images and seeds, corrected (Holm) {family}.")
     if single:
-        lines.append(f"One seed ({listing(single)}): says nothing of the method, so no p. The interval is of these "
-                     "two networks.")
+        networks = "the networks of these folds" if stated.get("folds") else "these two networks"
+        lines.append(f"One seed ({listing(single)}): says nothing of the method, so no p. The interval is of "
+                     f"{networks}.")
     return "\n\n".join([*parts, *filter(None, ["\n".join(lines)])])
 
 

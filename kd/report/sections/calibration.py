@@ -6,7 +6,8 @@ from kd.report import figures_quality
 from kd.report.blocks import Column, aside, figure, grid, heading, interval, missing, paragraph, spread, table
 from kd.report.sections.overview import drawable, responsive_figure, seed_columns, seed_name
 from kd.run_folder import bounded
-from kd.text import format_count, format_metric, format_number, is_defined
+from kd.runs import FOLDS
+from kd.text import command, format_count, format_metric, format_number, is_defined
 
 # metrics.json -> the reference columns
 COLUMNS = {"nll": "nll", "brier": "brier", "ece": "ece_uniform", "ece_equal_mass": "ece_adaptive",
@@ -29,10 +30,17 @@ def calibration(study):
     unfitted = [run for run in runs if not calibration_of(run).get("temperature")]
     if unfitted:
         names = ", ".join(f"{run.model} {seed_name(run)}" for run in unfitted)
-        reasons = [calibration_of(run).get("reason") or "no validation predictions" for run in unfitted]
+        reasons = [calibration_of(run).get("reason") or no_validation(run) for run in unfitted]
         distinct = "; ".join(dict.fromkeys(map(str, reasons)))
         blocks += missing(f"calibrated figures of {names}", f"No temperature was fitted: {distinct}.")
     return [*blocks, *diagrams(study), *operating_points(runs), *risk_coverage(study)]
+
+
+def no_validation(run):
+    """Why an evaluated Run has no validation predictions."""
+    if (run.evaluation.get("conventions") or {}).get("folds"):
+        return f"each fold has its own: {command('evaluate.py', run.folder.parents[1] / FOLDS)}"
+    return "there are no validation predictions"
 
 
 def calibration_of(run):
@@ -140,7 +148,8 @@ def operating_points(runs):
     """Blocks: tables of the operating points of each kind, and one of all for the files alone."""
     records = [point_record(run, point) for run in runs for point in run.evaluation.get("operating_points") or ()]
     if not records:
-        return missing("operating points", "They are chosen on validation, and there are no validation predictions.")
+        why = "; ".join(dict.fromkeys(map(no_validation, runs)))
+        return missing("operating points", f"They are chosen on validation: {why}.")
     blocks = [heading("Operating points"), aside("Chosen on validation, frozen, tested once.")]
     for kind, kind_table in (
         ("macro_f1", weights_table), ("sensitivity", thresholds_table), ("abstention", abstention_table),

@@ -28,7 +28,8 @@ FORMATS = {"best.pt": "checkpoint", "model.onnx": "ONNX", "model.int8.onnx": "ON
            "model.pte": "ExecuTorch", "model.int8.pte": "ExecuTorch INT8"}
 PARTS = {"train": "train", "val": "validation", "test": "test"}
 WHOLE = {"unlabelled": "train", "unused": "val"}  # the part of the split that --labelled takes these images from
-CONVENTIONS = {"majority_class": "most frequent class of validation", "rarest_class": "rarest class of test"}
+CONVENTIONS = {"majority_class": "most frequent class of validation", "rarest_class": "rarest class of test",
+               "folds": "folds whose answers are joined"}
 MAX_DRAWN = 8  # models; the tables have all of them
 
 # Options of a run that say where it lies, or that stand elsewhere in the report.

@@ -110,8 +110,9 @@ def majority_sentence(study):
         return "The majority rule, which any model must beat, was not evaluated."
     majority_class = run.evaluation.get("conventions", {}).get("majority_class")
     answer = f", {majority_class}" if majority_class else ""
+    chosen_on = "validation" if "val" in run.evaluation.get("split", {"val": 0}) else "test"
     return (f"Any model must beat the majority rule, which gives every image the same answer{answer} (the most "
-            f"frequent class of validation). It has {', '.join(metrics)}.")
+            f"frequent class of {chosen_on}). It has {', '.join(metrics)}.")
 
 
 def forest(study):
