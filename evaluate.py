@@ -183,6 +183,7 @@ def evaluate_run(folder, settings=protocol.Settings(), table=None, by=()):
     Raises UserError, before any metric, on faulty predictions and on leaks between the splits.
     """
     run = Run(folder)
+    ensemble.check(run)
     evaluated = protocol.evaluate(*run.predictions(), settings)
     add_fidelity(evaluated, run, settings)
     add_subgroups(evaluated, table or (find_table(run, by) if by else None), by, settings)

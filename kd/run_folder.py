@@ -7,6 +7,7 @@
 Files may come from other systems, and hold anything; what has passed the checks here needs no further check.
 """
 
+import contextlib
 import hashlib
 import math
 import os
@@ -344,6 +345,15 @@ def _read_split(path):
     return _SPLITS[digest]
 
 
+def _read_test(path):
+    """The Predictions of a run's test.npz, and of how many folds these are."""
+    folder, folds = path.parents[1], None
+    if runs.is_joined(folder):
+        with contextlib.suppress(UserError, AttributeError):  # a damaged file is an error where it is read for itself
+            folds = read_json(folder / "environment.json").get("cross_validation")
+    return replace(predictions.read(path), folds=folds if type(folds) is int and folds > 1 else 0)
+
+
 # ---- the run
 
 
@@ -358,7 +368,7 @@ class Run(_Folder):
     split = _File("split.csv", _read_split, empty=[])
     history = _File("history.csv", lambda path: read_csv(path, HISTORY), _history, [])
     val = _File("predictions/val.npz", predictions.read)
-    test = _File("predictions/test.npz", predictions.read)
+    test = _File("predictions/test.npz", _read_test)
     metrics = _File("metrics.json", read_json, check_metrics)
     samples = _File("samples.npz", lambda path: read_npz(path, ("images", "ids")), _samples)
     attention = _File("attention.npz", lambda path: read_npz(path, ("ids", "student", "teacher", "cka")), _attention)
@@ -366,6 +376,8 @@ class Run(_Folder):
     benchmark = _File("benchmark.csv", read_csv, _rows_of(
         ("model", "lat_ms_p50", "batch"), ("lat_ms_p50", "lat_ms_p90", "batch")), [])
     robustness = _File("robustness.csv", read_csv, _rows_of(("tag",), ("macro_f1", "acc")), [])
+
+    joined = _File(runs.RECORD, read_json, empty={})
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -432,6 +444,14 @@ class Run(_Folder):
         few = f" with {100 * self.labelled:g}% of the labels" if self.labelled < 1 else ""
         return " from ".join([str(arch), *begun]) + few if arch else ""
 
+    @property
+    def folds(self):
+        """[Run of each fold whose answers it joins], those that are there; [] of any other run."""
+        listed = self.joined.get("folds") if isinstance(self.joined, dict) else None
+        names = [fold.get("run") for fold in listed or () if isinstance(fold, dict)] if listed else []
+        places = [runs.study(self.folder) / name for name in names if isinstance(name, str)]
+        return [Run(place) for place in places if place.is_dir() and place.parts[-3] == runs.FOLDS]
+
     # ---- its teachers
 
     @property
@@ -470,7 +490,7 @@ class Run(_Folder):
         """
         if split == "test" and runs.is_joined(self.folder) and self.val is None:
             self.require("test")
-            return None, replace(self.test, folds=self.environment.get("cross_validation") or 0)
+            return None, self.test
         self.require("val")
         val = self.val
         if split == "test":

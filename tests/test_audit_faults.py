@@ -552,6 +552,14 @@ def figures_of_another_run(root):
     shutil.copy(root / "teacher_a/seed_0/metrics.json", root / RUN / "metrics.json")
 
 
+def test_a_baseline_with_other_views_is_noted(root):
+    for name, share in (("b_alone/seed_0", 0.2), (RUN, 0.0)):
+        path = root / name / "config.yaml"
+        write_yaml(path, {**read_yaml(path), "mixup": share})
+    found, = (finding for finding in examine.audit_paths([root]) if finding["rule"] == "unequal-training")
+    assert found["severity"] == "note" and "mixup of " in found["saw"]
+
+
 # ---- subgroups, whose table is not there to compute them again
 
 def with_subgroups(root, change=lambda content: None):

@@ -1,5 +1,6 @@
 """evaluate.py --ensemble: the mean of the probabilities of several runs, a run of the study without a network."""
 
+import shlex
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ import export
 import train_teacher
 from kd import metrics, runs
 from kd.errors import UserError
+from kd.evaluation import compare, protocol
 from kd.files import read_json, read_npz, write_npz
 from kd.run_folder import Run
 
@@ -70,6 +72,27 @@ def test_it_is_a_model_of_the_study_and_no_network(study, capsys):
     shutil.rmtree(study / "b")
     options = {"out": str(study.parent), "study": study.name, "fold": None, "labelled": None}
     assert distill.study_teacher(study, options) == study / "a" / "seed_0"  # it is no teacher to train with
+
+
+def test_it_follows_its_members_and_a_student_is_compared_with_its_own_teacher(study, capsys):
+    distill.main([*COMMON[:-2], "--out", str(study.parent), "--student", "tiny", "--teacher", str(study / "b/seed_1")])
+    evaluate.main([*members(study), "--ensemble", "all"])
+    compared = compare.compare(compare.models([study]), protocol.Settings(replicates=100))
+    assert [(pair["reference"], pair["model"]) for pair in compared["pairs"]] == [
+        ("a", "b"), ("a", "all"), ("a", "tiny_kd"), ("b", "tiny_kd")]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--compare"]])
+def test_one_whose_members_were_trained_again_is_refused_until_it_is_made_again(study, arguments):
+    evaluate.main([*members(study), "--ensemble", "both"])
+    evaluate.main([str(study), *arguments])
+    path = study / "b" / "seed_1" / runs.TEST
+    content = read_npz(path)
+    write_npz(path, **{**content, "logits": -content["logits"]})
+    with pytest.raises(UserError, match="its members have other answers by now") as caught:
+        evaluate.main([str(study), *arguments])
+    evaluate.main(shlex.split(caught.value.hint)[2:])
+    evaluate.main([str(study), *arguments])
 
 
 def test_of_joined_folds_it_is_joined_and_has_no_validation_split(study):

@@ -13,6 +13,7 @@ import robustness
 import study
 import train_teacher
 from kd import runs
+from kd.audit import examine
 from kd.data import splits
 from kd.errors import UserError
 from kd.evaluation import folds
@@ -138,6 +139,24 @@ def test_the_audit_finds_nothing_in_what_is_joined(cv):
     findings = [finding for finding in read_json(cv / "tiny_kd" / "seed_0" / "metrics.json")["audit"]
                 if finding["severity"] == "error" or finding["rule"] == "split-not-seen"]
     assert not findings, findings
+
+
+@pytest.mark.parametrize("fault", ["shared-by-splits", "teacher-saw-test"])
+def test_what_is_wrong_with_a_fold_is_found_in_what_is_joined(cv, fault):
+    evaluate.main([str(cv)])
+    folder = cv / "folds" / ("tiny_kd_fold2of3" if fault == "shared-by-splits" else "teacher_tiny_fold2of3")
+    rows = read_csv(folder / "seed_0" / "split.csv")
+    trained, tested = ([row for row in rows if row["split"] == part] for part in ("train", "test"))
+    if fault == "shared-by-splits":  # the same files under other names
+        for ours, theirs in zip(trained[:30], tested):
+            ours["sha256"] = theirs["sha256"]
+    else:
+        for row in tested[:30]:
+            row["split"] = "train"
+    write_csv(folder / "seed_0" / "split.csv", rows)
+    found = [finding for finding in examine.audit_run(cv / "tiny_kd" / "seed_0") if finding["severity"] == "error"]
+    assert all("fold2of3" in finding["saw"] for finding in found)
+    assert fault in {finding["rule"] for finding in found}
 
 
 def test_what_needs_a_network_names_a_fold(cv):

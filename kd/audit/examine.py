@@ -28,12 +28,19 @@ def audit_run(run, result=None):
     result: the content that its metrics.json is about to have.
     """
     run = run if isinstance(run, Run) else Run(run)
-    return apply_rules([evidence.of_run(run, result)])[0]
+    return worst_first([*apply_rules([evidence.of_run(run, result)])[0], *of_folds([run])])
 
 
 def audit_study(runs_, tables=()):
     """Findings about Runs or their folders, each and together, and about folders of other systems' tables."""
-    return apply_rules(gather_cases(runs_, tables))[0]
+    runs_ = as_runs(runs_)
+    return worst_first([*apply_rules(gather_cases(runs_, tables))[0], *of_folds(runs_)])
+
+
+def of_folds(runs_):
+    """Errors and warnings about each of the folds whose answers Runs join."""
+    cases = [evidence.of_run(fold) for run in runs_ for fold in run.folds]
+    return [finding for case in cases for finding in apply_rules([case])[0] if finding["severity"] != "note"]
 
 
 def audit_tables(folder):
@@ -85,10 +92,15 @@ def gather_cases(runs_, tables=(), studies=()):
 
     studies: StudyFolders that have been read already.
     """
-    runs_ = [run if isinstance(run, Run) else Run(run) for run in runs_]
-    runs_ = list({run.folder.resolve(): run for run in runs_}.values())
+    runs_ = as_runs(runs_)
     return [*map(evidence.of_run, runs_), *evidence.over_runs(runs_, studies),
             *itertools.chain.from_iterable(map(other_tables.read, tables))]
+
+
+def as_runs(runs_):
+    """A Run of each of these Runs or folders, once."""
+    runs_ = [run if isinstance(run, Run) else Run(run) for run in runs_]
+    return list({run.folder.resolve(): run for run in runs_}.values())
 
 
 def apply_rules(cases):

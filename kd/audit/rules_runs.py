@@ -139,16 +139,21 @@ def missing_seeds(cases):
                 yield f"{source} is over {count} seeds of {case.model}, and there are runs of {len(case.seeds)}"
 
 
-@rule("warning", "A baseline that is trained for fewer epochs, or at another size, loses for that reason alone.",
-      "Train the baseline with the epochs and at the size of the distilled student.")
+VIEWS = ("augment", "mixup", "cutmix", "sampling", "hard")  # options by which either may be at its best
+
+
+@rule("warning", "A baseline that is trained for fewer epochs, or at another size, loses for that reason alone; with "
+      "other views or another loss of the labels, what the teacher adds is not all that differs.",
+      "Train the baseline with the options of the distilled student, or say why not.")
 def unequal_training(cases):
     options_of = defaultdict(lambda: defaultdict(list))  # (network, key) -> {whether it is a baseline: [(value, case)]}
     for case in cases:
-        for key in ("epochs", "size"):
+        for key in ("epochs", "size", *VIEWS):
             if case.network and case.role == "student" and case.options.get(key) is not None:
                 options_of[case.network, key][case.baseline].append((str(case.options[key]), case))
     for (network, key), of_both in options_of.items():
         of_baselines = {value for value, _ in of_both[True]}
         others = [f"{case.name} {value}" for value, case in of_both[False] if value not in of_baselines]
         if of_baselines and others:
-            yield f"{key} of {listing(others)}; of {network} without a teacher {listing(sorted(of_baselines))}"
+            text = f"{key} of {listing(others)}; of {network} without a teacher {listing(sorted(of_baselines))}"
+            yield ("note", text) if key in VIEWS else text

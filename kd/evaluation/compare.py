@@ -13,7 +13,7 @@ import numpy as np
 
 from kd import bootstrap, calibration, estimate, metrics, paired, prediction_files, predictions, runs, sweeps
 from kd.errors import UserError
-from kd.evaluation import protocol
+from kd.evaluation import ensemble, protocol
 from kd.run_folder import Run
 
 COLUMNS = ("reference", "model", "reference_seeds", "model_seeds", "metric",
@@ -28,7 +28,8 @@ class Model:
     """Seeds of one model: {seed: (val or None, test)}, both Predictions.
 
     kind: teacher, alone, student, or '' if not known. network: as Run.network has it, '' if not known. tries: of the
-    sweep of which it is the best on validation, 1 without a sweep, None if not known.
+    sweep of which it is the best on validation, 1 without a sweep, None if not known. teacher: the folder of the model
+    that taught it, None if there is none, or several.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Model:
     network: str
     seeds: dict
     tries: int = None
+    teacher: Path = None
     values: dict = None   # {seed: {NAME: Estimate}}
     answers: dict = None  # {seed: [n] predicted classes}, in the reference's order of images
     probabilities: dict = None  # {seed: [n, C]}, in the same order
@@ -59,7 +61,7 @@ def models(paths, groups=None, **reading):
             models.setdefault(path, Model(str(path), None, "", "", seeds))
             continue
         below = [model_of(folder, runs_) for folder, runs_ in runs_by_model(runs.find(path)).items()]
-        below.sort(key=lambda model: ({"teacher": 0, "alone": 1}.get(model.kind, 2), model.name))
+        below.sort(key=lambda model: ({"teacher": 0, "alone": 1}.get(model.kind, 2), is_ensemble(model), model.name))
         for model in below:
             models.setdefault(model.folder.resolve(), model).seeds.update(model.seeds)
     models = list(models.values())
@@ -83,9 +85,22 @@ def runs_by_model(folders):
 
 def model_of(folder, runs_):
     """The Model in `folder` whose seeds are these Runs. Raises UserError on faulty files and on leaks."""
+    for run in runs_:
+        ensemble.check(run)
     seeds = {run.seed: run.predictions() for run in runs_}
     sweep = sweeps.read(folder)
-    return Model(folder.name, folder, runs_[0].kind, runs_[0].network, seeds, sweeps.count(sweep) if sweep else 1)
+    return Model(folder.name, folder, runs_[0].kind, runs_[0].network, seeds, sweeps.count(sweep) if sweep else 1,
+                 teacher_of(runs_[0]))
+
+
+def teacher_of(run):
+    """The folder of the model that taught the student of a Run; None without one, of several, or if it is not found."""
+    return run.teachers[0].folder.resolve().parent if len(run.teachers) == 1 and run.teachers[0] else None
+
+
+def is_ensemble(model):
+    """Whether a Model is the mean of others, which it follows where there are several teachers."""
+    return any(map(ensemble.is_one, model.folder.glob("seed_*")))
 
 
 def study_of(models):
@@ -103,13 +118,13 @@ def study_of(models):
 def compare(models, settings, answers_only=False):
     """{"conventions", "split", "models": {name: [seeds]}, "pairs": [pair]} of Models on one test set.
 
-    The first model is the reference of all others. A second reference of a student is its baseline: the same network
-    trained without a teacher. A pair is {"reference", "model", "tries", "rows" as paired.compare() gives them with
-    intervals of both models, with p_corrected, "agreement": {NAME: METRIC},
-    "fidelity": {NAME: METRIC} of a student to a teacher, else empty, "disagreements"}. p-values are corrected by Holm
-    over the pairs, which are one family for each metric; they are NaN where a model has a single seed. answers_only:
-    only of metrics that need no probabilities, which is much faster. Raises UserError where two models were tested on
-    different images.
+    The first model is the reference of all others. Further references of a student are its baseline, the same network
+    trained without a teacher, and its own teacher where that is another model than the first. A pair is {"reference",
+    "model", "tries", "rows" as paired.compare() gives them with intervals of both models, with p_corrected,
+    "agreement": {NAME: METRIC}, "fidelity": {NAME: METRIC} of a student to a teacher, else empty, "disagreements"}.
+    p-values are corrected by Holm over the pairs, which are one family for each metric; they are NaN where a model has
+    a single seed. answers_only: only of metrics that need no probabilities, which is much faster. Raises UserError
+    where two models were tested on different images.
     """
     first = common_test(models)
     draws = protocol.resampling(first, settings)
@@ -117,6 +132,8 @@ def compare(models, settings, answers_only=False):
         measure(model, first, draws, settings, answers_only)
     couples = [(models[0], model) for model in models[1:]]
     couples += [(baseline, model) for model in models[1:] for baseline in models[1:] if is_baseline(baseline, model)]
+    couples += [(teacher, model) for model in models[1:] for teacher in models[1:]
+                if model.teacher and teacher.folder and teacher.folder.resolve() == model.teacher]
     pairs = [pair(reference, model, first, draws) for reference, model in couples]
     for rows in zip(*(pair["rows"] for pair in pairs)):
         for row, p in zip(rows, paired.holm([row["p"] for row in rows])):

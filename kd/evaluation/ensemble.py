@@ -12,9 +12,10 @@ import numpy as np
 
 from kd import runs
 from kd.errors import UserError
-from kd.files import write_json, write_npz, write_yaml
+from kd.files import read_json, write_json, write_npz, write_yaml
 from kd.predictions import difference_between, matching_order
 from kd.run_folder import Run
+from kd.text import command
 
 
 def write(paths, name):
@@ -67,10 +68,27 @@ def is_one(folder):
     return (folder / runs.ENSEMBLE).is_file()
 
 
+def check(run):
+    """UserError for the Run of an ensemble whose members have other answers by now."""
+    if not is_one(run.folder):
+        return
+    members = read_json(run.folder / runs.ENSEMBLE)["members"]
+    parts = [Run(member).test for member in members if runs.finished(member)]
+    if len(parts) == len(members) and not any(difference_between(run.test, part) for part in parts):
+        if not np.allclose(_mean_probabilities(run.test, parts), run.test.probabilities, atol=1e-6):
+            raise UserError(f"{run.folder}: its members have other answers by now",
+                            command("evaluate.py", *members, "--ensemble", run.model))
+
+
 def _mean(predictions):
     """The arrays of a predictions file: the logarithms of the mean probabilities, in the order of the first."""
     first = predictions[0]
-    mean = np.mean([one.probabilities[matching_order(first, one)] for one in predictions], 0)
+    mean = _mean_probabilities(first, predictions)
     groups = np.full(len(first.labels), "") if first.groups is None else first.groups
     return {"ids": first.ids, "labels": first.labels, "groups": groups, "class_names": np.array(first.class_names),
             "logits": np.log(np.maximum(mean, np.finfo(np.float64).tiny))}
+
+
+def _mean_probabilities(first, predictions):
+    """[n, C] in the order of the images of Predictions `first`."""
+    return np.mean([one.probabilities[matching_order(first, one)] for one in predictions], 0)

@@ -59,6 +59,7 @@ def note(run, result):
     if not share_of_way(metric, majority) < NEAR:
         groups = format_count(result["split"]["test"]["groups"], "group")
         return "\n".join([*lines, f"  why: a test split of {groups} is too small to tell them apart"])
+    run = next(iter(run.folds), run)  # folds are trained alike
     run.tolerate("options", "environment", "history", "split")
     if not is_ours(run):
         return lines[0]

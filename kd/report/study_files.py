@@ -100,7 +100,8 @@ def read_study(path):
         raise UserError(f"no readable run at or below {path}", f"{folder}: {problem}")
     for folder in sorted({file.parent for file in runs.below(path, "**/config.yaml")} - set(folders)):
         study.problems.append((folder, "not finished: there is no predictions/test.npz", ""))
-    study.runs.sort(key=lambda run: (run.kind != "teacher", run.kind != "alone", run.model, len(run.seed), run.seed))
+    study.runs.sort(key=lambda run: (run.kind != "teacher", run.kind != "alone",
+                                     (run.folder / runs.ENSEMBLE).exists(), run.model, len(run.seed), run.seed))
     for model, group in study.evaluated.items():
         if len(group) > 1:
             _add_seeds(study, model, group)

@@ -14,6 +14,7 @@ def audited(study):
     """The Section of the audit's findings on runs, and on tables of other systems; unfolded if there are errors."""
     cases = examine.gather_cases(study.runs, study.tables, [study.files] if study.files else ())
     findings, rules = examine.apply_rules(cases)
+    findings = examine.worst_first([*findings, *examine.of_folds(study.runs)])
     counts = Counter(finding["severity"] for finding in findings)
     totals = []
     for severity in examine.SEVERITIES:

@@ -1,5 +1,6 @@
 """The study itself: roles and data, training, methods; and what the other sections share."""
 
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kd.report.blocks import (
 )
 from kd.report.study_files import command_path
 from kd.run_folder import few_labels
+from kd.runs import is_joined
 from kd.text import format_count
 
 ROLES = {"teacher": "teacher", "alone": "student without a teacher", "student": "student with a teacher"}
@@ -381,8 +383,8 @@ def statistics(study):
 def commands(study):
     """Blocks: the commands that train, evaluate and report the study again."""
     lines = []
-    for run in study.runs:
-        if run.options:
+    for run in itertools.chain.from_iterable(run.folds or [run] for run in study.runs):
+        if run.options and not is_joined(run.folder):  # an ensemble is not trained
             script = "train_teacher.py" if run.kind == "teacher" else "distill.py"
             lines.append(f"python {script} --config {command_path(run.folder / 'config.yaml')}")
     root = command_path(Path(*study.runs[0].folder.parts[:-2]))

@@ -65,7 +65,8 @@ def compare(study):
         if reason:
             left_out.append((name, reason))
         else:
-            models.append(comparison.Model(name, group[0].folder.parent, group[0].kind, group[0].network, seeds))
+            models.append(comparison.Model(name, group[0].folder.parent, group[0].kind, group[0].network, seeds,
+                                           teacher=comparison.teacher_of(group[0])))
     if len(models) < 2:
         return None
     pairs = comparison.compare(models, protocol.Settings(), answers_only=True)["pairs"]
@@ -148,10 +149,11 @@ def without_baseline(study):
         network = networks[model]
         if group[0].kind == "student" and network not in known:
             known.add(network)
-            config = command_path(group[0].folder / "config.yaml")
+            configs = [command_path(run.folder / "config.yaml") for run in group[0].folds or [group[0]]]
             few = f"_labelled_{group[0].labelled:g}" if group[0].labelled < 1 else ""
             name = command_path(architectures[model].replace(":", "_") + "_alone" + few)
-            commands.append((model, f"python distill.py --config {config} --alpha 1 --beta 0 --name {name}"))
+            commands.append((model, "\n".join(f"python distill.py --config {config} --alpha 1 --beta 0 --name {name}"
+                                              for config in configs)))
     return commands
 
 
@@ -171,7 +173,8 @@ def students(study, compared):
         correction = f", corrected (Holm) over {count} comparisons" if count > 1 else ""
         notes.append(f"p is of macro-F1, two-sided{correction}.")
     if count < len(compared.pairs):
-        networks = "the networks of these folds" if study.first("environment").get("cross_validation") else "these two networks"
+        joined = study.first("environment").get("cross_validation")
+        networks = "the networks of these folds" if joined else "these two networks"
         notes.append("Where a model has one seed there is no p, for it says nothing of the method; "
                      f"the interval is of {networks}.")
     blocks = [*baselines(study), aside(" ".join(notes))]

@@ -40,9 +40,12 @@ def chosen(study):
         Column("Chosen", "chosen"), Column("In the plan", "in_plan"),
     ]
     return [
-        paragraph("Each combination of these options was trained with one seed. The best on validation was chosen; the "
-                  "test split was not used. Its figure on validation is the best of several and so too good as an "
-                  "estimate; the figures on test are not chosen from."),
+        paragraph("Each combination of these options was trained with one seed, and the best on validation was chosen. "
+                  "Its figure on validation is the best of several and so too good as an estimate. " + (
+                      "These were the validation images of the first fold, which are tested in other folds: only the "
+                      "first fold's figures on test are quite free of the choice."
+                      if study.first("environment").get("cross_validation") else
+                      "The test split was not used, and the figures on test are not chosen from.")),
         bullets(sentence(model, content) for model, content in found.items()),
         *figures, *surplus, table("sweeps", "All tries of the sweeps", columns, records),
         aside("In the figures each dot is a try, the large mark the chosen one; the line joins the tries that differ "
