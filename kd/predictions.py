@@ -30,7 +30,12 @@ class Predictions:
     groups: np.ndarray         # [n] str
     class_names: list
     note: str = ""             # what was taken for what, and done to it
-    folds: int = 0             # of the cross-validation whose answers these are; 0 of a single network
+    fold: np.ndarray = None    # [n] int64, from 1 on: of the cross-validation whose answers these are
+
+    @property
+    def folds(self):
+        """The number of folds; 0 of a single network."""
+        return 0 if self.fold is None else len(np.unique(self.fold))
 
     @property
     def clusters(self):
@@ -51,7 +56,7 @@ class Predictions:
 
     def take(self, rows):
         """The Predictions of some images; rows: mask [n] bool or positions."""
-        parts = ("labels", "logits", "probabilities", "ids", "groups")
+        parts = ("labels", "logits", "probabilities", "ids", "groups", "fold")
         return replace(self, **{part: None if getattr(self, part) is None else getattr(self, part)[rows]
                                 for part in parts})
 

@@ -7,7 +7,6 @@
 Files may come from other systems, and hold anything; what has passed the checks here needs no further check.
 """
 
-import contextlib
 import hashlib
 import math
 import os
@@ -346,12 +345,14 @@ def _read_split(path):
 
 
 def _read_test(path):
-    """The Predictions of a run's test.npz, and of how many folds these are."""
-    folder, folds = path.parents[1], None
-    if runs.is_joined(folder):
-        with contextlib.suppress(UserError, AttributeError):  # a damaged file is an error where it is read for itself
-            folds = read_json(folder / "environment.json").get("cross_validation")
-    return replace(predictions.read(path), folds=folds if type(folds) is int and folds > 1 else 0)
+    """The Predictions of a run's test.npz, with the fold of each image where it joins folds."""
+    test, fold = predictions.read(path), read_npz(path).get("fold") if runs.is_joined(path.parents[1]) else None
+    if fold is None:
+        return test
+    if fold.shape != test.labels.shape or fold.dtype.kind not in "iu" or fold.min(initial=1) < 1:
+        raise UserError(f"{path}: fold is not a number from 1 on for each of {len(test.labels)} images",
+                        "Delete the file; evaluate.py writes it again from the folds.")
+    return replace(test, fold=fold.astype(np.int64))
 
 
 # ---- the run

@@ -141,6 +141,30 @@ def test_the_audit_finds_nothing_in_what_is_joined(cv):
     assert not findings, findings
 
 
+def test_the_mean_difference_over_the_folds_knows_the_spread_of_trainings(cv, capsys):
+    for k, wrong in ((1, 20), (2, 25), (3, 10)):  # of the student, where the teacher is always right
+        for model in ("teacher_tiny", "tiny_kd"):
+            file = cv / "folds" / f"{model}_fold{k}of3" / "seed_0" / runs.TEST
+            arrays = read_npz(file)
+            answers = arrays["labels"].copy()
+            answers[:wrong if model == "tiny_kd" else 0] = 6
+            noise = np.random.default_rng(k).normal(size=arrays["logits"].shape)
+            write_npz(file, **{**arrays, "logits": 9 * np.eye(7)[answers] + noise})
+    evaluate.main([str(cv), "--compare"])
+    assert "In each fold both were trained anew" in capsys.readouterr().out
+    rows = {row["metric"]: row for row in read_csv(cv / "comparison.csv")}
+    over_folds, joined = (rows[name] for name in ("accuracy over folds", "accuracy"))
+    # of all images the same, as each fold counts by its images; the interval is that of Student's t over three folds
+    assert float(over_folds["difference"]) == pytest.approx(float(joined["difference"]), abs=1e-6)
+    parts = [read_npz(cv / "folds" / f"tiny_kd_fold{k}of3" / "seed_0" / runs.TEST) for k in (1, 2, 3)]
+    differences = [np.mean(part["logits"].argmax(1) == part["labels"]) - 1 for part in parts]
+    sizes = np.array([len(part["labels"]) for part in parts])
+    half = 4.302653 * np.std(differences, ddof=1) * np.linalg.norm(sizes / sizes.sum())
+    low, high = (float(over_folds[key]) for key in ("lo", "hi"))
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-4) and half > float(joined["hi"]) - float(joined["lo"])
+    assert 0 < float(over_folds["p"]) < .2 and not joined["p"]
+
+
 @pytest.mark.parametrize("fault", ["shared-by-splits", "teacher-saw-test"])
 def test_what_is_wrong_with_a_fold_is_found_in_what_is_joined(cv, fault):
     evaluate.main([str(cv)])

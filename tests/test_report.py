@@ -722,7 +722,7 @@ def test_hostile_names_are_shown_as_text_and_harm_no_table(tmp_path):
     text = re.sub(r"\s+", " ", page.text)
     assert name in text and all(" ".join(blocks.printable(hostile).split()) in text for hostile in HOSTILE)
     labels = [word for drawing in page.drawings() for word in words(drawing)]
-    assert any(word.startswith('<script>alert("1') for word in labels) and "$\\frac12$ & 'co'" in labels
+    assert any(word.startswith('<script>a') for word in labels) and "$\\frac12$ & 'co'" in labels
     assert max(map(len, labels)) <= 60
     for path in (root / "tables").glob("*.csv"):
         with open(path, encoding="utf-8", newline="") as file:

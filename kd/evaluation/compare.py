@@ -121,7 +121,8 @@ def compare(models, settings, answers_only=False):
     The first model is the reference of all others. Further references of a student are its baseline, the same network
     trained without a teacher, and its own teacher where that is another model than the first. A pair is {"reference",
     "model", "tries", "rows" as paired.compare() gives them with intervals of both models, with p_corrected,
-    "agreement": {NAME: METRIC}, "fidelity": {NAME: METRIC} of a student to a teacher, else empty, "disagreements"}.
+    "agreement": {NAME: METRIC}, "fidelity": {NAME: METRIC} of a student to a teacher, else empty, "disagreements",
+    "over_folds": as over_folds() has it, with p_corrected, empty where no folds are joined}.
     p-values are corrected by Holm over the pairs, which are one family for each metric; they are NaN where a model has
     a single seed. answers_only: only of metrics that need no probabilities, which is much faster. Raises UserError
     where two models were tested on different images.
@@ -134,8 +135,10 @@ def compare(models, settings, answers_only=False):
     couples += [(baseline, model) for model in models[1:] for baseline in models[1:] if is_baseline(baseline, model)]
     couples += [(teacher, model) for model in models[1:] for teacher in models[1:]
                 if model.teacher and teacher.folder and teacher.folder.resolve() == model.teacher]
-    pairs = [pair(reference, model, first, draws) for reference, model in couples]
-    for rows in zip(*(pair["rows"] for pair in pairs)):
+    pairs = [pair(reference, model, first, draws, settings.replicates) for reference, model in couples]
+    families = [*zip(*(pair["rows"] for pair in pairs)),
+                *([pair["over_folds"][name] for pair in pairs] for name in pairs[0]["over_folds"])]
+    for rows in families:
         for row, p in zip(rows, paired.holm([row["p"] for row in rows])):
             row["p_corrected"] = float(p)
     return {"conventions": protocol.conventions(first, None, settings), "class_names": first.class_names,
@@ -184,7 +187,7 @@ def measure(model, first, draws, settings, answers_only=False):
         model.values[seed] = bootstrap.replicate(probabilities, draws, names, calibrated, settings.bins, rarest)
 
 
-def pair(reference, model, first, draws):
+def pair(reference, model, first, draws, replicates=bootstrap.REPLICATES):
     """How `model` differs from `reference`; see compare()."""
     sides = reference.values, model.values
     names = [name for name in next(iter(reference.values.values()))
@@ -211,8 +214,28 @@ def pair(reference, model, first, draws):
     return {"reference": reference.name, "model": model.name,
             "seeds": {"reference": len(reference.seeds), "model": len(model.seeds)}, "rows": rows,
             "tries": {"reference": reference.tries, "model": model.tries}, "agreement": over_couples(shares),
-            "fidelity": fidelity,
+            "fidelity": fidelity, "over_folds": over_folds(reference, model, first, replicates),
             "disagreements": {name: float(np.mean([count[name] for count in counts])) for name in counts[0]}}
+
+
+def over_folds(reference, model, first, replicates):
+    """{NAME: METRIC with "p"} of the mean difference over the folds that are joined; {} where none are.
+
+    In each fold both were trained anew, so this says something of the method, too, and not of these networks alone.
+    """
+    of_folds = {name: [] for name in protocol.MAJORITY} if first.folds else {}
+    sizes = []
+    for number in np.unique(first.fold) if of_folds else ():
+        rows = first.fold == number
+        sizes.append(int(rows.sum()))
+        draws = bootstrap.draws(first.labels[rows], first.clusters[rows], len(first.class_names), replicates)
+        sides = [[bootstrap.overall(answers[rows], draws) for answers in side.answers.values()]
+                 for side in (reference, model)]
+        for name, pairs in of_folds.items():
+            of_reference, of_model = (estimate.Estimate.mean([seed[name] for seed in side]) for side in sides)
+            pairs.append(of_model.minus(of_reference))
+    pooled = {name: estimate.Estimate.pooled(pairs, sizes) for name, pairs in of_folds.items()}
+    return {name: {**figure.metric(), "p": figure.p()} for name, figure in pooled.items()}
 
 
 def couples_of(reference, model):
@@ -266,8 +289,9 @@ def difference(name, reference, model):
 def table(compared):
     """Rows of comparison.csv, of what compare() gives.
 
-    Of agreement, of the three kinds of disagreement and of fidelity, the figures stand under model_value; of
-    only_one_right, the numbers of images that only the reference and only the model has right.
+    Of agreement, of the three kinds of disagreement and of fidelity, the figures stand under model_value; of `NAME over
+    folds`, the mean difference over the folds stands under difference; of only_one_right, the numbers of images that
+    only the reference and only the model has right stand under the value of each.
     """
     rows = []
     for pair in compared["pairs"]:
@@ -278,6 +302,9 @@ def table(compared):
         rows += [{**head, "metric": name, "model_value": share["value"], "model_lo": share["lo"],
                   "model_hi": share["hi"], "withheld": share.get("withheld", "")}
                  for name, share in {**pair["agreement"], **pair["fidelity"]}.items()]
+        rows += [{**head, "metric": f"{name} over folds", "difference": figure["value"],
+                  **{key: figure[key] for key in ("lo", "hi", "p", "p_corrected")},
+                  "withheld": figure.get("withheld", "")} for name, figure in pair["over_folds"].items()]
         counts = pair["disagreements"]
         rows.append({**head, "metric": "only_one_right", "reference_value": counts["reference_only"],
                      "model_value": counts["model_only"]})

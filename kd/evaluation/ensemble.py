@@ -86,7 +86,8 @@ def _mean(predictions):
     mean = _mean_probabilities(first, predictions)
     groups = np.full(len(first.labels), "") if first.groups is None else first.groups
     return {"ids": first.ids, "labels": first.labels, "groups": groups, "class_names": np.array(first.class_names),
-            "logits": np.log(np.maximum(mean, np.finfo(np.float64).tiny))}
+            "logits": np.log(np.maximum(mean, np.finfo(np.float64).tiny)),
+            **({} if first.fold is None else {"fold": first.fold})}
 
 
 def _mean_probabilities(first, predictions):

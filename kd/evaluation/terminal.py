@@ -277,6 +277,8 @@ def comparison_table(compared):
         parts.append(pair_in_full(pairs[0], compared["class_names"], size["support"], stated))
     else:
         parts.append(one_line_a_pair(pairs))
+    if pairs[0]["over_folds"]:
+        parts.append(over_folds(pairs))
     tested = [pair for pair in pairs if min(pair["seeds"].values()) > 1]
     single = [name for name, seeds in compared["models"].items() if len(seeds) == 1]
     lines = []
@@ -337,6 +339,17 @@ def pair_in_full(pair, names, support, conventions):
     printed += [*pair["agreement"].values(), *pair["fidelity"].values()]
     return "\n\n".join([align_columns(overall_table), align_columns(class_table),
                         "\n".join([sentences, *seeds_note(printed)])])
+
+
+def over_folds(pairs):
+    """Table of the mean differences over the folds, and what it says."""
+    table = [["mean over folds", *SHORT_TITLES, "p of macro F1"]]
+    table += [[f"{pair['model']} less {pair['reference']}",
+               *(format_metric(pair["over_folds"][name], "+.3f") for name in SHORT),
+               format_p(pair["over_folds"]["macro_f1"]["p_corrected"])] for pair in pairs]
+    corrected = f", corrected (Holm) over {len(pairs)} comparisons" if len(pairs) > 1 else ""
+    return (f"{align_columns(table)}\nIn each fold both were trained anew: these intervals include the spread of "
+            f"trainings. p: by Student's t over\nthe folds{corrected}.")
 
 
 def one_line_a_pair(pairs):

@@ -180,8 +180,8 @@ def students(study, compared):
     blocks = [*baselines(study), aside(" ".join(notes))]
     for model, why in compared.left_out:
         blocks += missing(model, f"It cannot be compared: {why}.")
-    return [*blocks, differences_table(compared), *per_class(compared), agreement_table(compared),
-            *fidelity.fidelity(study, compared), *confusions(study), *attention(study)]
+    return [*blocks, differences_table(compared), *over_folds(compared), *per_class(compared),
+            agreement_table(compared), *fidelity.fidelity(study, compared), *confusions(study), *attention(study)]
 
 
 def baselines(study):
@@ -205,6 +205,19 @@ def differences_table(compared):
     ]
     caption = "Differences from the reference, and the share of its metric that is retained"
     return table("deltas", caption, columns, records)
+
+
+def over_folds(compared):
+    """Blocks: the mean differences over the folds of a cross-validation; none where no folds are joined."""
+    records = [{"model": pair["model"], "reference": pair["reference"], "role": compared.roles(pair)[1],
+                "metric_name": OVERALL[name], **spread("difference", figure), "p": figure["p"],
+                "p_corrected": figure["p_corrected"], "p_shown": figure["p_corrected"] if name == DECIDES else None}
+               for pair in compared.pairs for name, figure in pair["over_folds"].items()]
+    columns = [Column("Model", "model", kind="model"), Column("Compared with", "reference", kind="text"),
+               Column("Metric", "metric_name"), interval("Δ", "difference", form="+.3f"), Column("p", "p_shown", "p")]
+    return [aside("In each fold both networks were trained anew: the intervals of the means over the folds include the "
+                  "spread of trainings."),
+            table("deltas_over_folds", "Mean differences over the folds", columns, records)] if records else []
 
 
 def overall_names(test):
