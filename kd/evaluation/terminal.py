@@ -235,7 +235,9 @@ def study_table(results, seeds):
                               {titles[model]: content for model, content in seeds.items()})
     lines += ["", fidelity, ""] if fidelity else []
     if not all(map(prediction_files.is_file, results)):
-        lines.append("Calibration, operating points and every class are in each run's metrics.json.")
+        folds = any(result["conventions"].get("folds") for result in results.values())
+        lines.append("Every class is in each run's metrics.json; operating points are in those of the folds." if folds
+                     else "Calibration, operating points and every class are in each run's metrics.json.")
     return "\n".join(lines)
 
 
