@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kd import bootstrap, predictions
 from kd.errors import UserError
 from kd.files import read_csv, read_json
 from kd.train.options import TrainingParser, parse_options
@@ -132,6 +133,20 @@ def test_tables_of_the_results_are_those_of_the_runs():
             assert cells == expected, (study.name, model, seed)
             checked += 1
     assert checked > 20
+
+
+def test_tables_of_tries_are_those_of_their_predictions():
+    results = ROOT / "docs" / "results"
+    checked = 0
+    for section in re.split(r"(?m)^## ", text_of(results / "README.md"))[1:]:
+        for name, figure in re.findall(r"(?m)^\| (\S+) \| .* \| (\S+ \[.*?\]) \|$", section):
+            file = results / section.split()[0] / "sweep_tries" / name / "seed_0" / "predictions" / "val.npz"
+            if file.exists():
+                val = predictions.read(file)
+                metric = bootstrap.measure(val.labels, val.probabilities, val.clusters, val.class_names)["macro_f1"]
+                assert figure == cell(metric).replace("0.", "."), name
+                checked += 1
+    assert checked > 10
 
 
 def test_the_gains_in_the_readme_are_those_of_the_comparison():

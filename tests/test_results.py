@@ -14,13 +14,16 @@ WITH_FOLDS = [study for study in STUDIES if (study / runs.FOLDS).is_dir()]
 # of every run, as the first paragraph of the page says
 FILES = ("config.yaml", "environment.json", "history.csv", "metrics.json", "predictions/val.npz",
          "predictions/test.npz")
+OF_A_TRY = ("config.yaml", "environment.json", "history.csv")
 OF_EACH = ("config.yaml", "environment.json", "metrics.json", "predictions/test.npz")  # pooled folds have these alone
 
 
 def missing(study):
     """Files that a study should have and has not."""
-    found = sorted(path.parent for path in study.rglob("config.yaml"))
-    paths = [run / name for run in found for name in FILES if name in OF_EACH or not (run / runs.RECORD).exists()]
+    everything = sorted(path.parent for path in study.rglob("config.yaml"))
+    found = [run for run in everything if runs.TRIES not in run.parts]
+    paths = [run / name for run in everything if run not in found for name in OF_A_TRY]
+    paths += [run / name for run in found for name in FILES if name in OF_EACH or not (run / runs.RECORD).exists()]
     models = {run.parent for run in found}
     paths += [model / "seeds.json" for model in models if sum(run.parent == model for run in found) > 1]
     if sum(runs.FOLDS not in model.parts for model in models) > 1:
