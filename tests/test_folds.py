@@ -18,6 +18,7 @@ from kd.data import splits
 from kd.errors import UserError
 from kd.evaluation import folds
 from kd.files import read_csv, read_json, read_npz, write_csv, write_json, write_npz, write_yaml
+from kd.report import build, study_files
 from kd.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -163,6 +164,27 @@ def test_the_mean_difference_over_the_folds_knows_the_spread_of_trainings(cv, ca
     low, high = (float(over_folds[key]) for key in ("lo", "hi"))
     assert (high - low) / 2 == pytest.approx(half, rel=1e-4) and half > float(joined["hi"]) - float(joined["lo"])
     assert 0 < float(over_folds["p"]) < .2 and not joined["p"]
+
+
+def test_the_report_names_folds_where_a_network_is_needed(cv):
+    pytest.importorskip("matplotlib")
+    shutil.copytree(cv / "folds" / "tiny_kd_fold1of3", cv / "folds" / "tiny_other_fold1of3")
+    lacking = folds.pool(cv)
+    evaluate.main([str(cv)])
+    found = study_files.read_study(cv)
+    blocks = [block for section in build.build(found, []) for block in section.blocks]
+    code = "\n".join(str(block) for block in blocks if block["kind"] in ("code", "missing"))
+    for model in ("teacher_tiny", "tiny_kd"):
+        for k in (1, 2, 3):
+            config = (cv / "folds" / f"{model}_fold{k}of3" / "seed_0" / "config.yaml").as_posix()
+            assert f"--config {config}" in code
+        assert f"{model}/seed_0/config.yaml" not in code
+    first = (cv / "folds" / "tiny_kd_fold1of3" / "seed_0").as_posix()
+    for script in ("robustness.py", "benchmark.py", "export.py"):
+        assert any(script in line and first in line for line in code.splitlines()), script
+    assert any(block.get("name") == "deltas_over_folds" for block in blocks)
+    assert [(folder.parent.name, why) for folder, why in lacking] == [
+        ("tiny_other", "of its 3 folds, 2, 3 are not trained")]
 
 
 @pytest.mark.parametrize("fault", ["shared-by-splits", "teacher-saw-test"])

@@ -71,6 +71,12 @@ class Study:
         """The study's folder as a command line takes it."""
         return command_path(self.path)
 
+    @property
+    def networks(self):
+        """Folders of networks as a command line takes them: the study's, or where it joins folds those of the first."""
+        folds = [run.folds[0].folder for run in self.runs if run.folds]
+        return " ".join(map(command_path, folds)) or self.command
+
 
 def command_path(path):
     """A path as a shell takes it."""

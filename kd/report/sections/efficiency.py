@@ -74,7 +74,7 @@ def efficiency(study, measured):
     blocks = []
     if not rows:
         why = "No row of a benchmark.csv can be used." if left_out else "No run has benchmark.csv."
-        blocks += missing("latency and memory", why, f"python benchmark.py {study.command}")
+        blocks += missing("latency and memory", why, f"python benchmark.py {study.networks}")
     for run, why in dict.fromkeys(left_out):
         blocks += missing(f"some of benchmark.csv of {run}", why)
     unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in study.firsts if not run.benchmark)
@@ -165,7 +165,7 @@ def exports(study):
     if not records:
         run = (study.firsts or study.runs)[-1]
         return missing("the effect of exporting", "No run has exports/parity.json.",
-                       f"python export.py {command_path(run.folder)}")
+                       f"python export.py {command_path((run.folds or [run])[0].folder)}")
     columns = [
         *seed_columns(), Column("File", "format"), Column("Labels changed", "flips", ".2%"),
         interval("Δ macro-F1", "delta_macro_f1", form="+.4f"), interval("Δ accuracy", "delta_accuracy", form="+.4f"),
@@ -303,7 +303,7 @@ def pareto(study, measured):
     points = measured.points
     if len(points) < 2:
         return missing("quality against latency", "It needs two models with predictions, metrics and benchmark.csv, "
-                       "measured under the same conditions.", f"python benchmark.py {study.command}")
+                       "measured under the same conditions.", f"python benchmark.py {study.networks}")
     blocks = [block for model, why in measured.left_out for block in missing(model, why)]
     columns = [
         *seed_columns(), Column("Precision", "precision"), interval("Macro-F1", "score"),

@@ -50,7 +50,7 @@ def robustness(study):
         blocks += missing(f"robustness of {models}", f"{count} of robustness.csv without intervals.")
     if not rows:
         return blocks or missing("robustness under corruptions", "No run has robustness.csv.",
-                                 f"python robustness.py {study.command}")
+                                 f"python robustness.py {study.networks}")
     unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in study.firsts if not run.robustness)
     if unmeasured:
         blocks += missing(f"robustness of {unmeasured}", "There is no robustness.csv.")
@@ -116,7 +116,7 @@ def summary(study, cells):
             rows.append({**with_format(row), "role": run.kind})
     if not rows:
         return missing("the mean over all corruptions", "There is no robustness_summary.csv with intervals.",
-                       f"python robustness.py {study.command}")
+                       f"python robustness.py {study.networks}")
     notes = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
         notes.append(suites.note(suite, {row["corruption"] for row in cells if row["suite"] == suite}))
