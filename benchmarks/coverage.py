@@ -231,14 +231,16 @@ def _trainings(population, rng, lesions, is_stratified, replicates, count):
     values = [bootstrap.overall(probabilities.argmax(1), draws)["macro_f1"] for probabilities in models]
     pairs = [b.minus(a) for a, b in zip(values[:3], values[3:])]
     count("seeds, macro_f1", Estimate.mean(pairs, trainings=True).p() >= .05)
-    pairs, sizes = [], []
+    pairs, sizes = {"accuracy": [], "macro_f1": []}, []
     for _ in range(5):
         labels, lesion, models = population.sample(rng, lesions // 5, is_stratified, signals(2))
         draws = bootstrap.Draws(labels, lesion, population.classes, replicates)
-        a, b = (bootstrap.overall(probabilities.argmax(1), draws)["accuracy"] for probabilities in models)
-        pairs.append(b.minus(a))
+        a, b = (bootstrap.overall(probabilities.argmax(1), draws) for probabilities in models)
+        for name, of_folds in pairs.items():
+            of_folds.append(b[name].minus(a[name]))
         sizes.append(len(labels))
-    count("folds, accuracy", Estimate.pooled(pairs, sizes).p() >= .05)
+    for name, of_folds in pairs.items():
+        count(f"folds, {name}", Estimate.pooled(of_folds, sizes).p() >= .05)
 
 
 if __name__ == "__main__":
