@@ -186,6 +186,8 @@ def evaluate_run(folder, settings=protocol.Settings(), table=None, by=()):
     ensemble.check(run)
     evaluated = protocol.evaluate(*run.predictions(), settings)
     add_fidelity(evaluated, run, settings)
+    if run.folds:
+        evaluated.result["fold_points"] = folds.operating_points(run, settings)
     add_subgroups(evaluated, table or (find_table(run, by) if by else None), by, settings)
     evaluated.result["audit"] = examine.audit_run(run, evaluated.result)
     write_json(Path(folder) / "metrics.json", evaluated.result)
@@ -405,8 +407,6 @@ def check(options, files, folders):
     """Options that do not fit what the paths are."""
     if options.target:
         for folder in folders:
-            if Run(folder).val is None:
-                runs.refuse_joined(folder)  # each fold has thresholds of its own
             if options.data:  # said before the images are decoded
                 protocol.check_targets(Run(folder).class_names, options.target)
     if options.by and not options.table and (files or options.data):

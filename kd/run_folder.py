@@ -117,6 +117,14 @@ def is_point(point):
     return kind != "sensitivity" or {"value", "lo", "hi"} <= point.get("test", {}).get("sensitivity", {}).keys()
 
 
+def _are_fold_points(content):
+    """Whether a metrics.json has sound operating points of folds, or none."""
+    points = content.get("fold_points") or []
+    return isinstance(points, list) and all(
+        is_point(point) and isinstance(point.get("thresholds"), list) and all(map(is_number, point["thresholds"]))
+        for point in points)
+
+
 def _are_subgroups(columns):
     """Whether this is {column: {"subgroups": [...], "gaps": [...]}}, as kd.evaluation.subgroups makes it."""
     def are(rows, texts, counts, numbers=()):
@@ -213,7 +221,7 @@ def check_metrics(run, path, content):
              and is_metrics(content.get("majority", {}))
              and (confusion is None or _is_square(confusion, classes))
              and isinstance(conventions, dict) and is_number(conventions.get("level"))
-             and isinstance(points, list) and all(map(is_point, points))
+             and isinstance(points, list) and all(map(is_point, points)) and _are_fold_points(content)
              and _is_calibration(content.get("calibration") or {})
              and _is_curve(content.get("risk_coverage") or {"coverage": [], "risk": []}))
     return content if sound else fail()

@@ -142,6 +142,35 @@ def test_the_audit_finds_nothing_in_what_is_joined(cv):
     assert not findings, findings
 
 
+def test_thresholds_of_each_fold_are_tested_on_its_own_images_and_counted_together(cv, capsys):
+    for file in sorted((cv / "folds").glob("*/seed_0/predictions/*.npz")):
+        arrays = read_npz(file)
+        noise = np.random.default_rng(len(arrays["ids"])).normal(size=arrays["logits"].shape)
+        write_npz(file, **{**arrays, "logits": 2 * (np.eye(7)[arrays["labels"]] + noise)})
+    evaluate.main([str(cv / "folds"), "--target", "mel", "--risk", "0.4"])
+    evaluate.main([str(cv / "tiny_kd"), "--target", "mel", "--risk", "0.4"])
+    assert "Operating points, chosen on validation of each fold" in capsys.readouterr().out
+    point, abstention = read_json(cv / "tiny_kd" / "seed_0" / "metrics.json")["fold_points"]
+    hits = positives = false = answered = wrong = 0
+    for k in (1, 2, 3):
+        run = Run(cv / "folds" / f"tiny_kd_fold{k}of3" / "seed_0")
+        of_fold = {one["name"]: one for one in run.metrics["operating_points"]}
+        assert of_fold[point["name"]]["threshold"] == point["thresholds"][k - 1]
+        mel = run.test.class_names.index("mel")
+        called = run.test.probabilities[:, mel] >= point["thresholds"][k - 1]
+        hits += (called & (run.test.labels == mel)).sum()
+        false += (called & (run.test.labels != mel)).sum()
+        positives += (run.test.labels == mel).sum()
+        least = abstention["thresholds"][k - 1]
+        sure = run.test.probabilities.max(1) >= (np.inf if least is None else least)
+        answered += sure.sum()
+        wrong += (sure & (run.test.probabilities.argmax(1) != run.test.labels)).sum()
+    assert point["test"]["sensitivity"]["value"] == pytest.approx(hits / positives)
+    assert point["test"]["specificity"]["value"] == pytest.approx(1 - false / (150 - positives))
+    assert abstention["test"]["coverage"]["value"] == pytest.approx(answered / 150)
+    assert abstention["test"]["risk"]["value"] == pytest.approx(wrong / answered)
+
+
 def test_the_mean_difference_over_the_folds_knows_the_spread_of_trainings(cv, capsys):
     for k, wrong in ((1, 20), (2, 25), (3, 10)):  # of the student, where the teacher is always right
         for model in ("teacher_tiny", "tiny_kd"):
@@ -208,8 +237,7 @@ def test_what_is_wrong_with_a_fold_is_found_in_what_is_joined(cv, fault):
 def test_what_needs_a_network_names_a_fold(cv):
     folds.pool(cv)
     joined = str(cv / "tiny_kd" / "seed_0")
-    for call in (lambda: export.main([joined]), lambda: robustness.main([joined]), lambda: benchmark.main([joined]),
-                 lambda: evaluate.main([joined, "--target", "mel"])):
+    for call in (lambda: export.main([joined]), lambda: robustness.main([joined]), lambda: benchmark.main([joined])):
         with pytest.raises(UserError, match="has the answers of several networks") as caught:
             call()
         fold = caught.value.hint.removeprefix("Name one of the folds: ")

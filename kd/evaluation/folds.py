@@ -11,12 +11,14 @@ each network is from calibrated, and what thresholds promise, are questions abou
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from kd import calibration, runs
 from kd.errors import UserError, listing
+from kd.evaluation import protocol
 from kd.files import read_csv, read_json, read_npz, read_yaml, write_csv, write_json, write_npz, write_yaml
 from kd.runs import RECORD
 
@@ -128,6 +130,32 @@ def _temperature(part):
     """The temperature of the arrays of a validation part; 1 where none can be fitted."""
     fit = calibration.fit_temperature(part["logits"].astype(np.float64), part["labels"])
     return round(fit.value, 6) if fit.ok else 1.0
+
+
+# ---- what thresholds keep
+
+def operating_points(run, settings):
+    """Operating points of a pooled Run, [] where a fold is missing: each fold's threshold, on its own test images.
+
+    As in metrics.json, with `thresholds`, one a fold, in the place of `threshold`; `promised` of a sensitivity is the
+    mean over the positives. Scores are those of the networks, without a temperature, as thresholds take them.
+    """
+    pairs = [fold.predictions() for fold in run.folds]
+    if not pairs or np.concatenate([test.ids for _, test in pairs]).tolist() != run.test.ids.tolist():
+        return []
+    whole = replace(run.test, logits=None, probabilities=np.concatenate([test.probabilities for _, test in pairs]))
+    kinds = ("sensitivity", "abstention")
+    chosen = [[point for point in protocol.choose(val, settings).points if point["kind"] in kinds] for val, _ in pairs]
+    points = []
+    for of_folds in zip(*chosen):
+        thresholds = np.array([point["threshold"] for point in of_folds], dtype=np.float64)
+        k = whole.class_names.index(of_folds[0]["class"]) if of_folds[0]["class"] else None
+        weights = np.array([len(test.labels) if k is None else (test.labels == k).sum() for _, test in pairs])
+        promised = float(weights @ [point["promised"] for point in of_folds] / max(weights.sum(), 1))
+        points.append({**of_folds[0], "threshold": thresholds[whole.fold - 1], "promised": promised,
+                       "thresholds": thresholds.tolist()})
+    tested = protocol.test_points(points, whole, protocol.resampling(whole, settings))
+    return [{**{key: value for key, value in point.items() if key != "val"}, "threshold": None} for point in tested]
 
 
 # ---- teachers

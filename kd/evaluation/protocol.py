@@ -213,7 +213,8 @@ def calibration_of(test, calibrated, fit, bins):
 def test_points(points, test, draws):
     """The operating points with their figures on test, each a METRIC.
 
-    shortfall: how far sensitivity is below, or the error rate above, what was promised on validation.
+    shortfall: how far sensitivity is below, or the error rate above, what was promised on validation. A threshold may
+    be an array [n], one for each image.
     """
     tested = []
     for point in points:
@@ -221,7 +222,7 @@ def test_points(points, test, draws):
         if kind == "sensitivity":
             k = test.class_names.index(point["class"])
             masks = operating_points.masks(test.labels == k, test.probabilities[:, k] >= threshold)
-            figures = rates(masks, draws, is_defined=not np.isnan(threshold))
+            figures = rates(masks, draws, is_defined=not np.any(np.isnan(threshold)))
             metric = figures["sensitivity"]
             shortfall = {**metric, "value": point["promised"] - metric["value"], "lo": point["promised"] - metric["hi"],
                          "hi": point["promised"] - metric["lo"]}

@@ -124,25 +124,18 @@ def by_class(result):
 
 def operating_points(result):
     """Three small tables: thresholds on a class, multipliers of all classes, abstention."""
-    points = result["operating_points"]
+    points, of_folds = result["operating_points"], result.get("fold_points")
+    if of_folds:
+        return fold_points(result, of_folds)
     if not points:
-        return ("Operating points are chosen in each fold: evaluate.py has them of the runs in the study's folds/."
-                if result["conventions"].get("folds") else
-                "No validation predictions (--val): no temperature is fitted, no operating point chosen.")
+        return "No validation predictions (--val): no temperature is fitted, no operating point chosen."
     thresholds = [point for point in points if point["kind"] == "sensitivity"]
     rules = [point for point in points if point["kind"] in ("macro_f1", "prior")]
     abstentions = [point for point in points if point["kind"] == "abstention"]
     chosen_on = "the part fitted on" if points[0]["chosen_on"] == FIT else "validation"
     parts = [f"Operating points, chosen on {chosen_on}, tested once on test:"]
     if thresholds:
-        short_name = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
-        table = [["class", "threshold", "promised", "sensitivity", "specificity", "PPV", "NPV"]]
-        for point in thresholds:
-            test = {name: format_metric(metric, bounds_form=".2f") for name, metric in point["test"].items()}
-            table.append([short_name[point["class"]], format_number(point["threshold"], ".3g"),
-                          format_number(point["promised"], ".2f"), test["sensitivity"], test["specificity"],
-                          test["ppv"], test["npv"]])
-        parts.append(f"{align_columns(table)}\n{describe_promises(thresholds, chosen_on)}")
+        parts.append(thresholds_table(result, thresholds, chosen_on))
     if rules:
         decisions = {"most probable class": result["test"], **{point["name"]: point["test"] for point in rules}}
         rows = [[name, *(format_metric(metrics[metric]) for metric in SHORT)] for name, metrics in decisions.items()]
@@ -178,6 +171,33 @@ def subgroup_table(column, content):
         lines.append(f"largest gap in {gap['metric']}: {short[gap['highest']]} over {short[gap['lowest']]} by "
                      f"{format_metric(gap)}, p {format_p(gap['p_corrected'])} (Holm over {family})")
     return "\n".join(lines)
+
+
+def fold_points(result, points):
+    """Tables of the operating points of folds that are joined."""
+    chosen_on = "validation of each fold"
+    parts = [f"Operating points, chosen on {chosen_on}, tested once on its test images:"]
+    thresholds = [point for point in points if point["kind"] == "sensitivity"]
+    if thresholds:
+        parts.append(thresholds_table(result, thresholds, chosen_on))
+    for point in points:
+        if point["kind"] == "abstention":
+            coverage, risk = (format_metric(point["test"][name]) for name in ("coverage", "risk"))
+            parts.append(f"{point['name']}: answers {coverage} of the images, wrong in {risk}")
+    return "\n\n".join(parts)
+
+
+def thresholds_table(result, points, chosen_on):
+    """Table of the thresholds on a class, and what they promise; of folds, the lowest and the highest threshold."""
+    short_name = dict(zip(result["class_names"], class_labels(result["class_names"])[0]))
+    table = [["class", "threshold", "promised", "sensitivity", "specificity", "PPV", "NPV"]]
+    for point in points:
+        test = {name: format_metric(metric, bounds_form=".2f") for name, metric in point["test"].items()}
+        ends = dict.fromkeys(f(point.get("thresholds") or [point["threshold"]]) for f in (min, max))
+        table.append([short_name[point["class"]], " to ".join(format_number(end, ".3g") for end in ends),
+                      format_number(point["promised"], ".2f"), test["sensitivity"], test["specificity"],
+                      test["ppv"], test["npv"]])
+    return f"{align_columns(table)}\n{describe_promises(points, chosen_on)}"
 
 
 def describe_promises(points, chosen_on):
@@ -236,8 +256,8 @@ def study_table(results, seeds):
     lines += ["", fidelity, ""] if fidelity else []
     if not all(map(prediction_files.is_file, results)):
         folds = any(result["conventions"].get("folds") for result in results.values())
-        lines.append("Every class is in each run's metrics.json; operating points are in those of the folds." if folds
-                     else "Calibration, operating points and every class are in each run's metrics.json.")
+        lines.append(f"{'Operating' if folds else 'Calibration, operating'} points and every class are in each run's "
+                     "metrics.json.")
     return "\n".join(lines)
 
 

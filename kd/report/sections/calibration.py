@@ -146,7 +146,7 @@ def diagram(run):
 
 def operating_points(runs):
     """Blocks: tables of the operating points of each kind, and one of all for the files alone."""
-    records = [point_record(run, point) for run in runs for point in run.evaluation.get("operating_points") or ()]
+    records = [point_record(run, point) for run in runs for point in points_of(run)]
     if not records:
         why = "; ".join(dict.fromkeys(map(no_validation, runs)))
         return missing("operating points", f"They are chosen on validation: {why}.")
@@ -164,6 +164,11 @@ def operating_points(runs):
     ]
     caption = "Operating points, chosen on validation and tested once"
     return [*blocks, table("operating_points", caption, [], records, export, paper)]
+
+
+def points_of(run):
+    """The operating points of an evaluated Run; where it joins folds, those of the folds on all their test images."""
+    return run.evaluation.get("operating_points") or run.evaluation.get("fold_points") or ()
 
 
 def point_record(run, point):
@@ -245,7 +250,7 @@ def threshold_sentences(study, model):
 
 def sensitivity_point(run, name):
     """The operating point of a Run that promises a sensitivity for the class `name` and was tested, or None."""
-    return next((point for point in run.evaluation.get("operating_points") or ()
+    return next((point for point in points_of(run)
                  if point.get("kind") == "sensitivity" and point.get("class") == name
                  and is_defined((point.get("test", {}).get("sensitivity") or {}).get("value"))), None)
 
