@@ -61,8 +61,10 @@ def calibration_table(runs):
     bins = "bins as in metrics.json"
     if conventions.get("bins"):
         bins = f"{conventions['bins']} bins closed on the {conventions.get('closed', 'right')}"
-    caption = (f"Calibration on test, before and after the temperature fitted on validation; {bins}; Brier from 0 to "
-               "2. Chance raises an ECE: it has no interval, and p is how often a calibrated network has one as large")
+    when = ("after the temperature of each fold, fitted on its validation" if conventions.get("folds") else
+            "before and after the temperature fitted on validation")
+    caption = (f"Calibration on test, {when}; {bins}; Brier from 0 to 2. Chance raises an ECE: it has no interval, and "
+               "p is how often a calibrated network has one as large")
     return table("calibration", caption, columns, [calibration_record(run) for run in runs])
 
 
