@@ -327,11 +327,6 @@ def fingerprint(*columns):
     return digest.hexdigest()[:16]
 
 
-def _in_tree(path):
-    """(STUDY, MODEL, SEED) of a run's folder, or (STUDY, "folds", MODEL, SEED); fewer of a path that is shorter."""
-    return path.parts[-4 if path.parts[-3:-2] == (runs.FOLDS,) else -3:]
-
-
 _SPLITS = {}  # digest of a split.csv -> its rows
 
 
@@ -473,7 +468,7 @@ class Run(_Folder):
     @property
     def teacher_name(self):
         """STUDY/MODEL/SEED of the teacher, or of several, with ` + ` between them; None where there is none."""
-        names = ["/".join(part.strip("/\\") for part in _in_tree(Path(path))) for path in self._teacher_paths]
+        names = ["/".join(part.strip("/\\") for part in runs.in_tree(Path(path))) for path in self._teacher_paths]
         return " + ".join(names) or None
 
     @cached_property
@@ -484,7 +479,7 @@ class Run(_Folder):
         """
         study, found = runs.of_study(self.folder), []
         for path in map(Path, self._teacher_paths):
-            places = [study.parent.joinpath(*_in_tree(path)), study.joinpath(*_in_tree(path)[1:])]
+            places = [study.parent.joinpath(*runs.in_tree(path)), study.joinpath(*runs.in_tree(path)[1:])]
             places = [*(places if len(path.parts) > 1 else ()), path]
             found.append(next((Run(place) for place in places if os.path.isdir(place)), None))  # it raises for no name
         return found

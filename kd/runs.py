@@ -94,6 +94,11 @@ def describe(run):
 RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(10))}
 
 
+def in_tree(path):
+    """(STUDY, MODEL, SEED) of a run's folder, or (STUDY, "folds", MODEL, SEED); fewer of a path that is shorter."""
+    return path.parts[-4 if path.parts[-3:-2] == (FOLDS,) else -3:]
+
+
 def of_study(run):
     """The folder of the study that a run folder belongs to, also that of a fold."""
     folder = study(run)

@@ -8,7 +8,7 @@ import string
 import tempfile
 from pathlib import Path
 
-from kd import onnx_model
+from kd import onnx_model, runs
 from kd.edge import site
 from kd.errors import UserError
 from kd.files import check_writable, read_bytes, write_npz, write_text
@@ -96,6 +96,7 @@ def card(run, model, exported, record=None):
         groups = f" of {format_count(data['groups'], 'group')} (lesions, patients); no group is in two splits"
     tested = f" on {format_count(test['images'], 'image')}" if test["images"] else ""
     test_groups = f" of {format_count(test['groups'], 'group')}" if test["groups"] else ""
+    place = "/".join(runs.in_tree(run.folder.resolve()))
     lines = [
         f"# {provenance['arch']}: {', '.join(exported.class_names)}",
         "",
@@ -106,8 +107,7 @@ def card(run, model, exported, record=None):
         "",
         f"- architecture {provenance['arch']}, {exported.facts['parameters']:,} parameters, "
         f"{exported.facts['macs'] / 1e6:.1f} M multiply-accumulates an image",
-        f"- file {model.name}, {model.stat().st_size / 1e6:.2f} MB, from run {provenance.get('run', run.seed)}, "
-        f"weights {provenance['weights']}",
+        f"- file {model.name}, {model.stat().st_size / 1e6:.2f} MB, from run {place}, weights {provenance['weights']}",
         f"- input: the short side resized to {pixels['resize']} px ({pixels['interpolation']}), "
         f"the centre {pixels['size']} px" + (
             f"; values of more than 8 bits: {pixels['range'][0]:g} becomes 0 and {pixels['range'][1]:g} becomes 255"

@@ -13,7 +13,7 @@ from kd.run_folder import Run
 from kd.text import TERMINAL_WIDTH, command, format_count, format_metric, format_number, is_defined, shortened
 
 NEAR = 0.2     # of the way from the majority rule's macro-F1 to 1: below this a network has learned little
-# Steps that are usual: from random weights, where the 880 of docs/results/ham10000_64px were too few for a mobilenetv2;
+# Steps that are usual: from random weights, where 880 were too few for a mobilenetv2 on HAM10000;
 # and from trained ones.
 STEPS, STEPS_OF_TUNING = 2000, 200
 FEW_IMAGES = 20  # of a class, for training

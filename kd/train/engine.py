@@ -72,7 +72,7 @@ def run(folder, student, terms, data, options, *, seed, teacher=None, targets=No
                 folder / "best.pt", network.model, arch=student.arch, stem=student.stem, class_names=data.class_names,
                 input=input_of(student, data),
                 provenance={**provenance, "tau": step.taus["student_tau"], "epoch": len(journal.rows),
-                            "run": "/".join(runs.describe(folder)),
+                            "run": "/".join(runs.in_tree(folder.resolve())),
                             "data": data.fingerprint, "split": data.split_fingerprint, "seen": splits.seen_by(data)})
 
         with Journal(folder, step, data, options, role, save_best) as journal:
