@@ -237,8 +237,10 @@ def show(evaluated, folders, options, next_step):
             by = by_arguments(options.by) + (["--table", options.table] if options.table else [])
             if by:
                 print(f"Subgroups by {', '.join(options.by)} are in each run's metrics.json, and in the report.")
-            print(f"more: {command('evaluate.py', folders[-1], *by)}   # one run in full\n"
-                  f"      {command('evaluate.py', '--compare', *options.paths)}   # paired differences")
+            print(f"more: {command('evaluate.py', folders[-1], *by)}   # one run in full")
+            first, *others = (of_path.test for of_path in evaluated.values())
+            if not any(predictions.difference_between(first, test) for test in others):
+                print(f"      {command('evaluate.py', '--compare', *options.paths)}   # paired differences")
         return
     (path, result), = results.items()
     print("\n\n".join(filter(None, [terminal.run_table(path, result), findings_text(result["audit"], brief=True),

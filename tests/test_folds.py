@@ -1,6 +1,7 @@
 """Cross-validation by groups: each image is tested once, and its answer is by a network that did not see its group."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -124,6 +125,14 @@ def test_evaluation_is_of_all_images_and_the_student_is_compared_with_the_joined
     assert Run(cv / "tiny_kd" / "seed_0").kind == "student"
     evaluate.main([str(cv), "--compare"])
     assert "150 test images, the same for all" in capsys.readouterr().out
+
+
+def test_models_of_other_test_sets_are_not_proposed_for_a_comparison(cv, capsys, monkeypatch):
+    for path, proposed in ((cv, True), (cv / "folds", False)):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", str(path)])
+        evaluate.main()
+        printed = capsys.readouterr().out
+        assert "one run in full" in printed and ("--compare" in printed) == proposed
 
 
 def test_a_fold_that_was_tested_on_its_training_images_is_refused(cv):
