@@ -407,10 +407,8 @@ def check_reading(options, files):
 
 def check(options, files, folders):
     """Options that do not fit what the paths are."""
-    if options.target:
-        for folder in folders:
-            if options.data:  # said before the images are decoded
-                protocol.check_targets(Run(folder).class_names, options.target)
+    for folder in folders if options.target and options.data else ():  # said before the images are decoded
+        protocol.check_targets(Run(folder).class_names, options.target)
     if options.by and not options.table and (files or options.data):
         raise UserError("--by needs a table with its columns", "Give it with --table FILE.csv.")
     if folders:

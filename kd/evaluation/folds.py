@@ -46,15 +46,14 @@ def pool(path):
                                 "Move those of one number away, or train them under another --name.")
         for (model, count, seed), folds in sorted(found.items()):
             target = place.parent / model / seed
-            if (model, seed) in whole:
-                if len(folds) == count:
-                    _write(target, [folds[k] for k in range(1, count + 1)])
-                continue
             missing = [k for k in range(1, count + 1) if k not in folds]
-            lacking.append((target, f"of its {count} folds, {listing(missing, 10)} "
-                                    f"{'is' if len(missing) == 1 else 'are'} not trained"))
-            if (target / RECORD).exists():
-                (target / runs.TEST).unlink(missing_ok=True)  # the answers of folds that are no longer there
+            if not missing:
+                _write(target, [folds[k] for k in range(1, count + 1)])
+            elif (model, seed) not in whole:
+                lacking.append((target, f"of its {count} folds, {listing(missing, 10)} "
+                                        f"{'is' if len(missing) == 1 else 'are'} not trained"))
+                if (target / RECORD).exists():
+                    (target / runs.TEST).unlink(missing_ok=True)  # the answers of folds that are no longer there
     return lacking
 
 
@@ -192,7 +191,7 @@ def _check_options(name, configs, environments):
     for config, environment in zip(configs, environments):
         differing += [key for key in ("arch", "input", "role") if environment.get(key) != environments[0].get(key)]
         differing += ["data"] if environment.get("data", {}).get("fingerprint") != data.get("fingerprint") else []
-        ours, theirs = ([_place(_pooled(path)) for path in _teachers(*pair)]
+        ours, theirs = ([runs.in_tree(_pooled(path)) for path in _teachers(*pair)]
                         for pair in ((config, environment), (first, environments[0])))
         differing += ["teacher"] if ours != theirs else []
         for path in _teachers(config, environment):
@@ -203,11 +202,6 @@ def _check_options(name, configs, environments):
     if differing:
         raise UserError(f"the folds of {name} differ in {listing(dict.fromkeys(differing))}",
                         "Train them all with the same options, on the same data.")
-
-
-def _place(run):
-    """STUDY/MODEL/SEED of a run's folder, wherever the study lies."""
-    return run.parts[-3:]
 
 
 def _check_images(folds, parts, validation, splits):

@@ -123,28 +123,31 @@ def by_class(result):
 
 
 def operating_points(result):
-    """Three small tables: thresholds on a class, multipliers of all classes, abstention."""
-    points, of_folds = result["operating_points"], result.get("fold_points")
-    if of_folds:
-        return fold_points(result, of_folds)
+    """Three small tables: thresholds on a class, multipliers of all classes (not of joined folds), abstention."""
+    of_folds = result.get("fold_points")
+    points = of_folds or result["operating_points"]
     if not points:
         return "No validation predictions (--val): no temperature is fitted, no operating point chosen."
     thresholds = [point for point in points if point["kind"] == "sensitivity"]
     rules = [point for point in points if point["kind"] in ("macro_f1", "prior")]
     abstentions = [point for point in points if point["kind"] == "abstention"]
-    chosen_on = "the part fitted on" if points[0]["chosen_on"] == FIT else "validation"
-    parts = [f"Operating points, chosen on {chosen_on}, tested once on test:"]
+    chosen_on, tested_on = "the part fitted on" if points[0]["chosen_on"] == FIT else "validation", "test"
+    if of_folds:
+        chosen_on, tested_on = "validation of each fold", "its test images"
+    parts = [f"Operating points, chosen on {chosen_on}, tested once on {tested_on}:"]
     if thresholds:
         parts.append(thresholds_table(result, thresholds, chosen_on))
     if rules:
         decisions = {"most probable class": result["test"], **{point["name"]: point["test"] for point in rules}}
         rows = [[name, *(format_metric(metrics[metric]) for metric in SHORT)] for name, metrics in decisions.items()]
         parts.append(align_columns([["decision", *SHORT_TITLES], *rows]))
-    else:
+    elif not of_folds:
         parts.append("No multipliers and no prior correction: all validation images are of one class.")
     for point in abstentions:
-        if np.isfinite(point["threshold"]):
-            coverage, risk = (format_metric(point["test"][name]) for name in ("coverage", "risk"))
+        coverage, risk = (format_metric(point["test"][name]) for name in ("coverage", "risk"))
+        if of_folds:
+            text = f"answers {coverage} of the images, wrong in {risk}"
+        elif np.isfinite(point["threshold"]):
             text = f"answers above a confidence of {point['threshold']:.3f}, {coverage} of the images, wrong in {risk}"
         else:
             text = f"no confidence reaches it on {chosen_on}"
@@ -171,20 +174,6 @@ def subgroup_table(column, content):
         lines.append(f"largest gap in {gap['metric']}: {short[gap['highest']]} over {short[gap['lowest']]} by "
                      f"{format_metric(gap)}, p {format_p(gap['p_corrected'])} (Holm over {family})")
     return "\n".join(lines)
-
-
-def fold_points(result, points):
-    """Tables of the operating points of folds that are joined."""
-    chosen_on = "validation of each fold"
-    parts = [f"Operating points, chosen on {chosen_on}, tested once on its test images:"]
-    thresholds = [point for point in points if point["kind"] == "sensitivity"]
-    if thresholds:
-        parts.append(thresholds_table(result, thresholds, chosen_on))
-    for point in points:
-        if point["kind"] == "abstention":
-            coverage, risk = (format_metric(point["test"][name]) for name in ("coverage", "risk"))
-            parts.append(f"{point['name']}: answers {coverage} of the images, wrong in {risk}")
-    return "\n\n".join(parts)
 
 
 def thresholds_table(result, points, chosen_on):
