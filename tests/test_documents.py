@@ -14,9 +14,9 @@ from kd.files import read_csv, read_json
 from kd.train.options import TrainingParser, parse_options
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - {"__main__"}
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("models/**/*.md"))]
-GAINS = re.compile(r"(?m)^\| ([\w-]+)[^|]*\| (\S+ \[.*?\]) \| (\S+ \[.*?\]) \| (\S+ [\[(].*?[\])]) \|$")
 COMMAND = re.compile(r"(?m)^    (?:.*&& )?(python \S+\.py.*)$")
 
 
@@ -107,10 +107,10 @@ def test_output_that_the_readme_quotes_is_what_the_tutorials_commands_print(prin
 
 def test_figures_of_readme_and_tutorial_are_in_what_they_refer_to(printed):
     docs = ROOT / "docs"
-    sources = [docs / "gain.md", docs / "speed.md", docs / "results" / "README.md", docs / "results" / "edge.md"]
+    sources = [docs / "gain.md", docs / "speed.md", RESULTS / "README.md", RESULTS / "edge.md"]
     known = figures(printed).union(*(figures(text_of(path)) for path in sources))
     for path in (ROOT / "README.md", docs / "tutorial.md"):
-        prose = re.sub("Python [0-9.]+", "", GAINS.sub("", COMMAND.sub("", text_of(path))))
+        prose = re.sub("Python [0-9.]+", "", COMMAND.sub("", text_of(path)))
         assert figures(prose) - known == set(), path.name
 
 
@@ -118,52 +118,79 @@ def test_figures_of_readme_and_tutorial_are_in_what_they_refer_to(printed):
 
 
 def cell(metric):
-    return "{value:.3f} [{lo:.3f}, {hi:.3f}]".format(**metric)
+    return "{value:.3f} [{lo:.3f}, {hi:.3f}]".format(**metric).replace("0.", ".")
+
+
+def signed(difference):
+    """A paired difference with its interval, as the pages write it."""
+    value, lo, hi = (f"{difference[key]:+.3f}".replace("0.", ".") for key in ("value", "lo", "hi"))
+    return f"{value} [{lo}, {hi}]".replace("+.000", ".000").replace("-.000", ".000")
+
+
+def tables(text, first):
+    """Rows of the tables whose first column is called `first`, as {column: cell}."""
+    for table in re.findall(rf"(?m)^\| {first} \|.*\n(?:\|.*\n)+", text):
+        header, _, *rows = ([cell.strip() for cell in line.strip()[1:-1].split("|")] for line in table.splitlines())
+        yield from (dict(zip(header, row, strict=True)) for row in rows)
 
 
 def test_tables_of_the_results_are_those_of_the_runs():
-    results = ROOT / "docs" / "results"
     checked = 0
-    for section in re.split(r"(?m)^## ", text_of(results / "README.md"))[1:]:
-        study = results / section.split()[0]
-        for model, seed, *cells in re.findall(
-                r"(?m)^\| (\w+) \| (\d+) \| (\S+ \[.*?\]) \| (\S+ \[.*?\]) \| (\S+ \[.*?\]) \|", section):
-            overall = read_json(study / model / f"seed_{seed}" / "metrics.json")["test"]
-            expected = [cell(overall[name]) for name in ("accuracy", "macro_f1", "balanced_accuracy")]
-            assert cells == expected, (study.name, model, seed)
-            checked += 1
-    assert checked > 20
+    for section in re.split(r"(?m)^## ", text_of(RESULTS / "README.md"))[1:]:
+        for row in tables(section, "run"):
+            overall = read_json(RESULTS / section.split()[0] / row["run"] / "seed_0" / "metrics.json")["test"]
+            for name in ("accuracy", "macro-F1", "balanced accuracy"):
+                assert row[name] == cell(overall[name.replace("-", "_").replace(" ", "_").lower()]), row
+                checked += 1
+    assert checked > 15
+
+
+def test_the_table_of_int8_is_that_of_the_exports():
+    rows = list(tables(text_of(RESULTS / "edge.md"), "run"))
+    losses = [row for row in rows if "labels changed" in row]
+    for row in losses:
+        report = read_json(RESULTS / row["run"] / "seed_0" / "exports" / "parity.json")["formats"]["int8"]
+        change = report["test"]["macro_f1"]
+        metric = {key: change[f"model_{key}"] for key in ("lo", "hi")} | {"value": change["model"]}
+        assert row["macro-F1 in INT8"] == cell(metric), row
+        assert row["less the checkpoint"] == signed(change["difference"]), row
+        assert [row["labels changed"], row["of validation"]] == [
+            f"{100 * report[part]['flips']:.2f}%" for part in ("test", "val")], row
+        assert row["recipe"] == report["recipe"]["ranges"], row
+    assert len(losses) > 4
 
 
 def test_tables_of_tries_are_those_of_their_predictions():
-    results = ROOT / "docs" / "results"
     checked = 0
-    for section in re.split(r"(?m)^## ", text_of(results / "README.md"))[1:]:
+    for section in re.split(r"(?m)^## ", text_of(RESULTS / "README.md"))[1:]:
         for name, figure in re.findall(r"(?m)^\| (\S+) \| .* \| (\S+ \[.*?\]) \|$", section):
-            file = results / section.split()[0] / "sweep_tries" / name / "seed_0" / "predictions" / "val.npz"
+            file = RESULTS / section.split()[0] / "sweep_tries" / name / "seed_0" / "predictions" / "val.npz"
             if file.exists():
                 val = predictions.read(file)
                 metric = bootstrap.measure(val.labels, val.probabilities, val.clusters, val.class_names)["macro_f1"]
-                assert figure == cell(metric).replace("0.", "."), name
+                assert figure == cell(metric), name
                 checked += 1
     assert checked > 10
 
 
-def test_the_gains_in_the_readme_are_those_of_the_comparison():
-    rows = read_csv(ROOT / "docs" / "results" / "ham10000_64px" / "comparison.csv")
-    names = {"MobileNetV2": "mobilenetv2", "EfficientNet-B0": "efficientnetb0", "tiny": "tiny"}
-    found = GAINS.findall(text_of(ROOT / "README.md"))
-    assert [name for name, *_ in found] == list(names)
-    for name, alone, distilled, gain in found:
-        row, = (row for row in rows if row["reference"] == f"{names[name]}_alone"
-                and row["model"] == f"{names[name]}_kd" and row["metric"] == "macro_f1")
-        values = {key: float(row[key]) for key in row if row[key] and key.endswith(("value", "lo", "hi", "difference"))}
-        for side, text in (("reference", alone), ("model", distilled)):
-            expected = "{:.3f} [{:.3f}, {:.3f}]".format(*(values[f"{side}_{key}"] for key in ("value", "lo", "hi")))
-            assert text == expected.replace("0.", "."), (name, side)
-        brackets = f"({row['withheld'].partition('; ')[2]})" if row["withheld"] else (
-            f"[{values['lo']:+.3f}, {values['hi']:+.3f}]")
-        assert gain == f"{values['difference']:+.3f} {brackets}".replace("0.", "."), name
+def test_the_table_in_the_readme_is_that_of_the_comparison():
+    networks = {"teacher: EfficientNet-Lite2": "teacher_efficientnetlite2_fold1of5",
+                "student alone: EfficientNet-Lite0": "efficientnetlite0_alone_fold1of5",
+                "student with KD": "efficientnetlite0_kd_fold1of5",
+                "student with logit standardisation": "efficientnetlite0_logit_std_fold1of5"}
+    teacher, alone, *_ = networks.values()
+    folds = RESULTS / "ham10000_128px" / "folds"
+    compared = {(row["reference"], row["model"]): {key: float(row[key] or "nan") for key in row if key in (
+                    "difference", "lo", "hi", "retention", "retention_lo", "retention_hi")}
+                for row in read_csv(folds / "comparison.csv") if row["metric"] == "macro_f1"}
+    shown = list(tables(text_of(ROOT / "README.md"), "HAM10000, 128 px"))
+    assert [row.pop("HAM10000, 128 px") for row in shown] == list(networks)
+    for row, network in zip(shown, networks.values()):
+        gain, share = compared.get((alone, network)), compared.get((teacher, network))
+        assert list(row.values()) == [
+            cell(read_json(folds / network / "seed_0" / "metrics.json")["test"]["macro_f1"]),
+            signed(gain | {"value": gain["difference"]}) if gain else "",
+            "{retention:.1%} [{retention_lo:.1%}, {retention_hi:.1%}]".format(**share) if share else ""], network
 
 
 def test_the_table_of_what_a_teacher_adds_agrees_with_itself_and_with_who_quotes_it():
