@@ -4,10 +4,9 @@ A record is the content of such a file: a metrics.json of the part of the site's
 "recalibration", what kd.evaluation.recalibrate fitted on the other part. The first row of a table is its header.
 """
 
-from kd import run_folder
 from kd.errors import UserError, listing, nearest
 from kd.files import read_json
-from kd.run_folder import is_count, is_metrics, is_number, is_point, is_share
+from kd.run_checks import check_metrics, is_count, is_metrics, is_number, is_point, is_share
 from kd.text import format_metric, format_number, format_p, is_defined
 
 FOLDER = "recalibrated"  # of a run
@@ -30,7 +29,7 @@ def read(run, name):
         others = sorted(other.stem for other in folder.glob("*.json"))
         raise UserError(f"{run.folder} has no settings for a site {name}", nearest(name, others) or (
             f"It has: {listing(others)}." if others else "Fit them: evaluate.py RUN --data NAME --recalibrate"))
-    content = run_folder.check_metrics(run, path, read_json(path))
+    content = check_metrics(run, path, read_json(path))
     try:
         sound = _are_settings(content, content["class_names"]) and _is_comparison(content, content["class_names"])
     except (KeyError, TypeError, AttributeError):

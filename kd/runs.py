@@ -45,9 +45,14 @@ def find(path):
     folders = sorted({file.parents[1] for file in below(path, f"**/{TEST.as_posix()}")})
     if not folders:
         raise UserError(f"no finished run at or below {path}",
-                        f"Its folds are runs of their own, which are not yet all there: {path / FOLDS}"
-                        if (path / FOLDS).is_dir() else f"A run is finished when it has {TEST.as_posix()}.")
+                        single_folds(path) or f"A run is finished when it has {TEST.as_posix()}.")
     return folders
+
+
+def single_folds(path):
+    """Where the runs of a study are that has single folds alone, in words; else ""."""
+    folds = Path(path) / FOLDS
+    return f"Its folds are runs of their own, which are not yet all there: {folds}" if folds.is_dir() else ""
 
 
 def of_fold(model, fold):

@@ -80,6 +80,10 @@ def cv(trained, tmp_path):
 
 def test_folds_are_no_models_of_the_study_until_they_are_joined(cv):
     assert not runs.is_run(cv)
+    for search in (runs.find, lambda path: examine.audit_paths([path])):
+        with pytest.raises(UserError) as refused:
+            search(cv)
+        assert refused.value.hint.endswith(str(cv / runs.FOLDS))
     assert folds.pool(cv) == [] and {run.parent.name for run in runs.find(cv)} == {"teacher_tiny", "tiny_kd"}
 
 

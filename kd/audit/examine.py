@@ -69,8 +69,8 @@ def audit_paths(paths):
         with_tables = list(filter(other_tables.has_tables, sorted(candidates)))
         if not with_predictions | with_metrics and not with_tables:
             raise UserError(f"nothing to audit in {path}",
-                            f"A run has {runs.TEST.as_posix()} or metrics.json; another system's tables are "
-                            f"{', '.join(other_tables.TABLES)}.")
+                            runs.single_folds(path) or f"A run has {runs.TEST.as_posix()} or metrics.json; another "
+                            f"system's tables are {', '.join(other_tables.TABLES)}.")
         run_folders += sorted(with_predictions | with_metrics)
         table_folders += with_tables
     studies = {}  # study's folder -> its run folders, its folders of tables

@@ -58,6 +58,11 @@ class Study:
         """The first non-empty `attribute` among the runs, else an empty dict."""
         return next((getattr(run, attribute) for run in self.runs if getattr(run, attribute)), {})
 
+    @property
+    def cross_validation(self):
+        """The number of folds that its runs join, else None."""
+        return self.first("environment").get("cross_validation")
+
     def over_seeds(self, model, name):
         """METRIC of a model: its only seed's, or the mean over seeds with the interval of seeds.json."""
         group = self.models[model]

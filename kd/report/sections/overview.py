@@ -115,9 +115,9 @@ def lead(study):
         counts = Counter(WHOLE.get(row["split"], row["split"]) for row in split)
         total = f"{image_count(split)} in "
         parts = ", ".join(f"{counts[part]:,} {title}" for part, title in PARTS.items())
-    folds = study.first("environment").get("cross_validation")
-    if folds:
-        parts = f"cross-validation of {folds} folds: each image is tested once, by a network that did not see it"
+    if study.cross_validation:
+        parts = (f"cross-validation of {study.cross_validation} folds: each image is tested once, by a network that "
+                 "did not see it")
     sizes = [run.options["size"] for run in study.runs if run.options.get("size")]
     pixels = " and ".join(dict.fromkeys(f"{size} × {size} px" for size in sizes))
     resolution = f"; images of {pixels}" if pixels else ""
@@ -202,7 +202,7 @@ def split_table(study):
     group_counts = [f"{len(groups[part]):,} groups (lesions, patients) in {title}" for part, title in PARTS.items()]
     part_columns = [Column(title.capitalize(), part, ",d") for part, title in PARTS.items()]
     columns = [Column("Class", "class"), *part_columns, Column("All", "total", ",d"), *few]
-    if study.first("environment").get("cross_validation"):
+    if study.cross_validation:
         columns = [Column("Class", "class"), Column("Images", "total", ",d")]
         group_counts = [f"{len(groups['test']):,} groups (lesions, patients), each in the test part of one fold"]
     return [table("data", f"Images of each class; {', '.join(group_counts)}", columns, records)]

@@ -173,8 +173,7 @@ def students(study, compared):
         correction = f", corrected (Holm) over {count} comparisons" if count > 1 else ""
         notes.append(f"p is of macro-F1, two-sided{correction}.")
     if count < len(compared.pairs):
-        joined = study.first("environment").get("cross_validation")
-        networks = "the networks of these folds" if joined else "these two networks"
+        networks = "the networks of these folds" if study.cross_validation else "these two networks"
         notes.append("Where a model has one seed there is no p, for it says nothing of the method; "
                      f"the interval is of {networks}.")
     blocks = [*baselines(study), aside(" ".join(notes))]

@@ -44,7 +44,7 @@ def chosen(study):
                   "Its figure on validation is the best of several and so too good as an estimate. " + (
                       "These were the validation images of the first fold, which are tested in other folds: only the "
                       "first fold's figures on test are quite free of the choice."
-                      if study.first("environment").get("cross_validation") else
+                      if study.cross_validation else
                       "The test split was not used, and the figures on test are not chosen from.")),
         bullets(sentence(model, content) for model, content in found.items()),
         *figures, *surplus, table("sweeps", "All tries of the sweeps", columns, records),
