@@ -41,8 +41,8 @@ FRAMES = 8                  # answers to frames in a turn, as one takes a few mi
 def main(argv=None):
     """Measure, and print the tables and the JSON object."""
     parser = errors.Parser(prog="pixels.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=ROOT / "models" / "ham10000_tiny" / "model.int8.onnx", metavar="MODEL.onnx",
-                        help="an exported model; default: that of models/, 64 px")
+    parser.add_argument("--model", default=ROOT / "models" / "ham10000_lite0" / "model.int8.onnx", metavar="MODEL.onnx",
+                        help="an exported model; default: that of models/, 128 px")
     parser.add_argument("--root", metavar="PATH", help="folder of HAM10000")
     parser.add_argument("--images", type=errors.positive, default=3, help="of each kind")
     parser.add_argument("--rounds", type=errors.positive, default=7, help="turns of each side that count")

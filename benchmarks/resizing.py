@@ -34,12 +34,12 @@ def main(argv=None):
     """Measure, and print the table and the JSON object."""
     parser = errors.Parser(prog="resizing.py", description=__doc__.splitlines()[0])
     parser.add_argument("--root", required=True, metavar="PATH", help="folder of HAM10000")
-    parser.add_argument("--model", nargs="+", default=[ROOT / "models" / "ham10000_tiny" / "model.int8.onnx"],
+    parser.add_argument("--model", nargs="+", default=[ROOT / "models" / "ham10000_lite0" / "model.int8.onnx"],
                         metavar="MODEL.onnx", help="exported models of one input size; default: that of models/")
     parser.add_argument("--predictions", metavar="FILE", help="predictions/test.npz of a run of these models, which "
                         "has their test images; default: that of the model of models/",
-                        default=ROOT / "docs" / "results" / "ham10000_64px" / "tiny_kd" / "seed_0" / "predictions"
-                        / "test.npz")
+                        default=ROOT / "docs" / "results" / "ham10000_128px" / "folds"
+                        / "efficientnetlite0_kd_fold1of5" / "seed_0" / "predictions" / "test.npz")
     parser.add_argument("--images", type=errors.positive, default=700, help="test images")
     parser.add_argument("--noise", type=errors.not_negative, default=0.0, help="standard deviation of the noise that "
                         "is added before a file is made, in grey levels")

@@ -1,6 +1,6 @@
 """Make a folder of this folder from a run whose INT8 file exists: the model, its card, pictures, and a check on them.
 
-    python models/make.py runs/ham10000_64px/tiny_kd/seed_0 models/ham10000_tiny
+    python models/make.py runs/ham10000_128px/folds/efficientnetlite0_kd_fold1of5/seed_0 models/ham10000_lite0
 
 The pictures are drawn by registry/datasets/lesions.py, and the check is on them: no image that the run was trained,
 validated or tested on goes into the folder.
