@@ -100,13 +100,13 @@ def test_the_old_way_gives_the_pixels_that_pillow_gives_in_one_step(files, side)
     assert np.array_equal(image.square(frame, side, None, OLD), expected)
 
 
-def test_below_six_times_the_final_size_both_ways_are_one(files):
-    side = 461 // 6 + 1
+def test_below_eight_times_the_final_size_both_ways_are_one(files):
+    side = 461 // 8 + 1
     for file in files:
         assert difference(file, side, (0, 65535)) == (0, 0), file.name
         assert difference(file, side - 1, (0, 65535))[1] > 0, file.name
-    assert difference(waves(9000, 95), 16) == (0, 0)  # whose ends are cut off
-    assert difference(waves(9000, 96), 16)[1] > 0
+    assert difference(waves(9000, 127), 16) == (0, 0)  # whose ends are cut off
+    assert difference(waves(9000, 128), 16)[1] > 0
 
 
 def triangle(pixels, side):
@@ -120,8 +120,8 @@ def triangle(pixels, side):
 
 
 def test_the_new_way_takes_means_of_squares_and_then_interpolates():
-    pixels = np.random.default_rng(0).integers(0, 256, (16 * 7 * 3, 16 * 7 * 3), dtype=np.uint8)
-    means = pixels.reshape(48, 7, 48, 7).mean((1, 3))
+    pixels = np.random.default_rng(0).integers(0, 256, (16 * 7 * 4, 16 * 7 * 4), dtype=np.uint8)
+    means = pixels.reshape(64, 7, 64, 7).mean((1, 3))
     result = image.square(pixels, 16, None, NEW)
     assert (result == result[..., :1]).all()
     assert np.abs(result[..., 0] - triangle(means, 16)).max() < 1.01  # each step rounds
@@ -227,12 +227,12 @@ def test_a_cache_is_of_one_way_and_older_ones_are_used_on(files, tmp_path, monke
 
 @pytest.fixture(scope="module")
 def clinic(tmp_path_factory):
-    """A folder of classes with JPEG files of six times the cached size and more, which the two ways tell apart."""
+    """A folder of classes with JPEG files of eight times the cached size and more, which the two ways tell apart."""
     root = tmp_path_factory.mktemp("clinic")
     for k, name in enumerate(("red", "blue")):
         (root / name).mkdir()
         for i in range(14):
-            pixels = waves(240, 220, 20 + 3 * i)
+            pixels = waves(320, 300, 20 + 3 * i)
             pixels[60:160, 60:160, 2 * k] = 250
             Image.fromarray(pixels).save(root / name / f"{i}.jpg", quality=90)
     return root

@@ -86,7 +86,7 @@ def training_parser(prog, description, own=("--teacher",)):
     data.add_argument("--interpolation", choices=INTERPOLATIONS,
                       default=INTERPOLATION,  # several times as fast for large images (docs/speed.md)
                       help="how images are resized; bilinear: in one step, as runs of older versions were, for whose "
-                      "networks it is; box-bilinear: those of at least six times the size in two steps")
+                      "networks it is; box-bilinear: those of at least eight times the size in two steps")
     data.add_argument("--groups", metavar="CSV", help="for folder: a CSV with columns id and group (patient, lesion)")
     data.add_argument("--download", action=argparse.BooleanOptionalAction, default=False,
                       help="for medmnist: fetch the file that --root names")
