@@ -93,7 +93,7 @@ def make(side, model, folder):
     recorded = model.metadata["input"]
     recorded["interpolation"] = "bilinear" if side == "copied" else side
     if folder.name != "frame":
-        return {"answer": lambda: list(predict.answers(model, files, 1, {}))}
+        return {"answer": lambda: list(predict.answers(model, files, 1))}
     frames = [np.load(path) for path in files]
 
     def copied(frame):
@@ -106,7 +106,7 @@ def make(side, model, folder):
 
     def answer_frames():
         for k in range(FRAMES):
-            model.answers([pixels(frames[k % len(frames)])])
+            model.decisions(model.logits(pixels(frames[k % len(frames)])[None]))
 
     return {"answer": answer_frames}
 
