@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 600, 450
 
 
 def dataset(root, count, folder):
-    """A kd.data.dataset.Dataset of about `count` images; of ten images of a class eight are for training.
+    """A kd.data.dataset.Dataset of about `count` images, of 56 at least; of ten of a class eight are for training.
 
     root: the folder of HAM10000, or None for synthetic images, which are written into `folder`.
     """
@@ -23,8 +23,8 @@ def dataset(root, count, folder):
         chosen = np.concatenate([rows[:max(1, round(share * len(rows)))] for rows in rows_by_class])
         images, labels = [source.images[k] for k in chosen], source.labels[chosen]
     else:
-        source = registry.create("dataset", "lesions", size=HEIGHT, images=count)
-        images, labels = [Path(folder, f"{k}.jpg") for k in range(count)], source.labels
+        source = registry.create("dataset", "lesions", size=HEIGHT, images=max(count, 56))  # it draws no fewer
+        images, labels = [Path(folder, f"{k}.jpg") for k in range(len(source.labels))], source.labels
         for path, draw in zip(images, source.images):
             if not path.exists():
                 Image.fromarray(draw()).resize((WIDTH, HEIGHT)).save(path, quality=90)

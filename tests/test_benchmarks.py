@@ -13,7 +13,7 @@ SMALLEST = {
     "corruptions": [],
     "epoch": ["--size", "32", "--images", "60", "--batch", "8", "--rounds", "1"],
     "inference": ["--size", "32"],
-    "input": ["--size", "32", "--images", "20", "--rounds", "1"],
+    "input": ["--size", "32", "--images", "160", "--rounds", "1"],
     "methods": ["--rounds", "1"],
     "pixels": ["--images", "1", "--rounds", "1"],
     "processes": ["--steps", "1", "--rounds", "1", "--batch", "4", "--size", "32"],

@@ -122,7 +122,7 @@ def card(run, model, exported, record=None):
         "",
         "## In a Python program",
         "",
-        "Beside predict.py, or with its folder on PYTHONPATH; RUN.md has more, and C++:",
+        "Where predict.py is, or with its folder on PYTHONPATH; RUN.md of a bundle has more, and C++:",
         "",
         "    from kd.onnx_model import Model",
         "",
