@@ -20,6 +20,7 @@ from kd.errors import UserError
 from kd.evaluation import folds
 from kd.files import read_csv, read_json, read_npz, write_csv, write_json, write_npz, write_yaml
 from kd.report import build, study_files
+from kd.report.sections import performance
 from kd.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -213,6 +214,7 @@ def test_the_report_names_folds_where_a_network_is_needed(cv):
     shutil.copytree(cv / "folds" / "tiny_kd_fold1of3", cv / "folds" / "tiny_other_fold1of3")
     lacking = folds.pool(cv)
     evaluate.main([str(cv)])
+    evaluate.main([str(cv / "folds")])
     found = study_files.read_study(cv)
     blocks = [block for section in build.build(found, []) for block in section.blocks]
     code = "\n".join(str(block) for block in blocks if block["kind"] in ("code", "missing"))
@@ -225,6 +227,9 @@ def test_the_report_names_folds_where_a_network_is_needed(cv):
     for script in ("robustness.py", "benchmark.py", "export.py"):
         assert any(script in line and first in line for line in code.splitlines()), script
     assert any(block.get("name") == "deltas_over_folds" for block in blocks)
+    networks = [Run(cv / "folds" / f"tiny_kd_fold{k}of3" / "seed_0") for k in (1, 2, 3)]
+    of_folds = [network.metric("macro_f1", "val")["value"] for network in networks]
+    assert performance.on_validation(found, "tiny_kd") == pytest.approx(np.mean(of_folds))
     assert [(folder.parent.name, why) for folder, why in lacking] == [
         ("tiny_other", "of its 3 folds, 2, 3 are not trained")]
 

@@ -139,9 +139,9 @@ def forest(study):
 
 
 def on_validation(study, model):
-    """Macro-F1 of an evaluated model on validation, the mean over its seeds; NaN where one has none."""
-    values = [run.metric("macro_f1", "val")["value"] for run in study.models[model]]
-    return sum(values) / len(values)
+    """Macro-F1 of an evaluated model on validation, the mean over its seeds and folds; NaN where one has none."""
+    networks = [network for run in study.models[model] for network in run.folds or [run]]
+    return sum(network.metric("macro_f1", "val")["value"] for network in networks) / len(networks)
 
 
 def ranked(study):
@@ -151,11 +151,12 @@ def ranked(study):
     return [model for score, model in sorted(scores) if math.isfinite(score)]
 
 
-def choice_verdict(row, second):
+def choice_verdict(study, row, second):
     """A sentence: what the difference of the student that validation puts first from the `second` says on test."""
     if not conclusive(row):
         return (f"On test its difference from {second} is {not_significant(row)}: the choice rests on validation "
                 "alone.")
     if row["lo"] > 0:
-        return "Test confirms the choice."
+        return "Test confirms the choice." if not study.cross_validation else (
+            "Test agrees; but the images that a fold validates on are tested in others, so that it is no check apart.")
     return f"On test {second} is significantly better: validation chose wrong."

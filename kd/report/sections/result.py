@@ -86,9 +86,11 @@ def which(study, compared, measured, order):
     if seeds[0] != seeds[1]:
         scores = [f"{score}, {of}" for score, of in zip(scores, seeds)]
     common = f"; {seeds[0]}" if seeds[0] == seeds[1] else ""
-    choice = f"{best}: of the students the highest macro-F1 on validation ({scores[0]}; {second} {scores[1]}{common})."
+    over = ", the mean over the folds" if study.cross_validation else ""
+    choice = (f"{best}: of the students the highest macro-F1 on validation{over} ({scores[0]}; {second} {scores[1]}"
+              f"{common}).")
     row = compared.difference(second, best) if compared else None
-    lines = [f"{choice} {performance.choice_verdict(row, second)}" if row else choice]
+    lines = [f"{choice} {performance.choice_verdict(study, row, second)}" if row else choice]
     on_test = {model: study.over_seeds(model, "macro_f1")["value"] for model in order}
     highest = max(filter(lambda model: is_defined(on_test[model]), order), key=on_test.get, default=best)
     if highest != best:
