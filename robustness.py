@@ -157,11 +157,13 @@ def suite_cells(options):
 
 
 def summary_folder(model_files):
-    """Where summary and figures go: the study, if these are all its models, the run, if all are of one; else None."""
+    """Where summary and figures go: the study, if these are all its models, or in `folds` all of one fold; the run, if
+    all are of one; else None."""
     files = {model_file.path.resolve() for model_file in model_files}
     first = model_files[0].folder
     for folder in (runs.study(first), first):
-        in_folder = {model_file.path.resolve() for model_file in answers.find([folder])}
+        in_folder = {model_file.path.resolve() for model_file in answers.find([folder])
+                     if runs.parse_fold(model_file.folder.parent.name)[1:] == runs.parse_fold(first.parent.name)[1:]}
         if in_folder <= files and all(folder.resolve() in file.parents for file in files):
             return folder
     return None

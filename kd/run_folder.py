@@ -305,6 +305,11 @@ class Run(_Folder):
         """Index into `history` of the epoch that was best on validation, the first on ties, or None."""
         return selection.best(self.history, self.select)
 
+    @property
+    def best_row(self):
+        """The row of `kept_history` of that epoch; {} where there is none."""
+        return {} if self.best_epoch is None else self.kept_history[self.best_epoch]
+
 
 def few_labels(runs_):
     """Which labels the Runs of a model were trained with, in words; "" if with all."""

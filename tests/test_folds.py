@@ -21,6 +21,7 @@ from kd.evaluation import folds
 from kd.files import read_csv, read_json, read_npz, write_csv, write_json, write_npz, write_yaml
 from kd.report import build, study_files
 from kd.report.sections import performance
+from kd.robustness import answers
 from kd.run_folder import Run
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -214,7 +215,6 @@ def test_the_report_names_folds_where_a_network_is_needed(cv):
     shutil.copytree(cv / "folds" / "tiny_kd_fold1of3", cv / "folds" / "tiny_other_fold1of3")
     lacking = folds.pool(cv)
     evaluate.main([str(cv)])
-    evaluate.main([str(cv / "folds")])
     found = study_files.read_study(cv)
     blocks = [block for section in build.build(found, []) for block in section.blocks]
     code = "\n".join(str(block) for block in blocks if block["kind"] in ("code", "missing"))
@@ -228,10 +228,32 @@ def test_the_report_names_folds_where_a_network_is_needed(cv):
         assert any(script in line and first in line for line in code.splitlines()), script
     assert any(block.get("name") == "deltas_over_folds" for block in blocks)
     networks = [Run(cv / "folds" / f"tiny_kd_fold{k}of3" / "seed_0") for k in (1, 2, 3)]
-    of_folds = [network.metric("macro_f1", "val")["value"] for network in networks]
-    assert performance.on_validation(found, "tiny_kd") == pytest.approx(np.mean(of_folds))
+    accuracies = [np.mean(val.probabilities.argmax(1) == val.labels) for val in (network.val for network in networks)]
+    assert [network.best_row["val_accuracy"] for network in networks] == pytest.approx(accuracies)
+    assert performance.on_validation(found, "tiny_kd") == pytest.approx(
+        np.mean([network.best_row["val_macro_f1"] for network in networks]))
     assert [(folder.parent.name, why) for folder, why in lacking] == [
         ("tiny_other", "of its 3 folds, 2, 3 are not trained")]
+
+
+def test_the_report_of_joined_folds_shows_what_was_measured_of_the_first(cv):
+    pytest.importorskip("matplotlib")
+    evaluate.main([str(cv)])
+    first = [cv / "folds" / f"{model}_fold1of3" / "seed_0" for model in ("teacher_tiny", "tiny_kd")]
+    for run in first:
+        write_csv(run / "robustness.csv", [{"tag": tag, "macro_f1": .4, "macro_f1_lo": .3, "macro_f1_hi": .5, "acc": .6}
+                                           for tag in ("clean", "jpeg_1")])
+    blocks = [block for section in build.build(study_files.read_study(cv), []) for block in section.blocks]
+    assert not any(block["kind"] == "missing" and "robustness" in block["what"] and "corruptions" in block["what"]
+                   for block in blocks)
+    shown = next(block for block in blocks if block.get("name") == "robustness")
+    assert {row["model"] for row in shown["export"]} == {"teacher_tiny_fold1of3", "tiny_kd_fold1of3"}
+
+
+def test_the_summary_of_robustness_is_of_all_networks_of_a_fold(cv):
+    first = sorted((cv / "folds").glob("*_fold1of3/seed_0"))
+    assert len(first) == 2 and robustness.summary_folder(answers.find(first)) == cv / "folds"
+    assert robustness.summary_folder(answers.find(first[:1])) == first[0]
 
 
 @pytest.mark.parametrize("fault", ["shared-by-splits", "teacher-saw-test"])

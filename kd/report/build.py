@@ -20,7 +20,7 @@ def build(study, notes=()):
     """[Section] of a Study, with the files of `notes`; a section without content says what is missing."""
     last = [Section("boards", "TensorBoard", tensorboard.boards(study)),
             Section("notes", "Supplementary notes", tensorboard.supplementary_notes(notes))]
-    measured = efficiency.measure(study)
+    measured = efficiency.measure(study.networks)
     if not study.runs:
         limits = Section("problems", "What is not shown", findings.not_shown(study, [], measured), True)
         return [findings.audited(study), limits, *last]
@@ -33,8 +33,8 @@ def build(study, notes=()):
         Section("students", "Teacher against students", students.students(study, compared)),
         Section("calibration", "Calibration and operating points", calibration.calibration(study)),
         Section("subgroups", "Subgroups", [] if unknown else of_subgroups),
-        Section("robustness", "Robustness under corruptions", robustness.robustness(study)),
-        Section("efficiency", "Latency, memory and exported files", efficiency.efficiency(study, measured)),
+        Section("robustness", "Robustness under corruptions", robustness.robustness(study.networks)),
+        Section("efficiency", "Latency, memory and exported files", efficiency.efficiency(study.networks, measured)),
         Section("training", "Training", overview.training(study)),
         Section("sweeps", "Options chosen on validation", sweeps.chosen(study)),
         last[0],

@@ -7,6 +7,7 @@ both are named among the study's problems. A report is made of these files alone
 import math
 import shlex
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ class Study:
     sweeps: dict = field(default_factory=dict)    # model -> content of its sweep.json
     sheets: dict = field(default_factory=dict)    # suite -> its robustness_*sheet.png: example images
     files: StudyFolder = None                     # of the files that stand over the runs
+    joined: "Study" = None                        # where these are networks of a fold: the study whose runs join them
 
     @property
     def models(self):
@@ -76,11 +78,28 @@ class Study:
         """The study's folder as a command line takes it."""
         return command_path(self.path)
 
-    @property
+    @cached_property
     def networks(self):
-        """Folders of networks as a command line takes them: the study's, or where it joins folds those of the first."""
-        folds = [run.folds[0].folder for run in self.runs if run.folds]
-        return " ".join(map(command_path, folds)) or self.command
+        """The Study of the networks: itself, or where its runs join folds that of their first folds.
+
+        Exported, timed and put under corruptions is a network, and answers of several are none.
+        """
+        if not any(run.folds for run in self.runs):
+            return self
+        study = Study(self.path, self.name, [(run.folds or [run])[0] for run in self.runs], joined=self,
+                      files=StudyFolder(self.files.folder / runs.FOLDS))
+        _add_summary(study)
+        return study
+
+    def network(self, model):
+        """The name of the first network of a model: its own, or that of its first fold."""
+        first = self.models[model][0]
+        return (first.folds or [first])[0].model
+
+    @property
+    def network_folders(self):
+        """The folders of the networks as a command line takes them."""
+        return " ".join(command_path(run.folder) for run in self.runs) if self.joined else self.command
 
 
 def command_path(path):

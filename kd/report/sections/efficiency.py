@@ -74,7 +74,7 @@ def efficiency(study, measured):
     blocks = []
     if not rows:
         why = "No row of a benchmark.csv can be used." if left_out else "No run has benchmark.csv."
-        blocks += missing("latency and memory", why, f"python benchmark.py {study.networks}")
+        blocks += missing("latency and memory", why, f"python benchmark.py {study.network_folders}")
     for run, why in dict.fromkeys(left_out):
         blocks += missing(f"some of benchmark.csv of {run}", why)
     unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in study.firsts if not run.benchmark)
@@ -165,7 +165,7 @@ def exports(study):
     if not records:
         run = (study.firsts or study.runs)[-1]
         return missing("the effect of exporting", "No run has exports/parity.json.",
-                       f"python export.py {command_path((run.folds or [run])[0].folder)}")
+                       f"python export.py {command_path(run.folder)}")
     columns = [
         *seed_columns(), Column("File", "format"), Column("Labels changed", "flips", ".2%"),
         interval("Δ macro-F1", "delta_macro_f1", form="+.4f"), interval("Δ accuracy", "delta_accuracy", form="+.4f"),
@@ -224,14 +224,16 @@ def drawing(study, measured):
 
     An empty list where fewer than two are known.
     """
-    models, draw, cost = latency_marks(study, measured), figures_latency.quality_latency, "latency"
+    networks = study.networks
+    models, draw, cost = latency_marks(networks, measured), figures_latency.quality_latency, "latency"
     if len(models) < 2:
         models, draw, cost = parameter_marks(study), figures_latency.quality_parameters, "parameters"
+        networks = study
     if len(models) < 2:
         return []
     values, descriptions = [], []
     for k, (model, _, fp32, _) in enumerate(models[:MAX_MARKS]):
-        seeds = [run.metric("macro_f1")["value"] for run in study.models[model]]
+        seeds = [run.metric("macro_f1")["value"] for run in networks.models[model]]
         if len(seeds) > 1 and not is_defined(fp32.lo):
             values += [(k, seed) for seed in seeds if is_defined(seed)]
         size = f", {fp32.size:.1f} MB" if fp32.size else ""
@@ -242,7 +244,7 @@ def drawing(study, measured):
     if cost == "latency":
         parts.append("area: file size")
     if any(int8 for *_, int8 in models):
-        several = any(len(study.models[model]) > 1 for model, *_ in models)
+        several = any(len(networks.models[model]) > 1 for model, *_ in models)
         parts.append("diamond: INT8" + (" (mean plus its seed's change)" if several else ""))
     if values:
         parts.append("short lines: the seeds of a model without an interval")
@@ -303,7 +305,7 @@ def pareto(study, measured):
     points = measured.points
     if len(points) < 2:
         return missing("quality against latency", "It needs two models with predictions, metrics and benchmark.csv, "
-                       "measured under the same conditions.", f"python benchmark.py {study.networks}")
+                       "measured under the same conditions.", f"python benchmark.py {study.network_folders}")
     blocks = [block for model, why in measured.left_out for block in missing(model, why)]
     columns = [
         *seed_columns(), Column("Precision", "precision"), interval("Macro-F1", "score"),

@@ -109,7 +109,8 @@ def limits(study, sections, measured):
         lines.append(f"Other clinics, cameras and patients: the intervals are about other {drawn} of the same source.")
         single = [model for model, group in study.models.items() if len(group) == 1]
         if single:
-            lines.append(f"Other trainings of {listing(single)}, trained with one seed only.")
+            on_each = " on each fold" if study.cross_validation else ""
+            lines.append(f"Other trainings of {listing(single)}, trained with one seed only{on_each}.")
     if measured.points:
         lines.append(f"Other machines: latencies are of {measured.conditions}.")
     lacking = [block["what"] for section in sections for block in section.blocks if "what" in block]

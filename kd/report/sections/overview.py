@@ -229,7 +229,7 @@ def few_labels_columns(study, records):
 
 def samples(study):
     """Blocks: some test images, and the answer of each model's first seed."""
-    images = study.first("samples")
+    images = study.networks.first("samples")
     if not images:
         return missing("test images", "No run has samples.npz.")
     runs = [group[0] for group in study.models.values()][:MAX_DRAWN]
@@ -267,7 +267,7 @@ def sample_alt(name, true, lines):
 
 def training(study):
     """Blocks: the best epoch of each run; its curves are among TensorBoard's scalars."""
-    trained = [run for run in study.runs if run.history]
+    trained = [network for run in study.runs for network in run.folds or [run] if network.history]
     if not trained:
         return missing("the training", "No run has history.csv.")
     columns = [
@@ -282,7 +282,7 @@ def training(study):
 
 def training_record(run):
     """The record of a Run with `history`: its best epoch, and the seconds of all epochs."""
-    best = {} if run.best_epoch is None else run.kept_history[run.best_epoch]
+    best = run.best_row
     return {
         "model": run.model, "role": run.kind, "seed": run.seed, "epochs": len(run.history),
         "best_epoch": int(best["epoch"]) if best else None, "best_val_macro_f1": best.get("val_macro_f1"),
@@ -390,6 +390,6 @@ def commands(study):
     root = command_path(Path(*study.runs[0].folder.parts[:-2]))
     lines += [f"python evaluate.py {root}", f"python report.py {root}"]
     note = "Each run's config.yaml holds every option of its training; these commands repeat training and evaluation."
-    if any(run.exports or run.robustness or run.benchmark for run in study.runs):
+    if any(run.exports or run.robustness or run.benchmark for run in study.networks.runs):
         note += " The options of export.py, robustness.py and benchmark.py stand in the plan of study.py."
     return [heading("Commands"), aside(note), code("\n".join(lines))]

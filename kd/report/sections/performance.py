@@ -139,9 +139,13 @@ def forest(study):
 
 
 def on_validation(study, model):
-    """Macro-F1 of an evaluated model on validation, the mean over its seeds and folds; NaN where one has none."""
-    networks = [network for run in study.models[model] for network in run.folds or [run]]
-    return sum(network.metric("macro_f1", "val")["value"] for network in networks) / len(networks)
+    """Macro-F1 of an evaluated model on validation, the mean over its seeds and folds; NaN where one has none.
+
+    A fold need not have been evaluated on its own: its figure is that of the epoch that was kept.
+    """
+    values = [fold.best_row.get("val_macro_f1", math.nan) for run in study.models[model] for fold in run.folds]
+    values = values or [run.metric("macro_f1", "val")["value"] for run in study.models[model]]
+    return sum(values) / len(values)
 
 
 def ranked(study):

@@ -18,9 +18,7 @@ def result(study, compared, measured):
         "Which model to take": which(study, compared, measured, order),
         "What the teacher added": added(study, compared),
         "What it costs on a device": costs(study, measured, order[0]) if order else [],
-        "Where it fails": [line for sentences in (
-            robustness.sentences, calibration.threshold_sentences, subgroups.sentences)
-            for line in (sentences(study, order[0]) if order else ())],
+        "Where it fails": failures(study, order[0]) if order else [],
     }
     blocks = [*overview(study, compared, measured), *efficiency.drawing(study, measured),
               *(students.weak_teachers(study, compared) if compared else [])]
@@ -53,7 +51,7 @@ def record(study, model, compared, measured):
     """The record of a model: means over its seeds; latency and size of its first measured seed."""
     group = study.models[model]
     parameters = group[0].setting("parameters")
-    point = measured.point(model, "fp32") or {}
+    point = measured.point(study.network(model), "fp32") or {}
     row = {"model": model, "role": group[0].kind,
            "parameters_m": parameters / 1e6 if is_defined(parameters) else None,
            **spread("macro_f1", study.over_seeds(model, "macro_f1")),
@@ -95,21 +93,28 @@ def which(study, compared, measured, order):
     highest = max(filter(lambda model: is_defined(on_test[model]), order), key=on_test.get, default=best)
     if highest != best:
         lines.append(f"{highest} has the highest macro-F1 on test; to choose it for that would be to choose on test.")
-    lines += filter(None, [cheaper(compared, measured, order), sweeps.caveat(study, (best, second))])
+    lines += filter(None, [cheaper(study, compared, measured, order), sweeps.caveat(study, (best, second))])
     return lines
 
 
-def cheaper(compared, measured, order):
+def cheaper(study, compared, measured, order):
     """A sentence about the fastest student that is clearly faster than the best and not significantly worse, or ""."""
-    best = measured.point(order[0], "fp32")
+    points = {model: measured.point(study.network(model), "fp32") for model in order}
+    best = points[order[0]]
     if not best or not compared:
         return ""
-    for model in sorted(order[1:], key=lambda model: (measured.point(model, "fp32") or best)["latency_ms"]):
-        row, point = compared.difference(order[0], model), measured.point(model, "fp32")
+    for model in sorted(order[1:], key=lambda model: (points[model] or best)["latency_ms"]):
+        row, point = compared.difference(order[0], model), points[model]
         if row and point and not students.conclusive(row) and point["latency_ms"] < .8 * best["latency_ms"]:
             return (f"{model} needs {point['latency_ms'] / best['latency_ms']:.0%} of the time of {order[0]}, and the "
                     "difference of their macro-F1 on test is not significant.")
     return ""
+
+
+def failures(study, model):
+    """Sentences: which corruption harms a student most, which thresholds miss their promise, which subgroups differ."""
+    return [*robustness.sentences(study.networks, study.network(model)), *calibration.threshold_sentences(study, model),
+            *subgroups.sentences(study, model)]
 
 
 def added(study, compared):
@@ -152,14 +157,15 @@ def unlabelled_images(run):
 
 def costs(study, measured, model):
     """Sentences: how much faster and smaller a student is than the teacher, and what INT8 changes."""
-    lines, run = [], study.models[model][0]
+    lines, model = [], study.network(model)
+    run = study.networks.models[model][0]
     noisy = sum(point["noisy"] for point in measured.points)
     if noisy:
         lines.append(f"Latencies are rough: {noisy} of {len(measured.points)} "
                      f"{'is' if noisy == 1 else 'are'} noisy, for other work was on the machine.")
     point, int8 = measured.point(model, "fp32"), measured.point(model, "int8")
     teachers = [name for name, group in study.evaluated.items() if group[0].kind == "teacher"]
-    teacher = measured.point(teachers[0], "fp32") if teachers else None
+    teacher = measured.point(study.network(teachers[0]), "fp32") if teachers else None
     if point and teacher:
         is_rough = point["noisy"] or teacher["noisy"]
         shares = [f"{'about ' if is_rough and key == 'latency_ms' else ''}{point[key] / teacher[key]:.0%} of its {what}"

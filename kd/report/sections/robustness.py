@@ -50,7 +50,7 @@ def robustness(study):
         blocks += missing(f"robustness of {models}", f"{count} of robustness.csv without intervals.")
     if not rows:
         return blocks or missing("robustness under corruptions", "No run has robustness.csv.",
-                                 f"python robustness.py {study.networks}")
+                                 f"python robustness.py {study.network_folders}")
     unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in study.firsts if not run.robustness)
     if unmeasured:
         blocks += missing(f"robustness of {unmeasured}", "There is no robustness.csv.")
@@ -116,7 +116,7 @@ def summary(study, cells):
             rows.append({**with_format(row), "role": run.kind})
     if not rows:
         return missing("the mean over all corruptions", "There is no robustness_summary.csv with intervals.",
-                       f"python robustness.py {study.networks}")
+                       f"python robustness.py {study.network_folders}")
     notes = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
         notes.append(suites.note(suite, {row["corruption"] for row in cells if row["suite"] == suite}))
@@ -257,7 +257,7 @@ def sentences(study, model):
         if not groups:
             continue
         tag, lowest = min(groups.items(), key=lambda item: sum(row["macro_f1"] for row in item[1]))
-        if any(row["macro_f1_difference_hi"] < 0 for row in lowest):
+        if any(row.get("macro_f1_difference_hi", math.nan) < 0 for row in lowest):
             of_teachers = [f"; {row['model']} to {falls([row])}" for row in of_suite
                            if row["role"] == "teacher" and row["tag"] == tag]
             where = f" of suite {suite}" if is_named(suite) else ""

@@ -346,7 +346,7 @@ def confusions(study):
 
 def attention(study):
     """Blocks: attention maps of teacher and student, and the similarity of their representations."""
-    runs = [run for group in study.models.values() for run in group if run.attention]
+    runs = [run for run in study.networks.runs if run.attention]
     if not runs:
         if all(run.kind != "student" for run in study.runs):
             return []
@@ -356,7 +356,7 @@ def attention(study):
     for run in runs:
         firsts.setdefault(run.model, run)
     drawn, surplus = drawable(list(firsts.values()))
-    maps = [attention_figure(run, study.first("samples")) for run in drawn]
+    maps = [attention_figure(run, study.networks.first("samples")) for run in drawn]
     note = ("Attention: the mean of the squared activations of each stage, each map on its own scale, light is high. "
             "Grad-CAM: the positions of the last stage that speak for the class that the network predicts (Selvaraju "
             "et al. 2017).")
