@@ -76,6 +76,19 @@ def test_folds_share_no_lesion_and_all_networks_of_a_fold_have_one_split(study):
         assert not any(test & other for key, other in tested.items() if key[0] == count and key[1] != fold), fold
 
 
+@pytest.mark.parametrize("study", WITH_FOLDS, ids=lambda path: path.name)
+def test_a_student_of_a_fold_has_the_teacher_of_that_fold(study):
+    checked = 0
+    for run in (study / runs.FOLDS).glob("*/seed_*"):
+        environment, teacher = read_json(run / "environment.json"), read_yaml(run / "config.yaml")["teacher"]
+        if environment["role"] == "student" and teacher:
+            beside = study / runs.FOLDS / Path(teacher).parent.name / Path(teacher).name
+            assert runs.parse_fold(Path(teacher).parent.name)[1:] == runs.parse_fold(run.parent.name)[1:], run
+            assert environment["data"]["split"] == read_json(beside / "environment.json")["data"]["split"], run
+            checked += 1
+    assert checked
+
+
 def test_the_options_of_a_run_are_those_of_its_folder():
     for path in RESULTS.rglob("config.yaml"):
         assert read_yaml(path)["study"] == path.relative_to(RESULTS).parts[0], path

@@ -173,7 +173,7 @@ def costs(study, measured, model):
                   if is_defined(point[key]) and point[key] and teacher[key]]
         memory = (f" ({point['peak_rss_mib']:.0f} against {teacher['peak_rss_mib']:.0f} MiB, of a process with this "
                   "model alone)" if point["peak_rss_mib"] and teacher["peak_rss_mib"] else "")
-        lines.append(f"Beside {teachers[0]}, {model} needs {listing(shares)}{memory}; fp32, "
+        lines.append(f"Beside {study.network(teachers[0])}, {model} needs {listing(shares)}{memory}; fp32, "
                      f"{seed_name(run)}.")
     change = efficiency.int8_change(run)
     if change:
