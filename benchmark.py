@@ -127,8 +127,7 @@ def _model_files(path):
     if _exports(path):
         return _exports(path)
     files = []
-    for run in runs.find(path):
-        runs.refuse_joined(run)
+    for run in runs.networks(path):
         files += [run / "best.pt", *_exports(run / "exports")]
     return files
 

@@ -115,7 +115,8 @@ def parser():
     add("--replicates", type=int, metavar="N", default=bootstrap.REPLICATES,  # as in evaluate.py
         help="bootstrap replicates behind each interval")
     add("--out", metavar="DIR",
-        help="where summary and figures go; default: the study, if these are all its models, of one run its folder")
+        help="where summary and figures go; default: the study, if these are all its models, folds/ of it, if they are "
+             "all of one fold, of one run its folder")
     add("--root", metavar="PATH", help="where the images are now; default: where they were in training")
     add("--cache", metavar="DIR", help="folder of decoded images, as in training")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",  # the fastest device of this machine
@@ -161,9 +162,11 @@ def summary_folder(model_files):
     all are of one; else None."""
     files = {model_file.path.resolve() for model_file in model_files}
     first = model_files[0].folder
+    fold = runs.parse_fold(first.parent.name)[1:]
     for folder in (runs.study(first), first):
-        in_folder = {model_file.path.resolve() for model_file in answers.find([folder])
-                     if runs.parse_fold(model_file.folder.parent.name)[1:] == runs.parse_fold(first.parent.name)[1:]}
+        networks = [run for run in runs.find(folder)
+                    if not runs.is_joined(run) and runs.parse_fold(run.parent.name)[1:] == fold]
+        in_folder = {model_file.path.resolve() for model_file in answers.find(networks)}
         if in_folder <= files and all(folder.resolve() in file.parents for file in files):
             return folder
     return None

@@ -1,4 +1,4 @@
-"""What the files of a run folder must be: each check returns what a Run keeps of a content, or raises UserError.
+"""What the files of a run folder must be: check_*() returns what a Run keeps of a content, or raises UserError.
 
 Files may come from other systems, and hold anything; what has passed these checks needs no further check.
 """
@@ -21,6 +21,7 @@ def is_number(value):
 
 
 def is_share(value):
+    """Whether this is a number from 0 to 1."""
     return isinstance(value, (int, float)) and 0 <= value <= 1
 
 
@@ -99,6 +100,7 @@ def _is_split(parts):
 
 
 def is_count(value):
+    """Whether this is a whole number from 0 on, or None."""
     return value is None or type(value) is int and 0 <= value <= LARGEST
 
 
@@ -184,6 +186,7 @@ _KINDS_OF_DATA = {"name": (str,), "fingerprint": (str,), "split": (str,), "image
 
 
 def check_environment(run, path, content):
+    """The content of an environment.json if its data is sound, else UserError."""
     if not isinstance(content, dict) or not isinstance(content.get("data", {}), dict):
         raise UserError(f"{path} is not a mapping")
     data = content.get("data", {})
@@ -206,6 +209,7 @@ def check_history(run, path, rows):
 
 
 def check_samples(run, path, arrays):
+    """The arrays of a samples.npz if they hold images, else UserError."""
     images = arrays["images"]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) != len(arrays["ids"]):
         raise UserError(f"{path} holds no uint8 images [K, H, W, 3]")
@@ -213,6 +217,7 @@ def check_samples(run, path, arrays):
 
 
 def check_attention(run, path, arrays):
+    """The arrays of an attention.npz if their shapes agree, else UserError."""
     student, teacher, cka = (arrays[key] for key in ("student", "teacher", "cka"))
     ends = [arrays.get(f"cka_{end}", cka) for end in ("lo", "hi")]
     if student.ndim != 4 or student.shape != teacher.shape or len(arrays["ids"]) != len(student) or any(
@@ -263,4 +268,5 @@ def check_rows(path, rows, columns, numbers):
 
 
 def rows_of(columns, numbers):
+    """check_rows() for these columns and numbers, as a check of a run's file."""
     return lambda run, path, rows: check_rows(path, rows, columns, numbers)

@@ -201,13 +201,14 @@ class Run(_Folder):
         few = f" with {100 * self.labelled:g}% of the labels" if self.labelled < 1 else ""
         return " from ".join([str(arch), *begun]) + few if arch else ""
 
-    @property
+    @cached_property
     def folds(self):
         """[Run of each fold whose answers it joins], those that are there; [] of any other run."""
         listed = self.joined.get("folds") if isinstance(self.joined, dict) else None
-        names = [fold.get("run") for fold in listed or () if isinstance(fold, dict)] if listed else []
-        places = [runs.study(self.folder) / name for name in names if isinstance(name, str)]
-        return [Run(place) for place in places if place.is_dir() and place.parts[-3] == runs.FOLDS]
+        names = [fold.get("run") for fold in listed if isinstance(fold, dict)] if isinstance(listed, list) else []
+        study = runs.study(self.folder)
+        places = [study / name for name in names if isinstance(name, str)]
+        return [Run(place) for place in places if place.parents[1:2] == (study / runs.FOLDS,) and place.is_dir()]
 
     # ---- its teachers
 

@@ -50,9 +50,22 @@ def find(path):
 
 
 def single_folds(path):
-    """Where the runs of a study are that has single folds alone, in words; else ""."""
+    """A hint for a message that a folder has no run: where its single folds are; "" where it has none."""
     folds = Path(path) / FOLDS
-    return f"Its folds are runs of their own, which are not yet all there: {folds}" if folds.is_dir() else ""
+    return (f"Its folds are runs of their own: {folds}; evaluate.py joins those of a model when all are there."
+            if folds.is_dir() else "")
+
+
+def networks(path):
+    """The folders of finished runs at or below `path` that have a network. UserError where there is none."""
+    folders = find(path)
+    found = [run for run in folders if not is_joined(run)]
+    if not found:
+        refuse_joined(folders[0])
+    for run in folders:
+        if is_joined(run):
+            print(f"note: {run} has the answers of several networks, and none of its own: it is left out")
+    return found
 
 
 def of_fold(model, fold):

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_folds_are_no_models_of_the_study_until_they_are_joined(cv):
     for search in (runs.find, lambda path: examine.audit_paths([path])):
         with pytest.raises(UserError) as refused:
             search(cv)
-        assert refused.value.hint.endswith(str(cv / runs.FOLDS))
+        assert str(cv / runs.FOLDS) in refused.value.hint
     assert folds.pool(cv) == [] and {run.parent.name for run in runs.find(cv)} == {"teacher_tiny", "tiny_kd"}
 
 
@@ -210,6 +211,11 @@ def test_the_mean_difference_over_the_folds_knows_the_spread_of_trainings(cv, ca
     assert 0 < float(over_folds["p"]) < .2 and not joined["p"]
 
 
+def report_blocks(folder):
+    """The blocks of the report of a study."""
+    return [block for section in build.build(study_files.read_study(folder), []) for block in section.blocks]
+
+
 def test_the_report_names_folds_where_a_network_is_needed(cv):
     pytest.importorskip("matplotlib")
     shutil.copytree(cv / "folds" / "tiny_kd_fold1of3", cv / "folds" / "tiny_other_fold1of3")
@@ -217,7 +223,7 @@ def test_the_report_names_folds_where_a_network_is_needed(cv):
     evaluate.main([str(cv)])
     found = study_files.read_study(cv)
     blocks = [block for section in build.build(found, []) for block in section.blocks]
-    code = "\n".join(str(block) for block in blocks if block["kind"] in ("code", "missing"))
+    code = "\n".join(str(block) for block in blocks if block["kind"] == "code")
     for model in ("teacher_tiny", "tiny_kd"):
         for k in (1, 2, 3):
             config = (cv / "folds" / f"{model}_fold{k}of3" / "seed_0" / "config.yaml").as_posix()
@@ -238,16 +244,58 @@ def test_the_report_names_folds_where_a_network_is_needed(cv):
 
 def test_the_report_of_joined_folds_shows_what_was_measured_of_the_first(cv):
     pytest.importorskip("matplotlib")
-    evaluate.main([str(cv)])
     first = [cv / "folds" / f"{model}_fold1of3" / "seed_0" for model in ("teacher_tiny", "tiny_kd")]
+    evaluate.main([str(cv)])
+    evaluate.main(list(map(str, first)))
+    names = {run.parent.name for run in first}
+    assert {block["what"] for block in report_blocks(cv) if "what" in block} >= {
+        "robustness under corruptions", "latency and memory", "quality against latency"}
+    row = {"macro_f1": .4, "macro_f1_lo": .3, "macro_f1_hi": .5, "acc": .6}
     for run in first:
-        write_csv(run / "robustness.csv", [{"tag": tag, "macro_f1": .4, "macro_f1_lo": .3, "macro_f1_hi": .5, "acc": .6}
-                                           for tag in ("clean", "jpeg_1")])
-    blocks = [block for section in build.build(study_files.read_study(cv), []) for block in section.blocks]
-    assert not any(block["kind"] == "missing" and "robustness" in block["what"] and "corruptions" in block["what"]
-                   for block in blocks)
-    shown = next(block for block in blocks if block.get("name") == "robustness")
-    assert {row["model"] for row in shown["export"]} == {"teacher_tiny_fold1of3", "tiny_kd_fold1of3"}
+        write_csv(run / "robustness.csv", [{"tag": tag, **row} for tag in ("clean", "jpeg_1")])
+        write_csv(run / "benchmark.csv", [{
+            "model": run.parent.name, "ckpt": "model.onnx", "batch": 1, "cpu": "a", "imsz": 32, "device": "cpu",
+            "lat_ms_p50": 2.0, "lat_ms_p90": 3.0, "file_bytes": 1e6}])
+    write_csv(cv / "folds" / "robustness_summary.csv", [{
+        "model": name, "seed": "seed_0", "file": "best.pt", "suite": "default", "clean_macro_f1": .4,
+        "mean_macro_f1": .3, "mean_macro_f1_lo": .2, "mean_macro_f1_hi": .4, "worst_macro_f1": .1} for name in names])
+    blocks = report_blocks(cv)
+    tables = {block["name"]: block["export"] for block in blocks if block.get("name") in (
+        "robustness", "robustness_summary", "cpu_latency", "pareto", "training")}
+    for name in ("robustness", "robustness_summary", "cpu_latency", "pareto"):
+        assert {row["model"] for row in tables[name]} == names, name
+    assert len(tables["training"]) == 6  # of all folds
+    latencies = next(block for block in blocks if block.get("name") == "result")["export"]
+    assert [row["latency_ms"] for row in latencies] == [2.0, 2.0]
+    assert not {block["what"] for block in blocks if "what" in block} & {
+        "robustness under corruptions", "latency and memory", "quality against latency"}
+
+
+@pytest.mark.parametrize("file", ["folds/tiny_kd_fold1of3/seed_0/attention.npz", "folds/robustness_summary.csv",
+                                  "folds/tiny_kd_fold2of3/seed_0/history.csv", "tiny_kd/seed_0/folds.json"])
+def test_a_damaged_file_of_a_fold_is_left_out_of_the_report_and_named(cv, file):
+    pytest.importorskip("matplotlib")
+    evaluate.main([str(cv)])
+    (cv / file).write_text("x,y\n1,2\n")
+    study = study_files.read_study(cv)
+    assert build.build(study, []) and any(Path(file).name in problem for _, problem, _ in study.problems)
+
+
+def test_the_network_of_another_fold_does_not_stand_for_the_first(cv):
+    pytest.importorskip("matplotlib")
+    evaluate.main([str(cv)])
+    shutil.rmtree(cv / "folds" / "tiny_kd_fold1of3")
+    study = study_files.read_study(cv)
+    assert [run.model for run in study.networks.runs] == ["teacher_tiny_fold1of3"] and build.build(study, [])
+    assert [folder.parent.name for folder, problem, _ in study.problems if "first fold" in problem] == ["tiny_kd"]
+    assert np.isnan(performance.on_validation(study, "tiny_kd")) and study.network("tiny_kd") == ""
+
+
+def test_a_list_of_folds_that_is_none_names_no_run(cv):
+    folds.pool(cv)
+    for listed in (5, [{"run": "/"}], [{"run": "../lesions_32px/folds/tiny_kd_fold1of3/seed_0"}], [{"run": 3}, 4]):
+        write_json(cv / "tiny_kd" / "seed_0" / runs.RECORD, {"folds": listed})
+        assert Run(cv / "tiny_kd" / "seed_0").folds == []
 
 
 def test_the_summary_of_robustness_is_of_all_networks_of_a_fold(cv):

@@ -425,7 +425,7 @@ def test_a_noisy_latency_is_called_so_before_what_rests_on_it(study):
     rough, shares, int8 = result.costs(read, efficiency.measure(read), "small_kd")
     assert rough.startswith("Latencies are rough: 2 of 6 are noisy")
     assert "about " in shares and "100% of its memory (70 against 70 MiB" in shares and shares.endswith("seed 0.")
-    assert int8.startswith("As INT8 (seed 0, ") and "another class for 2.0% of the test images" in int8
+    assert int8.startswith("small_kd as INT8 (seed 0, ") and "another class for 2.0% of the test images" in int8
 
 
 def test_a_missed_promise_is_told_of_each_seed_and_of_the_teacher_where_most_seeds_miss_it(study):

@@ -607,7 +607,8 @@ def reported(honestly, names=("a", "b"), suite="default", targets=None):
         texts = [{key: str(scores.format_cell(key, value)) for key, value in row.items()} for row in rows]
         runs.append(SimpleNamespace(model=name, seed="seed_0", kind="student", test=SimpleNamespace(ids=test.ids),
                                     metrics={}, robustness=texts))
-    return SimpleNamespace(runs=runs, firsts=runs, summary=summary, sheets={}, network_folders="runs/x")
+    return SimpleNamespace(runs=runs, models={run.model: [run] for run in runs}, summary=summary, sheets={},
+                           network_folders="runs/x", first_folds=False)
 
 
 def tables_of(blocks):

@@ -84,8 +84,8 @@ def open_cache(dataset, resize, *, interpolation=image.INTERPOLATION, folder=Non
 
     resize: side of the images in px. interpolation: one of kd.image.INTERPOLATIONS. folder: where the cache is; None
     for beside the data in `root`, or in the user's cache folder if that place cannot be written. The file name contains
-    a key of the interpolation and of every image's name, size and time of change, so that changed data get a new cache.
-    Old ones are not deleted, because another program may be reading them.
+    a key of the interpolation, how far its first step goes, and every image's name, size and time of change, so that
+    changed data get a new cache. Old ones are not deleted, because another program may be reading them.
     range: (low, high) of the network that the images are for, to which deep values are scaled; None to choose one that
     suits all images of the set. eight_bits: the network was trained on images of 8 bits alone, and deep ones, whose
     scale it does not have, cannot be used. again: the same images were opened at another size before.

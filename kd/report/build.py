@@ -18,7 +18,7 @@ from kd.report.sections import (
 
 def build(study, notes=()):
     """[Section] of a Study, with the files of `notes`; a section without content says what is missing."""
-    last = [Section("boards", "TensorBoard", tensorboard.boards(study)),
+    last = [Section("boards", "TensorBoard", tensorboard.boards(study.networks)),
             Section("notes", "Supplementary notes", tensorboard.supplementary_notes(notes))]
     measured = efficiency.measure(study.networks)
     if not study.runs:

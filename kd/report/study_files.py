@@ -18,7 +18,9 @@ from kd.errors import UserError
 from kd.run_folder import Run, StudyFolder, bounded
 
 REQUIRED = ("test", "metrics", "samples", "history", "environment", "options", "split")  # damaged: the run is left out
-EXTRAS = ("benchmark", "exports", "robustness", "attention")                             # damaged: left out
+EXTRAS = ("benchmark", "exports", "robustness", "attention", "joined")                   # damaged: left out
+
+OF_FIRST_FOLDS = "Of the networks of the first fold, on its test images, which are a part of all."
 
 
 @dataclass
@@ -35,7 +37,6 @@ class Study:
     sweeps: dict = field(default_factory=dict)    # model -> content of its sweep.json
     sheets: dict = field(default_factory=dict)    # suite -> its robustness_*sheet.png: example images
     files: StudyFolder = None                     # of the files that stand over the runs
-    joined: "Study" = None                        # where these are networks of a fold: the study whose runs join them
 
     @property
     def models(self):
@@ -80,26 +81,46 @@ class Study:
 
     @cached_property
     def networks(self):
-        """The Study of the networks: itself, or where its runs join folds that of their first folds.
+        """The Study of the runs that have a network, of joined folds the first; itself, if all have one.
 
-        Exported, timed and put under corruptions is a network, and answers of several are none.
+        Exported, timed and put under corruptions is a network, and the answers of several are none.
         """
-        if not any(run.folds for run in self.runs):
+        found = [network for network in map(network_of, self.runs) if network]
+        if found == self.runs:
             return self
-        study = Study(self.path, self.name, [(run.folds or [run])[0] for run in self.runs], joined=self,
-                      files=StudyFolder(self.files.folder / runs.FOLDS))
+        study = Study(self.path, self.name, found, self.problems, files=StudyFolder(self.files.folder / runs.FOLDS))
+        for model, group in study.evaluated.items():
+            if len(group) > 1 and model not in self.models:
+                _add_seeds(study, model, group)
+        study.seeds.update(self.seeds)
         _add_summary(study)
+        study.summary, study.sheets = [*self.summary, *study.summary], {**self.sheets, **study.sheets}
+        self.problems += [(run.folder, "its first fold is not there: what is measured of a network is not shown", "")
+                          for run in self.runs if (run.folder / runs.RECORD).exists() and not network_of(run)]
         return study
 
     def network(self, model):
-        """The name of the first network of a model: its own, or that of its first fold."""
-        first = self.models[model][0]
-        return (first.folds or [first])[0].model
+        """The name of the first network of a model: its own, or that of its first fold; "" where there is none."""
+        return getattr(network_of(self.models[model][0]), "model", "")
+
+    @property
+    def first_folds(self):
+        """Whether these are the networks of first folds, in the place of the runs that join them."""
+        return self.path.resolve().name != runs.FOLDS and any(
+            runs.study(run.folder).name == runs.FOLDS for run in self.runs)
 
     @property
     def network_folders(self):
         """The folders of the networks as a command line takes them."""
-        return " ".join(command_path(run.folder) for run in self.runs) if self.joined else self.command
+        return " ".join(command_path(run.folder) for run in self.runs) if self.first_folds else self.command
+
+
+def network_of(run):
+    """The Run of a network: `run`; of one that joins folds the first; None where there is none, or it is damaged."""
+    if not runs.is_joined(run.folder):
+        return run
+    first = next((fold for fold in run.folds if runs.parse_fold(fold.model)[1] == 1), None)
+    return first if first and first.test is not None else None
 
 
 def command_path(path):
@@ -160,8 +181,9 @@ def _add_run(study, run):
         if bare:
             study.problems.append((run.folder, "not shown, for metrics.json gives no interval: "
                                                f"{errors.listing(bare)}", remedy))
-    for error in run.tolerate(*EXTRAS).values():
-        study.problems.append((run.folder, f"left out: {error.message}", ""))
+    damaged = [(run, error) for error in run.tolerate(*EXTRAS).values()]
+    damaged += [(fold, error) for fold in run.folds for error in fold.tolerate(*REQUIRED, *EXTRAS).values()]
+    study.problems += [(part.folder, f"left out: {error.message}", "") for part, error in damaged]
 
 
 def without_interval(metrics):
@@ -188,7 +210,7 @@ def _add_seeds(study, model, group):
     except UserError as error:
         problem = error.message
     if problem:
-        remedy = f"python evaluate.py {study.command}"
+        remedy = f"python evaluate.py {command_path(study.files.folder)}"
         study.problems.append((group[0].folder.parent, f"left out: {problem}", remedy))
     elif content:
         study.seeds[model] = content

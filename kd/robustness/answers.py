@@ -66,8 +66,7 @@ def find(paths):
             files = [(folder, path)]
         else:
             files = []
-            for folder in runs.find(path):
-                runs.refuse_joined(folder)
+            for folder in runs.networks(path):
                 int8 = folder / "exports" / "model.int8.onnx"
                 files += [(folder, folder / "best.pt"), *[(folder, int8)] * int8.is_file()]
         for folder, file in files:
@@ -274,7 +273,8 @@ def _answers(members, cell, data, rows, suite, registry, spent, bar):
 
 def _key(member, cell, entry, data):
     """A digest of all that a model's answers to a cell follow from, the corruption's code included."""
-    causes = {"model": member.digest, "data": data.fingerprint, "input": data.input(), "corruption": cell.corruption}
+    causes = {"model": member.digest, "data": data.fingerprint, "input": data.input(), "corruption": cell.corruption,
+              "gap": image.gap_of(data.input()["interpolation"])}
     if entry is not None:
         causes["parameters"] = corruptions.settings(entry, *_level(cell))
         causes["code"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _sources(entry)]

@@ -7,7 +7,7 @@ STAGES = ("train", "evaluate", "compare", "export", "robustness", "benchmark", "
 OPTIONAL = ("export", "robustness", "benchmark")  # done where the plan has a section; the others always
 # Of the event files those of training, whose names end with a number; those of results repeat what tables have.
 TABLES = ("*/*/*.csv", "*/*/*.json", "*/*/*.npz", "*/*/predictions/*.npz", "*/*/config.yaml", "*/*/exports/parity.json",
-          "*/*/tb/*[0-9]", "*/seeds.json", f"*/{sweeps.FILE}", "*.csv")
+          "*/*/tb/*[0-9]", "*/seeds.json", f"*/{sweeps.FILE}", "*.csv", "robustness_*")
 
 
 def tasks(plan, stage, finished):
@@ -63,7 +63,8 @@ def _robustness(plan, planned, finished):
     inputs = [*_predictions(finished), *_networks(finished), *(run / "metrics.json" for run in finished)]
     if is_of_folds(plan):
         arguments = [*(run.as_posix() for run in planned), *plan.arguments["robustness"]]
-        return [Task("robustness", "robustness", arguments, inputs, [f"{runs.FOLDS}/*/*/robustness.csv"])]
+        return [Task("robustness", "robustness", arguments, inputs,
+                     [f"{runs.FOLDS}/*/*/robustness.csv", f"{runs.FOLDS}/robustness_*"])]
     return [_on_study(plan, "robustness", inputs, ["*/*/robustness.csv", "robustness_*"])]
 
 
@@ -75,7 +76,9 @@ def _benchmark(plan, planned, finished):
 
 
 def _report(plan, planned, finished):
-    inputs = sorted({file for pattern in TABLES for file in plan.folder.glob(pattern)} | set(_predictions(finished)))
+    found = {file for folder in (plan.folder, plan.folder / runs.FOLDS) for pattern in TABLES
+             for file in folder.glob(pattern)}
+    inputs = sorted(found | set(_predictions(finished)))
     return [_on_study(plan, "report", [*inputs, *plan.notes], ["report.*", "tables/*"])]
 
 

@@ -11,7 +11,7 @@ from kd.report import figures_latency
 from kd.report.blocks import Column, aside, figure, interval, missing, spread, table
 from kd.report.sections.overview import FORMATS, seed_columns, seed_name, with_format
 from kd.report.sections.students import not_significant
-from kd.report.study_files import command_path
+from kd.report.study_files import OF_FIRST_FOLDS, command_path
 from kd.run_folder import bounded
 from kd.text import format_bounds, format_count, format_metric, is_defined
 
@@ -71,13 +71,14 @@ def scaled(value, unit):
 def efficiency(study, measured):
     """Blocks: latency on each device, memory, what the exported files change, and which files are dominated."""
     rows, left_out = benchmark_rows(study)
-    blocks = []
+    blocks = [aside(OF_FIRST_FOLDS)] if study.first_folds else []
     if not rows:
         why = "No row of a benchmark.csv can be used." if left_out else "No run has benchmark.csv."
         blocks += missing("latency and memory", why, f"python benchmark.py {study.network_folders}")
     for run, why in dict.fromkeys(left_out):
         blocks += missing(f"some of benchmark.csv of {run}", why)
-    unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in study.firsts if not run.benchmark)
+    firsts = [group[0] for group in study.models.values()]
+    unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in firsts if not run.benchmark)
     if rows and unmeasured:
         blocks += missing(f"latency of {unmeasured}", "There is no benchmark.csv.")
     on_cpu = [row for row in rows if row.get("device") == "cpu"]
@@ -240,7 +241,7 @@ def drawing(study, measured):
         score = {"value": fp32.score, "lo": fp32.lo, "hi": fp32.hi}
         unit = "ms" if cost == "latency" else "M"
         descriptions.append(f"{model} {format_metric(score)}, {fp32.cost:.2f} {unit}{size}")
-    parts = [f"Quality against {cost}"]
+    parts = [f"Quality against {cost}{', of the first fold' if networks.first_folds else ''}"]
     if cost == "latency":
         parts.append("area: file size")
     if any(int8 for *_, int8 in models):
@@ -303,10 +304,12 @@ def int8_score(study, of_model, score):
 def pareto(study, measured):
     """Blocks: the table of quality against latency."""
     points = measured.points
-    if len(points) < 2:
-        return missing("quality against latency", "It needs two models with predictions, metrics and benchmark.csv, "
-                       "measured under the same conditions.", f"python benchmark.py {study.network_folders}")
     blocks = [block for model, why in measured.left_out for block in missing(model, why)]
+    if len(points) < 2:
+        script = "evaluate" if measured.left_out else "benchmark"
+        return blocks + missing("quality against latency", "It needs two models with predictions, metrics and "
+                                "benchmark.csv, measured under the same conditions.",
+                                f"python {script}.py {study.network_folders}")
     columns = [
         *seed_columns(), Column("Precision", "precision"), interval("Macro-F1", "score"),
         Column("Latency p50, ms", "latency_ms", ".3f"), Column("Dominated", "dominated_by"), Column("Noise", "noise"),

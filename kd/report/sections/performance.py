@@ -143,8 +143,11 @@ def on_validation(study, model):
 
     A fold need not have been evaluated on its own: its figure is that of the epoch that was kept.
     """
-    values = [fold.best_row.get("val_macro_f1", math.nan) for run in study.models[model] for fold in run.folds]
-    values = values or [run.metric("macro_f1", "val")["value"] for run in study.models[model]]
+    values = []
+    for run in study.models[model]:
+        of_folds = [fold.best_row.get("val_macro_f1", math.nan) for fold in run.folds]
+        is_whole = of_folds and len(of_folds) == study.cross_validation
+        values += of_folds if is_whole else [run.metric("macro_f1", "val")["value"]]
     return sum(values) / len(values)
 
 

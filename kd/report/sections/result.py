@@ -43,7 +43,7 @@ def overview(study, compared, measured):
     if any("added" in row for row in records):
         caption += ". Teacher added: macro-F1 above the same network alone"
     if measured.points:
-        caption += ". Latency and file: fp32, first seed"
+        caption += f". Latency and file: fp32, first seed{' of the first fold' if study.networks.first_folds else ''}"
     return [table("result", caption, columns, records)]
 
 
@@ -77,7 +77,8 @@ def which(study, compared, measured, order):
     if not order:
         return []
     if len(order) == 1:
-        return [f"{order[0]}, the only student."]
+        others = [model for model, group in study.evaluated.items() if group[0].kind != "teacher" and model != order[0]]
+        return [f"{order[0]}, the only student{' with a macro-F1 on validation' if others else ''}."]
     best, second = order[:2]
     scores = [f"{performance.on_validation(study, model):.3f}" for model in order[:2]]
     seeds = [of_seeds(study.models[model]) for model in order[:2]]
@@ -157,8 +158,10 @@ def unlabelled_images(run):
 
 def costs(study, measured, model):
     """Sentences: how much faster and smaller a student is than the teacher, and what INT8 changes."""
-    lines, model = [], study.network(model)
-    run = study.networks.models[model][0]
+    model = study.network(model)
+    if not model:
+        return []
+    lines, run = [], study.networks.models[model][0]
     noisy = sum(point["noisy"] for point in measured.points)
     if noisy:
         lines.append(f"Latencies are rough: {noisy} of {len(measured.points)} "
@@ -179,5 +182,5 @@ def costs(study, measured, model):
     if change:
         sizes = [int8[key] and f"{int8[key]:{form}} {unit}" for key, form, unit in (
             ("file_mb", ".2f", "MB"), ("latency_ms", ".2f", "ms"), ("peak_rss_mib", ".0f", "MiB"))] if int8 else []
-        lines.append(f"As INT8 ({', '.join(filter(None, [seed_name(run), *sizes]))}): {change}.")
+        lines.append(f"{model} as INT8 ({', '.join(filter(None, [seed_name(run), *sizes]))}): {change}.")
     return lines

@@ -7,6 +7,7 @@ from kd.report import figures_robustness
 from kd.report.blocks import Column, aside, figure, heading, interval, missing, paragraph, picture, table
 from kd.report.sections.overview import FORMATS, responsive_figure, seed_columns, with_format
 from kd.report.sections.tensorboard import png_uri
+from kd.report.study_files import OF_FIRST_FOLDS
 from kd.robustness import suites
 from kd.text import format_bounds, format_count, is_defined
 
@@ -43,15 +44,16 @@ def with_numbers(cells):
 def robustness(study):
     """Blocks: the mean over all corruptions, each suite's figures, the lowest cells, and all of them."""
     rows, bare = robustness_rows(study)
-    blocks = []
+    blocks = [aside(OF_FIRST_FOLDS)] if study.first_folds else []
     if bare:
         models = ", ".join(dict.fromkeys(f"{row['model']}/{row['seed']}" for row in bare))
         count = format_count(len(bare), "row")
         blocks += missing(f"robustness of {models}", f"{count} of robustness.csv without intervals.")
     if not rows:
-        return blocks or missing("robustness under corruptions", "No run has robustness.csv.",
+        return blocks if bare else missing("robustness under corruptions", "No run has robustness.csv.",
                                  f"python robustness.py {study.network_folders}")
-    unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in study.firsts if not run.robustness)
+    firsts = [group[0] for group in study.models.values()]
+    unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in firsts if not run.robustness)
     if unmeasured:
         blocks += missing(f"robustness of {unmeasured}", "There is no robustness.csv.")
     blocks += subset_note(study, rows)

@@ -23,7 +23,8 @@ def caveat(study, models):
     parts = [f"{model} is the best of {sweeps.count(study.sweeps[model])} tries" for model in models
              if model in study.sweeps]
     figures = "their figures" if len(parts) > 1 else "its figure"
-    return f"{' and '.join(parts)} on these validation images, which raises {figures} there." if parts else ""
+    images = "the first fold's" if study.cross_validation else "these"
+    return f"{' and '.join(parts)} on {images} validation images, which raises {figures} there." if parts else ""
 
 
 def chosen(study):
