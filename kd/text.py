@@ -83,12 +83,6 @@ def one_line(text, limit=32):
     return text if len(text) <= limit else text[:limit - 1].rstrip() + "…"
 
 
-def short_name(name, limit=32):
-    """As one_line(), but without the middle where it is too long: models of a study begin alike and end differently."""
-    name, half = one_line(name, len(str(name))), (limit - 1) // 2
-    return name if len(name) <= limit else f"{name[:limit - 1 - half].rstrip()}…{name[-half:].lstrip()}"
-
-
 def quoted(*words):
     """Words of a command line as this system's shell reads them; paths with `/`."""
     words = [word.as_posix() if isinstance(word, PurePath) else str(word) for word in words]
@@ -109,28 +103,39 @@ def width(text):
 def shortened(names, limit):
     """{name: text on one line that takes at most `limit` columns}, no two of them alike.
 
-    A long name is cut in the middle; where two then look alike, their numbers in `names` tell them apart. limit: from
-    12 on.
+    Of long names the middle is left out, or a part before it where those then look alike; names that still do have
+    their numbers in `names`. limit: from 12 on.
     """
     names = list(dict.fromkeys(names))
-    short = {name: _cut(one_line(name, len(name) + 1), limit) for name in names}
-    counts = Counter(short.values())
-    for number, name in enumerate(names):
-        if counts[short[name]] > 1 or not short[name]:
+    lines = [one_line(name, len(name) + 1) for name in names]
+    for end in range((limit - 1) // 2, limit - 2):
+        short = [_cut(line, limit, end) for line in lines]
+        if all(short) and len(set(short)) == len(names):
+            return dict(zip(names, short))
+    short = [_cut(line, limit, (limit - 1) // 2) for line in lines]
+    counts = Counter(short)
+    for number, text in enumerate(short):
+        if counts[text] > 1 or not text:
             mark = f"#{number}"
-            short[name] = _cut(short[name], limit - len(mark)) + mark
-    return short
+            short[number] = _cut(text, limit - len(mark), (limit - len(mark) - 1) // 2) + mark
+    return dict(zip(names, short))
 
 
-def _cut(text, limit):
-    """`text` without its middle, where it takes more than `limit` columns."""
+def short_labels(names, limit):
+    """What shortened() makes of each of `names`, a list."""
+    short = shortened(names, limit)
+    return [short[name] for name in names]
+
+
+def _cut(text, limit, end):
+    """`text` without its middle, where it takes more than `limit` columns; `end` of them are of its end."""
     if width(text) <= limit:
         return text
-    head, tail = text[:limit // 2], text[-(limit // 2):]
-    while width(head) > limit // 2:
-        head = head[:-1]
-    while width(head) + 1 + width(tail) > limit:
+    head, tail = text[:limit - end], text[-end:]
+    while width(tail) > end:
         tail = tail[1:]
+    while width(head) + 1 + width(tail) > limit:
+        head = head[:-1]
     return f"{head}…{tail}"
 
 

@@ -28,8 +28,10 @@ def test_short_names_fit_and_differ(limit):
 
 def test_names_that_cannot_be_told_apart_when_cut_get_their_numbers():
     names = [f"melanoma {k} in situ" for k in range(3)]
-    assert list(text.shortened(names, 12).values()) == [f"melan…situ#{k}" for k in range(3)]
+    assert list(text.shortened(names, 12).values()) == [f"me…{k} in situ" for k in range(3)]
     assert list(text.shortened(names, 18).values()) == names
+    names = [f"melanoma {k} in situ of the trunk" for k in range(3)]
+    assert list(text.shortened(names, 12).values()) == [f"melan…runk#{k}" for k in range(3)]
 
 
 def test_a_table_that_is_wider_than_the_terminal_is_divided(monkeypatch):

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from kd.errors import need
-from kd.text import one_line, short_name
+from kd.text import one_line, short_labels
 
 # Vermilion and blue of Okabe & Ito (2008), which colour-blind readers can distinguish, and greys.
 LIGHT = {"paper": "#ffffff", "ink": "#1a2026", "muted": "#5b6670", "rule": "#d8dde1",
@@ -142,7 +142,7 @@ def forest(figure, rows, reference=None, narrow=False):
         axes.annotate(f"{value:.3f}" if np.isfinite(value) else "undefined", (1, y),
                       xycoords=("axes fraction", "data"), xytext=(10, 0), va="center",
                       textcoords="offset points")
-    names = [short_name(row[0], 44) for row in rows]
+    names = short_labels([row[0] for row in rows], 44)
     numbers = [number for row in rows for number in row[2:]]
     if reference:
         name, value = reference
@@ -178,7 +178,7 @@ def confusion(figure, matrix, class_names):
     Zeros are left blank, and so are all counts of more than 15 classes, where they would not be legible.
     """
     from matplotlib.patches import Rectangle
-    matrix, names = np.asarray(matrix), [short_name(name, 18) for name in class_names]
+    matrix, names = np.asarray(matrix), short_labels(class_names, 18)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     count, longest = len(matrix), max(map(len, names))
     side = min(max(42 * count, 190), 588)

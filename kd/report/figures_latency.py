@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kd.report.figures import LIGHT, MARKERS, apart, drawing, plain
-from kd.text import short_name
+from kd.text import short_labels
 
 TICKS = [digit * 10 ** power for power in range(-3, 5) for digit in (1, 2, 5)]  # of costs
 LARGEST, SMALLEST = 560, 80  # areas of marks, in square points
@@ -45,7 +45,7 @@ def _draw(figure, models, values, label, unit):
     """A drawing 400 px wide. label: of the axis of costs; unit: of a cost beside the axes."""
     width, left, bottom = 400, 56, 50
     height = max(240, 2.2 * ROW * len(models) + bottom + 14)
-    names = [short_name(name, 25) for name, *_ in models]
+    names = short_labels([name for name, *_ in models], 25)
     beside = 22 + 6.4 * max(17, *map(len, names))  # px for the labels
     figure.set_layout_engine("none")
     figure.set_size_inches(width / 72, height / 72)

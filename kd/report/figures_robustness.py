@@ -7,7 +7,7 @@ import numpy as np
 from kd.errors import need
 from kd.files import parse_number
 from kd.report.figures import LIGHT, MARKERS, STYLE, dashes, drawing, plain
-from kd.text import one_line, short_name
+from kd.text import one_line, short_labels
 
 COLUMNS, NARROW = 5, 2  # panels beside each other in 840 px, and in 400
 MANY_LINES, MAX_LINES = 6, 8  # beyond MANY_LINES, curves leave out exported files; they never draw more than MAX_LINES
@@ -102,7 +102,7 @@ def robustness_curves(figure, rows, roles, narrow=False, metric="macro_f1"):
     grid[0, 0].set_xlim(-.2, last + .2)
     figure.supylabel(spoken(metric).replace("macro f1", "macro-F1"), color=LIGHT["muted"])
     figure.supxlabel("severity", color=LIGHT["muted"])
-    names = [short_name(name) for name in names_of(rows_of)]
+    names = short_labels(names_of(rows_of), 32)
     figure.legend(
         handles, names, loc="outside upper left", ncols=legend_columns, frameon=False, handlelength=3,
     )
@@ -122,7 +122,7 @@ def robustness_heatmap(figure, rows, roles, metric="macro_f1"):
     """
     from matplotlib.patches import Rectangle
     rows_of, columns = lines(rows), corruptions(rows)
-    names = [short_name(name, 30) for name in names_of(rows_of)]
+    names = short_labels(names_of(rows_of), 44)
     longest = max(len(spoken(name)) for name in columns)
     figure.set_size_inches(840 / 72, (34 * len(rows_of) + 5 * longest + 60) / 72)
     axes = figure.add_subplot()

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from kd.report.figures import LIGHT, MARKERS, dashes, drawing, plain
-from kd.text import one_line, short_name
+from kd.text import one_line, short_labels
 
 FRAME_HEIGHT = 132   # px, with the tag above it and the steps below it
 MAX_POINTS = 200     # of a line
@@ -51,7 +51,7 @@ def scalars(figure, models, frames, narrow=False):
         plain(axes, "y")
     handles = [figure.axes[0].plot([], [], color=LIGHT[role], linestyle=style)[0]
                for (_, role), style in zip(models, styles)]
-    figure.legend(handles, [short_name(name, 34) for name, _ in models], loc="upper left", ncols=in_a_row,
+    figure.legend(handles, short_labels([name for name, _ in models], 34), loc="upper left", ncols=in_a_row,
                   frameon=False, handlelength=3, bbox_to_anchor=(0, 1), borderaxespad=0)
 
 
