@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,41 @@ def test_tables_of_the_results_are_those_of_the_runs():
                 assert row[name] == cell(overall[name.replace("-", "_").replace(" ", "_").lower()]), row
                 checked += 1
     assert checked > 15
+
+
+FIRST_FOLD = {"teacher": "teacher_efficientnetlite2", "student alone": "efficientnetlite0_alone",
+              "student with KD": "efficientnetlite0_kd", "student with `logit_std`": "efficientnetlite0_logit_std"}
+
+
+def test_what_follows_on_the_first_fold_is_what_its_files_have():
+    folds, checked = RESULTS / "ham10000_128px" / "folds", Counter()
+    summary = {(row["model"], row["file"]): row for row in read_csv(folds / "robustness_summary.csv")}
+    files = {"checkpoint": "best.pt", "INT8": "model.int8.onnx"}
+    for row in tables(text_of(RESULTS / "README.md"), "network"):
+        name = f"{FIRST_FOLD[row['network']]}_fold1of5"
+        if "specificity" in row:
+            metrics = read_json(folds / name / "seed_0" / "metrics.json")
+            points = {(point["kind"], point["class"]): point for point in metrics["operating_points"]}
+            melanoma, abstention = points["sensitivity", "mel"], points["abstention", None]
+            assert list(row.values())[1:] == list(map(cell, (
+                melanoma["test"]["sensitivity"], melanoma["test"]["specificity"], metrics["test"]["rms_ce_debiased"],
+                metrics["test"]["rms_ce_debiased_calibrated"], abstention["test"]["coverage"],
+                abstention["test"]["risk"]))) and melanoma["promised"] == .95, row
+        elif "BE" in row:
+            found = {key: float(value) for key, value in summary[name, files[row["file"]]].items()
+                     if re.fullmatch("((clean|mean)_macro_f1|r?be)(_lo|_hi)?", key)}
+            assert row["clean"] == f"{found['clean_macro_f1']:.3f}".replace("0.", ".")
+            assert row["mean over 45 cells"] == cell({key: found[f"mean_macro_f1{end}"] for key, end in (
+                ("value", ""), ("lo", "_lo"), ("hi", "_hi"))})
+            for kind in ("be", "rbe"):
+                text = "{:.2f} [{:.2f}, {:.2f}]".format(*(found[f"{kind}{end}"] for end in ("", "_lo", "_hi")))
+                assert text.startswith(row["BE" if kind == "be" else "rBE"]), row
+        else:
+            test = read_json(folds / name / "seed_0" / "exports" / "parity.json")["formats"]["int8"]["test"]
+            assert row["labels changed"] == f"{100 * test['flips']:.2f}%"
+            assert row["less the checkpoint"] == signed(test["macro_f1"]["difference"]), row
+        checked["BE" if "BE" in row else "specificity" if "specificity" in row else "INT8"] += 1
+    assert checked == {"specificity": 4, "INT8": 3, "BE": 6}
 
 
 def test_the_table_of_int8_is_that_of_the_exports():

@@ -47,17 +47,6 @@ def test_every_study_has_a_section_and_every_section_with_commands_a_study():
     assert {study.name for study in STUDIES} == {name for name in re.findall(r"^## (\S+)$", text, re.M)}
 
 
-def test_a_study_where_runs_are_called_by_the_table_has_these_runs():
-    """The first columns of the tables of a section: model and seed."""
-    text = (RESULTS / "README.md").read_text(encoding="utf-8")
-    for study in STUDIES:
-        section = text.partition(f"## {study.name}\n")[2].partition("\n## ")[0]
-        for model, seed in re.findall(r"^\| (\w+) \| (\d+) \|", section, re.M):
-            assert (study / model / f"seed_{seed}" / "metrics.json").is_file(), (model, seed)
-        for model in re.findall(r"^\| (\w+) \| checkpoint \|", section, re.M):
-            assert (study / model / "seed_0" / "robustness.csv").is_file(), model
-
-
 def groups_of(run, part):
     return set(read_npz(run / "predictions" / f"{part}.npz", ("groups",))["groups"].tolist())
 
