@@ -291,6 +291,17 @@ def test_the_network_of_another_fold_does_not_stand_for_the_first(cv):
     assert np.isnan(performance.on_validation(study, "tiny_kd")) and study.network("tiny_kd") == ""
 
 
+def test_of_a_study_with_joined_runs_the_others_are_measured(cv, capsys):
+    folds.pool(cv)
+    with pytest.raises(UserError, match="no network of its own"):
+        runs.networks(cv)
+    shutil.copytree(cv / "folds" / "tiny_kd_fold1of3", cv / "tiny_single")
+    capsys.readouterr()
+    assert runs.networks(cv) == [cv / "tiny_single" / "seed_0"]
+    assert capsys.readouterr().out.count("it is left out") == 2
+    assert robustness.summary_folder(answers.find([cv / "tiny_single"])) == cv
+
+
 def test_a_list_of_folds_that_is_none_names_no_run(cv):
     folds.pool(cv)
     for listed in (5, [{"run": "/"}], [{"run": "../lesions_32px/folds/tiny_kd_fold1of3/seed_0"}], [{"run": 3}, 4]):
