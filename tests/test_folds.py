@@ -289,6 +289,9 @@ def test_the_network_of_another_fold_does_not_stand_for_the_first(cv):
     assert [run.model for run in study.networks.runs] == ["teacher_tiny_fold1of3"] and build.build(study, [])
     assert [folder.parent.name for folder, problem, _ in study.problems if "first fold" in problem] == ["tiny_kd"]
     assert np.isnan(performance.on_validation(study, "tiny_kd")) and study.network("tiny_kd") == ""
+    shutil.rmtree(cv / "folds" / "teacher_tiny_fold1of3")
+    study = study_files.read_study(cv)
+    assert study.networks.runs == [] and build.build(study, [])
 
 
 def test_of_a_study_with_joined_runs_the_others_are_measured(cv, capsys):

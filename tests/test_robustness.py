@@ -608,7 +608,7 @@ def reported(honestly, names=("a", "b"), suite="default", targets=None):
         runs.append(SimpleNamespace(model=name, seed="seed_0", kind="student", test=SimpleNamespace(ids=test.ids),
                                     metrics={}, robustness=texts))
     return SimpleNamespace(runs=runs, models={run.model: [run] for run in runs}, summary=summary, sheets={},
-                           network_folders="runs/x", first_folds=False)
+                           network_folders="runs/x", first_folds=False, lacking=lambda attribute: "")
 
 
 def tables_of(blocks):

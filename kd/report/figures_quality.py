@@ -7,7 +7,7 @@ import numpy as np
 
 from kd.estimate import wilson
 from kd.report.figures import LIGHT, MARKERS, apart, dashes, drawing, plain
-from kd.text import one_line, short_labels, shortened
+from kd.text import one_line, short_labels
 
 QUARTERS = [0, .25, .5, .75, 1], ["0", ".25", ".5", ".75", "1"]  # ticks and their labels
 
@@ -41,7 +41,7 @@ def per_class(figure, names, model, reference, role, title):
     axes.set_xlabel("F1 on the test split", loc="left")
     if reference:
         axes.annotate(
-            f"■ {one_line(title, 26)}", (1, 0), xytext=(0, -26), xycoords="axes fraction",
+            f"■ {short_labels([title], 26)[0]}", (1, 0), xytext=(0, -26), xycoords="axes fraction",
             textcoords="offset points", ha="right", va="top", color=LIGHT["teacher"],
         )
 
@@ -137,13 +137,13 @@ def risk_coverage(figure, curves, narrow=False):
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.08 * top or 1)
     heights = apart([label[0] for label in labels], .07 * top)
-    short = shortened([name for *_, name in labels], 34)
-    for k, (y, (_, _, role, linestyle, name)) in enumerate(zip(heights, labels)):
+    names = short_labels([name for *_, name in labels], 34)
+    for k, (y, (_, _, role, linestyle, _), name) in enumerate(zip(heights, labels, names)):
         transform, line, x = axes.get_yaxis_transform(), [1.015, 1.05], 1.062
         if narrow:
             transform, line, x, y = figure.transFigure, [58 / width, 84 / width], 92 / width, (14 + 22 * k) / height
         axes.plot(line, [y, y], color=LIGHT[role], linestyle=linestyle, transform=transform, clip_on=False)
-        axes.text(x, y, short[name], transform=transform, va="center")
+        axes.text(x, y, name, transform=transform, va="center")
     plain(axes, "y")
     axes.set_xlabel("coverage (share of the images that are answered)")
     axes.set_ylabel("risk (share of these that is wrong)")
@@ -165,10 +165,10 @@ def stages(figure, models, narrow=False):
         axes.plot(numbers, values, color=LIGHT[role], linestyle=linestyle, marker="o", markersize=5)
         labels.append((float(values[-1]), len(labels), name))
     labels.sort()
-    short = shortened([name for *_, name in labels], 24)
-    for y, (_, _, name) in zip(apart([label[0] for label in labels], .085), labels):
+    names = short_labels([name for *_, name in labels], 24)
+    for y, name in zip(apart([label[0] for label in labels], .085), names):
         axes.annotate(
-            short[name], (count, y), xytext=(10, 0), textcoords="offset points", va="center",
+            name, (count, y), xytext=(10, 0), textcoords="offset points", va="center",
             annotation_clip=False,
         )
     axes.set_xticks(range(1, 1 + count))

@@ -61,6 +61,11 @@ class Study:
         """The first non-empty `attribute` among the runs, else an empty dict."""
         return next((getattr(run, attribute) for run in self.runs if getattr(run, attribute)), {})
 
+    def lacking(self, attribute):
+        """The names of the models' first runs that have no `attribute`, in one text."""
+        firsts = (group[0] for group in self.models.values())
+        return ", ".join(f"{run.model}/{run.seed}" for run in firsts if not getattr(run, attribute))
+
     @property
     def cross_validation(self):
         """The number of folds that its runs join, else None."""
@@ -95,8 +100,6 @@ class Study:
         study.seeds.update(self.seeds)
         _add_summary(study)
         study.summary, study.sheets = [*self.summary, *study.summary], {**self.sheets, **study.sheets}
-        self.problems += [(run.folder, "its first fold is not there: what is measured of a network is not shown", "")
-                          for run in self.runs if (run.folder / runs.RECORD).exists() and not network_of(run)]
         return study
 
     def network(self, model):
@@ -184,6 +187,9 @@ def _add_run(study, run):
     damaged = [(run, error) for error in run.tolerate(*EXTRAS).values()]
     damaged += [(fold, error) for fold in run.folds for error in fold.tolerate(*REQUIRED, *EXTRAS).values()]
     study.problems += [(part.folder, f"left out: {error.message}", "") for part, error in damaged]
+    if (run.folder / runs.RECORD).exists() and not network_of(run):
+        what = "its first fold is not there: what is measured of a network is not shown"
+        study.problems.append((run.folder, what, ""))
 
 
 def without_interval(metrics):

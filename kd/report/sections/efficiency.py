@@ -77,8 +77,7 @@ def efficiency(study, measured):
         blocks += missing("latency and memory", why, f"python benchmark.py {study.network_folders}")
     for run, why in dict.fromkeys(left_out):
         blocks += missing(f"some of benchmark.csv of {run}", why)
-    firsts = [group[0] for group in study.models.values()]
-    unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in firsts if not run.benchmark)
+    unmeasured = study.lacking("benchmark")
     if rows and unmeasured:
         blocks += missing(f"latency of {unmeasured}", "There is no benchmark.csv.")
     on_cpu = [row for row in rows if row.get("device") == "cpu"]
@@ -164,9 +163,9 @@ def exports(study):
     """Blocks: each exported file compared with its checkpoint on the test images."""
     records = [export_record(run, name, export) for run in study.runs for name, export in run.exports.items()]
     if not records:
-        run = (study.firsts or study.runs)[-1]
+        found = (study.firsts or study.runs)[-1:]
         return missing("the effect of exporting", "No run has exports/parity.json.",
-                       f"python export.py {command_path(run.folder)}")
+                       *(f"python export.py {command_path(run.folder)}" for run in found))
     columns = [
         *seed_columns(), Column("File", "format"), Column("Labels changed", "flips", ".2%"),
         interval("Δ macro-F1", "delta_macro_f1", form="+.4f"), interval("Δ accuracy", "delta_accuracy", form="+.4f"),

@@ -51,9 +51,8 @@ def robustness(study):
         blocks += missing(f"robustness of {models}", f"{count} of robustness.csv without intervals.")
     if not rows:
         return blocks if bare else missing("robustness under corruptions", "No run has robustness.csv.",
-                                 f"python robustness.py {study.network_folders}")
-    firsts = [group[0] for group in study.models.values()]
-    unmeasured = ", ".join(f"{run.model}/{run.seed}" for run in firsts if not run.robustness)
+                                           f"python robustness.py {study.network_folders}")
+    unmeasured = study.lacking("robustness")
     if unmeasured:
         blocks += missing(f"robustness of {unmeasured}", "There is no robustness.csv.")
     blocks += subset_note(study, rows)
