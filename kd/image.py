@@ -431,7 +431,7 @@ def square(source, side, range=None, interpolation=INTERPOLATION):
     source: a path, the bytes of a file, an open binary file, or a uint8 array [H, W] or [H, W, 3]. range: as for
     to_rgb(). interpolation: one of INTERPOLATIONS. UserError if it cannot be used.
     """
-    gap = gap_of(interpolation)
+    gap = _gap(interpolation)
     if not isinstance(source, np.ndarray):
         return _decoded(source, lambda image: _square(image, side, range, gap), gap * side)
     is_image = source.ndim >= 2 and source.shape[2:] in ((), (3,)) and source.size
@@ -447,7 +447,7 @@ def examine(source, side, range=None, interpolation=INTERPOLATION):
     as decoded, a fraction of the true one only in a large JPEG. source, interpolation: as for square(). UserError if it
     cannot be used.
     """
-    gap = gap_of(interpolation)
+    gap = _gap(interpolation)
 
     def use(image):
         values = extremes(image) if is_deep(image) else None
@@ -459,7 +459,13 @@ def examine(source, side, range=None, interpolation=INTERPOLATION):
     return _decoded(source, use, gap * side)
 
 
-def gap_of(interpolation):
+def way_of(interpolation):
+    """What pixels depend on, as a text: the interpolation and, where there is a first step, how far it goes."""
+    gap = _gap(interpolation)
+    return f"{interpolation} {gap}" if gap else interpolation
+
+
+def _gap(interpolation):
     """How many times the final size the first step leaves; 0 where there is none."""
     if interpolation not in INTERPOLATIONS:
         raise UserError(f"unknown interpolation {str(interpolation)[:40]!r}", f"Known are {', '.join(INTERPOLATIONS)}.")

@@ -98,8 +98,7 @@ def open_cache(dataset, resize, *, interpolation=image.INTERPOLATION, folder=Non
     written.
     """
     scale = "" if range is None else f" {range[0]}..{range[1]}"
-    gap = image.gap_of(interpolation)
-    way = f"{interpolation} {gap}" if gap else interpolation
+    way = image.way_of(interpolation)
     key = hashlib.sha256(f"{FORMAT} {dataset.name} {dataset.version} {resize} {way}{scale}".encode())
     stamps = map(_stamp, dataset.images, dataset.ids, repeat(dataset.version))
     while block := list(islice(stamps, 4096)):  # one update for each of a million takes longer

@@ -273,8 +273,9 @@ def _answers(members, cell, data, rows, suite, registry, spent, bar):
 
 def _key(member, cell, entry, data):
     """A digest of all that a model's answers to a cell follow from, the corruption's code included."""
-    causes = {"model": member.digest, "data": data.fingerprint, "input": data.input(), "corruption": cell.corruption,
-              "gap": image.gap_of(data.input()["interpolation"])}
+    pixels = data.input()
+    pixels["interpolation"] = image.way_of(pixels["interpolation"])
+    causes = {"model": member.digest, "data": data.fingerprint, "input": pixels, "corruption": cell.corruption}
     if entry is not None:
         causes["parameters"] = corruptions.settings(entry, *_level(cell))
         causes["code"] = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _sources(entry)]
